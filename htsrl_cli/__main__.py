@@ -1,0 +1,8 @@
+"""`python -m htsrl_cli` is `htsrl`."""
+
+import sys
+
+from htsrl_cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The actor: batched inference over whichever columns are ready.
+
+Every forward pass has `inference_batch` rows, whatever the number of requests: a row's bits depend
+on the shape of its batch. At a constant shape they do not depend on the other rows (`free_rows`
+checks that on the network, precision and device of the run), so requests are packed as they come.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htsrl_cli.config import AlgoConfig
+from htsrl_cli.envs import EnvSpec
+from htsrl_cli.executor import Request
+from htsrl_cli.policy import ActorCritic, build_policy, load_parameters, sample
+from htsrl_cli.storage import Board, ParameterStore, Ring
+from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.workers import Pipe
+
+
+@dataclass(frozen=True)
+class ActorSetup:
+    """What every actor of a run has in common.
+
+    Attributes:
+        batch: rows of every forward pass.
+        tiled: a column keeps to one row of one pass, see `Actor`.
+        device: a torch device.
+        precision: `fp32` or `bf16`.
+    """
+
+    spec: EnvSpec
+    algo: AlgoConfig
+    batch: int
+    tiled: bool
+    device: str
+    precision: str
+
+
+class Inference:
+    """A policy and the buffers of a forward pass of constant shape.
+
+    Attributes:
+        obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
+    """
+
+    def __init__(self, setup: ActorSetup) -> None:
+        self._device = torch.device(setup.device)
+        self.policy = build_policy(setup.spec, setup.algo, setup.precision, self._device)
+        self._actions = setup.spec.actions
+        self.obs = np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
+        self.noise = np.zeros((setup.batch, setup.spec.actions.num_dims), np.float32)
+        self._obs = torch.from_numpy(self.obs)
+        self._noise = torch.from_numpy(self.noise)
+
+    @torch.inference_mode()
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions [batch, D], log-probabilities [batch] and values [batch], on the CPU."""
+        params, values = self.policy(self._obs.to(self._device))
+        actions, log_probs = sample(self._actions, params, self._noise.to(self._device))
+        return actions.cpu(), log_probs.cpu(), values.cpu()
+
+
+class Actor:
+    """Serves requests: reads observations from the slot and writes what the policy says there.
+
+    Where rows are not free (`setup.tiled`), column c always takes row c % batch of a pass that
+    serves columns of one tile only, c // batch.
+    """
+
+    def __init__(
+        self, setup: ActorSetup, ring: Ring, store: ParameterStore, board: Board, worker: int
+    ) -> None:
+        self._setup = setup
+        self._ring = ring
+        self._store = store
+        self._board = board
+        self._worker = worker
+        self._inference = Inference(setup)
+        self._version = -1
+
+    def serve(self, requests: Sequence[Request]) -> None:
+        """Answers all requests, in as many passes as they need."""
+        self._board.enter(self._worker)
+        self._load_parameters()
+        for rows, chunk in self._passes(requests):
+            self._serve_pass(rows, chunk)
+        self._board.leave(self._worker)
+
+    def _load_parameters(self) -> None:
+        if self._version != self._store.version:
+            load_parameters(self._inference.policy, torch.from_numpy(self._store.values))
+            self._version = self._store.version
+
+    def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Sequence[Request]]]:
+        """Splits requests into passes; yields the row of each request in its pass."""
+        batch = self._setup.batch
+        if not self._setup.tiled:
+            for start in range(0, len(requests), batch):
+                chunk = requests[start : start + batch]
+                yield list(range(len(chunk))), chunk
+            return
+        passes: list[dict[int, Request]] = []
+        for request in requests:
+            tile, row = divmod(request[0], batch)
+            for taken in passes:
+                if row not in taken and next(iter(taken.values()))[0] // batch == tile:
+                    taken[row] = request
+                    break
+            else:
+                passes.append({row: request})
+        for taken in passes:
+            yield list(taken), list(taken.values())
+
+    def _serve_pass(self, rows: list[int], requests: Sequence[Request]) -> None:
+        slot, num_steps = self._ring.slot(self._ring.interval), self._ring.num_steps
+        obs, noise = self._inference.obs, self._inference.noise
+        for row, (c, t) in zip(rows, requests, strict=True):
+            obs[row] = self._ring.final_obs[c] if t < 0 else slot.obs[t, c]
+            if 0 <= t < num_steps:
+                noise[row] = slot.noise[t, c]
+        actions, log_probs, values = (result.numpy() for result in self._inference.run())
+        for row, (c, t) in zip(rows, requests, strict=True):
+            if t < 0:
+                slot.final_values[-1 - t, c] = values[row]
+                continue
+            slot.values[t, c] = values[row]
+            slot.versions[t, c] = self._version
+            if t < num_steps:
+                slot.actions[t, c] = actions[row]
+                slot.log_probs[t, c] = log_probs[row]
+
+
+def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
+    """Whether a row's bits are the same wherever it stands and whatever the other rows hold.
+
+    Args:
+        parameters: float32 [P], what `load_parameters` takes.
+    """
+    inference = Inference(setup)
+    load_parameters(inference.policy, parameters)
+    rng = np.random.default_rng(0)
+    inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
+    obs = _random_obs(rng, inference.obs)
+    noise = inference.noise.copy()
+    inference.obs[:] = obs
+    expected = [result.clone() for result in inference.run()]
+    batch = setup.batch
+    for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
+        inference.obs[:] = np.roll(obs, shift, axis=0)
+        inference.noise[:] = np.roll(noise, shift, axis=0)
+        # Every other row is replaced: what is left must not notice.
+        inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
+        kept = torch.arange(1 - shift % 2, batch, 2)
+        for result, reference in zip(inference.run(), expected, strict=True):
+            if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
+                return False
+    return True
+
+
+def _random_obs(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    if like.dtype == np.uint8:
+        return rng.integers(0, 256, like.shape, dtype=np.uint8)
+    return rng.standard_normal(like.shape).astype(like.dtype)
+
+
+@dataclass(frozen=True)
+class ActorPipes:
+    """Requests of all executors, and the way back to each.
+
+    Attributes:
+        answers: one pipe for each executor.
+        columns_per_executor: column c belongs to executor c // columns_per_executor.
+        lockstep: wait until every column has asked before serving any (`runner=sync`).
+    """
+
+    requests: Pipe
+    answers: Sequence[Pipe]
+    columns_per_executor: int
+    lockstep: bool
+
+
+def run_actor(
+    control: Connection,
+    worker: int,
+    setup: ActorSetup,
+    ring: Ring,
+    store: ParameterStore,
+    board: Board,
+    pipes: ActorPipes,
+) -> None:
+    """An actor's life, in a process or a thread: serves until `control` says anything."""
+    device = torch.device(setup.device)
+    if device.type == "cpu":
+        set_up_torch()
+    # On a GPU the learner's kernels must not delay a forward pass that executors wait for.
+    stream = (
+        torch.cuda.stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
+        if device.type == "cuda"
+        else nullcontext()
+    )
+    with stream:
+        actor = Actor(setup, ring, store, board, worker)
+        poll = select.poll()
+        poll.register(pipes.requests, select.POLLIN)
+        poll.register(control, select.POLLIN)
+        held: list[Request] = []
+        while control.fileno() not in {fd for fd, _ in poll.poll()}:
+            numbers = pipes.requests.read(setup.batch)
+            held += zip(numbers[::2], numbers[1::2], strict=True)
+            if not pipes.lockstep or sum(t >= 0 for _, t in held) == ring.num_columns:
+                actor.serve(held)
+                _answer(held, pipes)
+                held = []
+
+
+def _answer(requests: Sequence[Request], pipes: ActorPipes) -> None:
+    """Tells every executor which of its columns were served."""
+    answered: dict[int, list[int]] = {}
+    for c, _ in requests:
+        answered.setdefault(c // pipes.columns_per_executor, []).append(c)
+    for executor, columns in answered.items():
+        pipes.answers[executor].write(columns)

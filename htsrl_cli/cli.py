@@ -1,0 +1,212 @@
+"""The command `htsrl`: verbs, and errors to exit codes.
+
+Every spawned worker imports this module again as its main module, so nothing but the standard
+library and the exceptions is imported at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from htsrl_cli.errors import HtsrlError, UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Task = Callable[["DictConfig"], float | None]
+
+USAGE = """\
+htsrl: high-throughput synchronous deep reinforcement learning
+
+  htsrl train [KEY=VALUE ...]                train a policy
+  htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
+
+  htsrl VERB --help                 groups, keys and examples
+  htsrl VERB --cfg job              the configuration as it would be used
+  htsrl --version
+  eval "$(htsrl -sc install=bash)"  tab completion
+"""
+_EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (the process's own if None) and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+    except HtsrlError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(USAGE, end="")
+    elif "--version" in words:
+        from htsrl_cli import __version__
+
+        print(f"htsrl {__version__}")
+    elif first in ("-sc", "--shell-completion"):
+        _complete(words)
+    elif first in TASKS:
+        _run_verb(first, words[1:])
+    else:
+        raise _unknown_verb(first)
+
+
+def _unknown_verb(word: str) -> UsageError:
+    from htsrl_cli.schema import did_you_mean
+
+    verbs = list(TASKS)
+    if not word:
+        return UsageError(f"a verb is needed: {' or '.join(verbs)} (see htsrl --help)")
+    hint = did_you_mean(word, verbs) or f" ({', '.join(verbs)})"
+    return UsageError(f"{word}: there is no such verb{hint}")
+
+
+def _report(error: HtsrlError) -> int:
+    """Prints a user's mistake as one line, a failed run with all that is known of it."""
+    text = str(error)
+    if isinstance(error, UsageError):
+        text = " ".join(text.split())
+    print(f"htsrl: error: {text}", file=sys.stderr)
+    return error.exit_code
+
+
+def _reported(task: Task) -> Task:
+    """Turns a job's errors into exit codes.
+
+    A multirun keeps Hydra's way: the error is raised after the other jobs have run.
+    """
+
+    @functools.wraps(task)
+    def run(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            return task(cfg)
+        except HtsrlError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise SystemExit(_report(error)) from error
+
+    return run
+
+
+@_reported
+def train(cfg: DictConfig) -> float | None:
+    """One job of `htsrl train`; returns the metric that a sweeper optimises."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from htsrl_cli import runner
+    from htsrl_cli.compose import typed_words
+    from htsrl_cli.job import plan_job, write_config
+
+    hydra = HydraConfig.get()
+    typed = typed_words(hydra, "task")
+    job = plan_job(cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
+    write_config(job.config, job.run_dir)
+    outcome = runner.train(job.config, job.run_dir, job.checkpoint)
+    if outcome.signum is not None:
+        raise SystemExit(128 + outcome.signum)
+    return outcome.metric
+
+
+@_reported
+def evaluate(cfg: DictConfig) -> float | None:
+    """One job of `htsrl eval`."""
+    from htsrl_cli import evaluation
+    from htsrl_cli.compose import to_eval_config
+
+    evaluation.run(to_eval_config(cfg))
+    return None
+
+
+TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
+
+
+def _run_verb(verb: str, words: list[str]) -> None:
+    """Checks everything that can be checked, then hands over to Hydra."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from htsrl_cli import compose, preflight
+
+    # A job repeats the warnings of the checks, with logging configured.
+    logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
+    args, flags = _parse_flags(words)
+    added: list[str] = []
+    if not (args.hydra_help or args.shell_completion):
+        composer = compose.Composer(args.config_name or verb, args.config_dir)
+        if args.help or args.cfg or args.info:
+            composer.job(args.overrides)
+        else:
+            added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
+    sys.argv = [sys.argv[0], *flags, *args.overrides, *added]
+    # Else Hydra prints a job's exception itself and exits.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    configs = str(compose.configs_dir())
+    decorate = hydra.main(
+        version_base=compose.VERSION_BASE, config_path=configs, config_name=verb
+    )
+    try:
+        decorate(TASKS[verb])()
+    except HydraException as error:
+        raise UsageError(str(error)) from error
+
+
+def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags, parsed and as words; overrides may stand before, between and after them.
+
+    Raises:
+        UsageError: a flag does not exist, or flags exclude each other.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --hydra-help)")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(words)
+    chosen = [args.run, args.cfg, args.multirun, args.shell_completion, args.info]
+    if sum(map(bool, chosen)) > 1:
+        fail("give only one of --run, --multirun, --cfg, --info and --shell-completion")
+    if args.resolve and not (args.cfg or args.help):
+        fail("--resolve goes with --cfg or --help")
+    if args.config_path or args.experimental_rerun:
+        fail("--config-path and --experimental-rerun cannot be used here, use --config-dir")
+    overrides, flags = list(args.overrides), []
+    for word in words:
+        if overrides and word == overrides[0]:
+            del overrides[0]
+        else:
+            flags.append(word)
+    return args, flags
+
+
+def _complete(words: list[str]) -> None:
+    """Tab completion: of the verb here, of what follows it by Hydra.
+
+    The shell calls `htsrl -sc query=SHELL` with the line so far in COMP_LINE.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    program, _, rest = line.partition(" ")
+    verb, space, overrides = rest.lstrip().partition(" ")
+    querying = any(word.startswith("query=") for word in words)
+    if querying and not (space and verb in TASKS):
+        print(" ".join(name for name in TASKS if name.startswith(verb)))
+        return
+    os.environ["COMP_LINE"] = f"{program} {overrides}"
+    _run_verb(verb if querying else "train", words)

@@ -1,0 +1,189 @@
+"""How executors and actors are hosted: in processes, or inline in one thread.
+
+Both fill the ring's slot with the same role code; only who waits for whom differs.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from typing import Any, Protocol
+
+import numpy as np
+
+from htsrl_cli.actor import Actor, ActorPipes, ActorSetup, run_actor
+from htsrl_cli.config import TrainConfig
+from htsrl_cli.errors import HtsrlError, WorkerError
+from htsrl_cli.executor import EnvState, Executor, ExecutorPipes, REQUEST_WIDTH, run_executor
+from htsrl_cli.memory import Array
+from htsrl_cli.storage import Board, ParameterStore, Ring
+from htsrl_cli.workers import Pipe, Watcher, Worker, start_process, start_thread, stop_workers
+
+# How often a wait for the executors asks whether to give up.
+CHECK_PERIOD_S = 1.0
+
+
+class Collector(Protocol):
+    """Fills a slot of the ring with an interval of experience.
+
+    Attributes:
+        board: what the workers do; executors come first, actors after them.
+    """
+
+    board: Board
+
+    def reset(self) -> Array:
+        """Begins the first episodes; returns observations [B, *obs_shape]."""
+
+    def set_states(self, states: Sequence[EnvState]) -> Array:
+        """Restores the environments; returns observations [B, *obs_shape]."""
+
+    def get_states(self) -> list[EnvState]:
+        """The environments' states, only between intervals."""
+
+    def begin(self) -> None:
+        """Starts to collect the ring's interval."""
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Returns when the slot is full; `check` is called now and then, and may raise."""
+
+    def check(self) -> None:
+        """Raises the error of a worker that has failed."""
+
+    def close(self, gracefully: bool) -> None:
+        """Ends whatever runs."""
+
+
+class ProcessCollector:
+    """Executors in processes, actors in processes or threads, connected by pipes."""
+
+    def __init__(
+        self, config: TrainConfig, setup: ActorSetup, ring: Ring, store: ParameterStore
+    ) -> None:
+        actors = config.actors
+        self.board = Board(actors.num_executors + actors.num_actors)
+        per_executor = actors.num_envs // actors.num_executors
+        requests = Pipe(REQUEST_WIDTH)
+        answers = [Pipe() for _ in range(actors.num_executors)]
+        self._executors: list[Worker] = []
+        self._actors: list[Worker] = []
+        try:
+            for i in range(actors.num_executors):
+                columns = range(i * per_executor, (i + 1) * per_executor)
+                self._executors.append(
+                    start_process(
+                        f"executor {i}",
+                        i,
+                        config.env.step_timeout_s,
+                        run_executor,
+                        config.env,
+                        columns,
+                        config.seed,
+                        ring,
+                        self.board,
+                        ExecutorPipes(requests, answers[i]),
+                    )
+                )
+            pipes = ActorPipes(requests, answers, per_executor, config.runner.name == "sync")
+            in_thread = actors.host == "thread" or (
+                actors.host == "auto" and setup.device.startswith("cuda")
+            )
+            for i in range(actors.num_actors):
+                self._actors.append(
+                    (start_thread if in_thread else start_process)(
+                        f"actor {i}",
+                        actors.num_executors + i,
+                        actors.timeout_s,
+                        run_actor,
+                        setup,
+                        ring,
+                        store,
+                        self.board,
+                        pipes,
+                    )
+                )
+        except BaseException:
+            stop_workers([*self._executors, *self._actors], gracefully=False)
+            raise
+        self._watcher = Watcher([*self._executors, *self._actors], self.board)
+
+    def reset(self) -> Array:
+        return np.stack([obs for part in self._ask("reset") for obs in part])
+
+    def set_states(self, states: Sequence[EnvState]) -> Array:
+        size = len(states) // len(self._executors)
+        parts = [states[i : i + size] for i in range(0, len(states), size)]
+        return np.stack([obs for part in self._ask("set_states", parts) for obs in part])
+
+    def get_states(self) -> list[EnvState]:
+        return [state for part in self._ask("get_states") for state in part]
+
+    def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
+        """Gives every executor a command, with an argument of its own if there are any."""
+        for i, worker in enumerate(self._executors):
+            worker.send(command, *args[i : i + 1])
+        return [worker.receive(command, self._watcher) for worker in self._executors]
+
+    def begin(self) -> None:
+        for worker in self._executors:
+            worker.send("run")
+
+    def finish(self, check: Callable[[], None]) -> None:
+        waiting = {worker.control: worker for worker in self._executors}
+        while waiting:
+            connection.wait([*waiting, self._watcher.failed], CHECK_PERIOD_S)
+            check()
+            for control in [control for control in waiting if control.poll()]:
+                waiting.pop(control).receive("run", self._watcher)
+
+    def check(self) -> None:
+        self._watcher.check()
+
+    def close(self, gracefully: bool) -> None:
+        self._watcher.stop()
+        stop_workers([*self._executors, *self._actors], gracefully)
+
+
+class InlineCollector:
+    """One executor with all environments and one actor, by turns in this thread."""
+
+    def __init__(
+        self, config: TrainConfig, setup: ActorSetup, ring: Ring, store: ParameterStore
+    ) -> None:
+        self.board = Board(2)
+        columns = range(config.actors.num_envs)
+        self._executor = Executor(config.env, columns, config.seed, ring, self.board, 0)
+        self._actor = Actor(setup, ring, store, self.board, 1)
+
+    def reset(self) -> Array:
+        return np.stack(self._executor.reset())
+
+    def set_states(self, states: Sequence[EnvState]) -> Array:
+        return np.stack(self._executor.set_states(states))
+
+    def get_states(self) -> list[EnvState]:
+        return self._executor.get_states()
+
+    def begin(self) -> None:
+        """Collecting is all done by `finish`."""
+
+    def finish(self, check: Callable[[], None]) -> None:
+        try:
+            requests = self._executor.begin()
+            while not self._executor.finished:
+                check()
+                self._actor.serve(requests)
+                self.board.enter(0)
+                requests = self._executor.advance([c for c, _ in requests])
+                self.board.leave(0)
+        except HtsrlError:
+            raise
+        except Exception:
+            raise WorkerError(f"executor 0 raised\n{traceback.format_exc().strip()}") from None
+
+    def check(self) -> None:
+        """There is no worker beside this thread."""
+
+    def close(self, gracefully: bool) -> None:
+        self._executor.close()

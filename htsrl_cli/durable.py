@@ -1,0 +1,99 @@
+"""Files that appear whole or not at all, whatever kills the process.
+
+On Linux the content goes to an anonymous file (`O_TMPFILE`), reaches the disk, and only then gets
+its name: nothing is left behind when the process is killed on the way. Where the file system
+has no such files, a temporary name is renamed; a kill can then leave it, and `remove_leftovers`
+clears it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_SUFFIX = ".part"
+# What open(2) answers where the kernel or the file system does not know O_TMPFILE.
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Creates or replaces `path` with what `write` puts into the open file it is given.
+
+    A previous file of that name is kept until the new content is safely on the disk.
+
+    Raises:
+        OSError: the content could not be written; a previous file is untouched.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        anonymous = _open_anonymous(path.parent)
+        if anonymous is None:
+            _write_and_rename(path, write)
+        else:
+            _write_and_link(anonymous, path, folder, write)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files that a killed process left in `folder`."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names that appeared in `folder` or vanished from it survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_anonymous(folder: Path) -> int | None:
+    """A file without a name in `folder`; None where there is no such thing."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+
+
+def _write_and_link(
+    descriptor: int, path: Path, folder: int, write: Callable[[BinaryIO], object]
+) -> None:
+    with open(descriptor, "w+b") as file:
+        _write_through(file, write)
+        # linkat(2) never replaces a name. Renaming over the old file would need a second name,
+        # which a kill could leave behind; instead the old name is gone for an instant.
+        with suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=folder)
+        # A directory descriptor makes Python call linkat with AT_SYMLINK_FOLLOW; plain link(2)
+        # would try to link the symbolic link in /proc itself.
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
+
+
+def _write_and_rename(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "w+b") as file:
+            _write_through(file, write)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_through(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
+    write(file)
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,93 @@
+"""The environments and the only registry of them.
+
+Executors import this module: numpy, gymnasium and the environment's own package, nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from htsrl_cli.config import AtariConfig, EnvConfig, GymConfig
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What a policy emits for one column: a vector of `num_dims` numbers.
+
+    Attributes:
+        kind: `categorical` (one integer for each entry of `sizes`; several entries are a
+            multi-categorical) or `gaussian` (one float for each entry of `low`).
+        sizes: number of categories in each dimension; empty for `gaussian`.
+        low, high: bounds to which an environment clips a Gaussian action; empty otherwise.
+    """
+
+    kind: str
+    sizes: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.sizes) or len(self.low)
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.kind == "gaussian" else "int64"
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Shapes and dtypes of an environment; images are uint8 [H, W, channels]."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    actions: ActionSpec
+
+
+class Env(Protocol):
+    """A Gymnasium environment whose state can be saved and restored exactly.
+
+    `step` takes an action vector (`ActionSpec`) and returns Gymnasium's five values. The reward
+    is the one to train on. After `terminated` or `truncated` the caller resets. On the step that
+    ends a whole game, `info["episode"]` is `{"r": raw score, "l": length in env steps}`.
+    """
+
+    env_spec: EnvSpec
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]: ...
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]: ...
+
+    def get_state(self) -> bytes:
+        """Everything that decides the environment's future, wrappers and generators included."""
+
+    def set_state(self, state: bytes) -> Array:
+        """Restores `get_state`'s bytes, executing none of them; returns the observation."""
+
+    def close(self) -> None: ...
+
+
+def make_env(config: EnvConfig, index: int) -> Env:
+    """Builds environment number `index` of a run.
+
+    Raises:
+        ConfigError: the environment does not exist, has spaces that are not supported, or its
+            package is missing.
+    """
+    if isinstance(config, AtariConfig):
+        from htsrl_cli.envs.atari import AtariEnv
+
+        return AtariEnv(config)
+    if isinstance(config, GymConfig):
+        from htsrl_cli.envs.gym import make_gym_env
+
+        return make_gym_env(config)
+    from htsrl_cli.envs.synthetic import make_synthetic_env
+
+    return make_synthetic_env(config, index)

@@ -1,0 +1,81 @@
+"""Environment states as bytes: a small checked container of JSON and raw data, never a pickle.
+
+Layout: magic (8 bytes), CRC-32 of all that follows (uint32), length of the header (uint32), header
+(JSON: kind, meta, lengths of the blobs), blobs. Integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.errors import CheckpointError
+
+_MAGIC = b"HTSENV01"
+_PREFIX = struct.Struct("<8sII")
+
+
+def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
+    """Packs JSON-able `meta` and raw `blobs`; `kind` names the class that can read them."""
+    header = json.dumps({"kind": kind, "meta": meta, "blobs": [len(blob) for blob in blobs]})
+    encoded = header.encode()
+    body = b"".join([encoded, *blobs])
+    crc = zlib.crc32(struct.pack("<I", len(encoded)) + body)
+    return _PREFIX.pack(_MAGIC, crc, len(encoded)) + body
+
+
+def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """What `pack_state` was given.
+
+    Raises:
+        CheckpointError: the bytes are damaged, or were packed by another `kind`.
+    """
+    header, body = _read(state)
+    if header["kind"] != kind:
+        raise CheckpointError(f"the environment state is of {header['kind']}, not of {kind}")
+    blobs: list[bytes] = []
+    for length in header["blobs"]:
+        blobs.append(body[:length])
+        body = body[length:]
+    return header["meta"], blobs
+
+
+def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises CheckpointError unless `stored` describes the same environment as `expected`."""
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise CheckpointError(
+                f"the {kind} state is of {name}={stored.get(name)}, not of {name}={value}"
+            )
+
+
+def generator_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The state of a PCG64 generator, JSON-able; `restore_generator` reads it."""
+    return dict(rng.bit_generator.state)
+
+
+def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
+    """Restores a generator in place.
+
+    Raises:
+        CheckpointError: the state does not fit the generator.
+    """
+    try:
+        rng.bit_generator.state = state
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("the environment state holds a damaged generator") from error
+
+
+def _read(state: bytes) -> tuple[dict[str, Any], bytes]:
+    if len(state) < _PREFIX.size:
+        raise CheckpointError(f"the environment state is damaged: only {len(state)} bytes")
+    magic, crc, length = _PREFIX.unpack_from(state)
+    if magic != _MAGIC or crc != zlib.crc32(state[_PREFIX.size - 4 :]):
+        raise CheckpointError("the environment state is damaged: its checksum does not match")
+    body = state[_PREFIX.size :]
+    return json.loads(body[:length]), body[length:]

@@ -1,0 +1,171 @@
+"""What one `htsrl train` job is to do: its configuration, its folder, and where it goes on.
+
+The command line plans every job before Hydra runs, and each job plans itself again where it runs
+(a launcher may have sent it to another process). Free of torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
+from htsrl_cli.compose import parse_overrides, resolved, to_train_config
+from htsrl_cli.config import TrainConfig
+from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.schema import changes_no_result, equivalent, flatten, from_plain, shown, to_plain
+from htsrl_cli.validation import validate
+
+AUTO = "auto"
+# They decide which other keys there are, so a difference in them is named first.
+_SCHEMA_KEYS = ("env.kind", "algo.name")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        config: validated.
+        run_dir: the folder to write into.
+        checkpoint: the file to go on from; None starts afresh.
+    """
+
+    config: TrainConfig
+    run_dir: Path
+    checkpoint: Path | None
+
+
+def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) -> Job:
+    """Plans the job that the composed `train.yaml` asks for.
+
+    Args:
+        cfg: as Hydra composed it.
+        typed: the overrides on the command line; a resume applies nothing else.
+        run_dir: the folder that Hydra gives to the job.
+        cwd: what a relative `resume` is relative to.
+
+    Raises:
+        UsageError: a key has to change, there is nothing to go on from, or `run_dir` holds
+            another run.
+    """
+    resume = cfg.get("resume")
+    if resume is None or (resume == AUTO and not holds_run(run_dir)):
+        _refuse_other_run(run_dir)
+        return Job(to_train_config(cfg), run_dir, None)
+    source = _source(resume, run_dir, cwd)
+    checkpoint = find_checkpoint(source)
+    folder = _run_folder(source)
+    if folder is None:
+        _refuse_other_run(run_dir)
+    config = _resumed_config(cfg, typed, checkpoint)
+    return Job(config, folder or run_dir, checkpoint)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether `run_dir` has checkpoints, damaged ones included."""
+    folder = run_dir / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def write_config(config: TrainConfig, run_dir: Path) -> None:
+    """Writes the resolved configuration to `config.yaml`, which appears whole or not at all."""
+    text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+    temporary = run_dir / ".config.yaml.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, run_dir / "config.yaml")
+
+
+def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
+    """The run folder or checkpoint file that `resume` names."""
+    if not isinstance(resume, str) or not resume:
+        raise ConfigError("resume", shown(resume), "must be a run folder, a checkpoint or auto")
+    return run_dir if resume == AUTO else cwd / resume
+
+
+def _run_folder(source: Path) -> Path | None:
+    """The run folder that `source` is or lies in; None for a file kept elsewhere."""
+    if source.is_dir():
+        return source
+    folder = source.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def _refuse_other_run(run_dir: Path) -> None:
+    if holds_run(run_dir):
+        remedy = "the folder holds a run: go on with resume=auto, or choose another folder"
+        raise ConfigError("hydra.run.dir", run_dir, remedy)
+
+
+def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
+    """The stored configuration with what was typed, as far as a resume may change it."""
+    stored = _stored_config(checkpoint)
+    asked = to_plain(from_plain(resolved(cfg)))
+    sections = {override.key_or_group for override in parse_overrides(typed)}
+    config = from_plain(merge(stored, asked, sections))
+    validate(config)
+    return config
+
+
+def _stored_config(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return to_plain(from_plain(load_checkpoint(checkpoint).meta["config"]))
+    except (KeyError, AttributeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{checkpoint} holds no configuration that this version of htsrl knows ({error})"
+        ) from error
+
+
+def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
+    """`stored` with the values of `asked` under the keys, sections and groups in `typed`.
+
+    A preset (`experiment`) counts as if every key had been typed: the same command line with
+    `resume=auto` goes on with the same run.
+
+    Raises:
+        ConfigError: a value differs that a resume must not change.
+    """
+    old_values = dict(flatten(stored))
+    merged = dict(old_values)
+    ordered = sorted(flatten(asked), key=lambda entry: entry[0] not in _SCHEMA_KEYS)
+    for key, value in ordered:
+        if not _is_typed(key, typed):
+            continue
+        old = old_values.get(key)
+        if not _may_change(key, old, value):
+            remedy = (
+                f"the run has {shown(old)}; a resume can change worker counts, timeouts, logging "
+                "and checkpoints, and raise total_steps"
+            )
+            raise ConfigError(key, shown(value), remedy)
+        merged[key] = value
+    return _nest(merged)
+
+
+def _is_typed(key: str, typed: set[str]) -> bool:
+    parts = key.split(".")
+    sections = {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+    return "experiment" in typed or not sections.isdisjoint(typed)
+
+
+def _may_change(key: str, old: Any, new: Any) -> bool:
+    if equivalent(key, old) == equivalent(key, new) or changes_no_result(key):
+        return True
+    return key == "total_steps" and new > old
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from dotted keys, the reverse of `flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return nested

@@ -1,0 +1,125 @@
+"""Numpy arrays in anonymous shared memory.
+
+The memory has no name: it is a memfd (an unlinked temporary file where there is none) whose
+descriptor spawned processes inherit. It vanishes with the last process that holds it, however
+that ends, and it does not live in /dev/shm, which containers keep small.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Layout = Mapping[str, tuple[tuple[int, ...], str]]
+
+# A cache line, and what vector loads and oneDNN like to be aligned to.
+ALIGNMENT = 64
+
+
+class NotEnoughMemoryError(OSError):
+    """The arrays do not fit in the memory that is free; holds the bytes `needed` and `free`."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(errno.ENOMEM, f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} free")
+        self.needed = needed
+        self.free = free
+
+
+class SharedArrays(dict[str, Array]):
+    """Arrays by name, zero-filled, shared with the spawned processes they are passed to.
+
+    Args:
+        layout: shape and dtype of every array.
+
+    Raises:
+        NotEnoughMemoryError: there is no room; nothing has been allocated.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        size = max(1, sum(_padded(shape, dtype) for shape, dtype in layout.values()))
+        free = available_memory()
+        if size > free:
+            raise NotEnoughMemoryError(size, free)
+        self._open(_anonymous_file(size), layout)
+
+    def _open(self, fd: int, layout: Layout) -> None:
+        super().__init__()
+        self._fd = fd
+        self._layout = dict(layout)
+        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        offset = 0
+        for name, (shape, dtype) in layout.items():
+            flat = np.frombuffer(self._map, dtype, math.prod(shape), offset)
+            self[name] = flat.reshape(shape)
+            offset += _padded(shape, dtype)
+
+    @classmethod
+    def _attach(cls, fd: Any, layout: Layout) -> SharedArrays:
+        arrays = cls.__new__(cls)
+        arrays._open(fd.detach(), layout)
+        return arrays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedArrays._attach, (reduction.DupFd(self._fd), self._layout)
+
+    def __del__(self) -> None:
+        # The mapping goes with the last array that views it; the descriptor is not needed by it.
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, within the cgroup's limit."""
+    limits = [_meminfo_available()]
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        if limit != "max":
+            limits.append(int(limit) - used)
+    except (OSError, ValueError):
+        pass
+    return max(0, min(limits))
+
+
+def _meminfo_available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _padded(shape: tuple[int, ...], dtype: str) -> int:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _anonymous_file(size: int) -> int:
+    """A file without a name, its space reserved now: a later page fault cannot fail (SIGBUS)."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("htsrl", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

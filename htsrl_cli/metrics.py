@@ -1,0 +1,307 @@
+"""What a run reports: lines of metrics, TensorBoard events, the summary, and progress.
+
+A line covers a window of intervals. Everything in it outside `time/` is a function of what the
+runner hands in, at barriers only, so that equal runs write equal lines, resumed or not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from htsrl_cli.config import LogConfig
+from htsrl_cli.durable import write_durably
+from htsrl_cli.event_files import EventFiles
+from htsrl_cli.line_file import LineFile
+from htsrl_cli.progress import Status, open_display
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+RECENT_EPISODES = 100
+RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
+
+Line = dict[str, float | None]
+Episode = tuple[float, int]
+
+
+@dataclass
+class _Window:
+    """What happened since the last line.
+
+    Attributes:
+        sums: of each scalar, and in how many intervals it was reported.
+        episodes: raw return and length of each that ended, in the order they were handed in.
+    """
+
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+
+    def add(self, scalars: Mapping[str, float], episodes: Sequence[Episode]) -> None:
+        for name, value in scalars.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + float(value), count + 1)
+        self.episodes += [(float(score), int(length)) for score, length in episodes]
+
+    def means(self) -> Line:
+        """Of the scalars, in order of name."""
+        return {name: total / count for name, (total, count) in sorted(self.sums.items())}
+
+    def episode_statistics(self) -> Line:
+        """Of raw returns and lengths; None where no episode ended."""
+        line: Line = {"episode/count": len(self.episodes)}
+        for name, position in (("return", 0), ("length", 1)):
+            values = [episode[position] for episode in self.episodes]
+            line[f"episode/{name}_mean"] = _mean(values)
+            line[f"episode/{name}_min"] = min(values, default=None)
+            line[f"episode/{name}_max"] = max(values, default=None)
+        return line
+
+
+class _Stopwatch:
+    """Wall-clock figures: of this process, and of the run with all processes before it."""
+
+    def __init__(self, clock: Callable[[], float], env_steps: int) -> None:
+        self._clock = clock
+        self._started = self._line_started = clock()
+        self._first_steps = self._line_steps = env_steps
+        self._busy: dict[str, float] = {}
+        self.seconds_before = 0.0
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        for name, value in seconds.items():
+            self._busy[name] = self._busy.get(name, 0.0) + value
+
+    def seconds(self) -> float:
+        """Of the whole run so far."""
+        return self.seconds_before + self._clock() - self._started
+
+    def env_steps_per_second(self, env_steps: int) -> float:
+        """Since this process started."""
+        return _rate(env_steps - self._first_steps, self._clock() - self._started)
+
+    def line(self, env_steps: int) -> Line:
+        """Figures since the last line; then the next window begins."""
+        now = self._clock()
+        elapsed = now - self._line_started
+        line: Line = {
+            "time/seconds": self.seconds(),
+            "time/env_steps_per_second": _rate(env_steps - self._line_steps, elapsed),
+            "time/env_steps_per_second_since_start": self.env_steps_per_second(env_steps),
+        }
+        for name, value in sorted(self._busy.items()):
+            line[f"time/{name}"] = _rate(value, elapsed)
+        self._line_started, self._line_steps, self._busy = now, env_steps, {}
+        return line
+
+
+class RunLog:
+    """Collects what happens at barriers and writes it out.
+
+    `metrics.jsonl` and the event files are opened, and on a resume cut back, by the first call of
+    `interval` or `flush`: a process that fails while starting changes nothing. Close the log, or
+    use it as a context manager, so that the terminal is restored however the run ends.
+
+    Args:
+        run_dir: the run's folder.
+        config: the interval between lines, and whether to write event files.
+        hyperparameters: plain values, nested or not, for TensorBoard.
+        total_steps: env steps at the end of the run.
+        env_steps: where this process begins; more than 0 after a resume.
+        clock: seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: LogConfig,
+        hyperparameters: Mapping[str, object],
+        total_steps: int,
+        env_steps: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._hyperparameters = hyperparameters
+        self._total_steps = total_steps
+        self._env_steps = self._last_line = env_steps
+        self._window = _Window()
+        self._recent: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._num_episodes = 0
+        self._stopwatch = _Stopwatch(clock, env_steps)
+        self._outputs: _Outputs | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def metric(self) -> float | None:
+        """Mean raw return of the last 100 episodes; None before the first one ended."""
+        return _mean(self._recent)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes that ended since the run began."""
+        return self._num_episodes
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run, that of earlier processes up to the resume included."""
+        return self._stopwatch.seconds()
+
+    def interval(
+        self,
+        env_steps: int,
+        scalars: Mapping[str, float],
+        episodes: Sequence[Episode],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Takes in an interval, and writes a line where a multiple of `log.interval` is crossed.
+
+        Args:
+            env_steps: at the end of the interval.
+            scalars: logged as means over the window; names may come and go.
+            episodes: raw return and length of those that ended, in order of address.
+            seconds: spent, by name, on average over the workers; logged as fractions of the
+                window's wall-clock time.
+        """
+        self._env_steps = env_steps
+        self._window.add(scalars, episodes)
+        self._recent.extend(score for score, _ in episodes)
+        self._num_episodes += len(episodes)
+        self._stopwatch.add(seconds)
+        if env_steps // self._config.interval > self._last_line // self._config.interval:
+            self._write_line()
+        self._open().display.barrier(self._status())
+
+    def flush(self) -> None:
+        """Writes a line for what has been taken in since the last one, if anything.
+
+        For the end of the training only: a run that stops early leaves its window to the resume.
+        """
+        if self._env_steps > self._last_line:
+            self._write_line()
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs to write the same lines, JSON-able and exact."""
+        return {
+            "env_steps": self._env_steps,
+            "last_line": self._last_line,
+            "sums": dict(self._window.sums),
+            "episodes": list(self._window.episodes),
+            "recent": list(self._recent),
+            "num_episodes": self._num_episodes,
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`, before the first call of `interval`."""
+        assert self._outputs is None, "the state comes before the first interval"
+        self._env_steps, self._last_line = state["env_steps"], state["last_line"]
+        sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
+        self._window = _Window(sums, [(score, length) for score, length in state["episodes"]])
+        self._recent = deque(state["recent"], maxlen=RECENT_EPISODES)
+        self._num_episodes = state["num_episodes"]
+        self._stopwatch.seconds_before = state["seconds"]
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Writes `summary.json`, whole or not at all.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        text = json.dumps(summary, indent=2) + "\n"
+        path = self._run_dir / SUMMARY_FILE
+        write_durably(path, lambda file: file.write(text.encode()))
+
+    def close(self) -> None:
+        """Closes the files and restores the terminal; what is pending is not written."""
+        if self._outputs is not None:
+            self._outputs.close()
+
+    def _open(self) -> _Outputs:
+        if self._outputs is None:
+            # After the last line, not after the checkpoint: a line that `flush` wrote at the end
+            # of a run must go when the run is extended.
+            self._outputs = _Outputs(
+                self._run_dir, self._config, self._hyperparameters, self._last_line
+            )
+        return self._outputs
+
+    def _write_line(self) -> None:
+        outputs = self._open()
+        line: Line = {"env_steps": self._env_steps}
+        line |= self._window.episode_statistics()
+        line |= {RECENT_RETURN: self.metric, "episode/total": self._num_episodes}
+        line |= self._window.means()
+        line |= self._stopwatch.line(self._env_steps)
+        outputs.write(line)
+        self._window = _Window()
+        self._last_line = self._env_steps
+        outputs.display.line(self._status())
+
+    def _status(self) -> Status:
+        rate = self._stopwatch.env_steps_per_second(self._env_steps)
+        return Status(self._env_steps, self._total_steps, rate, self.metric)
+
+
+class _Outputs:
+    """Where lines go. A file that cannot be written is an error in the log, not the run's end."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: LogConfig,
+        hyperparameters: Mapping[str, object],
+        last_line: int,
+    ) -> None:
+        self._lines = LineFile(run_dir / METRICS_FILE, last_line)
+        self._events: EventFiles | None = None
+        if config.tensorboard:
+            self._events = EventFiles(run_dir, hyperparameters, RECENT_RETURN, last_line)
+        self.display = open_display(sys.stderr)
+
+    def write(self, line: Line) -> None:
+        try:
+            self._lines.append(line)
+        except OSError as error:
+            logger.error("%s: %s; a line is lost", METRICS_FILE, error.strerror)
+        if self._events is None:
+            return
+        try:
+            self._events.write(line)
+        except OSError as error:
+            # The writer's thread has ended with the error and cannot be revived.
+            logger.error("TensorBoard: %s; no more events are written", error.strerror)
+            self._events = None
+
+    def close(self) -> None:
+        self.display.close()
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _mean(values: Sequence[float] | deque[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0

@@ -1,0 +1,186 @@
+"""Actor-critic networks and the distributions they parameterise.
+
+Shapes: N rows, D action dimensions, P distribution parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htsrl_cli.config import AlgoConfig
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.seeding import Purpose, generator
+
+# Smaller images do not survive the Nature CNN's three strides; they are flattened.
+NATURE_MIN_SIZE = 36
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class NatureCnn(nn.Module):
+    """The convolutional trunk of Mnih et al. (2015): uint8 [N, H, W, C] to [N, 512].
+
+    The slot's (H, W, C) layout viewed as (C, H, W) is channels-last memory: no copy is needed.
+    """
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
+        rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 - 2 for size in (height, width))
+        self.fc = nn.Linear(64 * rows * columns, 512)
+        self.num_features = 512
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = obs.permute(0, 3, 1, 2).to(self.conv1.weight.dtype)
+        # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
+        # bytes are exact in bf16 where their fractions are not.
+        x = F.relu(F.conv2d(x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        # Flattened in (H, W, C) order, which channels-last memory holds as it is.
+        return F.relu(self.fc(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+class Mlp(nn.Module):
+    """Tanh layers for vectors and small images: [N, ...] to [N, hidden_sizes[-1]]."""
+
+    def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = (math.prod(spec.obs_shape), *hidden_sizes)
+        self.scale = 1 / 255 if spec.obs_dtype == "uint8" else 1.0
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        self.num_features = hidden_sizes[-1]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = obs.flatten(1).to(next(self.parameters()).dtype) * self.scale
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+class ActorCritic(nn.Module):
+    """A trunk with a policy and a value head.
+
+    The trunk computes in the parameters' precision, the heads' outputs are float32. Images of at
+    least 36x36 take the Nature CNN; everything else two separate perceptrons, as is usual for
+    vector observations.
+    """
+
+    def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.actions = spec.actions
+        self.trunk: NatureCnn | Mlp
+        self.value_trunk: Mlp | None = None
+        if len(spec.obs_shape) == 3 and min(spec.obs_shape[:2]) >= NATURE_MIN_SIZE:
+            self.trunk = NatureCnn(*spec.obs_shape)
+        else:
+            self.trunk = Mlp(spec, hidden_sizes)
+            self.value_trunk = Mlp(spec, hidden_sizes)
+        features = self.trunk.num_features
+        self.policy_head = nn.Linear(features, sum(spec.actions.sizes) or spec.actions.num_dims)
+        self.value_head = nn.Linear(features, 1)
+        if spec.actions.kind == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(spec.actions.num_dims))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations [N, *obs_shape] to distribution parameters [N, P] and values [N]."""
+        features = self.trunk(obs)
+        value_features = features if self.value_trunk is None else self.value_trunk(obs)
+        params = self.policy_head(features).float()
+        if self.actions.kind == "gaussian":
+            params = torch.cat([params, self.log_std.float().expand_as(params)], dim=1)
+        return params, self.value_head(value_features).float().squeeze(1)
+
+
+@torch.no_grad()
+def initialize(policy: ActorCritic, seed: int) -> None:
+    """Orthogonal weights (gain sqrt(2); 0.01 for the policy head, 1 for the value's), no biases."""
+    numbers = generator(seed, Purpose.PARAMETERS)
+    rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
+    gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
+    for module in policy.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            gain = gains.get(id(module), math.sqrt(2))
+            # `orthogonal_` does not fill channels-last memory.
+            weight = torch.empty(module.weight.shape)
+            module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))
+            module.bias.zero_()
+
+
+def build_policy(
+    spec: EnvSpec, algo: AlgoConfig, precision: str, device: torch.device
+) -> ActorCritic:
+    """A policy with parameters in `precision` on `device`, their values not yet meaningful."""
+    policy = ActorCritic(spec, algo.hidden_sizes)
+    return policy.to(device=device, dtype=PRECISIONS[precision])
+
+
+def flatten_parameters(policy: nn.Module) -> Tensor:
+    """All parameters in order, float32 [P]; `load_parameters` reads it."""
+    return torch.cat([p.detach().reshape(-1).float() for p in policy.parameters()])
+
+
+@torch.no_grad()
+def load_parameters(policy: nn.Module, flat: Tensor) -> None:
+    """Sets all parameters from `flat` [P], rounding to their precision."""
+    offset = 0
+    for parameter in policy.parameters():
+        parameter.copy_(flat[offset : offset + parameter.numel()].view(parameter.shape))
+        offset += parameter.numel()
+
+
+def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns noise [N, D] into actions [N, D] and their log-probabilities [N].
+
+    Categorical actions invert the cumulative distribution at a uniform number; Gaussian ones
+    scale a standard normal number. Every row depends on its own inputs only.
+    """
+    if actions.kind == "gaussian":
+        mean, log_std = params.chunk(2, dim=1)
+        action = mean + log_std.exp() * noise
+        return action, _gaussian_log_prob(mean, log_std, action)
+    chosen, log_probs = [], torch.zeros_like(noise[:, 0])
+    for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
+        log_p = logits.log_softmax(dim=1)
+        cumulative = log_p.exp().cumsum(dim=1)
+        # Rounding may leave the last entry below 1: scale the number, not the distribution.
+        threshold = noise[:, d : d + 1] * cumulative[:, -1:]
+        choice = (cumulative <= threshold).sum(dim=1, keepdim=True).clamp(max=logits.shape[1] - 1)
+        chosen.append(choice)
+        log_probs = log_probs + log_p.gather(1, choice).squeeze(1)
+    return torch.cat(chosen, dim=1), log_probs
+
+
+def mode(actions: ActionSpec, params: Tensor) -> Tensor:
+    """The most probable action, [N, D]."""
+    if actions.kind == "gaussian":
+        return params.chunk(2, dim=1)[0]
+    choices = [logits.argmax(dim=1) for logits in torch.split(params, list(actions.sizes), dim=1)]
+    return torch.stack(choices, dim=1)
+
+
+def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen actions [N, D], and entropies; both [N]."""
+    if actions.kind == "gaussian":
+        mean, log_std = params.chunk(2, dim=1)
+        entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=1)
+        return _gaussian_log_prob(mean, log_std, chosen), entropy
+    log_probs = torch.zeros_like(params[:, 0])
+    entropy = torch.zeros_like(params[:, 0])
+    for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
+        log_p = logits.log_softmax(dim=1)
+        log_probs = log_probs + log_p.gather(1, chosen[:, d : d + 1]).squeeze(1)
+        entropy = entropy - (log_p.exp() * log_p).sum(dim=1)
+    return log_probs, entropy
+
+
+def _gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    z = (action - mean) * torch.exp(-log_std)
+    return (-0.5 * z * z - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1)

@@ -1,0 +1,98 @@
+"""How far a run is, for people: a bar on a terminal, plain log lines anywhere else."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands.
+
+    Attributes:
+        env_steps, total_steps: done, and at the end.
+        env_steps_per_second: of this process; 0 before it is known.
+        mean_return: of the last episodes; None before the first one ended.
+    """
+
+    env_steps: int
+    total_steps: int
+    env_steps_per_second: float
+    mean_return: float | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.env_steps:,}/{self.total_steps:,} env steps"]
+        parts.append(f"{self.env_steps_per_second:,.0f}/s")
+        if self.mean_return is not None:
+            parts.append(f"return {self.mean_return:.4g}")
+        if self.env_steps_per_second > 0:
+            left_s = max(0, self.total_steps - self.env_steps) / self.env_steps_per_second
+            parts.append(f"{timedelta(seconds=round(left_s))} left")
+        return ", ".join(parts)
+
+
+class Display(Protocol):
+    """Shows a run's status; `close` is called however the run ends."""
+
+    def barrier(self, status: Status) -> None:
+        """After every interval."""
+
+    def line(self, status: Status) -> None:
+        """After every line of metrics."""
+
+    def close(self) -> None: ...
+
+
+class TerminalBar:
+    """A bar that is redrawn at every barrier.
+
+    It has no thread of its own that would draw between barriers, and hides the cursor until it is
+    closed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        columns = (BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        self._task = self._bar.add_task("")
+        self._bar.start()
+
+    def barrier(self, status: Status) -> None:
+        self._bar.update(
+            self._task,
+            completed=status.env_steps,
+            total=status.total_steps,
+            description=str(status),
+            refresh=True,
+        )
+
+    def line(self, status: Status) -> None:
+        pass
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class PlainLines:
+    """One logged line for every line of metrics."""
+
+    def barrier(self, status: Status) -> None:
+        pass
+
+    def line(self, status: Status) -> None:
+        logger.info("%s", status)
+
+    def close(self) -> None:
+        pass
+
+
+def open_display(stream: TextIO) -> Display:
+    """The display that suits `stream`, usually the standard error."""
+    return TerminalBar(stream) if stream.isatty() else PlainLines()

@@ -1,0 +1,381 @@
+"""The runner: wires the roles and holds the barrier between intervals.
+
+    interval      0        1            2            3
+    collect     D0(θ0)   D1(θ1=θ0)    D2(θ2)       D3(θ3)
+    learn         -      D0 → θ2      D1 → θ3      D2 → θ4
+
+`hts` collects and learns at the same time, `serial` by turns in one thread with the same result,
+`sync` learns each slot before it collects the next. Slots swap, parameters are published, metrics
+are written, checkpoints are taken and signals are obeyed at the barrier only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from htsrl_cli.actor import ActorSetup, free_rows
+from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from htsrl_cli.collector import Collector, InlineCollector, ProcessCollector
+from htsrl_cli.config import EnvConfig, GymConfig, RunPlan, TrainConfig
+from htsrl_cli.envs import EnvSpec, make_env
+from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.executor import EnvState
+from htsrl_cli.learner import Learner
+from htsrl_cli.memory import Array, NotEnoughMemoryError
+from htsrl_cli.metrics import RunLog
+from htsrl_cli.policy import flatten_parameters
+from htsrl_cli.schema import config_sha256, to_plain
+from htsrl_cli.seeding import action_noise
+from htsrl_cli.stopping import StopSignals
+from htsrl_cli.storage import Board, ParameterStore, Ring, Slot
+from htsrl_cli.torch_setup import resolve_device, set_up_torch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        metric: mean raw return of the last 100 episodes; None before the first episode's end.
+        signum: the signal that stopped it early; None when it is complete.
+    """
+
+    metric: float | None
+    signum: int | None
+
+
+def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Outcome:
+    """Trains in `run_dir`, from the start or from a checkpoint file.
+
+    Raises:
+        ConfigError: the environment, a device or the memory cannot be had.
+        CheckpointError: the checkpoint does not fit.
+        RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
+    """
+    set_up_torch()
+    with StopSignals(config.runner.stop_grace_s) as signals:
+        run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
+        try:
+            run.advance(signals)
+        except BaseException:
+            run.close(gracefully=False)
+            raise
+        run.close(gracefully=True)
+        return Outcome(run.log.metric, signals.signum)
+
+
+class Run:
+    """A run: its roles, and how far it has come.
+
+    Args:
+        checkpoint: to go on from; None starts anew.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, checkpoint: Checkpoint | None) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._plan = RunPlan.of(config)
+        self._spec = _probe_env(config.env)
+        self._learner = self._build_learner()
+        if checkpoint is not None:
+            _check_fit(checkpoint, self._spec, self._learner)
+        self._ring = _build_ring(config, self._spec, self._plan)
+        self._store = ParameterStore(len(flatten_parameters(self._learner.policy)))
+        self._collector = self._build_collector()
+        # Hashes a slot while the learner learns from it (hashlib releases the GIL).
+        self._hasher = ThreadPoolExecutor(1, "hasher")
+        try:
+            self._begin(checkpoint)
+        except BaseException:
+            self._collector.close(gracefully=False)
+            raise
+
+    def _build_learner(self) -> Learner:
+        config = self._config
+        return Learner(
+            self._spec,
+            config.algo,
+            config.learner,
+            resolve_device("learner.device", config.learner.device),
+            self._plan.num_updates,
+            self._plan.lag,
+            config.seed,
+        )
+
+    def _build_collector(self) -> Collector:
+        config = self._config
+        setup = ActorSetup(
+            spec=self._spec,
+            algo=config.algo,
+            batch=config.actors.inference_batch,
+            tiled=False,
+            device=str(resolve_device("actors.device", config.actors.device)),
+            precision=config.actors.precision,
+        )
+        if not free_rows(setup, flatten_parameters(self._learner.policy)):
+            logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
+            setup = replace(setup, tiled=True)
+        host = InlineCollector if config.runner.name == "serial" else ProcessCollector
+        return host(config, setup, self._ring, self._store)
+
+    def _begin(self, checkpoint: Checkpoint | None) -> None:
+        """Resets the environments, or restores everything; then opens the log."""
+        self._rollouts_sha256 = ""
+        if checkpoint is None:
+            self._open_interval(0, self._collector.reset())
+        else:
+            self._restore(checkpoint)
+        env_steps = self._env_steps
+        self._checkpoints = CheckpointStore(self._run_dir, self._config.checkpoint.keep)
+        self._checkpoints.discard_after(env_steps)
+        self.log = RunLog(
+            self._run_dir,
+            self._config.log,
+            to_plain(self._config),
+            self._plan.num_intervals * self._plan.steps_per_interval,
+            env_steps,
+        )
+        if checkpoint is None:
+            self._save_checkpoint()
+        else:
+            self.log.load_state(checkpoint.meta["log"])
+
+    @property
+    def _env_steps(self) -> int:
+        return self._interval * self._plan.steps_per_interval
+
+    # The loop
+
+    def advance(self, signals: StopSignals) -> None:
+        """Runs intervals to the end, or to the first barrier after a stop signal."""
+
+        def check() -> None:
+            self._collector.check()
+            signals.check()
+
+        while self._interval < self._plan.num_intervals and signals.signum is None:
+            self._run_interval(check)
+            self._log_interval()
+            if self._checkpoint_is_due():
+                self._save_checkpoint()
+        self._save_checkpoint()
+        if self._interval == self._plan.num_intervals:
+            # After the checkpoint: an extended run writes its lines as if there had been no end.
+            self.log.flush()
+        self.log.write_summary(self._summary())
+
+    def _run_interval(self, check: Callable[[], None]) -> None:
+        """Collects an interval and learns; ends at the barrier with the next interval open."""
+        slot = self._ring.slot(self._interval)
+        watch = _StopWatch(self._collector.board)
+        self._logged: dict[str, float] = {}
+        self._collector.begin()
+        if self._plan.lag and self._interval > 0:
+            self._learn(self._ring.slot(self._interval - 1), check)
+        learner_s = watch.seconds()
+        self._collector.finish(check)
+        if not self._plan.lag:
+            learner_s = -watch.seconds()
+            self._learn(slot, check)
+            learner_s += watch.seconds()
+        self._seconds = watch.shares(self._config, learner_s)
+        self._open_interval(self._interval + 1, slot.obs[-1])
+
+    def _learn(self, slot: Slot, check: Callable[[], None]) -> None:
+        """One update from a full slot."""
+        versions = np.unique(slot.versions)
+        lag = self._store.version - int(versions[0])
+        if len(versions) > 1 or lag != self._plan.lag:
+            raise AssertionError(f"slot of versions {versions}, learner at {self._store.version}")
+        digest = self._hash(slot)
+        self._logged = self._learner.update(slot, check) | {"learner/lag": float(lag)}
+        self._rollouts_sha256 = digest.result()
+
+    def _hash(self, slot: Slot) -> Future[str]:
+        """The chain's next link, h[j] = sha256(h[j-1], slot j); empty when switched off."""
+        if not self._config.log.rollouts_sha256:
+            return self._hasher.submit(str)
+        return self._hasher.submit(slot.sha256, self._rollouts_sha256)
+
+    def _open_interval(self, interval: int, obs: Array) -> None:
+        """Publishes the parameters as version `interval` and opens its slot."""
+        self._interval = interval
+        flat = flatten_parameters(self._learner.policy)
+        self._store.publish(flat.cpu().numpy(), interval)
+        shape = (*self._ring.slot(interval).noise.shape,)
+        noise = action_noise(self._config.seed, interval, shape, self._spec.actions.kind)
+        self._ring.begin(interval, obs, noise)
+
+    def _log_interval(self) -> None:
+        slot = self._ring.slot(self._interval - 1)
+        self.log.interval(self._env_steps, self._logged, list(slot.episodes()), self._seconds)
+
+    def close(self, gracefully: bool) -> None:
+        """Ends workers, threads and files."""
+        self._collector.close(gracefully)
+        self._learner.close()
+        self._hasher.shutdown(cancel_futures=True)
+        self.log.close()
+
+    # Checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        interval = self._config.checkpoint.interval
+        before = self._env_steps - self._plan.steps_per_interval
+        return self._env_steps // interval > before // interval
+
+    def _save_checkpoint(self) -> None:
+        """Everything that going on exactly from this barrier needs."""
+        states = self._collector.get_states()
+        arrays = self._learner.state() | {"obs": self._ring.slot(self._interval).obs[0]}
+        if self._has_unlearned_slot:
+            slot = self._ring.slot(self._interval - 1)
+            arrays |= {f"slot/{name}": array for name, array in slot.arrays().items()}
+        for i, state in enumerate(states):
+            arrays[f"env/{i}"] = np.frombuffer(state.data, np.uint8)
+        meta = {
+            "interval": self._interval,
+            "num_updates": self._learner.num_updates_done,
+            "num_episodes": [state.num_episodes for state in states],
+            "rollouts_sha256": self._rollouts_sha256,
+            "env_spec": asdict(self._spec),
+            "config": to_plain(self._config),
+            "log": self.log.state(),
+        }
+        self._checkpoints.save(self._env_steps, self.log.metric, Checkpoint(arrays, meta))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        arrays, meta = checkpoint.arrays, checkpoint.meta
+        self._rollouts_sha256 = meta["rollouts_sha256"]
+        self._learner.load_state(arrays, meta["num_updates"])
+        self._interval = meta["interval"]
+        if self._has_unlearned_slot:
+            for name, array in self._ring.slot(self._interval - 1).arrays().items():
+                array[:] = arrays[f"slot/{name}"]
+        states = [
+            EnvState(arrays[f"env/{i}"].tobytes(), num_episodes)
+            for i, num_episodes in enumerate(meta["num_episodes"])
+        ]
+        obs = self._collector.set_states(states)
+        if not np.array_equal(obs, arrays["obs"]):
+            logger.warning("the environment did not restore exactly: this run differs from here on")
+        self._open_interval(self._interval, obs)
+        logger.info("resumed at %d env steps", self._env_steps)
+
+    @property
+    def _has_unlearned_slot(self) -> bool:
+        return bool(self._plan.lag) and self._interval > 0
+
+    # The summary
+
+    def _summary(self) -> dict[str, object]:
+        rollouts = self._rollouts_sha256
+        if self._has_unlearned_slot:
+            rollouts = self._hash(self._ring.slot(self._interval - 1)).result()
+        return {
+            "env_steps": self._env_steps,
+            "seconds": self.log.seconds,
+            "env_steps_per_second": self._env_steps / self.log.seconds,
+            "updates": self._learner.num_updates_done,
+            "episodes": self.log.num_episodes,
+            "metric": self.log.metric,
+            "params_sha256": _sha256(self._learner.parameters()),
+            "optimizer_sha256": _sha256(self._learner.optimizer_state()),
+            "rollouts_sha256": rollouts or None,
+            "config_sha256": config_sha256(self._config),
+        }
+
+
+class _StopWatch:
+    """How long the roles were busy and waiting since it was made."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._start = time.perf_counter()
+        self._busy_s = board.busy_s()
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start
+
+    def shares(self, config: TrainConfig, learner_s: float) -> dict[str, float]:
+        """Seconds that each role was busy and waiting, on average over its workers."""
+        wall_s = self.seconds()
+        done_s = self._board.busy_s() - self._busy_s
+        serial = config.runner.name == "serial"
+        split = 1 if serial else config.actors.num_executors
+        busy = {
+            "executors": float(done_s[:split].mean()),
+            "actors": float(done_s[split:].mean()),
+            "learner": learner_s,
+        }
+        return {
+            **{f"{role}_busy": busy_s for role, busy_s in busy.items()},
+            **{f"{role}_waiting": wall_s - busy_s for role, busy_s in busy.items()},
+        }
+
+
+def _probe_env(config: EnvConfig) -> EnvSpec:
+    """What the environment looks like; it is built here once, so that mistakes show early."""
+    env = make_env(config, index=-1)
+    env.close()
+    if isinstance(config, GymConfig):
+        _warn_if_inexact(config)
+    return env.env_spec
+
+
+def _warn_if_inexact(config: GymConfig) -> None:
+    from htsrl_cli.envs.gym import probe_restore
+
+    if not probe_restore(config):
+        logger.warning(
+            "env.id=%s does not replay exactly from a reset's seed and its actions: "
+            "resumes of this run will not be exact",
+            config.id,
+        )
+
+
+def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
+    try:
+        return Ring(spec, plan.sync_interval, plan.num_columns)
+    except NotEnoughMemoryError as error:
+        raise ConfigError(
+            "actors.num_envs",
+            config.actors.num_envs,
+            f"its two slots of runner.sync_interval={plan.sync_interval} steps need "
+            f"{error.needed / 2**30:.1f} GiB of memory and {error.free / 2**30:.1f} GiB are free; "
+            "lower one of the two",
+        ) from error
+
+
+def _check_fit(checkpoint: Checkpoint, spec: EnvSpec, learner: Learner) -> None:
+    """Raises CheckpointError when a checkpoint was made with other spaces or another network."""
+    stored = checkpoint.meta["env_spec"]
+    if stored != json.loads(json.dumps(asdict(spec))):
+        raise CheckpointError(
+            f"the checkpoint is of an environment with {stored}, this one has {asdict(spec)}: "
+            "resume with the environment it was made with"
+        )
+    for name, array in learner.parameters().items():
+        found = checkpoint.arrays.get(f"params/{name}")
+        if found is None or found.shape != array.shape:
+            raise CheckpointError(f"the checkpoint has no parameter {name} of shape {array.shape}")
+
+
+def _sha256(arrays: dict[str, Array]) -> str:
+    """Of the arrays' bytes in order of name."""
+    digest = hashlib.sha256()
+    for _, array in sorted(arrays.items()):
+        digest.update(array.tobytes())
+    return digest.hexdigest()

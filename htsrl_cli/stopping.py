@@ -1,0 +1,62 @@
+"""Stop signals: the first asks the run to end at its next barrier, the second ends it at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+
+from htsrl_cli.workers import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """While entered, SIGINT and SIGTERM are noted instead of raised; main thread only.
+
+    Args:
+        grace_s: how long the interval under way may take after a signal.
+
+    Attributes:
+        signum: the signal that asked for a stop; None so far.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.signum: int | None = None
+        self._grace_s = grace_s
+        self._deadline = float("inf")
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Ends the run without a further checkpoint once the grace is over.
+
+        Raises:
+            SystemExit: with the exit status of the signal.
+        """
+        if time.monotonic() > self._deadline:
+            logger.warning(
+                "the interval did not end within runner.stop_grace_s=%g; "
+                "resume goes on from the last checkpoint",
+                self._grace_s,
+            )
+            raise SystemExit(128 + (self.signum or 0))
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise SystemExit(128 + signum)
+        self.signum = signum
+        self._deadline = time.monotonic() + self._grace_s
+        logger.info(
+            "%s: stopping after this interval; a second signal stops at once",
+            signal.Signals(signum).name,
+        )

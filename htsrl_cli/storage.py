@@ -1,0 +1,219 @@
+"""What the roles share: slots, the two-slot ring, the parameter store and the board.
+
+All of it is numpy over anonymous shared memory. Nothing here synchronises: a cell has one writer
+at a time, and the pipes that say "ready" order the writes before the reads (a system call on
+either side is a full barrier on every platform that Linux and macOS run on).
+
+Shapes: T steps of an interval, B columns, D action dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from htsrl_cli.envs import EnvSpec
+from htsrl_cli.memory import Array, Layout, SharedArrays
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One interval of experience, every cell at an address that no timing can change.
+
+    Attributes:
+        obs: [T + 1, B, *obs_shape]; row T is the observation after the last step.
+        noise: float32 [T, B, D]; the random numbers that sample the actions.
+        actions: [T, B, D].
+        log_probs: float32 [T, B], of the actions.
+        values: float32 [T + 1, B].
+        versions: int64 [T + 1, B]; of the parameters that made action and value.
+        rewards: float32 [T, B], as trained on.
+        terminated, truncated: bool [T, B].
+        final_values: float32 [T, B]; value of a truncated episode's last observation, else 0.
+        episode_returns: float64 [T, B]; raw return of a game that ended with this step, else 0.
+        episode_lengths: int64 [T, B]; its env steps; 0 where no game ended.
+    """
+
+    obs: Array
+    noise: Array
+    actions: Array
+    log_probs: Array
+    values: Array
+    versions: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    final_values: Array
+    episode_returns: Array
+    episode_lengths: Array
+
+    @staticmethod
+    def layout(
+        spec: EnvSpec, num_steps: int, num_columns: int
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of every array."""
+        steps, rows = (num_steps, num_columns), (num_steps + 1, num_columns)
+        draws = (*steps, spec.actions.num_dims)
+        return {
+            "obs": ((*rows, *spec.obs_shape), spec.obs_dtype),
+            "noise": (draws, "float32"),
+            "actions": (draws, spec.actions.dtype),
+            "log_probs": (steps, "float32"),
+            "values": (rows, "float32"),
+            "versions": (rows, "int64"),
+            "rewards": (steps, "float32"),
+            "terminated": (steps, "bool"),
+            "truncated": (steps, "bool"),
+            "final_values": (steps, "float32"),
+            "episode_returns": (steps, "float64"),
+            "episode_lengths": (steps, "int64"),
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by name, in a fixed order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def sha256(self, previous: str = "") -> str:
+        """Digest of `previous` and every byte of the slot."""
+        digest = hashlib.sha256(bytes.fromhex(previous))
+        for array in self.arrays().values():
+            digest.update(array.data)
+        return digest.hexdigest()
+
+    def episodes(self) -> Iterator[tuple[float, int]]:
+        """Raw return and length of every game that ended, in order of address."""
+        for t, c in np.argwhere(self.episode_lengths > 0):
+            yield float(self.episode_returns[t, c]), int(self.episode_lengths[t, c])
+
+
+class Ring:
+    """Two slots: interval j fills slot j % 2 while the other is learned from.
+
+    Attributes:
+        final_obs: [B, *obs_shape]; a truncated episode's last observation waits here for its
+            value. Scratch: not a part of any slot.
+    """
+
+    def __init__(self, spec: EnvSpec, num_steps: int, num_columns: int) -> None:
+        slot = Slot.layout(spec, num_steps, num_columns)
+        layout: dict[str, tuple[tuple[int, ...], str]] = {
+            f"{i}/{name}": entry for i in (0, 1) for name, entry in slot.items()
+        }
+        layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
+        layout["interval"] = ((1,), "int64")
+        self._adopt(SharedArrays(layout))
+        for slot_i in self.slots:
+            _poison(slot_i)
+
+    def _adopt(self, memory: SharedArrays) -> None:
+        self._memory = memory
+        self.slots = tuple(
+            Slot(**{field.name: memory[f"{i}/{field.name}"] for field in fields(Slot)})
+            for i in (0, 1)
+        )
+        self.final_obs = memory["final_obs"]
+        self._interval = memory["interval"]
+
+    def __getstate__(self) -> SharedArrays:
+        return self._memory
+
+    def __setstate__(self, memory: SharedArrays) -> None:
+        self._adopt(memory)
+
+    @property
+    def interval(self) -> int:
+        """The interval that is being collected."""
+        return int(self._interval[0])
+
+    @property
+    def num_steps(self) -> int:
+        """T, env steps of a column in an interval."""
+        return len(self.slots[0].rewards)
+
+    @property
+    def num_columns(self) -> int:
+        """B, decision-makers."""
+        return len(self.final_obs)
+
+    def slot(self, interval: int) -> Slot:
+        """The slot that holds interval `interval`."""
+        return self.slots[interval % 2]
+
+    def begin(self, interval: int, obs: Array, noise: Array) -> None:
+        """Opens the slot of `interval`: first observations [B, *obs_shape] and random numbers."""
+        self.slot(interval).obs[0] = obs
+        self.slot(interval).noise[:] = noise
+        self._interval[0] = interval
+
+
+def _poison(slot: Slot) -> None:
+    """Fills a slot with values that show when read before they are written."""
+    for array in slot.arrays().values():
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        elif array.dtype.kind == "i":
+            array.fill(-(2**62))
+
+
+class ParameterStore:
+    """The published parameters, float32 [P], and their version."""
+
+    def __init__(self, num_parameters: int) -> None:
+        layout: Layout = {"values": ((num_parameters,), "float32"), "version": ((1,), "int64")}
+        self._memory = SharedArrays(layout)
+        self._memory["version"][0] = -1
+
+    @property
+    def values(self) -> Array:
+        """The flat parameters, in the order of the policy's `parameters()`."""
+        return self._memory["values"]
+
+    @property
+    def version(self) -> int:
+        """The version published last; -1 before the first."""
+        return int(self._memory["version"][0])
+
+    def publish(self, values: Array, version: int) -> None:
+        """Replaces the parameters. Only at a barrier: no request is then outstanding."""
+        self._memory["values"][:] = values
+        self._memory["version"][0] = version
+
+
+class Board:
+    """Where workers say what they do: since when they are busy, and for how long in all.
+
+    A worker writes its own cells; the runner reads them to find hangs and to report load.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        cells: tuple[tuple[int, ...], str] = ((num_workers,), "float64")
+        self._memory = SharedArrays(
+            {"since": cells, "busy_s": cells}
+        )
+
+    def enter(self, worker: int) -> None:
+        """The worker starts something that may hang; what it did before counts as busy."""
+        self._account(worker, time.monotonic())
+
+    def leave(self, worker: int) -> None:
+        """The worker goes to wait; the time since `enter` counts as busy."""
+        self._account(worker, 0.0)
+
+    def _account(self, worker: int, since: float) -> None:
+        cells = self._memory["since"]
+        if cells[worker]:
+            self._memory["busy_s"][worker] += time.monotonic() - cells[worker]
+        cells[worker] = since
+
+    def busy_for(self, worker: int) -> float:
+        """Seconds since the worker's `enter`; 0 while it waits."""
+        since = float(self._memory["since"][worker])
+        return time.monotonic() - since if since else 0.0
+
+    def busy_s(self) -> Array:
+        """Seconds that each worker has been busy in all, [workers]; a copy."""
+        return self._memory["busy_s"].copy()

@@ -1,0 +1,198 @@
+"""Ranges and combinations: what a configuration must keep to beyond its types.
+
+Nothing here imports torch or an environment; whether a GPU or a game exists is found out by
+whoever needs it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from htsrl_cli.config import EvalConfig, PpoConfig, RunPlan, TrainConfig
+from htsrl_cli.errors import ConfigError
+from htsrl_cli.schema import did_you_mean, shown
+
+# Seeds key a 64-bit counter-based generator.
+_SEEDS = 2**63
+# The convolutions (8/4, 4/2, 3/1) leave nothing of a smaller image.
+_SMALLEST_SCREEN = 36
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`holds(value)` must be true; `remedy` says what a value must be."""
+
+    holds: Callable[[Any], bool]
+    remedy: str
+
+
+def _between(low: float, high: float) -> Rule:
+    return Rule(lambda value: low <= value <= high, f"must be between {low} and {high}")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda value: value in names, f"must be one of {', '.join(names)}")
+
+
+POSITIVE = Rule(lambda value: 0 < value < math.inf, "must be finite and greater than 0")
+NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "must be finite and not negative")
+COUNT = Rule(lambda value: 1 <= value < _SEEDS, "must be 1 or more")
+INDEX = Rule(lambda value: 0 <= value < _SEEDS, "must be 0 or more")
+SEED = Rule(lambda value: 0 <= value < _SEEDS, "must be between 0 and 2**63 - 1")
+FRACTION = _between(0.0, 1.0)
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+OPTIONAL_COUNT = Rule(lambda value: value is None or value >= 1, "must be null, or 1 or more")
+NOT_EMPTY = Rule(bool, "must not be empty")
+SIZES = Rule(
+    lambda sizes: bool(sizes) and min(sizes) >= 1, "must be a list of one or more positive sizes"
+)
+DEVICE = Rule(
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
+    "must be auto, cpu or cuda:N",
+)
+PRECISION = _one_of("fp32", "bf16")
+GAME = Rule(
+    lambda value: re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value) is not None,
+    "must be a game's name in snake case, such as space_invaders",
+)
+SCREEN = Rule(lambda value: value >= _SMALLEST_SCREEN, f"must be {_SMALLEST_SCREEN} or more")
+
+_ATARI = {
+    "game": GAME,
+    "frame_skip": COUNT,
+    "screen_size": SCREEN,
+    "frame_stack": COUNT,
+    "noop_max": INDEX,
+    "repeat_action_probability": BELOW_ONE,
+    "max_num_frames_per_episode": COUNT,
+    "step_timeout_s": POSITIVE,
+}
+_GYM = {"id": NOT_EMPTY, "max_episode_steps": OPTIONAL_COUNT, "step_timeout_s": POSITIVE}
+_SYNTHETIC = {
+    "name": _one_of("sleep", "count", "faulty"),
+    "distribution": _one_of("constant", "exponential", "gamma"),
+    "mean_ms": NOT_NEGATIVE,
+    "shape": POSITIVE,
+    "episode_length": COUNT,
+    "fault": _one_of("raise", "crash", "exit", "hang"),
+    "fault_env": INDEX,
+    "step_timeout_s": POSITIVE,
+}
+_ALGO = {
+    "learning_rate": POSITIVE,
+    "gamma": FRACTION,
+    "entropy_coef": NOT_NEGATIVE,
+    "value_coef": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+    "hidden_sizes": SIZES,
+}
+_PPO = _ALGO | {
+    "gae_lambda": FRACTION,
+    "clip_coef": POSITIVE,
+    "update_epochs": COUNT,
+    "num_minibatches": COUNT,
+    "adam_eps": POSITIVE,
+}
+_A2C = _ALGO | {"rmsprop_alpha": BELOW_ONE, "rmsprop_eps": POSITIVE}
+_SECTIONS = {
+    "actors": {
+        "num_envs": COUNT,
+        "num_executors": COUNT,
+        "num_actors": COUNT,
+        "inference_batch": COUNT,
+        "device": DEVICE,
+        "precision": PRECISION,
+        "host": _one_of("process", "thread", "auto"),
+        "timeout_s": POSITIVE,
+    },
+    "learner": {
+        "device": DEVICE,
+        "precision": PRECISION,
+        "num_threads": COUNT,
+        "micro_batch": COUNT,
+    },
+    "runner": {
+        "name": _one_of("hts", "serial", "sync"),
+        "sync_interval": COUNT,
+        "stop_grace_s": NOT_NEGATIVE,
+    },
+    "checkpoint": {"interval": COUNT, "keep": COUNT},
+    "log": {"interval": COUNT},
+}
+_VARIANTS = {"atari": _ATARI, "gym": _GYM, "synthetic": _SYNTHETIC, "ppo": _PPO, "a2c": _A2C}
+
+
+def validate(config: TrainConfig) -> None:
+    """Checks ranges, then combinations.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    _check("", config, {"seed": SEED, "total_steps": COUNT})
+    _check("env.", config.env, _VARIANTS[config.env.kind])
+    _check("algo.", config.algo, _VARIANTS[config.algo.name])
+    for name, rules in _SECTIONS.items():
+        _check(f"{name}.", getattr(config, name), rules)
+    _check_workers(config)
+    _check_sizes(config)
+
+
+def validate_eval(config: EvalConfig) -> None:
+    """Checks the ranges of `htsrl eval`'s keys.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    _check("", config, {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED})
+
+
+def _check(prefix: str, section: object, rules: dict[str, Rule]) -> None:
+    for field, rule in rules.items():
+        value = getattr(section, field)
+        if not rule.holds(value):
+            known = rule.remedy.removeprefix("must be one of ").split(", ")
+            hint = did_you_mean(value, known) if isinstance(value, str) else ""
+            raise ConfigError(f"{prefix}{field}", shown(value), rule.remedy + hint)
+
+
+def _check_workers(config: TrainConfig) -> None:
+    """Worker counts; `serial` has no workers and ignores them."""
+    actors = config.actors
+    if config.runner.name == "serial":
+        return
+    if actors.num_envs % actors.num_executors:
+        fitting = max(
+            n for n in range(1, actors.num_executors) if actors.num_envs % n == 0
+        )
+        raise ConfigError(
+            "actors.num_executors",
+            actors.num_executors,
+            f"must divide actors.num_envs={actors.num_envs}, as {fitting} does",
+        )
+    if config.runner.name == "sync" and actors.num_actors != 1:
+        raise ConfigError(
+            "actors.num_actors", actors.num_actors, "must be 1 with runner=sync, the baseline"
+        )
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    """A slot is cut into equal minibatches, and a run makes at least one update."""
+    plan = RunPlan.of(config)
+    rows = plan.steps_per_interval
+    if isinstance(config.algo, PpoConfig) and rows % config.algo.num_minibatches:
+        raise ConfigError(
+            "algo.num_minibatches",
+            config.algo.num_minibatches,
+            f"must divide runner.sync_interval x actors.num_envs = {rows}",
+        )
+    if plan.num_updates < 1:
+        raise ConfigError(
+            "total_steps",
+            config.total_steps,
+            f"an interval has {rows} env steps and the first update comes after the second: "
+            f"give more than {rows}, or lower runner.sync_interval or actors.num_envs",
+        )
