@@ -84,8 +84,10 @@ class Actor:
         self._store = store
         self._board = board
         self._worker = worker
+        board.enter(worker)
         self._inference = Inference(setup)
         self._version = -1
+        board.leave(worker)
 
     def serve(self, requests: Sequence[Request]) -> None:
         """Answers all requests, in as many passes as they need."""

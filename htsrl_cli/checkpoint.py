@@ -141,6 +141,7 @@ class CheckpointStore:
         Args:
             env_steps: names the file; one of the same name is replaced.
             metric: higher is better; None or NaN never counts as best. Stored in `meta`.
+            checkpoint: is not changed.
 
         Returns:
             Whether the checkpoint is on the disk.

@@ -10,9 +10,11 @@ import argparse
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from htsrl_cli.errors import HtsrlError, UsageError
@@ -39,6 +41,8 @@ _EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (the process's own if None) and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         _dispatch(words)
     except HtsrlError as error:
@@ -46,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     return 0
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process at a signal while no run is under way.
+
+    There is nothing to save, and an exception in the middle of an import leaves a traceback or
+    gets lost. Workers end with this process.
+    """
+    os._exit(128 + signum)
 
 
 def _dispatch(words: list[str]) -> None:
@@ -157,9 +170,7 @@ def _run_verb(verb: str, words: list[str]) -> None:
     # Else Hydra prints a job's exception itself and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     configs = str(compose.configs_dir())
-    decorate = hydra.main(
-        version_base=compose.VERSION_BASE, config_path=configs, config_name=verb
-    )
+    decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
     try:
         decorate(TASKS[verb])()
     except HydraException as error:

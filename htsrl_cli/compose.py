@@ -254,11 +254,16 @@ class Composer:
         return UsageError(_first_line(error))
 
     def _group_problem(self, override: Override) -> ConfigError | None:
-        """A group's option that does not exist."""
+        """A group's option that does not exist, or one of a folder inside a group."""
         group, value = override.key_or_group, override.value()
         options = self.group_options(group)
-        if not options or override.is_delete() or isinstance(value, dict) or value in options:
+        if not options or override.is_delete() or isinstance(value, dict):
             return None
+        if value in options:
+            top, nested, folder = group.partition("/")
+            if not nested or top == "hydra":
+                return None
+            return ConfigError(group, shown(value), f"write it as {top}={folder}/{value}")
         few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self._config_name} --help"
         hint = did_you_mean(str(value), options) or f" ({few})"
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
@@ -275,6 +280,8 @@ class Composer:
         key, value = override.key_or_group, shown(override.value())
         known = _key_names(base)
         if key not in known and not (override.is_add() or override.is_force_add()):
+            if key.startswith("env.kwargs."):
+                return ConfigError(key, value, f"a new argument is added with +{key}={value}")
             own = [name for name in known if not name.startswith("hydra.")]
             return unknown_key(key, value, known if key.startswith("hydra") else own)
         try:

@@ -39,6 +39,7 @@ class EventFiles:
         self._writer.flush()
 
     def close(self) -> None:
+        """Ends the writer's thread."""
         self._writer.close()
 
     def _write_hyperparameters(

@@ -180,6 +180,7 @@ def run_executor(
                     return
                 control.send(("run",))
             else:
+                board.enter(worker)
                 control.send((command, getattr(executor, command)(*args)))
                 board.leave(worker)
     finally:

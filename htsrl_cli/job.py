@@ -106,7 +106,9 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
     """The stored configuration with what was typed, as far as a resume may change it."""
     stored = _stored_config(checkpoint)
     asked = to_plain(from_plain(resolved(cfg)))
-    sections = {override.key_or_group for override in parse_overrides(typed)}
+    keys = {override.key_or_group for override in parse_overrides(typed)}
+    # Choosing a runner is no word on the sync interval, which its file also has.
+    sections = {"runner.name" if key == "runner" else key for key in keys}
     config = from_plain(merge(stored, asked, sections))
     validate(config)
     return config

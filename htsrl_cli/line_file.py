@@ -38,6 +38,7 @@ class LineFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 

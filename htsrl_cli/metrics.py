@@ -127,6 +127,7 @@ class RunLog:
         hyperparameters: Mapping[str, object],
         total_steps: int,
         env_steps: int = 0,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir

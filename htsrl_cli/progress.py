@@ -48,7 +48,8 @@ class Display(Protocol):
     def line(self, status: Status) -> None:
         """After every line of metrics."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
 
 
 class TerminalBar:
@@ -65,6 +66,7 @@ class TerminalBar:
         self._bar.start()
 
     def barrier(self, status: Status) -> None:
+        """Redraws the bar."""
         self._bar.update(
             self._task,
             completed=status.env_steps,
@@ -74,9 +76,10 @@ class TerminalBar:
         )
 
     def line(self, status: Status) -> None:
-        pass
+        """The bar has shown it."""
 
     def close(self) -> None:
+        """Leaves the bar as it is and shows the cursor again."""
         self._bar.stop()
 
 
@@ -84,13 +87,14 @@ class PlainLines:
     """One logged line for every line of metrics."""
 
     def barrier(self, status: Status) -> None:
-        pass
+        """A log of every barrier would be too long."""
 
     def line(self, status: Status) -> None:
+        """Logs the status."""
         logger.info("%s", status)
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
 
 
 def open_display(stream: TextIO) -> Display:

@@ -64,15 +64,16 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
     """
     set_up_torch()
-    with StopSignals(config.runner.stop_grace_s) as signals:
-        run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
-        try:
+    run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
+    try:
+        # Before the first interval there is nothing to save: signals end the start at once.
+        with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
-        except BaseException:
-            run.close(gracefully=False)
-            raise
-        run.close(gracefully=True)
-        return Outcome(run.log.metric, signals.signum)
+    except BaseException:
+        run.close(gracefully=False)
+        raise
+    run.close(gracefully=True)
+    return Outcome(run.log.metric, signals.signum)
 
 
 class Run:

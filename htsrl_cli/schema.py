@@ -9,9 +9,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from htsrl_cli.config import (
@@ -43,6 +44,11 @@ VARIANTS: dict[str, tuple[str, dict[str, type[Any]]]] = {
     "env": ("kind", {"atari": AtariConfig, "gym": GymConfig, "synthetic": SyntheticConfig}),
     "algo": ("name", {"ppo": PpoConfig, "a2c": A2cConfig}),
 }
+
+# Similarity of two words from which one may have been meant as the other: `dri`, `dir` have 0.67.
+_ALIKE = 0.65
+# So many characters of a value are repeated in an error.
+_LONGEST = 80
 
 _ConfigT = TypeVar("_ConfigT")
 
@@ -90,26 +96,33 @@ def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
 def did_you_mean(word: str, known: list[str]) -> str:
     """` (did you mean ...?)` for the entry of `known` closest to `word`, or an empty string.
 
-    Dotted names also match by their last part, so that a forgotten section is found.
+    Names have parts (`algo.gamma`, `atari/pong`). The last one alone is compared, too: a forgotten
+    section is found, and a common folder makes no names alike.
     """
-    last = word.rpartition(".")[2]
-    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    last = _last_part(word)
+    by_last_part = {_last_part(name): name for name in known}
     if last in by_last_part:
         return f" (did you mean {by_last_part[last]}?)"
-    if close := get_close_matches(word, known, n=1):
-        return f" (did you mean {close[0]}?)"
-    if close := get_close_matches(last, list(by_last_part), n=1):
-        return f" (did you mean {by_last_part[close[0]]}?)"
+    for name in get_close_matches(word, known):
+        if SequenceMatcher(None, last, _last_part(name)).ratio() >= _ALIKE:
+            return f" (did you mean {name}?)"
+    for part in get_close_matches(last, list(by_last_part), n=1, cutoff=_ALIKE):
+        return f" (did you mean {by_last_part[part]}?)"
     return ""
 
 
+def _last_part(name: str) -> str:
+    return re.split(r"[./]", name)[-1]
+
+
 def shown(value: object) -> str:
-    """`value` as one types it on the command line."""
+    """`value` as one types it on the command line, cut where it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

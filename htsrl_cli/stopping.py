@@ -11,6 +11,10 @@ from htsrl_cli.workers import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
+# Whoever stops a process may signal it and then its whole group, as timeout(1) does: signals
+# that come so close together are one.
+ONE_SIGNAL_S = 0.5
+
 
 class StopSignals:
     """While entered, SIGINT and SIGTERM are noted instead of raised; main thread only.
@@ -25,7 +29,7 @@ class StopSignals:
     def __init__(self, grace_s: float) -> None:
         self.signum: int | None = None
         self._grace_s = grace_s
-        self._deadline = float("inf")
+        self._signalled = float("inf")
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -43,7 +47,7 @@ class StopSignals:
         Raises:
             SystemExit: with the exit status of the signal.
         """
-        if time.monotonic() > self._deadline:
+        if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(
                 "the interval did not end within runner.stop_grace_s=%g; "
                 "resume goes on from the last checkpoint",
@@ -52,10 +56,12 @@ class StopSignals:
             raise SystemExit(128 + (self.signum or 0))
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signum is not None:
-            raise SystemExit(128 + signum)
-        self.signum = signum
-        self._deadline = time.monotonic() + self._grace_s
+            if now - self._signalled > ONE_SIGNAL_S:
+                raise SystemExit(128 + signum)
+            return
+        self.signum, self._signalled = signum, now
         logger.info(
             "%s: stopping after this interval; a second signal stops at once",
             signal.Signals(signum).name,

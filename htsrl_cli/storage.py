@@ -191,9 +191,7 @@ class Board:
 
     def __init__(self, num_workers: int) -> None:
         cells: tuple[tuple[int, ...], str] = ((num_workers,), "float64")
-        self._memory = SharedArrays(
-            {"since": cells, "busy_s": cells}
-        )
+        self._memory = SharedArrays({"since": cells, "busy_s": cells})
 
     def enter(self, worker: int) -> None:
         """The worker starts something that may hang; what it did before counts as busy."""
@@ -209,10 +207,9 @@ class Board:
             self._memory["busy_s"][worker] += time.monotonic() - cells[worker]
         cells[worker] = since
 
-    def busy_for(self, worker: int) -> float:
-        """Seconds since the worker's `enter`; 0 while it waits."""
-        since = float(self._memory["since"][worker])
-        return time.monotonic() - since if since else 0.0
+    def since(self) -> Array:
+        """When each worker entered what it is busy with, [workers]; 0 while it waits; a copy."""
+        return self._memory["since"].copy()
 
     def busy_s(self) -> Array:
         """Seconds that each worker has been busy in all, [workers]; a copy."""

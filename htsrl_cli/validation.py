@@ -165,9 +165,7 @@ def _check_workers(config: TrainConfig) -> None:
     if config.runner.name == "serial":
         return
     if actors.num_envs % actors.num_executors:
-        fitting = max(
-            n for n in range(1, actors.num_executors) if actors.num_envs % n == 0
-        )
+        fitting = max(n for n in range(1, actors.num_executors) if actors.num_envs % n == 0)
         raise ConfigError(
             "actors.num_executors",
             actors.num_executors,

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import IO, Any
@@ -36,8 +36,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # How often the watcher looks for hangs, and how long a hung worker has to write its stack.
 WATCH_PERIOD_S = 0.25
 STACK_GRACE_S = 1.0
+# Until a worker is busy for the first time it loads its libraries, which takes a loaded machine
+# many seconds.
+START_TIMEOUT_S = 300.0
 # How long a worker that was told to stop may take before it is killed.
 STOP_GRACE_S = 3.0
+NO_STACK = "  (no answer: it is stopped, or stuck in the kernel)"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -86,6 +90,7 @@ class Worker:
         sentinel: readable once it has ended.
         control: commands to it, results from it; only the main thread reads.
         stack: where a process writes its stack when it crashes or is asked to.
+        owes: it has a command and its answer has not been read.
     """
 
     name: str
@@ -95,9 +100,11 @@ class Worker:
     sentinel: int | Connection
     control: Connection
     stack: IO[bytes]
+    owes: bool = False
 
     def send(self, command: str, *args: object) -> None:
         """Gives a command; that the worker is gone shows when it is asked for the answer."""
+        self.owes = True
         with suppress(OSError):
             self.control.send((command, *args))
 
@@ -116,6 +123,7 @@ class Worker:
             connection.wait([watcher.failed])
             watcher.check()
             raise
+        self.owes = False
         if answer == "error":
             raise _as_error(self, results[0])
         assert answer == command, (answer, command)
@@ -134,7 +142,9 @@ def start_process(
         args=(main, theirs, _InheritedFile(stack.fileno()), index, args),
         daemon=True,
     )
-    # Stop signals wait until the child has said that it ignores them.
+    # Stop signals wait until the child has said that it ignores them. The first process starts
+    # multiprocessing's tracker, too, which would lift the block: that is done before.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         process.start()
@@ -229,6 +239,10 @@ class Watcher:
     The learner keeps the main thread busy for seconds: it calls `check` between minibatches, and
     whoever waits for workers waits for `failed`, too.
 
+    A worker hangs that is busy with one thing for longer than its timeout. And where no worker is
+    busy for that long although one owes an answer, there is one that does not wake up, or lost
+    what it was told: it was stopped while it waited, for example.
+
     Attributes:
         failed: readable once a worker has failed.
     """
@@ -236,6 +250,10 @@ class Watcher:
     def __init__(self, workers: Iterable[Worker], board: Board) -> None:
         self._workers = list(workers)
         self._board = board
+        self._since, self._busy_s = board.since(), board.busy_s()
+        # Seconds since the worker began or ended something. They are counted from look to look:
+        # a pause of the whole run (Ctrl-Z) is no hang.
+        self._still_s = np.zeros(len(self._since))
         self._dead: list[Worker] = []
         self._hang: WorkerError | None = None
         self._closing, self._close = CONTEXT.Pipe(duplex=False)
@@ -256,24 +274,57 @@ class Watcher:
         self._thread.join()
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not (self._dead or self._hang):
             sentinels = [worker.sentinel for worker in self._workers]
             ready = connection.wait([self._closing, *sentinels], WATCH_PERIOD_S)
             if self._closing in ready:
                 return
             self._dead = [worker for worker in self._workers if worker.sentinel in ready]
-            self._hang = self._find_hang()
+            before, looked = looked, time.monotonic()
+            self._look_at_board(min(looked - before, 2 * WATCH_PERIOD_S))
+            if not self._dead:
+                self._hang = self._find_hang() or self._find_stall()
         self._fail.send_bytes(b"!")
 
+    def _look_at_board(self, elapsed_s: float) -> None:
+        since, busy_s = self._board.since(), self._board.busy_s()
+        moved = (since != self._since) | (busy_s != self._busy_s)
+        self._still_s = np.where(moved, 0.0, self._still_s + elapsed_s)
+        self._since, self._busy_s = since, busy_s
+
     def _find_hang(self) -> WorkerError | None:
+        """A worker that is busy with one thing for too long."""
         for worker in self._workers:
-            busy_s = self._board.busy_for(worker.index)
-            if busy_s > worker.timeout_s and worker not in self._dead:
+            still_s = self._still_s[worker.index]
+            if self._since[worker.index] and still_s > worker.timeout_s:
                 return WorkerError(
-                    f"{worker.name} hangs: busy with one thing for {busy_s:.1f} s, more than its "
-                    f"timeout of {worker.timeout_s:g} s; it stands at\n{_ask_for_stack(worker)}"
+                    f"{worker.name} hangs: busy with one thing for {still_s:.1f} s, more than its "
+                    f"timeout of {worker.timeout_s:g} s; it stands at\n"
+                    f"{_ask_for_stack(worker) or NO_STACK}"
                 )
         return None
+
+    def _find_stall(self) -> WorkerError | None:
+        """All workers wait although one has something to do; blames those that do not react."""
+        still_s = float(self._still_s.min())
+        if self._since.any() or still_s <= self._stall_timeout_s():
+            return None
+        if not any(worker.owes and not worker.control.poll() for worker in self._workers):
+            return None
+        stacks = {worker.name: _ask_for_stack(worker) for worker in self._workers}
+        deaf = {name: NO_STACK for name, stack in stacks.items() if not stack}
+        blamed = deaf or stacks
+        where = "\n".join(f"{name} stands at\n{stack}" for name, stack in blamed.items())
+        return WorkerError(
+            f"{', '.join(blamed)} hangs: there is work to do and no worker has done anything for "
+            f"{still_s:.1f} s\n{where}"
+        )
+
+    def _stall_timeout_s(self) -> float:
+        if (self._busy_s == 0).any():
+            return START_TIMEOUT_S
+        return min(worker.timeout_s for worker in self._workers)
 
 
 def _cause_of_death(dead: list[Worker]) -> HtsrlError:
@@ -300,7 +351,7 @@ def _as_error(worker: Worker, words: HtsrlError | str) -> HtsrlError:
 
 
 def _ask_for_stack(worker: Worker) -> str:
-    """A hung worker's stack; `faulthandler` answers even inside C code."""
+    """A hung worker's stack, by `faulthandler` even inside C code; empty without an answer."""
     if isinstance(worker.host, threading.Thread):
         return _thread_stack(worker.host)
     with suppress(OSError):
@@ -310,7 +361,7 @@ def _ask_for_stack(worker: Worker) -> str:
     while time.monotonic() < deadline and not text:
         time.sleep(0.05)
         text = _read_stack(worker)
-    return text or "  (no answer: it is stopped, or stuck in the kernel)"
+    return text
 
 
 def _thread_stack(thread: threading.Thread) -> str:

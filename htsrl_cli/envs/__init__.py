@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from htsrl_cli.config import AtariConfig, EnvConfig, GymConfig
+from htsrl_cli.errors import ConfigError
 
 Array = npt.NDArray[Any]
 
@@ -34,10 +34,12 @@ class ActionSpec:
 
     @property
     def num_dims(self) -> int:
+        """Numbers in an action vector (D)."""
         return len(self.sizes) or len(self.low)
 
     @property
     def dtype(self) -> str:
+        """Of an action vector, as NumPy names it."""
         return "float32" if self.kind == "gaussian" else "int64"
 
 
@@ -60,9 +62,11 @@ class Env(Protocol):
 
     env_spec: EnvSpec
 
-    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]: ...
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        """Begins an episode, whose random events `seed` decides."""
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]: ...
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Takes one env step; `action` is a vector of `env_spec.actions.num_dims` numbers."""
 
     def get_state(self) -> bytes:
         """Everything that decides the environment's future, wrappers and generators included."""
@@ -70,7 +74,8 @@ class Env(Protocol):
     def set_state(self, state: bytes) -> Array:
         """Restores `get_state`'s bytes, executing none of them; returns the observation."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases what the environment holds outside memory."""
 
 
 def make_env(config: EnvConfig, index: int) -> Env:
@@ -81,9 +86,7 @@ def make_env(config: EnvConfig, index: int) -> Env:
             package is missing.
     """
     if isinstance(config, AtariConfig):
-        from htsrl_cli.envs.atari import AtariEnv
-
-        return AtariEnv(config)
+        return _make_atari(config)
     if isinstance(config, GymConfig):
         from htsrl_cli.envs.gym import make_gym_env
 
@@ -91,3 +94,12 @@ def make_env(config: EnvConfig, index: int) -> Env:
     from htsrl_cli.envs.synthetic import make_synthetic_env
 
     return make_synthetic_env(config, index)
+
+
+def _make_atari(config: AtariConfig) -> Env:
+    try:
+        from htsrl_cli.envs.atari import AtariEnv
+    except ModuleNotFoundError as error:
+        remedy = f"needs the package {error.name}: pip install ale-py opencv-python-headless"
+        raise ConfigError("env.game", config.game, remedy) from error
+    return AtariEnv(config)

@@ -16,8 +16,6 @@ from htsrl_cli.envs.emulator import BOOT_FRAMES, FIRE, NOOP, Emulator
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import ConfigError
 
-_MINIMA = {"frame_skip": 1, "screen_size": 1, "frame_stack": 1, "noop_max": 0}
-
 
 class AtariEnv:
     """A game of the Arcade Learning Environment.
@@ -34,11 +32,11 @@ class AtariEnv:
     newest screen last.
 
     Raises:
-        ConfigError: `env.game` is unknown, or a size is out of range.
+        ConfigError: `env.game` is unknown, or the cap on frames leaves none to play.
     """
 
     def __init__(self, config: AtariConfig) -> None:
-        _check(config)
+        _check_cap(config)
         self._config = config
         self._emulator = Emulator(config)
         minimal = self._emulator.minimal_actions
@@ -72,6 +70,7 @@ class AtariEnv:
         return self._observation(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Plays one action for `frame_skip` frames."""
         reward = self._emulator.run(self._actions[int(action[0])], self._config.frame_skip)
         life_lost = self._life_lost()
         if life_lost and not self._config.terminal_on_life_loss:
@@ -86,6 +85,7 @@ class AtariEnv:
         return self._observation(), self._train_on(reward), terminated, truncated, self._info()
 
     def get_state(self) -> bytes:
+        """Everything that decides the future; about 50 KB."""
         meta, blobs = self._emulator.get_state()
         meta |= self._identity()
         meta |= {"lives": self._lives, "score": self._score, "length": self._length}
@@ -160,17 +160,9 @@ class AtariEnv:
         }
 
 
-def _check(config: AtariConfig) -> None:
-    for name, minimum in _MINIMA.items():
-        if getattr(config, name) < minimum:
-            raise ConfigError(f"env.{name}", getattr(config, name), f"must be {minimum} or more")
-    probability = config.repeat_action_probability
-    if not 0 <= probability < 1:
-        raise ConfigError("env.repeat_action_probability", probability, "must be in [0, 1)")
+def _check_cap(config: AtariConfig) -> None:
     frames_of_reset = BOOT_FRAMES + config.noop_max + config.frame_skip
-    if config.max_num_frames_per_episode <= frames_of_reset:
-        raise ConfigError(
-            "env.max_num_frames_per_episode",
-            config.max_num_frames_per_episode,
-            f"must exceed the {frames_of_reset} frames that a reset may take",
-        )
+    cap = config.max_num_frames_per_episode
+    if cap <= frames_of_reset:
+        remedy = f"must exceed the {frames_of_reset} frames that a reset may take"
+        raise ConfigError("env.max_num_frames_per_episode", cap, remedy)

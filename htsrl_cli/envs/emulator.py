@@ -37,14 +37,14 @@ BOOT_FRAMES = 4
 _FRAMES_BETWEEN_KEYFRAMES = 1024
 
 # The games of Bellemare et al. (2013) with the additions of Mnih et al. (2015), by ROM name.
-ATARI_57 = tuple(
+ATARI_57: tuple[str, ...] = tuple(
     """alien amidar assault asterix asteroids atlantis bank_heist battle_zone beam_rider berzerk
     bowling boxing breakout centipede chopper_command crazy_climber defender demon_attack
     double_dunk enduro fishing_derby freeway frostbite gopher gravitar hero ice_hockey jamesbond
     kangaroo krull kung_fu_master montezuma_revenge ms_pacman name_this_game phoenix pitfall pong
     private_eye qbert riverraid road_runner robotank seaquest skiing solaris space_invaders
     star_gunner surround tennis time_pilot tutankham up_n_down venture video_pinball wizard_of_wor
-    yars_revenge zaxxon""".split()
+    yars_revenge zaxxon""".split()  # noqa: SIM905
 )
 
 # An executor is one of many processes: a pool of threads in each would only get in their way.
@@ -81,10 +81,12 @@ class Emulator:
 
     @property
     def lives(self) -> int:
+        """Lives left; 0 in games that have none."""
         return self._ale.lives()
 
     @property
     def game_over(self) -> bool:
+        """The game has ended by its own rules."""
         return self._ale.game_over(with_truncation=False)
 
     @property

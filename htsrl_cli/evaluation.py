@@ -1,0 +1,276 @@
+"""`htsrl eval`: plays whole games with a trained policy and reports their raw scores.
+
+Needs a checkpoint's parameters and configuration only. A game's resets and action noise are
+addressed by its number, and forward passes have the run's constant shape: scores do not depend on
+how many games are played side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from htsrl_cli.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from htsrl_cli.config import EvalConfig, TrainConfig
+from htsrl_cli.durable import write_durably
+from htsrl_cli.envs import Array, Env, EnvSpec, make_env
+from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.policy import ActorCritic, build_policy, mode, sample
+from htsrl_cli.schema import from_plain
+from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+from htsrl_cli.torch_setup import resolve_device, set_up_torch
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "eval.json"
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of an evaluation.
+
+    Attributes:
+        checkpoint: the file that was evaluated, and the `env_steps` it was trained for.
+        returns: raw score of each game, in order of number.
+        lengths: env steps of each game.
+        std: standard deviation of a sample (ddof 1); None for a single game.
+        interval: 95 % bootstrap interval of the mean; None for a single game.
+    """
+
+    checkpoint: str
+    env_steps: int
+    seed: int
+    greedy: bool
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+
+
+def run(config: EvalConfig) -> EvalResult:
+    """Evaluates a checkpoint, prints a table and writes `eval.json` into the run's folder.
+
+    A file that is not in a run's `checkpoints/` has its `eval.json` next to it.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit its environment.
+        ConfigError: the environment or the device is not to be had here.
+    """
+    set_up_torch()
+    path = find_checkpoint(Path(config.checkpoint))
+    checkpoint = load_checkpoint(path)
+    episodes = play(checkpoint, config, path)
+    returns, lengths = zip(*episodes, strict=True)
+    std, interval = spread(returns, config.seed)
+    result = EvalResult(
+        checkpoint=str(path),
+        env_steps=checkpoint.meta["env_steps"],
+        seed=config.seed,
+        greedy=config.greedy,
+        returns=returns,
+        lengths=lengths,
+        mean=float(np.mean(returns)),
+        std=std,
+        interval=interval,
+    )
+    Console().print(_table(result))
+    _write(result, path)
+    return result
+
+
+def play(
+    checkpoint: Checkpoint, config: EvalConfig, path: Path, side_by_side: int | None = None
+) -> list[tuple[float, int]]:
+    """Plays `config.episodes` games; returns raw score and length in env steps of each.
+
+    Args:
+        checkpoint: of a run, or anything with its parameters and `meta`.
+        config: the number of games, their seed, and how actions are chosen.
+        path: of the checkpoint, for messages.
+        side_by_side: games at a time, at most and by default the rows of a forward pass.
+    """
+    train_config = _train_config(checkpoint, path)
+    num_rows = train_config.actors.inference_batch
+    num_envs = min(config.episodes, side_by_side or num_rows)
+    with ExitStack() as stack:
+        # All are number 0: an environment may depend on its index, a score must not.
+        envs = [
+            stack.enter_context(closing(make_env(train_config.env, 0))) for _ in range(num_envs)
+        ]
+        policy = _load_policy(checkpoint, train_config, envs[0].env_spec, path)
+        batch = _Batch(policy, envs[0].env_spec, num_rows, config.greedy)
+        return _play_games(envs, batch, config)
+
+
+def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
+    """Standard deviation (ddof 1) and 95 % percentile bootstrap interval of the mean."""
+    if len(returns) < 2:
+        return None, None
+    bootstrap = scipy.stats.bootstrap(
+        (np.asarray(returns),),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        # Defined for constant scores, too, where the bias-corrected method divides by zero.
+        method="percentile",
+        batch=NUM_RESAMPLES // 10,
+        rng=np.random.default_rng(seed),
+    )
+    low, high = bootstrap.confidence_interval
+    return float(np.std(returns, ddof=1)), (float(low), float(high))
+
+
+class _Game:
+    """One whole game, from the first reset to the raw score; lost lives go on with a reset."""
+
+    def __init__(self, env: Env, number: int, seed: int) -> None:
+        self.number = number
+        self._env = env
+        self._seed = seed
+        self._num_resets = 0
+        self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
+        self.obs = self._reset()
+
+    def noise(self) -> Array:
+        """What samples the next action, float32 [D]."""
+        actions = self._env.env_spec.actions
+        return draw_noise(self._rng, (actions.num_dims,), actions.kind)
+
+    def step(self, action: Array) -> tuple[float, int] | None:
+        """One env step; at the end of the game its raw score and length."""
+        self.obs, _, terminated, truncated, info = self._env.step(action)
+        if "episode" in info:
+            return float(info["episode"]["r"]), int(info["episode"]["l"])
+        if terminated or truncated:
+            self.obs = self._reset()
+        return None
+
+    def _reset(self) -> Array:
+        address = (self.number, self._num_resets)
+        self._num_resets += 1
+        seed = reset_seed(self._seed, *address, Purpose.EVALUATION_RESETS)
+        obs, _ = self._env.reset(seed=seed)
+        return obs
+
+
+class _Batch:
+    """Forward passes of constant shape; rows without a game hold what they last held."""
+
+    def __init__(self, policy: ActorCritic, spec: EnvSpec, num_rows: int, greedy: bool) -> None:
+        self._policy = policy
+        self._actions = spec.actions
+        self._greedy = greedy
+        self._device = next(policy.parameters()).device
+        self._obs = np.zeros((num_rows, *spec.obs_shape), spec.obs_dtype)
+        self._noise = np.zeros((num_rows, spec.actions.num_dims), np.float32)
+
+    @torch.inference_mode()
+    def act(self, games: dict[int, _Game]) -> Array:
+        """Actions [rows, D] for games by row."""
+        for row, game in games.items():
+            self._obs[row] = game.obs
+            self._noise[row] = game.noise()
+        params, _ = self._policy(torch.from_numpy(self._obs).to(self._device))
+        if self._greedy:
+            actions = mode(self._actions, params)
+        else:
+            noise = torch.from_numpy(self._noise).to(self._device)
+            actions, _ = sample(self._actions, params, noise)
+        chosen: Array = actions.cpu().numpy()
+        return chosen
+
+
+def _play_games(envs: Sequence[Env], batch: _Batch, config: EvalConfig) -> list[tuple[float, int]]:
+    games = {row: _Game(env, row, config.seed) for row, env in enumerate(envs)}
+    started = len(games)
+    results: dict[int, tuple[float, int]] = {}
+    while games:
+        actions = batch.act(games)
+        for row, game in list(games.items()):
+            result = game.step(actions[row])
+            if result is None:
+                continue
+            results[game.number] = result
+            logger.info("game %d: score %g in %d env steps", game.number, *result)
+            del games[row]
+            if started < config.episodes:
+                games[row] = _Game(envs[row], started, config.seed)
+                started += 1
+    return [results[number] for number in range(config.episodes)]
+
+
+def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
+    try:
+        return from_plain(checkpoint.meta["config"])
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} holds no configuration that this version of htsrl knows ({error})"
+        ) from error
+
+
+def _load_policy(
+    checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path
+) -> ActorCritic:
+    """The policy in the actors' precision, with the checkpoint's parameters."""
+    if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
+        raise CheckpointError(
+            f"{path} does not fit its environment, which is {spec} here: another version of the "
+            "environment's package made it"
+        )
+    device = resolve_device("actors.device", config.actors.device)
+    policy = build_policy(spec, config.algo, config.actors.precision, device)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            array = checkpoint.arrays.get(f"params/{name}")
+            if array is None or array.shape != tuple(parameter.shape):
+                shape = tuple(parameter.shape)
+                raise CheckpointError(
+                    f"{path} does not fit its environment: "
+                    f"it has no parameter {name} of shape {shape}"
+                )
+            parameter.copy_(torch.from_numpy(array))
+    return policy
+
+
+def _table(result: EvalResult) -> Table:
+    table = Table("", "score", title=f"{result.checkpoint} after {result.env_steps:,} env steps")
+    how = "most likely" if result.greedy else "sampled"
+    rows: dict[str, Any] = {
+        "games": f"{len(result.returns)} (seed {result.seed}, {how} actions)",
+        "mean": f"{result.mean:.2f}",
+        "95 % interval": "-"
+        if result.interval is None
+        else "{:.2f} to {:.2f}".format(*result.interval),
+        "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
+        "lowest": f"{min(result.returns):g}",
+        "highest": f"{max(result.returns):g}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _write(result: EvalResult, checkpoint: Path) -> None:
+    """Writes `eval.json`; the table has been shown, so a failure is only reported."""
+    folder = checkpoint.parent
+    if folder.name == "checkpoints":
+        folder = folder.parent
+    content = json.dumps(asdict(result), indent=2).encode() + b"\n"
+    try:
+        write_durably(folder / RESULT_FILE, lambda file: file.write(content))
+    except OSError as error:
+        logger.error("%s: %s; the scores are not stored", folder / RESULT_FILE, error.strerror)

@@ -1,0 +1,227 @@
+"""What asynchronous rollouts gain where step times vary: `hts` against `sync`, and theory.
+
+    python -m scripts.asynchrony --seconds 60 --repeats 3
+
+Sixteen environments that only sleep, one executor each, trained by `htsrl train` in fresh
+processes. Part 1: exponential step times, hardly any training; both runners are compared with
+what the expected step times predict. Part 2: constant step times, and a learner that is made to
+need as long for an interval as its collection takes.
+
+The predictions have one free figure, c: what an env step of one environment costs beyond its step
+time (oversleeping, pipes, inference, the barrier's share). It is measured for each runner in a run
+with constant step times, where no environment waits for a slower one by chance, as
+c = environments / rate - step time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import gamma
+
+from scripts import microbenchmarks
+from scripts.measured_runs import (
+    Comparison,
+    Line,
+    Measurement,
+    busy_cores,
+    median,
+    show_medians,
+    train,
+    write_report,
+)
+
+NUM_ENVS = 16
+SYNC_INTERVAL = 128
+MEAN_S = 0.010
+RUNNERS = ("hts", "sync")
+EULER_MASCHERONI = 0.5772156649015329
+# Micro-batches of a network large enough that its passes, not their overhead, take the time.
+LOAD = ("algo=ppo", "algo.hidden_sizes=[256,256]", "algo.num_minibatches=4")
+LIGHT = ("algo=a2c",)
+# The number of epochs from which the cost of one is measured.
+CALIBRATION_EPOCHS = 8
+
+
+def claim_1_seconds(
+    num_states: int, num_envs: int, sync_interval: int, mean_s: float, actor_s: float
+) -> float:
+    """Expected time to collect `num_states` env steps, meeting every `sync_interval` of them.
+
+    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times are exponential with mean `mean_s`,
+    hence an environment's part of an interval Gamma(sync_interval, 1 / mean_s); the expected
+    maximum over environments is that of the Gumbel distribution it tends to.
+
+    Args:
+        actor_s: what an env step costs beyond its step time (c).
+    """
+    slowest_s = gamma.ppf(1 - 1 / num_envs, sync_interval, scale=mean_s)
+    spread_s = EULER_MASCHERONI * mean_s * (1 + (sync_interval - 1) * mean_s / slowest_s)
+    num_intervals = num_states / (num_envs * sync_interval)
+    return float(num_intervals * (spread_s + slowest_s) + num_states * actor_s / num_envs)
+
+
+def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: float) -> float:
+    """Expected time to collect `num_states` env steps when all wait for each at every one.
+
+    The slowest of n exponential step times takes the n-th harmonic number times their mean.
+
+    Args:
+        step_s: what a joint step costs beyond the slowest environment.
+    """
+    harmonic = sum(1 / k for k in range(1, num_envs + 1))
+    return num_states / num_envs * (mean_s * harmonic + step_s)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Starts runs and keeps what they measured.
+
+    Attributes:
+        folder: for run folders.
+        seconds: of a run, its first interval aside.
+    """
+
+    folder: Path
+    seconds: float
+
+    def run(
+        self, name: str, runner: str, distribution: str, words: Sequence[str]
+    ) -> tuple[Measurement, list[Line]]:
+        """One run of `htsrl train`, printed."""
+        words = [
+            f"runner={runner}",
+            f"runner.sync_interval={SYNC_INTERVAL}",
+            "env=synthetic/sleep",
+            f"env.distribution={distribution}",
+            f"env.mean_ms={1000 * MEAN_S:g}",
+            f"actors.num_envs={NUM_ENVS}",
+            f"actors.num_executors={NUM_ENVS}",
+            *words,
+        ]
+        busy = busy_cores()
+        run_dir = Path(tempfile.mkdtemp(prefix=f"{runner}-", dir=self.folder)) / "run"
+        lines = train(words, run_dir, self.seconds)
+        measurement = Measurement.of(name, lines, busy)
+        measurement.show()
+        return measurement, lines
+
+    def alternate(
+        self, repeats: int, distribution: str, words: Sequence[str]
+    ) -> tuple[list[Measurement], list[float]]:
+        """`hts` and `sync` by turns; also each `sync` run's learning time over rollout time."""
+        measurements, shares = [], []
+        for _ in range(repeats):
+            for runner in RUNNERS:
+                measurement, lines = self.run(runner, runner, distribution, words)
+                measurements.append(measurement)
+                if runner == "sync":
+                    shares.append(_learning_over_rollout(lines))
+        return measurements, shares
+
+
+def _learning_over_rollout(lines: Sequence[Line]) -> float:
+    """Learning time over rollout time of a `sync` run, in which they alternate."""
+    learning = sum(line["time/learner_busy"] for line in lines[1:])
+    return float(learning / sum(line["time/learner_waiting"] for line in lines[1:]))
+
+
+def measure_step_cost(bench: Bench) -> dict[str, float]:
+    """c of each runner in seconds, from runs with constant step times."""
+    print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
+    costs = {}
+    for runner in RUNNERS:
+        measurement, _ = bench.run(runner, runner, "constant", LIGHT)
+        costs[runner] = NUM_ENVS / measurement.rate - MEAN_S
+    _show_parts()
+    for runner, cost in costs.items():
+        print(f"  c of {runner}: {1000 * cost:.3f} ms")
+    return costs
+
+
+def _show_parts() -> None:
+    """Prints the two parts of c that can be timed by themselves."""
+    config = microbenchmarks.compose(["env=synthetic/sleep", *LIGHT])
+    batch = config.actors.inference_batch
+    pass_ms = 1000 * batch / microbenchmarks.inference_rate(config, 1.0)
+    overshoot_ms = 1000 * microbenchmarks.sleep_overshoot_s(MEAN_S)
+    print(f"  alone, a forward pass of {batch} rows takes {pass_ms:.3f} ms and")
+    print(f"  a sleep of {1000 * MEAN_S:g} ms takes {overshoot_ms:.3f} ms longer than that")
+
+
+def varying_step_times(
+    bench: Bench, repeats: int, costs: dict[str, float]
+) -> tuple[list[Measurement], list[Comparison]]:
+    """Part 1."""
+    print("Part 1: exponential step times of mean 10 ms")
+    measurements, _ = bench.alternate(repeats, "exponential", LIGHT)
+    show_medians(measurements)
+    predicted = {
+        "hts": 1 / claim_1_seconds(1, NUM_ENVS, SYNC_INTERVAL, MEAN_S, costs["hts"]),
+        "sync": 1 / lockstep_seconds(1, NUM_ENVS, MEAN_S, costs["sync"]),
+    }
+    for runner, rate in predicted.items():
+        print(f"  predicted for {runner}: {rate:.1f} env steps/s")
+    reached = {runner: median(measurements, runner) for runner in RUNNERS}
+    comparisons = [
+        Comparison("hts / sync", reached["hts"] / reached["sync"], 2.6),
+        Comparison("hts / prediction (Claim 1)", reached["hts"] / predicted["hts"], 0.9, 1.1),
+        Comparison("sync / prediction", reached["sync"] / predicted["sync"], 0.9, 1.1),
+    ]
+    return measurements, comparisons
+
+
+def equal_training_cost(
+    bench: Bench, repeats: int, learner_threads: int
+) -> tuple[list[Measurement], list[Comparison], dict[str, object]]:
+    """Part 2."""
+    print(f"Part 2: constant step times, training as long as the rollout ({learner_threads=})")
+    load = [*LOAD, f"learner.num_threads={learner_threads}"]
+    words = [*load, f"algo.update_epochs={CALIBRATION_EPOCHS}"]
+    _, lines = bench.run("calibration", "sync", "constant", words)
+    epochs = max(1, round(CALIBRATION_EPOCHS / _learning_over_rollout(lines)))
+    print(
+        f"  {CALIBRATION_EPOCHS} epochs take {_learning_over_rollout(lines):.3f} of the rollout's"
+    )
+    print(f"  time: {epochs} epochs from here on")
+    words = [*load, f"algo.update_epochs={epochs}"]
+    measurements, shares = bench.alternate(repeats, "constant", words)
+    show_medians(measurements)
+    print(f"  learning time / rollout time in the sync runs: {[round(s, 3) for s in shares]}")
+    ratio = median(measurements, "hts") / median(measurements, "sync")
+    figures = {"update_epochs": epochs, "learning_over_rollout": shares}
+    return measurements, [Comparison("hts / sync, equal cost", ratio, 1.6)], figures
+
+
+def main() -> int:
+    """Runs both parts; the exit code is 1 where a target is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a run (default: 60)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument(
+        "--learner-threads", type=int, default=1, help="in part 2 (default: 1, a core of its own)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/asynchrony.json"), help="JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="asynchrony-") as folder:
+        bench = Bench(Path(folder), args.seconds)
+        costs = measure_step_cost(bench)
+        varying, comparisons = varying_step_times(bench, args.repeats, costs)
+        equal, more, figures = equal_training_cost(bench, args.repeats, args.learner_threads)
+    comparisons += more
+    print("Targets")
+    for comparison in comparisons:
+        comparison.show()
+    figures |= {"step_cost_s": costs, "num_runs_of_part_1": len(varying)}
+    write_report(args.output, [*varying, *equal], comparisons, figures)
+    return 0 if all(comparison.holds for comparison in comparisons) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,350 @@
+"""An independent recomputation of all that a run wrote into its slots.
+
+Nothing that moves experience in a run is used here: no ring, roles, pipes or hosts, and the random
+numbers come from numpy's Philox at once. A run that left a checkpoint at every barrier says, for
+each interval, which parameters acted and where the environments stood. From these a plain loop
+plays the interval again: every cell of every array must have the same bits. Where a checkpoint
+does not hold the slot (`runner=sync`, and the last one), the chain of hashes has to agree.
+
+Shapes: T steps of an interval, B columns, D action dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from htsrl_cli.checkpoint import Checkpoint, load_checkpoint
+from htsrl_cli.config import TrainConfig
+from htsrl_cli.envs import Env, make_env
+from htsrl_cli.policy import build_policy, sample
+from htsrl_cli.schema import from_plain
+from htsrl_cli.torch_setup import set_up_torch
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+# The order in which a slot is hashed. Also that of causes within a time step, nearly.
+NAMES = (
+    "obs",
+    "noise",
+    "actions",
+    "log_probs",
+    "values",
+    "versions",
+    "rewards",
+    "terminated",
+    "truncated",
+    "final_values",
+    "episode_returns",
+    "episode_lengths",
+)
+# Keys of the generators, as documented: what the numbers are for.
+ACTIONS, RESETS = 1, 2
+
+
+class AuditError(AssertionError):
+    """The run and its recomputation differ; the message says where first."""
+
+
+@dataclass
+class Audit:
+    """What was compared, and which events were among it.
+
+    Attributes:
+        slots: intervals whose slot was compared cell by cell.
+        links: links of the chain of hashes that were compared.
+        life_losses: episodes that ended while the game went on.
+        games: episodes that ended with their game, by termination.
+        truncations: episodes that were cut off.
+        learned: intervals that began with other parameters than the one before.
+    """
+
+    slots: int = 0
+    links: int = 0
+    life_losses: int = 0
+    games: int = 0
+    truncations: int = 0
+    learned: int = 0
+
+
+def audit(run_dir: Path) -> Audit:
+    """Plays all intervals of a finished run again.
+
+    Raises:
+        AuditError: something is not as the run wrote it.
+    """
+    set_up_torch()
+    files = sorted((run_dir / "checkpoints").glob("step_*.ckpt"))
+    checkpoints = [load_checkpoint(file) for file in files]
+    config = from_plain(checkpoints[0].meta["config"])
+    assert [c.meta["interval"] for c in checkpoints] == list(range(len(files))), files
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return _Auditor(config).run(checkpoints, summary)
+
+
+class _Auditor:
+    def __init__(self, config: TrainConfig) -> None:
+        self._replay = Replay(config)
+        self._lag = 0 if config.runner.name == "sync" else 1
+        self._found = Audit()
+
+    def run(self, checkpoints: list[Checkpoint], summary: dict[str, Any]) -> Audit:
+        obs, num_episodes = self._replay.first_obs()
+        _expect("interval 0, first observations", checkpoints[0].arrays["obs"], obs)
+        hashes = [""]
+        for before, after in pairwise(checkpoints):
+            slot = self._interval(before, after, obs, num_episodes)
+            obs, num_episodes = slot["obs"][-1], self._replay.num_episodes
+            hashes.append(_sha256(hashes[-1], slot))
+            self._compare_link(after, hashes)
+        self._compare_summary(checkpoints[-1], summary, hashes[-1])
+        return self._found
+
+    def _interval(
+        self, before: Checkpoint, after: Checkpoint, obs: Array, num_episodes: list[int]
+    ) -> Arrays:
+        """Recomputes the interval between two checkpoints; `obs` are the first observations."""
+        interval = before.meta["interval"]
+        _expect(f"interval {interval}, first observations", before.arrays["obs"], obs)
+        if before.meta["num_episodes"] != num_episodes:
+            raise AuditError(
+                f"interval {interval}: the run has begun {before.meta['num_episodes']} episodes, "
+                f"the replay {num_episodes}"
+            )
+        restored = self._replay.restore(before)
+        _expect(f"interval {interval}, restored observations", restored, obs)
+        slot = self._replay.play(interval, obs)
+        if "slot/obs" in after.arrays:
+            stored = {name: after.arrays[f"slot/{name}"] for name in NAMES}
+            _compare_slots(interval, stored, slot)
+            self._found.slots += 1
+        self._compare_previous(before, after)
+        self._count(slot)
+        return slot
+
+    def _compare_previous(self, before: Checkpoint, after: Checkpoint) -> None:
+        """θ[j-1], which a checkpoint holds beside θ[j], is what the one before has as θ[j]."""
+        learned = False
+        for name, theta in _parameters(before).items():
+            where = f"checkpoint {after.meta['interval']}, previous {name}"
+            _expect(where, after.arrays[f"previous/{name}"], theta)
+            learned |= not np.array_equal(theta, after.arrays[f"params/{name}"])
+        self._found.learned += learned
+
+    def _compare_link(self, after: Checkpoint, hashes: list[str]) -> None:
+        """A checkpoint's hash covers the slots that have been learned from."""
+        num_learned = max(0, after.meta["interval"] - self._lag)
+        if after.meta["rollouts_sha256"] != hashes[num_learned]:
+            raise AuditError(
+                f"interval {num_learned - 1}: the hash of its slot is another than the replay's"
+            )
+        self._found.links += 1
+
+    def _compare_summary(self, last: Checkpoint, summary: dict[str, Any], rollouts: str) -> None:
+        theta = hashlib.sha256()
+        for _, array in sorted(_parameters(last).items()):
+            theta.update(array.tobytes())
+        expected = {
+            "rollouts_sha256": rollouts,
+            "params_sha256": theta.hexdigest(),
+            "episodes": self._replay.num_games,
+            "updates": last.meta["interval"] - self._lag,
+        }
+        for name, value in expected.items():
+            if summary[name] != value:
+                raise AuditError(f"summary: {name} is {summary[name]}, the replay has {value}")
+
+    def _count(self, slot: Arrays) -> None:
+        terminated, game_over = slot["terminated"], slot["episode_lengths"] > 0
+        self._found.life_losses += int((terminated & ~game_over).sum())
+        self._found.games += int((terminated & game_over).sum())
+        self._found.truncations += int((slot["truncated"] & ~terminated).sum())
+
+
+class Replay:
+    """Plays intervals one env step and one column after the other.
+
+    Attributes:
+        num_episodes: how many episodes each environment has begun.
+        num_games: whole games that ended so far.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._seed = config.seed
+        self._num_steps = config.runner.sync_interval
+        self._batch = config.actors.inference_batch
+        self._envs: list[Env] = [make_env(config.env, i) for i in range(config.actors.num_envs)]
+        self._spec = self._envs[0].env_spec
+        precision = config.actors.precision
+        self._policy = build_policy(self._spec, config.algo, precision, torch.device("cpu"))
+        self.num_episodes = [0] * len(self._envs)
+        self.num_games = 0
+
+    def first_obs(self) -> tuple[Array, list[int]]:
+        """Begins all first episodes; returns observations [B, *obs_shape] and episode counts."""
+        return np.stack([self._reset(c) for c in range(len(self._envs))]), list(self.num_episodes)
+
+    def restore(self, checkpoint: Checkpoint) -> Array:
+        """Takes parameters and environments from a checkpoint; returns their observations."""
+        self.num_episodes = list(checkpoint.meta["num_episodes"])
+        theta = _parameters(checkpoint)
+        with torch.no_grad():
+            for name, parameter in self._policy.named_parameters():
+                parameter.copy_(torch.from_numpy(theta[name]))
+        states = (checkpoint.arrays[f"env/{i}"].tobytes() for i in range(len(self._envs)))
+        return np.stack(
+            [env.set_state(state) for env, state in zip(self._envs, states, strict=True)]
+        )
+
+    def play(self, interval: int, obs: Array) -> Arrays:
+        """The slot of an interval that starts with `obs`, every array as `NAMES` lists them."""
+        noise = self._noise(interval)
+        rows: dict[str, list[Any]] = {name: [] for name in NAMES}
+        for t in range(self._num_steps):
+            actions, log_probs, values = self._infer(obs, noise[t])
+            rows["obs"].append(obs)
+            rows["actions"].append(actions)
+            rows["log_probs"].append(log_probs)
+            rows["values"].append(values)
+            obs = self._step(actions, rows)
+        rows["obs"].append(obs)
+        rows["values"].append(self._infer(obs, noise[0])[2])
+        slot = {name: np.array(row, _dtype(name, row)) for name, row in rows.items()}
+        slot["noise"] = noise
+        slot["versions"] = np.full(slot["values"].shape, interval, np.int64)
+        return slot
+
+    def _step(self, actions: Array, rows: dict[str, list[Any]]) -> Array:
+        """Steps every column; returns what is seen next, [B, *obs_shape]."""
+        final_values = np.zeros(len(self._envs), np.float32)
+        following, cells = [], []
+        for c, env in enumerate(self._envs):
+            obs, reward, terminated, truncated, info = env.step(actions[c])
+            game = info.get("episode", {"r": 0.0, "l": 0})
+            self.num_games += "episode" in info
+            cells.append((reward, terminated, truncated, game["r"], game["l"]))
+            if truncated and not terminated:
+                final_values[c] = self._value(c, obs)
+            following.append(self._reset(c) if terminated or truncated else obs)
+        names = ("rewards", "terminated", "truncated", "episode_returns", "episode_lengths")
+        for name, column in zip(names, zip(*cells, strict=True), strict=True):
+            rows[name].append(column)
+        rows["final_values"].append(final_values)
+        return np.stack(following)
+
+    def _reset(self, c: int) -> Array:
+        seed = int(_philox(self._seed, RESETS, c, self.num_episodes[c]).integers(2**31))
+        self.num_episodes[c] += 1
+        return self._envs[c].reset(seed=seed)[0]
+
+    def _noise(self, interval: int) -> Array:
+        shape = (self._num_steps, len(self._envs), self._spec.actions.num_dims)
+        rng = _philox(self._seed, ACTIONS, interval, 0)
+        if self._spec.actions.kind == "gaussian":
+            return rng.standard_normal(shape, np.float32)
+        return rng.random(shape, np.float32)
+
+    def _infer(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
+        """Actions [B, D], log-probabilities [B] and values [B]."""
+        parts = []
+        for start in range(0, len(obs), self._batch):
+            rows = slice(start, start + self._batch)
+            parts.append(self._pass(obs[rows], noise[rows]))
+        actions, log_probs, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return actions, log_probs, values
+
+    def _value(self, c: int, obs: Array) -> float:
+        """Of one observation, in the row that the column has in its pass."""
+        row = c % self._batch
+        padded = np.zeros((row + 1, *obs.shape), obs.dtype)
+        padded[row] = obs
+        noise = np.zeros((row + 1, self._spec.actions.num_dims), np.float32)
+        return float(self._pass(padded, noise)[2][row])
+
+    @torch.no_grad()
+    def _pass(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
+        """A forward pass of at most `inference_batch` rows, filled up with zeros."""
+        empty = self._batch - len(obs)
+        padded_obs = np.concatenate([obs, np.zeros((empty, *obs.shape[1:]), obs.dtype)])
+        padded_noise = np.concatenate([noise, np.zeros((empty, noise.shape[1]), noise.dtype)])
+        params, values = self._policy(torch.from_numpy(padded_obs))
+        actions, log_probs = sample(self._spec.actions, params, torch.from_numpy(padded_noise))
+        n = len(obs)
+        return actions.numpy()[:n], log_probs.numpy()[:n], values.numpy()[:n]
+
+
+def _philox(seed: int, purpose: int, high: int, low: int) -> np.random.Generator:
+    key = np.array([seed, purpose], np.uint64)
+    counter = np.array([0, 0, low, high], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _dtype(name: str, rows: list[Any]) -> npt.DTypeLike:
+    """What a slot keeps of an array; observations, actions and values come in their own dtype."""
+    fixed = {
+        "rewards": np.float32,
+        "terminated": np.bool_,
+        "truncated": np.bool_,
+        "episode_returns": np.float64,
+        "episode_lengths": np.int64,
+    }
+    return fixed.get(name) or (rows[0].dtype if rows else None)
+
+
+def _parameters(checkpoint: Checkpoint) -> Arrays:
+    prefix = "params/"
+    arrays = checkpoint.arrays.items()
+    return {name.removeprefix(prefix): a for name, a in arrays if name.startswith(prefix)}
+
+
+def _sha256(previous: str, slot: Arrays) -> str:
+    """h[j] = sha256(h[j-1] || slot j)."""
+    data = b"".join(np.ascontiguousarray(slot[name]).tobytes() for name in NAMES)
+    return hashlib.sha256(bytes.fromhex(previous) + data).hexdigest()
+
+
+def _expect(where: str, stored: Array, replayed: Array) -> None:
+    """Raises AuditError unless two arrays have the same bits."""
+    for index in _differences(stored, replayed):
+        raise AuditError(_message(f"{where} {index}", stored, replayed, index))
+
+
+def _compare_slots(interval: int, stored: Arrays, replayed: Arrays) -> None:
+    """Raises AuditError for the earliest time step, there for the first array, that differs."""
+    found = []
+    for order, name in enumerate(NAMES):
+        for index in _differences(stored[name], replayed[name]):
+            found.append((index[0], order, index))
+            break
+    if found:
+        _, order, index = min(found)
+        t, c, *rest = index
+        name = NAMES[order]
+        where = f"interval {interval}, {name} at step {t}, column {c}{f', {rest}' if rest else ''}"
+        raise AuditError(_message(where, stored[name], replayed[name], index))
+
+
+def _message(where: str, stored: Array, replayed: Array, index: tuple[int, ...]) -> str:
+    return f"{where}: the run has {stored[index]!r}, the replay {replayed[index]!r}"
+
+
+def _differences(stored: Array, replayed: Array) -> Iterator[tuple[int, ...]]:
+    """Indices of the entries whose bits differ, in order."""
+    if (stored.shape, stored.dtype) != (replayed.shape, replayed.dtype):
+        raise AuditError(
+            f"the run has {stored.dtype} {stored.shape}, the replay {replayed.dtype} "
+            f"{replayed.shape}"
+        )
+    bits = np.dtype(f"u{stored.dtype.itemsize}")
+    differ = np.ascontiguousarray(stored).view(bits) != np.ascontiguousarray(replayed).view(bits)
+    yield from (tuple(int(i) for i in index) for index in np.argwhere(differ))

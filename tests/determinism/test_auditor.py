@@ -1,0 +1,261 @@
+"""Runs agree bit for bit with an independent replay, and the replay notices when they do not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from htsrl_cli.actor import Inference
+from htsrl_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from htsrl_cli.config import (
+    A2cConfig,
+    ActorsConfig,
+    AlgoConfig,
+    AtariConfig,
+    CheckpointConfig,
+    EnvConfig,
+    GymConfig,
+    LearnerConfig,
+    LogConfig,
+    PpoConfig,
+    RunnerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from htsrl_cli.runner import train
+from htsrl_cli.storage import ParameterStore, Ring
+from tests.determinism.auditor import Array, Audit, AuditError, audit
+
+NUM_ENVS = 6
+NUM_STEPS = 16
+
+BREAKOUT = AtariConfig("breakout", max_num_frames_per_episode=600)
+SMALL_BREAKOUT = replace(BREAKOUT, screen_size=44, frame_stack=2)
+SLEEP = SyntheticConfig("sleep", distribution="exponential", mean_ms=0.2, episode_length=11)
+COUNT = SyntheticConfig("count", episode_length=7, truncate=True)
+PENDULUM = GymConfig("Pendulum-v1", max_episode_steps=9)
+PPO = PpoConfig(learning_rate=1e-3, update_epochs=2, num_minibatches=2)
+A2C = A2cConfig(learning_rate=1e-3)
+
+
+def make_config(
+    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, num_intervals: int
+) -> TrainConfig:
+    """A small run with a checkpoint at every barrier.
+
+    6 environments over passes of 4 rows: every pass is a mixture, and some are not full.
+    """
+    actors = ActorsConfig(
+        num_envs=NUM_ENVS,
+        num_executors=2,
+        num_actors=1 if runner == "sync" else 2,
+        inference_batch=4,
+        device="cpu",
+        precision=precision,
+    )
+    steps = NUM_ENVS * NUM_STEPS
+    return TrainConfig(
+        env=env,
+        algo=algo,
+        actors=actors,
+        learner=LearnerConfig(device="cpu", precision=precision, micro_batch=48),
+        runner=RunnerConfig(runner, sync_interval=NUM_STEPS),
+        checkpoint=CheckpointConfig(interval=steps, keep=1000),
+        log=LogConfig(interval=steps, tensorboard=False),
+        seed=7,
+        total_steps=num_intervals * steps,
+    )
+
+
+def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
+    train(config, run_dir)
+    found = audit(run_dir)
+    num_intervals = config.total_steps // (NUM_ENVS * NUM_STEPS)
+    lag = 0 if config.runner.name == "sync" else 1
+    assert found.links == num_intervals
+    assert found.slots == lag * num_intervals
+    # Every update changed the parameters: a stale version could not have gone unnoticed.
+    assert found.learned == num_intervals - lag
+    return found
+
+
+ATARI = [
+    pytest.param(SMALL_BREAKOUT, PPO, "hts", "fp32"),
+    pytest.param(SMALL_BREAKOUT, A2C, "sync", "bf16"),
+    *(
+        pytest.param(BREAKOUT, algo, runner, precision, marks=pytest.mark.slow)
+        for runner in ("hts", "serial", "sync")
+        for algo, precision in ((A2C, "fp32"), (PPO, "bf16"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("env", "algo", "runner", "precision"), ATARI)
+def test_atari_replays_over_lives_games_and_truncations(
+    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, tmp_path: Path
+) -> None:
+    found = run_and_audit(make_config(env, algo, runner, precision, 12), tmp_path)
+    assert found.life_losses > 0
+    assert found.games > 0
+    assert found.truncations > 0
+
+
+VECTORS = [
+    pytest.param(env, algo, runner, precision, marks=marks)
+    for env, algo, runner, precision, marks in (
+        (SLEEP, PPO, "hts", "bf16", ()),
+        (COUNT, A2C, "serial", "fp32", ()),
+        (PENDULUM, PPO, "serial", "fp32", ()),
+        (PENDULUM, A2C, "hts", "fp32", pytest.mark.slow),
+        (PENDULUM, A2C, "sync", "bf16", pytest.mark.slow),
+        (COUNT, PPO, "hts", "fp32", pytest.mark.slow),
+        (COUNT, PPO, "sync", "fp32", pytest.mark.slow),
+        (COUNT, PPO, "serial", "bf16", pytest.mark.slow),
+        (SLEEP, A2C, "hts", "fp32", pytest.mark.slow),
+        (SLEEP, A2C, "serial", "bf16", pytest.mark.slow),
+        (SLEEP, PPO, "sync", "fp32", pytest.mark.slow),
+    )
+]
+
+
+@pytest.mark.parametrize(("env", "algo", "runner", "precision"), VECTORS)
+def test_vector_observations_replay(
+    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, tmp_path: Path
+) -> None:
+    found = run_and_audit(make_config(env, algo, runner, precision, 5), tmp_path)
+    ended = found.games if env == SLEEP else found.truncations
+    # More than one end in an interval, and some right at a barrier.
+    assert ended >= 5 * NUM_ENVS
+
+
+# What the replay must notice, in a run that is correct but for one thing
+
+
+@pytest.fixture
+def small() -> TrainConfig:
+    """One thread, five intervals, truncations in each."""
+    sleepless = replace(SLEEP, mean_ms=0.0, truncate=True)
+    return make_config(sleepless, A2C, "serial", "fp32", 5)
+
+
+def audit_injected(config: TrainConfig, run_dir: Path, patch: pytest.MonkeyPatch) -> None:
+    train(config, run_dir)
+    patch.undo()
+    audit(run_dir)
+
+
+def swap_rows(patch: pytest.MonkeyPatch, at_call: int) -> None:
+    """Once, two rows of a forward pass get each other's results."""
+    run, calls = Inference.run, [0]
+
+    def swapped(self: Inference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        results = run(self)
+        calls[0] += 1
+        if calls[0] != at_call:
+            return results
+        order = torch.tensor([1, 0, *range(2, len(results[0]))])
+        actions, log_probs, values = (result[order] for result in results)
+        return actions, log_probs, values
+
+    patch.setattr(Inference, "run", swapped)
+
+
+def test_notices_swapped_rows(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap_rows(monkeypatch, at_call=100)
+    with pytest.raises(AuditError, match=r"^interval 2, \w+ at step \d+, column \d: the run has"):
+        audit_injected(small, tmp_path, monkeypatch)
+
+
+def test_notices_an_off_by_one_at_the_barrier(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Ring.begin
+
+    def begin_with_row_before_last(self: Ring, interval: int, obs: Array, noise: Array) -> None:
+        begin(self, interval, self.slot(interval - 1).obs[-2] if interval == 3 else obs, noise)
+
+    monkeypatch.setattr(Ring, "begin", begin_with_row_before_last)
+    with pytest.raises(AuditError, match=r"^interval 3, first observations \(0, 0\): the run has"):
+        audit_injected(small, tmp_path, monkeypatch)
+
+
+def test_notices_stale_parameters(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = ParameterStore.publish
+
+    def publish_version_only(self: ParameterStore, values: Array, version: int) -> None:
+        publish(self, self.values.copy() if version == 3 else values, version)
+
+    monkeypatch.setattr(ParameterStore, "publish", publish_version_only)
+    with pytest.raises(AuditError, match="^interval 3, (actions|log_probs|values) at step 0"):
+        audit_injected(small, tmp_path, monkeypatch)
+
+
+def flip(array: Array, at: tuple[int, ...]) -> None:
+    """Changes the lowest bit of one cell."""
+    array.view(f"u{array.itemsize}")[at] ^= 1
+
+
+CELLS = [
+    ("obs", (NUM_STEPS, 5, 2)),
+    ("noise", (3, 1, 0)),
+    ("actions", (3, 1, 0)),
+    ("log_probs", (0, 0)),
+    ("values", (NUM_STEPS, 4)),
+    ("versions", (NUM_STEPS, 2)),
+    ("rewards", (15, 5)),
+    ("terminated", (1, 0)),
+    ("truncated", (15, 5)),
+    ("final_values", (10, 3)),
+    ("episode_returns", (10, 0)),
+    ("episode_lengths", (4, 4)),
+]
+
+
+def test_notices_a_single_bit_of_any_array(small: TrainConfig, tmp_path: Path) -> None:
+    train(small, tmp_path)
+    audit(tmp_path)
+    path = checkpoint_path(tmp_path, 2)
+    intact = load_checkpoint(path)
+    assert {f"slot/{name}" for name, _ in CELLS} == {n for n in intact.arrays if "slot/" in n}
+    for name, at in CELLS:
+        arrays = {key: array.copy() for key, array in intact.arrays.items()}
+        flip(arrays[f"slot/{name}"], at)
+        save_checkpoint(path, Checkpoint(arrays, intact.meta))
+        where = f"^interval 1, {name} at step {at[0]}, column {at[1]}.*: the run has"
+        with pytest.raises(AuditError, match=where):
+            audit(tmp_path)
+
+
+def test_the_chain_of_hashes_alone_notices(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What covers `runner=sync`, whose checkpoints hold no slot."""
+    swap_rows(monkeypatch, at_call=100)
+    train(small, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        stored = load_checkpoint(path)
+        kept = {name: a for name, a in stored.arrays.items() if not name.startswith("slot/")}
+        save_checkpoint(path, Checkpoint(kept, stored.meta))
+    with pytest.raises(AuditError, match="^interval 2: the hash of its slot is another"):
+        audit(tmp_path)
+
+
+def test_notices_another_summary(small: TrainConfig, tmp_path: Path) -> None:
+    """The last slot of a run is in no checkpoint's hash, only in the summary's."""
+    train(small, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"rollouts_sha256": "00"}))
+    with pytest.raises(AuditError, match="^summary: rollouts_sha256 is 00, the replay has"):
+        audit(tmp_path)
+
+
+def checkpoint_path(run_dir: Path, interval: int) -> Path:
+    return sorted((run_dir / "checkpoints").iterdir())[interval]

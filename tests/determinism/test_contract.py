@@ -1,0 +1,169 @@
+"""The determinism contract: equal bits whatever the workers, the timing, and the runner.
+
+A fingerprint holds the digests of all slots, parameters and optimizer state, and every metric but
+wall-clock ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from htsrl_cli.config import CheckpointConfig, TrainConfig
+from tests import harness
+from tests.harness import Fingerprint
+
+# What `make test` checks; `make test-slow` checks all combinations.
+FAST = {("atari", "ppo", "bf16"), ("terminating", "a2c", "fp32"), ("truncating", "ppo", "fp32")}
+COMBINATIONS = [
+    pytest.param(
+        (env, algo, precision),
+        marks=() if (env, algo, precision) in FAST else pytest.mark.slow,
+        id=f"{env}-{algo}-{precision}",
+    )
+    for env in harness.ENVS
+    for algo in harness.ALGOS
+    for precision in ("fp32", "bf16")
+]
+
+
+class Reference:
+    """Runs of one combination with `runner=serial`, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
+
+    def path(self, combination: tuple[str, str, str]) -> Path:
+        return self._folder / "-".join(combination)
+
+    def of(self, combination: tuple[str, str, str]) -> Fingerprint:
+        if combination not in self._fingerprints:
+            config = replace(
+                harness.small_config(*combination, runner="serial"),
+                checkpoint=CheckpointConfig(interval=harness.STEPS_PER_INTERVAL, keep=100),
+            )
+            self._fingerprints[combination] = harness.run(config, self.path(combination))
+        return self._fingerprints[combination]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("reference"))
+
+
+@contextmanager
+def torment(seed: int) -> Iterator[list[int]]:
+    """Stops and continues random workers of this process for random times."""
+    rng, over, stopped = random.Random(seed), threading.Event(), list[int]()
+
+    def stop_and_continue() -> None:
+        while not over.wait(rng.uniform(0.0, 0.05)):
+            workers = psutil.Process().children()
+            if workers:
+                pid = rng.choice(workers).pid
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+                over.wait(rng.expovariate(20))
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=stop_and_continue)
+    thread.start()
+    try:
+        yield stopped
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+class TestContract:
+    def test_reference_run_has_every_kind_of_end(
+        self, reference: Reference, combination: tuple[str, str, str]
+    ) -> None:
+        reference.of(combination)
+        slots = harness.slots(reference.path(combination))
+        assert len(slots) == harness.NUM_INTERVALS
+        terminated, truncated, lengths = (
+            np.stack([slot[name] for slot in slots])
+            for name in ("terminated", "truncated", "episode_lengths")
+        )
+        if combination[0] == "atari":
+            assert (terminated & (lengths == 0)).sum() > 50, "lives lost"
+            assert (terminated & (lengths > 0)).sum() >= 10, "games over"
+            assert (truncated & ~terminated).sum() >= 10, "games truncated"
+        else:
+            ends = terminated if combination[0] == "terminating" else truncated
+            assert ends.sum() > 100
+
+    def test_hts_equals_serial(
+        self, reference: Reference, combination: tuple[str, str, str], tmp_path: Path
+    ) -> None:
+        config = harness.with_workers(harness.small_config(*combination), 4, 2, 2)
+        assert harness.run(config, tmp_path) == reference.of(combination)
+
+    def test_workers_stopped_at_random(
+        self, reference: Reference, combination: tuple[str, str, str], tmp_path: Path
+    ) -> None:
+        config = harness.with_workers(harness.small_config(*combination), 2, 2, 1)
+        with torment(seed=1) as stopped:
+            assert harness.run(config, tmp_path) == reference.of(combination)
+        assert len(stopped) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_executors", "num_actors", "num_threads"),
+    [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (16, 1, 2), (16, 2, 2), (2, 1, 2)],
+    ids=lambda number: str(number),
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+@pytest.mark.parametrize("env", ["atari", "truncating"])
+def test_number_of_workers_changes_nothing(
+    reference: Reference,
+    env: str,
+    algo: str,
+    precision: str,
+    num_executors: int,
+    num_actors: int,
+    num_threads: int,
+    tmp_path: Path,
+) -> None:
+    config = harness.small_config(env, algo, precision)
+    config = harness.with_workers(config, num_executors, num_actors, num_threads)
+    assert harness.run(config, tmp_path) == reference.of((env, algo, precision))
+
+
+def test_actors_in_threads_change_nothing(reference: Reference, tmp_path: Path) -> None:
+    combination = ("truncating", "ppo", "fp32")
+    config = harness.small_config(*combination)
+    config = replace(config, actors=replace(config.actors, host="thread", num_actors=2))
+    assert harness.run(config, tmp_path) == reference.of(combination)
+
+
+def test_sync_repeats_itself(tmp_path: Path) -> None:
+    config = harness.small_config("truncating", "a2c", runner="sync")
+    first = harness.run(harness.with_workers(config, 4, 1, 2), tmp_path / "first")
+    assert harness.run(harness.with_workers(config, 2, 1, 1), tmp_path / "second") == first
+
+
+def test_seeds_differ(reference: Reference, tmp_path: Path) -> None:
+    combination = ("truncating", "ppo", "fp32")
+    config: TrainConfig = replace(harness.small_config(*combination), seed=8)
+    ours, theirs = harness.run(config, tmp_path), reference.of(combination)
+    assert ours.params != theirs.params
+    assert ours.optimizer != theirs.optimizer
+    assert ours.rollouts != theirs.rollouts

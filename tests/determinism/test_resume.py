@@ -1,0 +1,204 @@
+"""Resumed runs equal uninterrupted ones, whatever ended them and whoever goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from htsrl_cli.checkpoint import find_checkpoint
+from htsrl_cli.config import CheckpointConfig, TrainConfig
+from tests import harness
+from tests.harness import STEPS_PER_INTERVAL
+
+LONG_INTERVALS = 400
+
+
+def words(config: TrainConfig) -> list[str]:
+    """The command line that gives `config`'s run, for Breakout and PPO as in the harness."""
+    return [
+        "env=atari/breakout",
+        f"env.max_num_frames_per_episode={getattr(config.env, 'max_num_frames_per_episode', 0)}",
+        "algo=ppo",
+        "algo.update_epochs=2",
+        "algo.learning_rate=1e-3",
+        f"actors.num_envs={config.actors.num_envs}",
+        f"learner.micro_batch={config.learner.micro_batch}",
+        f"runner.sync_interval={config.runner.sync_interval}",
+        f"checkpoint.interval={config.checkpoint.interval}",
+        f"log.interval={config.log.interval}",
+        "log.tensorboard=false",
+        f"seed={config.seed}",
+        f"total_steps={config.total_steps}",
+    ]
+
+
+def workers(rng: random.Random) -> list[str]:
+    """Random worker counts, as overrides."""
+    return [
+        f"actors.num_executors={rng.choice([1, 2, 4, 16])}",
+        f"actors.num_actors={rng.choice([1, 2])}",
+        f"learner.num_threads={rng.choice([1, 2])}",
+    ]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
+    with open(cwd / "output", "ab") as output:
+        return subprocess.Popen(
+            harness.command("train", *arguments),
+            cwd=cwd,
+            env=harness.environment(),
+            stdout=output,
+            stderr=output,
+        )
+
+
+def writes_checkpoint(pid: int) -> bool:
+    """Whether a process has a checkpoint open that has no name yet."""
+    links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    try:
+        return any("/checkpoints/#" in link for link in links)
+    except FileNotFoundError:
+        return False
+
+
+def kill(process: subprocess.Popen[bytes], rng: random.Random, in_checkpoint: bool) -> bool:
+    """SIGKILLs a run at a random moment after its first progress; whether it was writing."""
+    time.sleep(rng.uniform(4.0, 9.0))
+    deadline = time.monotonic() + 3.0
+    while process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        writing = writes_checkpoint(process.pid)
+        if writing or not in_checkpoint or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            return writing
+        process.send_signal(signal.SIGCONT)
+        time.sleep(rng.uniform(0.0, 0.002))
+    return False
+
+
+def step_of(run_dir: Path) -> int:
+    return int(find_checkpoint(run_dir).stem.removeprefix("step_"))
+
+
+def no_process_in(folder: Path) -> bool:
+    """No process of a run in `folder` is left."""
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder):
+                return False
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return True
+
+
+def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[int, int]:
+    """Kills and resumes a run, then lets it end; kills in all, and while a file was written."""
+    rng, run_dir = random.Random(5), folder / "run"
+    arguments = [*words(config), "hydra.run.dir=run", "resume=auto"]
+    killed = writing = 0
+    while killed < num_kills:
+        process = start(*arguments, *workers(rng), cwd=folder)
+        writing += kill(process, rng, in_checkpoint=killed % 2 == 1)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, (folder / "output").read_text()[-2000:]
+        killed += 1
+        leftovers = [p.name for p in run_dir.rglob("*") if p.suffix in (".part", ".tmp")]
+        assert not leftovers
+    process = start(*arguments, *workers(rng), cwd=folder)
+    assert process.wait() == 0, (folder / "output").read_text()[-2000:]
+    return killed, writing
+
+
+def long_config(num_intervals: int) -> TrainConfig:
+    """Checkpoints at every other interval: many kills fall into the writing of one."""
+    return replace(
+        harness.small_config("atari", "ppo"),
+        total_steps=num_intervals * STEPS_PER_INTERVAL,
+        checkpoint=CheckpointConfig(interval=2 * STEPS_PER_INTERVAL, keep=2),
+    )
+
+
+def test_two_kills(tmp_path: Path) -> None:
+    config = long_config(60)
+    expected = harness.run(config, tmp_path / "uninterrupted")
+    killed, _ = kill_and_resume(config, 2, tmp_path)
+    assert killed >= 1
+    assert harness.fingerprint(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_some_while_writing(tmp_path: Path) -> None:
+    config = long_config(LONG_INTERVALS)
+    expected = harness.run(config, tmp_path / "uninterrupted")
+    killed, writing = kill_and_resume(config, 24, tmp_path)
+    print(f"{killed} kills, {writing} while a checkpoint was being written")
+    assert killed >= 20
+    assert writing >= 3
+    assert harness.fingerprint(tmp_path / "run") == expected
+
+
+def test_sigterm_and_resume_by_other_workers(tmp_path: Path) -> None:
+    config = long_config(60)
+    expected = harness.run(config, tmp_path / "uninterrupted")
+    arguments = [*words(config), "hydra.run.dir=run"]
+    process = start(*arguments, "actors.num_executors=4", cwd=tmp_path)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, (tmp_path / "output").read_text()[-2000:]
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert 0 < step_of(tmp_path / "run") < config.total_steps
+    assert no_process_in(tmp_path)
+    process = start("resume=run", "actors.num_executors=1", "learner.num_threads=1", cwd=tmp_path)
+    assert process.wait() == 0, (tmp_path / "output").read_text()[-2000:]
+    assert harness.fingerprint(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize(
+    ("algo", "precision", "runner"),
+    [
+        ("a2c", "fp32", "hts"),
+        pytest.param("a2c", "bf16", "serial", marks=pytest.mark.slow),
+        pytest.param("ppo", "bf16", "hts", marks=pytest.mark.slow),
+        pytest.param("a2c", "fp32", "sync", marks=pytest.mark.slow),
+    ],
+)
+def test_every_checkpoint_leads_to_the_same_end(
+    algo: str, precision: str, runner: str, tmp_path: Path
+) -> None:
+    """From a checkpoint in the middle of a line of metrics, too."""
+    config = harness.small_config("truncating", algo, precision, runner)
+    config = replace(config, checkpoint=CheckpointConfig(3 * STEPS_PER_INTERVAL, keep=100))
+    expected = harness.run(config, tmp_path)
+    files = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert len(files) == 9
+    for path in reversed(files[::4]):
+        config = harness.with_workers(config, 4, 1, 1)
+        assert harness.run(config, tmp_path, path) == expected
+
+
+@pytest.mark.slow
+def test_multirun_equals_single_runs(tmp_path: Path) -> None:
+    arguments = words(long_config(24))[:-2] + ["total_steps=6144"]
+    multi = harness.htsrl(
+        "train", "-m", *arguments, "seed=1,2", "hydra.sweep.dir=multi", cwd=tmp_path
+    )
+    assert multi.returncode == 0, multi.stderr
+    for job, seed in ((0, 1), (1, 2)):
+        single = harness.htsrl(
+            "train", *arguments, f"seed={seed}", f"hydra.run.dir=single{seed}", cwd=tmp_path
+        )
+        assert single.returncode == 0, single.stderr
+        ours = harness.fingerprint(tmp_path / "multi" / str(job))
+        assert ours == harness.fingerprint(tmp_path / f"single{seed}")

@@ -1,0 +1,191 @@
+"""Runs started as a user starts them, with all their processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from htsrl_cli.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from tests.harness import Fingerprint, command, environment, fingerprint
+
+MARKER = "HTSRL_TEST_RUN"
+# Waits end with an error after this: far longer than anything here takes.
+PATIENCE_S = 240.0
+# A killed run's processes are gone after this.
+GONE_S = 5.0
+NUM_EXECUTORS = 2
+STEPS_PER_INTERVAL = 64
+# An interval takes a twentieth of a second, and every one writes a line.
+WORDS = (
+    "env=synthetic/sleep",
+    "env.episode_length=23",
+    "actors.num_envs=4",
+    f"actors.num_executors={NUM_EXECUTORS}",
+    "actors.inference_batch=4",
+    "runner.sync_interval=16",
+    "algo.num_minibatches=2",
+    "algo.update_epochs=1",
+    "algo.hidden_sizes=[8]",
+    "learner.micro_batch=16",
+    "learner.num_threads=2",
+    "checkpoint.interval=640",
+    f"log.interval={STEPS_PER_INTERVAL}",
+    "log.tensorboard=false",
+    "hydra.run.dir=run",
+)
+ENDLESS = "total_steps=1_000_000_000"
+# All that may lie in a run's folder, whenever its process ended.
+KNOWN_FILES = re.compile(
+    r"\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl|summary\.json"
+    r"|checkpoints/step_\d{12}\.ckpt"
+)
+
+
+def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Polls until `holds()`; raises AssertionError when it never does."""
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {patience_s:g} s for: {what}"
+        time.sleep(0.02)
+
+
+class Run:
+    """A command in a folder of its own; `leftovers` says what there is of it in the system.
+
+    Args:
+        words: of the command line; the interpreter's own with `command_line`.
+        cwd: where it runs; its temporary files go to a folder beside it.
+    """
+
+    def __init__(self, cwd: Path, *words: str, command_line: list[str] | None = None) -> None:
+        self._mark = uuid.uuid4().hex
+        self._tmp = cwd / f"tmp-{self._mark}"
+        self._tmp.mkdir()
+        self._segments = _segments()
+        self.folder = cwd / "run"
+        self._stderr = self._tmp.with_suffix(".stderr")
+        with open(self._stderr, "wb") as stderr:
+            self.process = subprocess.Popen(
+                command_line or command(*words),
+                cwd=cwd,
+                env=environment() | {MARKER: self._mark, "TMPDIR": str(self._tmp)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    @property
+    def env_steps(self) -> int:
+        """Of the last line of metrics; 0 before the first."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(lines[-1])["env_steps"]) if lines else 0
+
+    def checkpoint(self) -> Checkpoint:
+        """The newest."""
+        return load_checkpoint(find_checkpoint(self.folder))
+
+    def fingerprint(self) -> Fingerprint:
+        """Of the complete run."""
+        return fingerprint(self.folder)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that are alive, in the order of their start; orphans, too."""
+        found = [process for process in psutil.process_iter() if self._is_mine(process)]
+        return sorted(found, key=lambda process: process.pid)
+
+    def workers(self) -> list[psutil.Process]:
+        """Executors, then actors."""
+        return [process for process in self.processes() if "spawn_main" in _command(process)]
+
+    def executors(self) -> list[psutil.Process]:
+        return self.workers()[:NUM_EXECUTORS]
+
+    def actors(self) -> list[psutil.Process]:
+        return self.workers()[NUM_EXECUTORS:]
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.environ().get(MARKER) == self._mark
+        except psutil.Error:
+            return False
+
+    def wait_for_steps(self, env_steps: int) -> None:
+        """Returns once a line of metrics says that so many are done."""
+        wait_until(
+            lambda: self.env_steps >= env_steps or self.process.poll() is not None,
+            f"{env_steps} env steps",
+        )
+        assert self.env_steps >= env_steps, self.stderr
+
+    def wait_for_start(self) -> None:
+        """Returns once signals are handled: the program itself has begun."""
+        status = Path(f"/proc/{self.process.pid}/status")
+
+        def handles_signals() -> bool:
+            caught = re.search(r"SigCgt:\s*(\w+)", status.read_text())
+            return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+        wait_until(handles_signals, "the program's start")
+
+    def signal(self, number: int, group: bool = False) -> None:
+        """Signals the main process, or all processes together."""
+        (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def wait(self, patience_s: float = PATIENCE_S) -> int:
+        """The exit status, negative for a signal."""
+        try:
+            return self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end after {patience_s:g} s:\n{self.stderr}") from None
+
+    def leftovers(self, patience_s: float = GONE_S) -> list[str]:
+        """Processes, segments and temporary files that are there even after `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        while (found := self._leftovers()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _leftovers(self) -> list[str]:
+        processes = [f"process {process.pid} {_command(process)}" for process in self.processes()]
+        segments = [f"segment {name}" for name in _segments() - self._segments]
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        names = [str(path.relative_to(self.folder)) for path in files]
+        temporary = [name for name in names if not KNOWN_FILES.fullmatch(name)]
+        return processes + segments + temporary + [str(path) for path in self._tmp.iterdir()]
+
+    def end(self) -> None:
+        """Kills what is left, so that a failed test leaves nothing either."""
+        for process in self.processes():
+            process.kill()
+        self.process.wait(PATIENCE_S)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _segments() -> set[str]:
+    """Named shared memory and semaphores; not those of processes that run beside the tests."""
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -1,0 +1,112 @@
+"""SIGINT and SIGTERM: a run ends at its next barrier, at once before the first, and resumes."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.fault.conftest import TOTAL, Train
+from tests.fault.processes import STEPS_PER_INTERVAL, ENDLESS, Run, wait_until
+from tests.harness import Fingerprint
+
+# The third interval never ends: two of the executors' environments wait forever in it.
+STUCK = (
+    "env=synthetic/faulty",
+    "env.fault=hang",
+    "env.fault_step=40",
+    "env.step_timeout_s=1000",
+    ENDLESS,
+)
+STUCK_STEPS = 2 * STEPS_PER_INTERVAL
+STOPPING = "stopping after this interval"
+
+
+def test_interrupt_finishes_the_interval_and_resumes(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = train(TOTAL)
+    run.wait_for_steps(1500)
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130, run.stderr
+    assert STOPPING in run.stderr
+    assert "Traceback" not in run.stderr
+    # The checkpoint is of the barrier after the last line, not of an earlier one.
+    assert run.checkpoint().meta["env_steps"] == run.env_steps < 6400
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.fingerprint() == uninterrupted
+
+
+def test_terminating_the_whole_group(train: Train) -> None:
+    run = train(ENDLESS)
+    run.wait_for_steps(100)
+    # As timeout(1) and batch systems do it: the process, then its group. It is one request.
+    run.signal(signal.SIGTERM)
+    run.signal(signal.SIGTERM, group=True)
+    assert run.wait() == 143, run.stderr
+    assert STOPPING in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == run.env_steps
+
+
+def stop_while_starting(run: Run, number: int, group: bool, delay_s: float) -> None:
+    """Signals a run `delay_s` after its start."""
+    run.wait_for_start()
+    time.sleep(delay_s)
+    run.signal(number, group)
+    assert run.wait() == 128 + number, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "Exception" not in run.stderr
+
+
+# Hydra is imported; torch is; executors start; all is about to run.
+@pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5, 2.5, 4.0])
+def test_signal_while_starting(train: Train, delay_s: float) -> None:
+    number = random.choice([signal.SIGINT, signal.SIGTERM])
+    stop_while_starting(train(ENDLESS), number, random.random() < 0.5, delay_s)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_at_random_moments(train: Train, number: int, group: bool) -> None:
+    for _ in range(12):
+        stop_while_starting(train(ENDLESS), number, group, random.uniform(0, 6))
+
+
+def test_signal_while_workers_start(train: Train) -> None:
+    run = train(ENDLESS)
+    wait_until(run.workers, "a worker")
+    run.signal(signal.SIGINT, group=True)
+    assert run.wait() == 130, run.stderr
+    assert "Traceback" not in run.stderr
+    # A run that has not begun can be started again.
+    again = train("total_steps=128", "resume=auto")
+    assert again.wait() == 0, again.stderr
+
+
+def test_second_signal_ends_at_once(train: Train) -> None:
+    run = train(*STUCK, "runner.stop_grace_s=1000")
+    run.wait_for_steps(STUCK_STEPS)
+    run.signal(signal.SIGINT)
+    wait_until(lambda: STOPPING in run.stderr, "the first signal's answer")
+    time.sleep(1.5)
+    assert run.process.poll() is None
+    run.signal(signal.SIGINT)
+    assert run.wait(patience_s=30) == 130
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == 0
+
+
+def test_grace_ends_the_wait_for_an_interval(train: Train) -> None:
+    run = train(*STUCK, "runner.stop_grace_s=2")
+    run.wait_for_steps(STUCK_STEPS)
+    run.signal(signal.SIGTERM)
+    assert run.wait(patience_s=60) == 143
+    assert "runner.stop_grace_s=2" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == 0

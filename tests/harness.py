@@ -1,0 +1,131 @@
+"""What several tests need: small configurations, runs of them, and a run's fingerprint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from htsrl_cli import runner
+from htsrl_cli.checkpoint import load_checkpoint
+from htsrl_cli.config import (
+    A2cConfig,
+    ActorsConfig,
+    AlgoConfig,
+    AtariConfig,
+    CheckpointConfig,
+    EnvConfig,
+    LearnerConfig,
+    LogConfig,
+    PpoConfig,
+    RunnerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+
+NUM_ENVS = 16
+SYNC_INTERVAL = 16
+NUM_INTERVALS = 24
+STEPS_PER_INTERVAL = NUM_ENVS * SYNC_INTERVAL
+
+# A random policy loses a life within some forty steps; half of the games end before the cap ends them.
+ENVS: dict[str, EnvConfig] = {
+    "atari": AtariConfig(game="breakout", max_num_frames_per_episode=720),
+    "terminating": SyntheticConfig(name="sleep", episode_length=23),
+    "truncating": SyntheticConfig(name="sleep", episode_length=7, truncate=True),
+}
+# Micro-batches smaller than minibatches: several threads have something to share.
+ALGOS: dict[str, AlgoConfig] = {
+    "ppo": PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3),
+    "a2c": A2cConfig(),
+}
+
+
+def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
+    """A run of 24 intervals of 16 environments, in which episodes end in every way."""
+    return TrainConfig(
+        env=ENVS[env],
+        algo=ALGOS[algo],
+        actors=ActorsConfig(num_envs=NUM_ENVS, precision=precision),
+        learner=LearnerConfig(precision=precision, micro_batch=16),
+        runner=RunnerConfig(name=runner, sync_interval=SYNC_INTERVAL),
+        checkpoint=CheckpointConfig(interval=4 * STEPS_PER_INTERVAL, keep=2),
+        log=LogConfig(interval=2 * STEPS_PER_INTERVAL, tensorboard=False),
+        seed=7,
+        total_steps=NUM_INTERVALS * STEPS_PER_INTERVAL,
+    )
+
+
+def with_workers(
+    config: TrainConfig, num_executors: int, num_actors: int, num_threads: int
+) -> TrainConfig:
+    """The same run by other workers."""
+    return replace(
+        config,
+        actors=replace(config.actors, num_executors=num_executors, num_actors=num_actors),
+        learner=replace(config.learner, num_threads=num_threads),
+    )
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that two equal runs must share: digests and metrics without wall-clock."""
+
+    params: str
+    optimizer: str
+    rollouts: str
+    metrics: list[dict[str, Any]]
+
+
+def fingerprint(run_dir: Path) -> Fingerprint:
+    """Of a complete run."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return Fingerprint(
+        summary["params_sha256"],
+        summary["optimizer_sha256"],
+        summary["rollouts_sha256"],
+        [
+            {name: value for name, value in json.loads(line).items() if name[:5] != "time/"}
+            for line in lines
+        ],
+    )
+
+
+def run(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Fingerprint:
+    """Trains in this process (and its workers) and returns the fingerprint."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    outcome = runner.train(config, run_dir, checkpoint)
+    assert outcome.signum is None
+    return fingerprint(run_dir)
+
+
+def slots(run_dir: Path) -> list[dict[str, Any]]:
+    """The slots in a run's checkpoints, in order."""
+    checkpoints = [load_checkpoint(p) for p in sorted((run_dir / "checkpoints").glob("*.ckpt"))]
+    return [
+        {name[5:]: array for name, array in c.arrays.items() if name.startswith("slot/")}
+        for c in checkpoints
+        if c.meta["interval"] > 0
+    ]
+
+
+def command(*words: str) -> list[str]:
+    """The command line as a user types it, for this interpreter."""
+    return [sys.executable, "-m", "htsrl_cli", *words]
+
+
+def environment() -> dict[str, str]:
+    """Variables for a subprocess that may run in any folder."""
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def htsrl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `htsrl` to its end."""
+    return subprocess.run(
+        command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
+    )

@@ -1,0 +1,250 @@
+"""Mistakes as a user makes them: exit code 2, one line that helps, and nothing written."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from htsrl_cli.checkpoint import Checkpoint, save_checkpoint
+from htsrl_cli.compose import Composer, to_plain, to_train_config
+from tests.conftest import Htsrl
+
+# Words after `htsrl train`, and what the line must say: key, value, remedy.
+TRAIN = {
+    "mistyped key": (["algo.learning_rat=1"], "algo.learning_rat=1", "algo.learning_rate?"),
+    "key without its section": (["gamma=0.9"], "gamma=0.9", "did you mean algo.gamma?"),
+    "key of another environment": (["env.id=Pong-v5"], "env.id=Pong-v5", "no such key"),
+    "key of another algorithm": (
+        ["algo=a2c", "algo.clip_coef=0.1"],
+        "algo.clip_coef=0.1",
+        "no such key",
+    ),
+    "added key": (["+seeed=1"], "seeed=1", "did you mean seed?"),
+    "mistyped hydra key": (["hydra.run.dri=x"], "hydra.run.dri=x", "hydra.run.dir?"),
+    "mistyped group": (["algos=ppo"], "algos=ppo", "did you mean algo?"),
+    "mistyped option": (["env=atari/pnog"], "env=atari/pnog", "did you mean atari/pong?"),
+    "unknown algorithm": (["algo=dqn"], "algo=dqn", "a2c, ppo"),
+    "unknown preset": (["experiment=atari_pp"], "experiment=atari_pp", "atari_ppo?"),
+    "option of a nested group": (["env/atari=pong"], "env/atari=pong", "env=atari/pong"),
+    "new argument of an environment": (
+        ["env=gym", "env.id=CartPole-v1", "env.kwargs.sutton=true"],
+        "env.kwargs.sutton=true",
+        "+env.kwargs.sutton=true",
+    ),
+    "number as an option": (["env=3"], "env=3", "no such option"),
+    "no value": (["seed"], "seed", "KEY=VALUE"),
+    "malformed list": (["algo.hidden_sizes=[64"], "algo.hidden_sizes=[64", "quote"),
+    "unknown flag": (["--fast"], "--fast", "--hydra-help"),
+    "flags that exclude each other": (["-m", "--cfg", "job"], "--multirun", "only one"),
+    "missing mandatory value": (["env=gym"], "env.id=???", "env.id=..."),
+    "text for a number": (["actors.num_envs=many"], "actors.num_envs=many", "an integer"),
+    "fraction for a count": (["actors.num_envs=2.5"], "actors.num_envs=2.5", "an integer"),
+    "number for a switch": (["log.tensorboard=1"], "log.tensorboard=1", "true or false"),
+    "switch for a number": (["seed=true"], "seed=true", "an integer"),
+    "null": (["total_steps=null"], "total_steps=null", "an integer"),
+    "number for a list": (["algo.hidden_sizes=64"], "algo.hidden_sizes=64", "[A,B]"),
+    "empty list": (["algo.hidden_sizes=[]"], "algo.hidden_sizes=()", "positive sizes"),
+    "not a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan", "finite"),
+    "infinite": (["algo.max_grad_norm=inf"], "algo.max_grad_norm=inf", "finite"),
+    "negative rate": (["algo.learning_rate=-1e-4"], "algo.learning_rate=-0.0001", "greater"),
+    "discount above one": (["algo.gamma=1.1"], "algo.gamma=1.1", "between 0.0 and 1.0"),
+    "no environments": (["actors.num_envs=0"], "actors.num_envs=0", "1 or more"),
+    "seed too large": ([f"seed={2**63}"], f"seed={2**63}", "2**63 - 1"),
+    "unknown precision": (["learner.precision=fp16"], "learner.precision=fp16", "fp32, bf16"),
+    "unknown device": (["actors.device=gpu"], "actors.device=gpu", "cuda:N"),
+    "unknown host": (["actors.host=threads"], "actors.host=threads", "did you mean thread?"),
+    "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
+    "small screen": (["env.screen_size=20"], "env.screen_size=20", "36 or more"),
+    "executors that do not divide": (
+        ["actors.num_executors=3"],
+        "actors.num_executors=3",
+        "must divide actors.num_envs=16, as 2 does",
+    ),
+    "more executors than environments": (
+        ["actors.num_envs=2", "actors.num_executors=8"],
+        "actors.num_executors=8",
+        "as 2 does",
+    ),
+    "actors of the baseline": (
+        ["runner=sync", "actors.num_actors=2"],
+        "actors.num_actors=2",
+        "runner=sync",
+    ),
+    "minibatches that do not divide": (
+        ["algo.num_minibatches=3"],
+        "algo.num_minibatches=3",
+        "2048",
+    ),
+    "run without an update": (["total_steps=2048"], "total_steps=2048", "more than 2048"),
+    "sweep without -m": (["seed=1,2"], "seed=1,2", "add -m"),
+    "mistake in one job of a sweep": (["-m", "seed=1,-2"], "seed=-2", "between 0"),
+    "interval for the basic sweeper": (
+        ["-m", "algo.gamma=interval(0,1)"],
+        "algo.gamma=interval(0,1)",
+        "range()",
+    ),
+    "broken interpolation": (["seed=${sede}"], "seed=${sede}", "sede"),
+    "nothing to resume": (["resume=nowhere"], "nowhere", "does not exist"),
+    "automatic resume without a folder": (["resume=auto"], "resume=auto", "hydra.run.dir=RUN_DIR"),
+    "resume in a sweep": (["-m", "seed=1,2", "resume=x"], "resume=x", "resume=auto"),
+    "folder below a file": (
+        ["hydra.run.dir=/dev/null/run"],
+        "hydra.run.dir=/dev/null/run",
+        "choose another",
+    ),
+    "no configuration folder": (["--config-dir", "nowhere"], "nowhere", "no such folder"),
+    # From here on the environments are asked.
+    "unknown game": (["env.game=pongg"], "env.game=pongg", ""),
+    "unknown Gymnasium id": (["env=gym", "env.id=CartPole-v99"], "env.id=CartPole-v99", ""),
+    "unknown module of an id": (["env=gym", "env.id=no_module:X-v0"], "env.id=no_module:X-v0", ""),
+}
+EVAL = {
+    "no checkpoint": ([], "checkpoint=???", "checkpoint=..."),
+    "no episodes": (["checkpoint=x", "episodes=0"], "episodes=0", "1 or more"),
+    "mistyped key of eval": (["checkpoint=x", "episode=1"], "episode=1", "episodes?"),
+    "nothing to evaluate": (["checkpoint=nowhere"], "nowhere", "does not exist"),
+}
+COMMANDS = {
+    "no verb": ([], "train or eval", "--help"),
+    "mistyped verb": (["trian"], "trian", "did you mean train?"),
+}
+CASES = (
+    {name: (["train", *words], *said) for name, (words, *said) in TRAIN.items()}
+    | {name: (["eval", *words], *said) for name, (words, *said) in EVAL.items()}
+    | COMMANDS
+)
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
+    """One line on stderr, nothing on stdout, exit code 2."""
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("htsrl: error: ")
+    for words in said:
+        assert words in line
+
+
+@pytest.mark.parametrize(("words", "said", "remedy"), CASES.values(), ids=CASES)
+def test_refused_in_one_line(
+    htsrl: Htsrl, tmp_path: Path, words: list[str], said: str, remedy: str
+) -> None:
+    assert_refused(htsrl(*words), said, remedy)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A folder with the checkpoint of a run on `synthetic/count`, as far as a resume reads it."""
+    config = to_train_config(Composer("train").job(["env=synthetic/count", "seed=7"]))
+    meta = {"config": to_plain(config), "env_steps": 2048, "metric": None}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    save_checkpoint(
+        tmp_path / "run" / "checkpoints" / "step_000000002048.ckpt",
+        Checkpoint({"params/weight": np.zeros(1000, np.float32)}, meta),
+    )
+    return tmp_path / "run"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "remedy"),
+    [
+        (["seed=8"], "seed=8", "the run has 7"),
+        (["total_steps=1_000_000"], "total_steps=1000000", "raise total_steps"),
+        (["algo=a2c"], "algo.name=a2c", "the run has ppo"),
+        (["env=gym", "env.id=CartPole-v1"], "env.kind=gym", "the run has synthetic"),
+        (["runner=sync"], "runner.name=sync", "the run has hts"),
+        (["actors.inference_batch=4"], "actors.inference_batch=4", "the run has 8"),
+        (["actors.num_executors=5"], "actors.num_executors=5", "must divide"),
+        (["hydra.run.dir=other"], "hydra.run.dir=other", "leave this key out"),
+    ],
+)
+def test_resume_keeps_what_changes_results(
+    htsrl: Htsrl, run_dir: Path, words: list[str], said: str, remedy: str
+) -> None:
+    before = contents(run_dir.parent)
+    assert_refused(htsrl("train", "resume=run", *words), said, remedy)
+    assert contents(run_dir.parent) == before
+
+
+def test_run_folder_is_not_overwritten(htsrl: Htsrl, run_dir: Path) -> None:
+    before = contents(run_dir.parent)
+    assert_refused(htsrl("train", "hydra.run.dir=run"), "hydra.run.dir=run", "resume=auto")
+    sweep = ["-m", "hydra.sweep.dir=.", "hydra.sweep.subdir=run", "seed=1"]
+    assert_refused(htsrl("train", *sweep), "hydra.run.dir=run", "resume=auto")
+    assert contents(run_dir.parent) == before
+
+
+def test_damaged_checkpoints(htsrl: Htsrl, run_dir: Path) -> None:
+    path = next((run_dir / "checkpoints").iterdir())
+    path.write_bytes(path.read_bytes()[:-1])
+    for words in (["train", f"resume={path}"], ["eval", f"checkpoint={path}"]):
+        assert_refused(htsrl(*words), str(path), "truncated")
+    assert_refused(htsrl("train", "resume=run"), "run", "no intact checkpoint")
+    assert_refused(htsrl("train", "hydra.run.dir=run", "resume=auto"), "no intact checkpoint")
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("executed", "w")
+
+
+def test_pickle_as_a_checkpoint_is_not_executed(htsrl: Htsrl, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.ckpt"
+    path.write_bytes(pickle.dumps(Hostile()))
+    for words in (["train", f"resume={path}"], ["eval", f"checkpoint={path}"]):
+        assert_refused(htsrl(*words), str(path), "not a checkpoint")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoint_without_configuration(htsrl: Htsrl, tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": {"seed": 1}}))
+    assert_refused(htsrl("train", f"resume={path}"), str(path), "no configuration")
+
+
+MODULE = """
+import gymnasium
+from gymnasium.spaces import Box, Discrete, Text
+
+
+class Env(gymnasium.Env):
+    observation_space = Text(8)
+    action_space = Discrete(2)
+
+
+class MissingPackage(gymnasium.Env):
+    def __init__(self):
+        import package_that_is_not_there
+
+
+gymnasium.register("Text-v0", Env)
+gymnasium.register("Missing-v0", MissingPackage)
+"""
+
+
+@pytest.mark.parametrize("name", ["Text-v0", "Missing-v0"])
+def test_environment_that_cannot_be_used(htsrl: Htsrl, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    assert_refused(htsrl("train", "env=gym", f"env.id=mine:{name}"), f"env.id=mine:{name}")
+
+
+def test_missing_gpu(htsrl: Htsrl) -> None:
+    run = htsrl("train", "env=synthetic/count", "actors.device=cuda:99")
+    assert_refused(run, "actors.device=cuda:99")
+
+
+def test_too_little_shared_memory(htsrl: Htsrl) -> None:
+    sizes = ["actors.num_envs=1_048_576", "runner.sync_interval=1024", "total_steps=1e10"]
+    assert_refused(htsrl("train", *sizes), "num_envs")

@@ -1,0 +1,428 @@
+"""Checkpoint files survive kills, full disks and damage, and execute nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+import zstandard
+
+from htsrl_cli import checkpoint as checkpoint_module
+from htsrl_cli import durable
+from htsrl_cli.checkpoint import (
+    MAGIC,
+    Checkpoint,
+    CheckpointStore,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from htsrl_cli.errors import CheckpointError
+
+HEADER_SIZE = 52
+
+
+@pytest.fixture
+def example() -> Checkpoint:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "params/trunk.fc.weight": rng.standard_normal((7, 5)).astype(np.float32),
+        "slot/obs": rng.integers(0, 256, (3, 2, 4, 4), dtype=np.uint8),
+        "slot/done": np.array([[True, False], [False, True]]),
+        "slot/action": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "stats": np.array([0.1, np.nan, np.inf, -0.0, 5e-324]),
+        "empty": np.zeros((0, 3), np.float32),
+        "scalar": np.array(2**53 + 1, np.int64),
+    }
+    return Checkpoint(arrays, {"env_steps": 12, "x": 0.1 + 0.2, "nested": {"list": [1, None, "ä"]}})
+
+
+def tiny(value: int = 0) -> Checkpoint:
+    return Checkpoint({"value": np.array(value)}, {})
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [int(name.removeprefix("step_").removesuffix(".ckpt")) for name in names(run_dir)]
+
+
+@pytest.fixture(params=["anonymous", "renamed"])
+def technique(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of making a file appear whole."""
+    if request.param == "renamed":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    return str(request.param)
+
+
+def test_arrays_and_meta_come_back_bit_for_bit(tmp_path: Path, example: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "a.ckpt", example)
+    loaded = load_checkpoint(tmp_path / "a.ckpt")
+    assert loaded.meta == example.meta
+    assert loaded.arrays.keys() == example.arrays.keys()
+    for name, array in example.arrays.items():
+        assert loaded.arrays[name].dtype == array.dtype, name
+        assert loaded.arrays[name].shape == array.shape, name
+        assert loaded.arrays[name].tobytes() == array.tobytes(), name
+        assert loaded.arrays[name].flags.writeable, name
+
+
+def test_strided_arrays_are_saved_by_value(tmp_path: Path) -> None:
+    base = np.arange(24).reshape(4, 6)
+    arrays = {"transposed": base.T, "strided": base[::2, 1::3], "reversed": base[::-1]}
+    save_checkpoint(tmp_path / "a.ckpt", Checkpoint(dict(arrays), {}))
+    for name, array in load_checkpoint(tmp_path / "a.ckpt").arrays.items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path: Path, example: Checkpoint) -> None:
+    for name in ("a.ckpt", "b.ckpt"):
+        save_checkpoint(tmp_path / name, example)
+    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+
+
+def test_frames_compress(tmp_path: Path) -> None:
+    frames = np.zeros((129, 16, 84, 84), np.uint8)
+    frames[:, :, 40:44, 10:20] = 255
+    save_checkpoint(tmp_path / "a.ckpt", Checkpoint({"obs": frames}, {}))
+    assert (tmp_path / "a.ckpt").stat().st_size < frames.nbytes / 50
+    np.testing.assert_array_equal(load_checkpoint(tmp_path / "a.ckpt").arrays["obs"], frames)
+
+
+def test_every_truncation_is_refused(tmp_path: Path, example: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "whole.ckpt", example)
+    content = (tmp_path / "whole.ckpt").read_bytes()
+    path = tmp_path / "cut.ckpt"
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="truncated"):
+            load_checkpoint(path)
+
+
+def test_every_flipped_or_added_byte_is_refused(tmp_path: Path, example: Checkpoint) -> None:
+    save_checkpoint(tmp_path / "whole.ckpt", example)
+    content = (tmp_path / "whole.ckpt").read_bytes()
+    path = tmp_path / "flipped.ckpt"
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 0x10
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_errors_are_one_line_and_say_what_is_wrong(tmp_path: Path) -> None:
+    future = tmp_path / "future.ckpt"
+    future.write_bytes(struct.pack("<8sIQ32s", MAGIC, 7, 0, b""))
+    (tmp_path / "text.ckpt").write_text("hello")
+    cases = {
+        tmp_path / "none.ckpt": "does not exist",
+        tmp_path / "text.ckpt": "is not a checkpoint",
+        tmp_path: "cannot be read: Is a directory",
+        future: "format version 7, this htsrl reads 1",
+    }
+    for path, words in cases.items():
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load_checkpoint(path)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+class _Hostile:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.victim,)
+
+
+def framed(frame: bytes) -> bytes:
+    """A file whose checksum is right, whatever the frame is."""
+    digest = hashlib.sha256(frame).digest()
+    return struct.pack("<8sIQ32s", MAGIC, 1, len(frame), digest) + frame
+
+
+def test_hostile_pickles_execute_nothing(tmp_path: Path) -> None:
+    victim = tmp_path / "executed"
+    hostile = pickle.dumps(_Hostile(victim))
+    path = tmp_path / "hostile.ckpt"
+    for content in (hostile, framed(hostile), framed(zstandard.compress(hostile))):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+    assert not victim.exists()
+    pickle.loads(hostile)
+    assert victim.exists(), "the pickle was harmless and the test proved nothing"
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": "{"}, {"other": "{}"}])
+def test_well_formed_files_without_meta_are_refused(tmp_path: Path, meta: dict[str, str]) -> None:
+    head = json.dumps({"__metadata__": meta}).encode()
+    payload = struct.pack("<Q", len(head)) + head
+    path = tmp_path / "checkpoints" / "step_000000000001.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(framed(zstandard.compress(payload)))
+    with pytest.raises(CheckpointError, match="cannot be decoded"):
+        load_checkpoint(path)
+    CheckpointStore(tmp_path, keep=1).save(2, None, tiny())
+    assert steps(tmp_path) == [2]
+
+
+def test_a_huge_claimed_size_is_refused(tmp_path: Path) -> None:
+    # A frame header that claims 2**63 bytes: single segment, 8-byte content size.
+    frame = b"\x28\xb5\x2f\xfd" + bytes([0b1110_0000]) + struct.pack("<Q", 2**63) + b"\x01\0\0"
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(framed(frame))
+    with pytest.raises(CheckpointError, match="cannot be decoded"):
+        load_checkpoint(path)
+
+
+def test_find_takes_a_file_as_named_and_the_newest_of_a_folder(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for env_steps in (10, 200, 30):
+        store.save(env_steps, None, tiny())
+    assert find_checkpoint(tmp_path) == store.path(200)
+    assert find_checkpoint(store.path(10)) == store.path(10)
+
+
+def test_find_passes_over_damaged_files_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for env_steps in (10, 20, 30):
+        store.save(env_steps, None, tiny())
+    store.path(30).write_bytes(b"")
+    store.path(20).write_bytes(store.path(20).read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path) == store.path(10)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "step_000000000030" in caplog.text
+    assert "step_000000000020" in caplog.text
+    # Named explicitly, a damaged file is what the user asked for: it is an error to load it.
+    assert find_checkpoint(store.path(20)) == store.path(20)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(store.path(20))
+
+
+def test_find_without_any_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000000000001.ckpt").write_bytes(MAGIC)
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, technique: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    kept = []
+    for env_steps, metric in enumerate([float("nan"), 1.0, 5.0, None, 5.0, 2.0, None]):
+        assert store.save(env_steps, metric, tiny(env_steps))
+        kept.append(steps(tmp_path))
+    # The earlier of two equals (2 and 4) stays.
+    assert kept == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
+    assert load_checkpoint(store.path(2)).meta == {"env_steps": 2, "metric": 5.0}
+
+
+def test_the_best_is_remembered_by_a_new_store(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for env_steps, metric in ((1, 9.0), (2, 3.0)):
+        store.save(env_steps, metric, tiny())
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(3, 4.0, tiny())
+    assert steps(tmp_path) == [1, 3]
+    store.save(4, 10.0, tiny())
+    assert steps(tmp_path) == [4]
+
+
+def test_damaged_files_are_not_counted_as_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for env_steps in (1, 2):
+        store.save(env_steps, None, tiny())
+    store.path(2).write_bytes(b"damaged")
+    CheckpointStore(tmp_path, keep=2).save(3, None, tiny())
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_discarding_the_future_and_saving_it_again(tmp_path: Path, technique: str) -> None:
+    store = CheckpointStore(tmp_path, keep=5)
+    for env_steps in (10, 20, 30):
+        store.save(env_steps, float(env_steps), tiny(env_steps))
+    store.discard_after(10)
+    assert steps(tmp_path) == [10]
+    store.path(20).write_bytes(b"damaged")
+    assert store.save(20, 0.0, tiny(21))
+    assert store.save(20, 0.0, tiny(22))
+    assert load_checkpoint(store.path(20)).arrays["value"] == 22
+    assert steps(tmp_path) == [10, 20]
+
+
+def test_discarded_files_do_not_count_as_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for env_steps, metric in ((10, 1.0), (20, 9.0)):
+        store.save(env_steps, metric, tiny())
+    store.discard_after(10)
+    store.save(15, 0.0, tiny())
+    assert steps(tmp_path) == [10, 15]
+
+
+def test_saving_leaves_the_given_checkpoint_alone(tmp_path: Path) -> None:
+    checkpoint = tiny()
+    CheckpointStore(tmp_path, keep=1).save(1, 2.0, checkpoint)
+    assert checkpoint.meta == {}
+
+
+def fail_after(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every file of the store fail like a full disk once `limit` bytes are written."""
+    write_frame = checkpoint_module._write_frame
+
+    def failing(file: BinaryIO, payload: bytes) -> None:
+        write_frame(file, payload[:limit])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_module, "_write_frame", failing)
+
+
+@pytest.mark.parametrize("env_steps", [10, 20], ids=["same name", "new name"])
+def test_a_failing_write_keeps_the_previous_files(
+    env_steps: int,
+    technique: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(10, 1.0, tiny(1))
+    with monkeypatch.context() as context:
+        fail_after(100, context)
+        assert not store.save(env_steps, 2.0, tiny(2))
+    assert names(tmp_path) == ["step_000000000010.ckpt"]
+    assert load_checkpoint(store.path(10)).arrays["value"] == 1
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "No space left on device; the previous ones are kept" in record.getMessage()
+    assert store.save(30, 0.0, tiny(3)), "the store goes on once there is space again"
+    assert steps(tmp_path) == [10, 30], "the failed one does not count as the best"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 256 KiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_keeps_the_previous_files(
+    small_disk: Path, technique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def checkpoint(size: int) -> Checkpoint:
+        noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        return Checkpoint({"noise": noise}, {})
+
+    store = CheckpointStore(small_disk, keep=1)
+    assert store.save(1, None, checkpoint(100_000))
+    assert not store.save(2, None, checkpoint(400_000))
+    assert "No space left on device" in caplog.text
+    assert names(small_disk) == ["step_000000000001.ckpt"]
+    assert find_checkpoint(small_disk) == store.path(1)
+    assert load_checkpoint(store.path(1)).arrays["noise"].size == 100_000
+    assert store.save(3, None, checkpoint(100_000)), "what was written in vain is free again"
+    assert steps(small_disk) == [3]
+
+
+def test_leftovers_are_removed_when_a_store_is_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / f"step_000000000001.ckpt{durable.TEMPORARY_SUFFIX}").write_bytes(b"x")
+    (folder / "notes.txt").write_bytes(b"the user's own")
+    CheckpointStore(tmp_path, keep=1).save(2, None, tiny())
+    assert names(tmp_path) == ["notes.txt", "step_000000000002.ckpt"]
+
+
+def test_no_support_for_anonymous_files_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def without_tmpfile(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not here")
+        return real_open(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", without_tmpfile)
+    store = CheckpointStore(tmp_path, keep=1)
+    assert store.save(1, None, tiny(5))
+    assert load_checkpoint(store.path(1)).arrays["value"] == 5
+    assert names(tmp_path) == ["step_000000000001.ckpt"]
+
+
+SAVE_FOREVER = """
+import sys
+from pathlib import Path
+import numpy as np
+from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, load_checkpoint
+
+run_dir = Path(sys.argv[1])
+store = CheckpointStore(run_dir, keep=2)
+done = load_checkpoint(find_checkpoint(run_dir)).meta["env_steps"]
+store.discard_after(done)
+noise = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8)
+for env_steps in range(done, done + 1_000_000):
+    assert store.save(env_steps, float(env_steps % 7), Checkpoint({"noise": noise}, {}))
+    print(env_steps, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs anonymous files")
+def test_kills_in_the_middle_of_saving_leave_only_whole_files(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for env_steps in (0, 1):
+        store.save(env_steps, None, tiny())
+    rng = random.Random(0)
+    reached = 1
+    for _ in range(12):
+        child = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        with child, contextlib.closing(child.stdout):  # type: ignore[type-var]
+            assert child.stdout is not None
+            confirmed = int(child.stdout.readline())
+            time.sleep(rng.random() * 0.05)
+            child.send_signal(signal.SIGKILL)
+            confirmed = max([confirmed, *map(int, child.stdout.read().split())])
+        assert child.returncode == -signal.SIGKILL
+        kept = steps(tmp_path)  # fails on a temporary file's name
+        for env_steps in kept:
+            load_checkpoint(store.path(env_steps))
+        assert find_checkpoint(tmp_path) == store.path(kept[-1])
+        assert confirmed <= kept[-1] <= confirmed + 1, "a save that was reported is on the disk"
+        assert len(kept) <= 4, "at most the newest two, the best, and the one being added"
+        reached = max(reached, kept[-1])
+    assert reached > 12

@@ -1,0 +1,230 @@
+"""Composition, strict types, and what a configuration's hash and a resume look at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from htsrl_cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.config import A2cConfig, AtariConfig, GymConfig, PpoConfig, TrainConfig
+from htsrl_cli.errors import ConfigError
+from htsrl_cli.job import merge
+from htsrl_cli.schema import (
+    CHANGES_NO_RESULT,
+    config_sha256,
+    did_you_mean,
+    flatten,
+    from_plain,
+    to_plain,
+)
+
+
+def train_config(*words: str) -> TrainConfig:
+    """`htsrl train WORDS ...` without running it."""
+    return to_train_config(Composer("train").job(words))
+
+
+def plain_with(config: TrainConfig, key: str, value: object) -> dict[str, Any]:
+    """The plain configuration with one dotted key changed."""
+    plain = to_plain(config)
+    *sections, last = key.split(".")
+    section = plain
+    for name in sections:
+        section = section[name]
+    assert last in section
+    section[last] = value
+    return plain
+
+
+def test_defaults() -> None:
+    config = train_config()
+    assert isinstance(config.env, AtariConfig)
+    assert config.env.game == "pong"
+    assert config.algo == PpoConfig()
+    assert config.runner.name == "hts"
+
+
+def test_yaml_values_become_the_declared_types() -> None:
+    config = train_config("total_steps=1e6", "algo.learning_rate=1", "algo.hidden_sizes=[32,16]")
+    assert (type(config.total_steps), config.total_steps) == (int, 1_000_000)
+    assert (type(config.algo.learning_rate), config.algo.learning_rate) == (float, 1.0)
+    assert config.algo.hidden_sizes == (32, 16)
+
+
+def test_gym_keyword_arguments_are_kept_as_they_are() -> None:
+    config = train_config("env=gym", "env.id=A-v0", "+env.kwargs={render_mode:null,sizes:[1,2]}")
+    assert config.env == GymConfig("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
+
+
+@pytest.mark.parametrize("preset", Composer("train").group_options("experiment"))
+def test_presets_are_valid(preset: str) -> None:
+    assert train_config(f"experiment={preset}").algo.name == preset.split("_")[1]
+
+
+def test_paper_preset() -> None:
+    config = train_config("experiment=atari_a2c", "env=atari/pong")
+    assert config.algo == A2cConfig(
+        learning_rate=7e-4,
+        gamma=0.99,
+        entropy_coef=0.01,
+        value_coef=0.5,
+        max_grad_norm=0.5,
+        rmsprop_alpha=0.99,
+        rmsprop_eps=1e-5,
+    )
+    assert (config.actors.num_envs, config.runner.sync_interval) == (16, 5)
+
+
+def test_command_line_wins_over_a_preset() -> None:
+    config = train_config("experiment=atari_a2c", "algo.learning_rate=0.5", "seed=9")
+    assert (config.algo.learning_rate, config.seed) == (0.5, 9)
+
+
+def test_every_option_of_every_group_is_found() -> None:
+    composer = Composer("train")
+    for group in ("env", "algo", "actors", "learner", "runner", "experiment"):
+        found = {f"{group}/{name}.yaml" for name in composer.group_options(group)}
+        folder = configs_dir()
+        assert found == {
+            path.relative_to(folder).as_posix() for path in (folder / group).rglob("*.yaml")
+        }
+
+
+def test_plain_values_survive_json() -> None:
+    config = train_config("env=gym", "env.id=CartPole-v1", "env.max_episode_steps=7")
+    assert from_plain(json.loads(json.dumps(to_plain(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "1"),
+        ("seed", True),
+        ("seed", 1.5),
+        ("seed", float("inf")),
+        ("algo.gamma", None),
+        ("algo.gamma", "0.9"),
+        ("algo.anneal_learning_rate", 1),
+        ("algo.hidden_sizes", [64, "64"]),
+        ("algo.hidden_sizes", 64),
+        ("runner.name", 3),
+        ("actors", 4),
+    ],
+)
+def test_wrong_types(key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_plain(plain_with(train_config(), key, value))
+    assert caught.value.key == key
+
+
+def test_missing_and_unknown_keys() -> None:
+    plain = to_plain(train_config())
+    with pytest.raises(ConfigError, match=r"^env\.game=null: .*env\.game="):
+        from_plain(plain | {"env": {"kind": "atari"}})
+    with pytest.raises(ConfigError, match=r"^runer=1: .*did you mean runner\?"):
+        from_plain(plain | {"runer": 1})
+    with pytest.raises(ConfigError, match=r"^algo\.name=pppo: .*did you mean ppo\?"):
+        from_plain(plain | {"algo": {"name": "pppo"}})
+
+
+@pytest.mark.parametrize("section", ["env", "algo", "actors", "learner", "runner"])
+def test_sections_fall_back_to_their_defaults(section: str) -> None:
+    plain = to_plain(train_config())
+    needed = {"env": ("kind", "game"), "algo": ("name",)}.get(section, ())
+    plain[section] = {key: plain[section][key] for key in needed}
+    assert from_plain(plain) == train_config()
+
+
+def test_sweep_gives_every_combination() -> None:
+    words = ["seed=1,2", "algo=ppo,a2c", "algo.gamma=choice(0.9,0.99)", "hydra.sweep.dir=d"]
+    master, jobs = Composer("train").sweep(words)
+    assert master.hydra.sweep.dir == "d"
+    chosen = [to_train_config(job) for job in jobs]
+    assert {(c.seed, c.algo.name, c.algo.gamma) for c in chosen} == {
+        (seed, name, gamma) for seed in (1, 2) for name in ("ppo", "a2c") for gamma in (0.9, 0.99)
+    }
+    assert [job.hydra.job.num for job in jobs] == list(range(8))
+
+
+def test_hash_ignores_what_changes_no_result() -> None:
+    config = train_config()
+    same = train_config(
+        "runner=serial",
+        "actors.num_executors=4",
+        "actors.num_actors=2",
+        "actors.host=thread",
+        "actors.timeout_s=1",
+        "env.step_timeout_s=1",
+        "learner.num_threads=1",
+        "runner.stop_grace_s=0",
+        "checkpoint.keep=9",
+        "log.interval=1",
+    )
+    assert config_sha256(same) == config_sha256(config)
+
+
+def test_hash_sees_every_other_key() -> None:
+    config = train_config()
+    hashes = {config_sha256(config)}
+    keys = [key for key, _ in flatten(to_plain(config))]
+    counted = [key for key in keys if not key.startswith(CHANGES_NO_RESULT)]
+    assert 20 < len(counted) < len(keys)
+    for key in set(counted) - {"env.kind", "algo.name", "algo.hidden_sizes"}:
+        section, _, name = key.rpartition(".")
+        owner: Any = getattr(config, section) if section else config
+        value = getattr(owner, name)
+        other = f"{value}x" if isinstance(value, str) else value + 1
+        changed = replace(owner, **{name: other})
+        hashes.add(config_sha256(replace(config, **{section: changed}) if section else changed))
+    assert len(hashes) == len(counted) - 3 + 1
+
+
+def test_keys_that_change_no_result_exist() -> None:
+    config = to_plain(train_config())
+    keys = {key for key, _ in flatten(config)} | {field.name for field in fields(TrainConfig)}
+    assert set(CHANGES_NO_RESULT) <= keys
+
+
+STORED = {"seed": 1, "total_steps": 100, "runner": {"name": "hts"}, "log": {"interval": 5}}
+
+
+def test_resume_takes_only_what_was_typed() -> None:
+    asked = {"seed": 2, "total_steps": 50, "runner": {"name": "serial"}, "log": {"interval": 7}}
+    assert merge(STORED, asked, set()) == STORED
+    merged = merge(STORED, asked, {"log.interval", "runner"})
+    assert merged == STORED | {"runner": {"name": "serial"}, "log": {"interval": 7}}
+    with pytest.raises(ConfigError, match=r"^seed=2: the run has 1"):
+        merge(STORED, asked, {"seed"})
+
+
+def test_resume_with_a_preset_compares_every_key() -> None:
+    assert merge(STORED, STORED | {"total_steps": 101}, {"experiment"})["total_steps"] == 101
+    with pytest.raises(ConfigError, match=r"^seed=2: "):
+        merge(STORED, STORED | {"seed": 2}, {"experiment"})
+
+
+def test_resume_raises_total_steps_only() -> None:
+    assert merge(STORED, STORED | {"total_steps": 101}, {"total_steps"})["total_steps"] == 101
+    with pytest.raises(ConfigError, match=r"^total_steps=99: "):
+        merge(STORED, STORED | {"total_steps": 99}, {"total_steps"})
+
+
+@pytest.mark.parametrize(
+    ("word", "suggestion"),
+    [
+        ("algo.learning_rat", "algo.learning_rate"),
+        ("learning_rate", "algo.learning_rate"),
+        ("learnign_rate", "algo.learning_rate"),
+        ("seeed", "seed"),
+    ],
+)
+def test_suggestions(word: str, suggestion: str) -> None:
+    assert did_you_mean(word, ["algo.learning_rate", "seed"]) == f" (did you mean {suggestion}?)"
+
+
+def test_no_suggestion_is_better_than_a_wrong_one() -> None:
+    assert did_you_mean("zzz", ["algo.learning_rate", "seed"]) == ""
+    assert did_you_mean("atari/nothing", ["atari/boxing"]) == ""

@@ -1,0 +1,330 @@
+"""Evaluation plays whole games, the same whatever runs beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from htsrl_cli import evaluation
+from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, save_checkpoint
+from htsrl_cli.config import (
+    ActorsConfig,
+    AtariConfig,
+    CheckpointConfig,
+    EnvConfig,
+    EvalConfig,
+    GymConfig,
+    LearnerConfig,
+    LogConfig,
+    PpoConfig,
+    RunnerConfig,
+    TrainConfig,
+)
+from htsrl_cli.envs import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.errors import CheckpointError
+from htsrl_cli.policy import ActorCritic, initialize, sample
+from htsrl_cli.schema import to_plain
+from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+
+CARTPOLE = GymConfig("CartPole-v1")
+PATH = Path("some.ckpt")
+
+
+def train_config(env: EnvConfig, **actors: Any) -> TrainConfig:
+    return TrainConfig(
+        env=env,
+        algo=PpoConfig(),
+        actors=ActorsConfig(device="cpu", **actors),
+        learner=LearnerConfig(),
+        runner=RunnerConfig(),
+        checkpoint=CheckpointConfig(),
+        log=LogConfig(),
+    )
+
+
+def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) -> Checkpoint:
+    """What a run would save, with untrained parameters."""
+    if spec is None:
+        probe = make_env(env, 0)
+        spec = probe.env_spec
+        probe.close()
+    config = train_config(env, **actors)
+    policy = ActorCritic(spec, config.algo.hidden_sizes)
+    initialize(policy, seed=1)
+    with torch.no_grad():  # far from uniform, so that parameters matter
+        policy.policy_head.weight.mul_(50)
+    arrays = {f"params/{name}": p.detach().numpy() for name, p in policy.named_parameters()}
+    meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
+    return Checkpoint(arrays, json.loads(json.dumps(meta)))
+
+
+def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Any]:
+    return evaluation.play(checkpoint, EvalConfig("", **config), PATH, side_by_side)
+
+
+class LivesEnv:
+    """A game of three lives that tells what happened to it; a life lasts 1 + seed % 4 env steps."""
+
+    env_spec = EnvSpec((2,), "float32", ActionSpec("categorical", sizes=(3, 2)))
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+        self.closed = False
+        self._lives = 0
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        if self._lives == 0:
+            self._lives, self._score, self._length = 3, 0.0, 0
+        self.seeds.append(seed)
+        self._left = 1 + seed % 4
+        return np.array([self._lives, seed % 7], np.float32), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        assert action.shape == (2,)
+        self._left -= 1
+        self._length += 1
+        self._score += 10 * int(action[0]) + int(action[1])
+        lost = self._left == 0
+        self._lives -= lost
+        over = self._lives == 0
+        info = {"episode": {"r": self._score, "l": self._length}} if over else {}
+        obs = np.array([self._lives, self._length], np.float32)
+        return obs, 0.0, lost and not over, over, info
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def lives_envs(monkeypatch: pytest.MonkeyPatch) -> list[LivesEnv]:
+    """Replaces the registry; the environments that were made."""
+    made: list[LivesEnv] = []
+
+    def make(config: object, index: int) -> LivesEnv:
+        assert index == 0
+        made.append(LivesEnv())
+        return made[-1]
+
+    monkeypatch.setattr(evaluation, "make_env", make)
+    return made
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 3, 8])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_scores_do_not_depend_on_the_games_beside(side_by_side: int, greedy: bool) -> None:
+    checkpoint = make_checkpoint(CARTPOLE)
+    expected = play(checkpoint, episodes=11, greedy=greedy)
+    assert len(set(expected)) > 1
+    assert play(checkpoint, side_by_side, episodes=11, greedy=greedy) == expected
+    # Nor on how many are played.
+    assert play(checkpoint, side_by_side, episodes=4, greedy=greedy) == expected[:4]
+
+
+def test_the_seed_decides_and_greedy_play_differs() -> None:
+    checkpoint = make_checkpoint(CARTPOLE)
+    first = play(checkpoint, episodes=6, seed=1)
+    assert play(checkpoint, episodes=6, seed=1) == first
+    assert play(checkpoint, episodes=6, seed=2) != first
+    assert play(checkpoint, episodes=6, seed=1, greedy=True) != first
+
+
+def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) -> Any:
+    """One game in the plainest way."""
+    env = make_env(config.env, 0)
+    policy = ActorCritic(env.env_spec, config.algo.hidden_sizes)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/{name}"]))
+    rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
+    actions, num_resets = env.env_spec.actions, 0
+    info: dict[str, Any] = {}
+    ended = True
+    while "episode" not in info:
+        if ended:
+            obs, _ = env.reset(seed=reset_seed(seed, number, num_resets, Purpose.EVALUATION_RESETS))
+            num_resets += 1
+        rows = torch.from_numpy(np.repeat(obs[None], config.actors.inference_batch, axis=0))
+        noise = torch.from_numpy(draw_noise(rng, (1, actions.num_dims), actions.kind))
+        with torch.inference_mode():
+            chosen, _ = sample(actions, policy(rows)[0][:1], noise)
+        obs, _, terminated, truncated, info = env.step(chosen[0].numpy())
+        ended = terminated or truncated
+    env.close()
+    assert num_resets > 1, "no life was lost on the way"
+    return info["episode"]["r"], info["episode"]["l"]
+
+
+def test_atari_games_are_played_whole_with_their_raw_score() -> None:
+    env = AtariConfig("breakout", max_num_frames_per_episode=3000)
+    checkpoint = make_checkpoint(env)
+    config = train_config(env)
+    expected = [slowly(checkpoint, config, 5, number) for number in range(3)]
+    assert play(checkpoint, episodes=3, seed=5) == expected
+    assert play(checkpoint, 2, episodes=3, seed=5) == expected
+
+
+def test_lost_lives_do_not_end_a_game(lives_envs: list[LivesEnv]) -> None:
+    checkpoint = make_checkpoint(CARTPOLE, LivesEnv.env_spec)
+    results = play(checkpoint, 1, episodes=5, seed=3)
+    (env,) = lives_envs
+    assert env.closed
+    seeds = [
+        [reset_seed(3, number, k, Purpose.EVALUATION_RESETS) for k in range(3)]
+        for number in range(5)
+    ]
+    assert env.seeds == [seed for game in seeds for seed in game]
+    assert len(set(env.seeds)) == 15
+    assert [length for _, length in results] == [sum(1 + s % 4 for s in game) for game in seeds]
+    assert play(checkpoint, 4, episodes=5, seed=3) == results
+
+
+def test_every_forward_pass_has_the_constant_shape(
+    lives_envs: list[LivesEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    forward = ActorCritic.forward
+
+    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+        shapes.append(tuple(obs.shape))
+        return forward(self, obs)
+
+    monkeypatch.setattr(ActorCritic, "forward", recorded)
+    play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, inference_batch=4), episodes=6)
+    assert set(shapes) == {(4, 2)}
+    assert len(lives_envs) == 4
+
+
+def test_the_actors_precision_is_used(
+    lives_envs: list[LivesEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes = []
+    forward = ActorCritic.forward
+
+    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+        dtypes.append(self.policy_head.weight.dtype)
+        return forward(self, obs)
+
+    monkeypatch.setattr(ActorCritic, "forward", recorded)
+    play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, precision="bf16"), episodes=2)
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_spread_by_hand() -> None:
+    std, interval = evaluation.spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0], seed=0)
+    assert std == pytest.approx(math.sqrt(32 / 7))
+    assert interval is not None
+    # Percentiles of the mean of resamples, by another program's loop.
+    rng = np.random.default_rng(7)
+    means = [rng.choice([2, 4, 4, 4, 5, 5, 7, 9], 8).mean() for _ in range(10_000)]
+    assert interval == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.15)
+
+
+def test_spread_is_seeded() -> None:
+    scores = list(np.random.default_rng(0).standard_normal(30))
+    assert evaluation.spread(scores, seed=1) == evaluation.spread(scores, seed=1)
+    assert evaluation.spread(scores, seed=1) != evaluation.spread(scores, seed=2)
+
+
+def test_spread_of_one_game_and_of_equal_scores() -> None:
+    assert evaluation.spread([3.0], seed=0) == (None, None)
+    assert evaluation.spread([21.0] * 10, seed=0) == (0.0, (21.0, 21.0))
+
+
+def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(500, 1.0, make_checkpoint(CARTPOLE))
+    store.save(1234, 0.5, make_checkpoint(CARTPOLE))
+    result = evaluation.run(EvalConfig(str(tmp_path), episodes=5, seed=3))
+    assert result.checkpoint == str(store.path(1234))
+    assert result.mean == np.mean(result.returns)
+    assert [(*pair,) for pair in zip(result.returns, result.lengths, strict=True)] == play(
+        make_checkpoint(CARTPOLE), episodes=5, seed=3
+    )
+    stored = json.loads((tmp_path / "eval.json").read_text())
+    assert stored == json.loads(json.dumps(asdict(result)))
+    assert stored["env_steps"] == 1234
+    output = capsys.readouterr().out
+    assert f"{result.mean:.2f}" in output
+    assert "95 % interval" in output
+
+
+def test_one_episode_of_a_file_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, make_checkpoint(CARTPOLE))
+    result = evaluation.run(EvalConfig(str(path), episodes=1))
+    assert (result.std, result.interval) == (None, None)
+    assert (tmp_path / "eval.json").exists()
+    assert "standard deviation" in capsys.readouterr().out
+
+
+def test_a_result_that_cannot_be_stored_is_still_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, make_checkpoint(CARTPOLE))
+    (tmp_path / "eval.json").mkdir()
+    evaluation.run(EvalConfig(str(path), episodes=2))
+    assert "mean" in capsys.readouterr().out
+    assert "the scores are not stored" in caplog.text
+
+
+def unfit(kind: str) -> Checkpoint:
+    checkpoint = make_checkpoint(CARTPOLE)
+    arrays, meta = dict(checkpoint.arrays), dict(checkpoint.meta)
+    match kind:
+        case "spec":
+            meta["env_spec"] = meta["env_spec"] | {"obs_shape": [5]}
+        case "no spec":
+            del meta["env_spec"]
+        case "shape":
+            arrays["params/policy_head.bias"] = np.zeros(3, np.float32)
+        case "missing":
+            del arrays["params/policy_head.bias"]
+        case "no config":
+            del meta["config"]
+        case "old config":
+            meta["config"] = meta["config"] | {"forgotten": 1}
+    return Checkpoint(arrays, meta)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("spec", "does not fit its environment"),
+        ("no spec", "does not fit its environment"),
+        ("shape", r"no parameter policy_head.bias of shape \(2,\)"),
+        ("missing", "no parameter policy_head.bias"),
+        ("no config", "holds no configuration"),
+        ("old config", "holds no configuration that this version of htsrl knows .*forgotten"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused_in_one_line(kind: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        play(unfit(kind), episodes=1)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(PATH))
+
+
+def test_environments_are_closed_when_a_checkpoint_does_not_fit(
+    lives_envs: list[LivesEnv],
+) -> None:
+    with pytest.raises(CheckpointError):
+        play(make_checkpoint(CARTPOLE), episodes=2)
+    assert [env.closed for env in lives_envs] == [True, True]
+
+
+def test_the_settings_of_another_device_are_not_needed() -> None:
+    checkpoint = make_checkpoint(CARTPOLE)
+    meta = checkpoint.meta
+    config = replace(train_config(CARTPOLE), learner=LearnerConfig(device="cuda:7"))
+    meta = meta | {"config": to_plain(config)}
+    assert len(play(Checkpoint(checkpoint.arrays, meta), episodes=1)) == 1

@@ -1,0 +1,453 @@
+"""Lines of metrics, TensorBoard events, summary and progress; exact across resumes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
+
+from htsrl_cli import line_file
+from htsrl_cli.config import LogConfig
+from htsrl_cli.line_file import LineFile
+from htsrl_cli.metrics import RunLog
+from htsrl_cli.progress import Status, TerminalBar
+
+STEPS = 64  # of an interval
+CONFIG = LogConfig(interval=200, tensorboard=False)
+
+
+class Clock:
+    """A wall-clock set by the test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def open_log(run_dir: Path, env_steps: int = 0, **kwargs: Any) -> RunLog:
+    config = kwargs.pop("config", CONFIG)
+    return RunLog(run_dir, config, {"algo": {"lr": 0.1}}, 10_000, env_steps, **kwargs)
+
+
+def feed(log: RunLog, j: int) -> None:
+    """Hands in interval j, the same whenever and by whom it is played."""
+    rng = np.random.default_rng(j)
+    scalars = {"loss/policy": float(rng.standard_normal()), "learning_rate": 1 / (j + 3)}
+    if j > 0:  # the first interval has nothing to learn from
+        scalars["loss/value"] = float(rng.random())
+    episodes = [
+        (float(rng.standard_normal()), int(rng.integers(1, 99))) for _ in range(rng.integers(4))
+    ]
+    log.interval((j + 1) * STEPS, scalars, episodes, {"learner_busy": 0.1})
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    text = (run_dir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def deterministic(run_dir: Path) -> list[str]:
+    """Each line's bytes without the wall-clock figures."""
+    return [
+        json.dumps({name: value for name, value in line.items() if not name.startswith("time/")})
+        for line in lines(run_dir)
+    ]
+
+
+def play(run_dir: Path, num_intervals: int) -> None:
+    with open_log(run_dir) as log:
+        for j in range(num_intervals):
+            feed(log, j)
+        log.flush()
+
+
+def test_a_line_is_written_where_a_multiple_of_the_interval_is_crossed(tmp_path: Path) -> None:
+    play(tmp_path, 11)
+    # Barriers at 64, 128, ... 704; multiples of 200 are crossed at 256, 448, 640; flush at 704.
+    assert [line["env_steps"] for line in lines(tmp_path)] == [256, 448, 640, 704]
+
+
+def test_an_interval_that_crosses_several_multiples_writes_one_line(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.interval(1000, {"a": 1.0}, [], {})
+        log.interval(2000, {"a": 3.0}, [], {})
+        log.flush()
+    assert [(line["env_steps"], line["a"]) for line in lines(tmp_path)] == [(1000, 1), (2000, 3)]
+
+
+def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.interval(100, {"b": 1.0}, [(3.0, 10)], {})
+        log.interval(150, {"b": 2.0, "a": 8.0}, [], {})
+        log.interval(200, {"b": 6.0}, [(-1.0, 30), (4.0, 50)], {})
+        log.interval(400, {"b": 7.0}, [(0.0, 1)], {})
+        log.interval(600, {}, [], {})
+    first, second, third = lines(tmp_path)
+    assert [name for name in first if not name.startswith("time/")] == [
+        "env_steps",
+        "episode/count",
+        "episode/return_mean",
+        "episode/return_min",
+        "episode/return_max",
+        "episode/length_mean",
+        "episode/length_min",
+        "episode/length_max",
+        "episode/return_mean_100",
+        "episode/total",
+        "a",
+        "b",
+    ]
+    values = [value for name, value in first.items() if not name.startswith("time/")]
+    assert values == [200, 3, 2.0, -1.0, 4.0, 30.0, 10, 50, 2.0, 3, 8.0, 3.0]
+    assert (second["episode/return_mean"], second["episode/return_mean_100"]) == (0.0, 1.5)
+    assert (second["episode/total"], second["b"]) == (4, 7.0)
+    assert "a" not in second
+    assert (third["episode/count"], third["episode/return_mean"]) == (0, None)
+    assert third["episode/return_mean_100"] == 1.5
+
+
+def test_the_metric_covers_the_last_hundred_episodes(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        assert log.metric is None
+        log.interval(1, {}, [(float(k), 1) for k in range(60)], {})
+        assert log.metric == np.arange(60).mean()
+        log.interval(2, {}, [(float(k), 1) for k in range(60, 150)], {})
+        assert log.metric == np.arange(50, 150).mean()
+        assert log.num_episodes == 150
+
+
+def test_wall_clock_figures_by_hand(tmp_path: Path) -> None:
+    clock = Clock()
+    with open_log(tmp_path, clock=clock) as log:
+        clock.now += 4
+        log.interval(200, {}, [], {"learner_busy": 1.0, "actors_busy": 3.0})
+        clock.now += 1
+        log.interval(300, {}, [], {"learner_busy": 0.25})
+        clock.now += 1
+        log.interval(400, {}, [], {"learner_busy": 0.25})
+        assert log.seconds == 6
+        state = log.state()
+    first, second = lines(tmp_path)
+    assert first["time/env_steps_per_second"] == 50
+    assert (first["time/learner_busy"], first["time/actors_busy"]) == (0.25, 0.75)
+    assert second["time/env_steps_per_second"] == 100
+    assert second["time/env_steps_per_second_since_start"] == 400 / 6
+    assert (second["time/learner_busy"], second["time/seconds"]) == (0.25, 6)
+    assert "time/actors_busy" not in second
+    clock = Clock()
+    with open_log(tmp_path, 400, clock=clock) as log:
+        log.load_state(state)
+        clock.now += 2
+        log.interval(600, {}, [], {})
+    last = lines(tmp_path)[-1]
+    assert last["time/seconds"] == 8, "time counts over all processes of a run"
+    assert last["time/env_steps_per_second_since_start"] == 100, "speed is of this process"
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+@pytest.mark.parametrize("further", [0, 1, 5])
+def test_a_resumed_run_writes_identical_lines(tmp_path: Path, stop: int, further: int) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole.mkdir()
+    resumed.mkdir()
+    play(whole, 12)
+    with open_log(resumed) as log:
+        for j in range(stop):
+            feed(log, j)
+        state = json.dumps(log.state())
+        for j in range(stop, min(stop + further, 12)):  # after the checkpoint, then killed
+            feed(log, j)
+    with open(resumed / "metrics.jsonl", "ab") as file:
+        file.write(b'{"env_steps": 12, "half a li')
+    with open_log(resumed, stop * STEPS) as log:
+        log.load_state(json.loads(state))
+        assert (
+            json.loads(json.dumps(log.state())).items()
+            >= {
+                name: value for name, value in json.loads(state).items() if name != "seconds"
+            }.items()
+        )
+        for j in range(stop, 12):
+            feed(log, j)
+        log.flush()
+    assert deterministic(resumed) == deterministic(whole)
+
+
+def test_extending_a_finished_run_drops_its_final_partial_line(tmp_path: Path) -> None:
+    whole, extended = tmp_path / "whole", tmp_path / "extended"
+    whole.mkdir()
+    extended.mkdir()
+    play(whole, 12)
+    with open_log(extended) as log:
+        for j in range(5):
+            feed(log, j)
+        state = log.state()
+        log.flush()
+    assert lines(extended)[-1]["env_steps"] == 5 * STEPS
+    with open_log(extended, 5 * STEPS) as log:
+        log.load_state(state)
+        for j in range(5, 12):
+            feed(log, j)
+        log.flush()
+    assert deterministic(extended) == deterministic(whole)
+
+
+def test_a_process_that_fails_while_starting_changes_nothing(tmp_path: Path) -> None:
+    play(tmp_path, 12)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with open_log(tmp_path, 64, config=replace(CONFIG, tensorboard=True)):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_flush_without_anything_new_writes_no_line(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.flush()
+        log.interval(200, {}, [], {})
+        log.flush()
+    assert len(lines(tmp_path)) == 1
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.interval(200, {"a": math.nan, "b": math.inf, "c": 0.1 + 0.2}, [], {})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert '"a": null, "b": null, "c": 0.30000000000000004' in text
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", b""),
+        (b'{"env_steps": 1}\n{"env_steps": 2}\n', b'{"env_steps": 1}\n{"env_steps": 2}\n'),
+        (b'{"env_steps": 1}\n{"env_steps": 3}\n', b'{"env_steps": 1}\n'),
+        (b'{"env_steps": 1}\n{"env_steps": 2}', b'{"env_steps": 1}\n'),
+        (b'{"env_steps": 1}\n{"env_st', b'{"env_steps": 1}\n'),
+        (b'{"env_steps": 1}\n\0\0\0\0\n', b'{"env_steps": 1}\n'),
+        (b'{"env_steps": 1}\n[]\n', b'{"env_steps": 1}\n'),
+        (b'{"env_steps": 3}\n', b""),
+    ],
+)
+def test_cutting_back(tmp_path: Path, content: bytes, kept: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    LineFile(path, env_steps=2).close()
+    assert path.read_bytes() == kept
+
+
+def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:7])  # what a disk takes before it is full
+
+    with open_log(tmp_path) as log:
+        log.interval(200, {"a": 1.0}, [], {})
+        outputs = log._outputs
+        assert outputs is not None
+        with monkeypatch.context() as context:
+            context.setattr(outputs._lines, "_file", FullDisk(tmp_path / "metrics.jsonl", "ab"))
+            log.interval(400, {"a": 2.0}, [], {})
+            outputs._lines.close()
+        log.interval(600, {"a": 3.0}, [], {})
+    assert [line["env_steps"] for line in lines(tmp_path)] == [200, 600]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "metrics.jsonl: No space left on device; a line is lost"
+
+
+def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+
+    class Recorded(io.FileIO):
+        def write(self, content: Any) -> int:
+            writes.append(bytes(content))
+            return super().write(content)
+
+    def recorded(path: Path, mode: str, buffering: int = -1) -> Any:
+        return Recorded(path, mode) if mode == "ab" else open(path, mode, buffering)
+
+    monkeypatch.setattr(line_file, "open", recorded, raising=False)
+    play(tmp_path, 12)
+    assert [write.count(b"\n") for write in writes] == [1] * len(lines(tmp_path))
+    assert all(write.endswith(b"}\n") for write in writes)
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_event_files_hold_the_same_as_the_lines(tmp_path: Path) -> None:
+    with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
+        for j in range(12):
+            feed(log, j)
+        # Read before closing: what a killed run leaves.
+        read = scalars(tmp_path)
+        written = lines(tmp_path)
+    tags = {name for line in written for name in line} - {"env_steps"}
+    assert read.keys() == tags
+    for tag in tags:
+        expected = [
+            (line["env_steps"], float(np.float32(line[tag])))
+            for line in written
+            if line.get(tag) is not None
+        ]
+        assert read[tag] == expected, tag
+
+
+def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path) -> None:
+    with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
+        feed(log, 0)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (text,) = events.Tensors("hyperparameters/text_summary")
+    assert b"|algo.lr|0.1|" in text.tensor_proto.string_val[0]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_resuming_purges_later_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorBoard reads files in order of name, which starts with the second they were opened in.
+    seconds = iter(range(2_000_000_000, 2_100_000_000))
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", seconds.__next__)
+    config = replace(CONFIG, tensorboard=True)
+    with open_log(tmp_path, config=config) as log:
+        for j in range(12):
+            feed(log, j)
+            if j == 4:
+                state = log.state()
+        log.flush()
+    first = scalars(tmp_path)["loss/policy"]
+    assert [step for step, _ in first] == [256, 448, 640, 768]
+    with open_log(tmp_path, 5 * STEPS, config=config) as log:
+        log.load_state(state)
+        for j in range(5, 8):
+            feed(log, j)
+    assert scalars(tmp_path)["loss/policy"] == first[:2]
+    assert [line["env_steps"] for line in lines(tmp_path)] == [256, 448]
+
+
+def test_tensorboard_failing_is_reported_once_and_the_lines_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
+        log.interval(200, {}, [], {})
+        outputs = log._outputs
+        assert outputs is not None
+        assert outputs._events is not None
+
+        def fail(line: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        events, outputs._events.write = outputs._events, fail  # type: ignore[method-assign]
+        log.interval(400, {}, [], {})
+        log.interval(600, {}, [], {})
+        events.close()
+    assert [line["env_steps"] for line in lines(tmp_path)] == [200, 400, 600]
+    assert caplog.text.count("no more events are written") == 1
+
+
+def test_the_summary_is_replaced_whole(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.write_summary({"env_steps": 1, "metric": None})
+    log.write_summary({"env_steps": 2, "metric": 0.1})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"env_steps": 2, "metric": 0.1}
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from htsrl_cli.config import LogConfig; from htsrl_cli.metrics import RunLog\n"
+        "log = RunLog(Path(sys.argv[1]), LogConfig(interval=1, tensorboard=False), {}, 10)\n"
+        "for j in range(1, 10**9):\n"
+        "    log.interval(j, {'a': j}, [(1.0, j)], {})\n"
+        "    log.write_summary({'env_steps': j})\n"
+        "    print(j, flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        while int(child.stdout.readline()) < 50:
+            pass
+        child.send_signal(signal.SIGKILL)
+        confirmed = max([50, *map(int, child.stdout.read().split())])
+    assert [line["env_steps"] for line in lines(tmp_path)][:confirmed] == [*range(1, confirmed + 1)]
+    # Replacing the summary takes its name away for an instant.
+    assert {path.name for path in tmp_path.iterdir()} - {"summary.json"} == {"metrics.jsonl"}
+
+
+def test_status_in_words() -> None:
+    status = Status(20_480, 10_000_000, 712.4, 3.456789)
+    assert str(status) == "20,480/10,000,000 env steps, 712/s, return 3.457, 3:53:28 left"
+    assert str(Status(0, 10, 0.0, None)) == "0/10 env steps, 0/s"
+
+
+def test_plain_progress_is_one_logged_line_for_each_line_of_metrics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        play(tmp_path, 11)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(lines(tmp_path))
+    assert messages[0].startswith("256/10,000 env steps, ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_restores_the_terminal_when_the_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def run() -> None:
+        with open_log(tmp_path) as log:
+            feed(log, 0)
+            assert "\x1b[?25l" in terminal.getvalue(), "the cursor is hidden while it runs"
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        run()
+    assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l")
+    assert "64/10,000 env steps" in terminal.getvalue()
+    assert sys.stderr is terminal
+
+
+def test_the_bar_shows_the_latest_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal = Terminal()
+    bar = TerminalBar(terminal)
+    bar.barrier(Status(1_000, 4_000, 500.0, 1.5))
+    bar.barrier(Status(2_000, 4_000, 500.0, 2.5))
+    bar.close()
+    *_, last = terminal.getvalue().split("\x1b[2K")
+    assert "50%" in last
+    assert "2,000/4,000 env steps, 500/s, return 2.5, 0:00:04 left" in last
