@@ -111,7 +111,8 @@ def initialize(policy: ActorCritic, seed: int) -> None:
             # `orthogonal_` does not fill channels-last memory.
             weight = torch.empty(module.weight.shape)
             module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))
-            module.bias.zero_()
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 def build_policy(

@@ -150,6 +150,7 @@ class Run:
         if checkpoint is None:
             self._save_checkpoint()
         else:
+            self._saved_at = self._interval
             self.log.load_state(checkpoint.meta["log"])
 
     @property
@@ -170,7 +171,8 @@ class Run:
             self._log_interval()
             if self._checkpoint_is_due():
                 self._save_checkpoint()
-        self._save_checkpoint()
+        if self._saved_at != self._interval:
+            self._save_checkpoint()
         if self._interval == self._plan.num_intervals:
             # After the checkpoint: an extended run writes its lines as if there had been no end.
             self.log.flush()
@@ -238,6 +240,7 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         """Everything that going on exactly from this barrier needs."""
+        self._saved_at = self._interval
         states = self._collector.get_states()
         arrays = self._learner.state() | {"obs": self._ring.slot(self._interval).obs[0]}
         if self._has_unlearned_slot:

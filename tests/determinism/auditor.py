@@ -289,14 +289,14 @@ def _philox(seed: int, purpose: int, high: int, low: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _dtype(name: str, rows: list[Any]) -> npt.DTypeLike:
+def _dtype(name: str, rows: list[Any]) -> Any:
     """What a slot keeps of an array; observations, actions and values come in their own dtype."""
     fixed = {
-        "rewards": np.float32,
-        "terminated": np.bool_,
-        "truncated": np.bool_,
-        "episode_returns": np.float64,
-        "episode_lengths": np.int64,
+        "rewards": "float32",
+        "terminated": "bool",
+        "truncated": "bool",
+        "episode_returns": "float64",
+        "episode_lengths": "int64",
     }
     return fixed.get(name) or (rows[0].dtype if rows else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from htsrl_cli.config import (
 )
 from htsrl_cli.runner import train
 from htsrl_cli.storage import ParameterStore, Ring
+from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
 
 NUM_ENVS = 6
@@ -135,6 +137,13 @@ def test_vector_observations_replay(
 # What the replay must notice, in a run that is correct but for one thing
 
 
+def test_shares_no_code_with_what_moves_experience() -> None:
+    tree = ast.parse(Path(auditor.__file__).read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    roles = ("storage", "executor", "actor", "collector", "runner", "workers", "learner", "seeding")
+    assert not imported & {f"htsrl_cli.{role}" for role in roles}
+
+
 @pytest.fixture
 def small() -> TrainConfig:
     """One thread, five intervals, truncations in each."""
@@ -194,7 +203,7 @@ def test_notices_stale_parameters(
         publish(self, self.values.copy() if version == 3 else values, version)
 
     monkeypatch.setattr(ParameterStore, "publish", publish_version_only)
-    with pytest.raises(AuditError, match="^interval 3, (actions|log_probs|values) at step 0"):
+    with pytest.raises(AuditError, match=r"^interval 3, (actions|log_probs|values) at step 0"):
         audit_injected(small, tmp_path, monkeypatch)
 
 
@@ -244,7 +253,7 @@ def test_the_chain_of_hashes_alone_notices(
         stored = load_checkpoint(path)
         kept = {name: a for name, a in stored.arrays.items() if not name.startswith("slot/")}
         save_checkpoint(path, Checkpoint(kept, stored.meta))
-    with pytest.raises(AuditError, match="^interval 2: the hash of its slot is another"):
+    with pytest.raises(AuditError, match=r"^interval 2: the hash of its slot is another"):
         audit(tmp_path)
 
 
@@ -253,7 +262,7 @@ def test_notices_another_summary(small: TrainConfig, tmp_path: Path) -> None:
     train(small, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"rollouts_sha256": "00"}))
-    with pytest.raises(AuditError, match="^summary: rollouts_sha256 is 00, the replay has"):
+    with pytest.raises(AuditError, match=r"^summary: rollouts_sha256 is 00, the replay has"):
         audit(tmp_path)
 
 

@@ -169,7 +169,12 @@ class Run:
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         names = [str(path.relative_to(self.folder)) for path in files]
         temporary = [name for name in names if not KNOWN_FILES.fullmatch(name)]
-        return processes + segments + temporary + [str(path) for path in self._tmp.iterdir()]
+        return processes + segments + temporary + [path.name for path in self._tmp_files()]
+
+    def _tmp_files(self) -> list[Path]:
+        """What lies in $TMPDIR, but for a folder in which all of a user's torch processes cache."""
+        paths = self._tmp.rglob("*")
+        return [path for path in paths if path.is_file() or "torchinductor_" not in path.name]
 
     def end(self) -> None:
         """Kills what is left, so that a failed test leaves nothing either."""

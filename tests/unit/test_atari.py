@@ -337,6 +337,15 @@ def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPa
             env.reset(seed=t)
 
 
+def test_half_drawn_frame_before_a_new_game() -> None:
+    """The emulator's own reset leaves Qbert in such a frame."""
+    fresh, left = AtariEnv(AtariConfig("qbert")), AtariEnv(AtariConfig("qbert"))
+    left._emulator._ale.reset_game()
+    assert (left.reset(seed=0)[0] == fresh.reset(seed=0)[0]).all()
+    actions = random_actions(fresh, 100)
+    assert play(left, actions) == play(fresh, actions)
+
+
 def test_saving_changes_nothing() -> None:
     saved, unsaved = (AtariEnv(AtariConfig("yars_revenge", frame_skip=1)) for _ in range(2))
     actions = random_actions(saved, 600)

@@ -1,0 +1,252 @@
+"""What the learner has to compute, written down a second time: slowly, in float64, in loops.
+
+Nothing of the learner is used: networks are matrix products, targets follow their definitions,
+clipping and optimizers are written out. Also the random slots to learn from.
+
+Shapes: T steps, B columns, N rows of a batch, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htsrl_cli.config import A2cConfig, PpoConfig
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.memory import Array
+from htsrl_cli.seeding import minibatch_orders
+from htsrl_cli.storage import Slot
+
+T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
+SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))
+IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", (NUM_ACTIONS,)))
+A2C = A2cConfig(learning_rate=1e-2, max_grad_norm=0.05, hidden_sizes=(7,), rmsprop_eps=1e-3)
+PPO = PpoConfig(
+    learning_rate=1e-2,
+    anneal_clip_coef=True,
+    clip_coef=0.2,
+    gamma=0.9,
+    gae_lambda=0.8,
+    update_epochs=3,
+    num_minibatches=4,
+    max_grad_norm=0.05,
+    hidden_sizes=(7,),
+)
+SEED = 3
+Theta = dict[str, Tensor]
+
+
+def make_slot(spec: EnvSpec, seed: int) -> Slot:
+    """Random experience with every kind of end; log-probabilities and values are random, too."""
+    rng = np.random.default_rng(seed)
+    layout = Slot.layout(spec, T, B)
+    arrays: dict[str, Array] = {n: np.zeros(shape, dtype) for n, (shape, dtype) in layout.items()}
+    if spec.obs_dtype == "uint8":
+        arrays["obs"][:] = rng.integers(0, 256, arrays["obs"].shape)
+    else:
+        arrays["obs"][:] = rng.standard_normal(arrays["obs"].shape)
+    arrays["actions"][:] = rng.integers(0, NUM_ACTIONS, (T, B, 1))
+    arrays["rewards"][:] = 2 * rng.standard_normal((T, B))
+    arrays["log_probs"][:] = np.log(rng.uniform(0.2, 0.5, (T, B)))
+    arrays["values"][:] = rng.standard_normal((T + 1, B))
+    arrays["terminated"][:] = rng.random((T, B)) < 0.15
+    arrays["truncated"][:] = (rng.random((T, B)) < 0.15) & ~arrays["terminated"]
+    arrays["final_values"][:] = np.where(arrays["truncated"], rng.standard_normal((T, B)), 0)
+    assert arrays["terminated"].any()
+    assert arrays["truncated"].any()
+    return Slot(**arrays)
+
+
+def network(theta: Theta, obs: Array) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of all actions [N, A] and values [N] of two tanh perceptrons."""
+    x = torch.tensor(obs, dtype=torch.float64)
+
+    def perceptron(trunk: str, head: str) -> Tensor:
+        inner = x @ theta[f"{trunk}.layers.0.weight"].T + theta[f"{trunk}.layers.0.bias"]
+        return torch.tanh(inner) @ theta[f"{head}.weight"].T + theta[f"{head}.bias"]
+
+    logits = perceptron("trunk", "policy_head")
+    log_p = logits - torch.log(torch.exp(logits).sum(dim=1, keepdim=True))
+    return log_p, perceptron("value_trunk", "value_head")[:, 0]
+
+
+def gradient(theta: Theta, loss: Callable[[Theta], Tensor]) -> Theta:
+    leaves = {name: p.clone().requires_grad_() for name, p in theta.items()}
+    loss(leaves).backward()  # type: ignore[no-untyped-call]
+    gradients = {}
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        gradients[name] = leaf.grad
+    return gradients
+
+
+def clipped(gradients: Theta, max_norm: float) -> Theta:
+    norm = sum(float((g**2).sum()) for g in gradients.values()) ** 0.5
+    assert norm > max_norm, "clipping has to be active for the test to be one of clipping"
+    return {name: g * max_norm / norm for name, g in gradients.items()}
+
+
+def row_by_row(
+    slot: Slot, targets: Callable[[int, int], tuple[float, float]]
+) -> tuple[Array, Array]:
+    """Advantages and returns [T, B] from what `targets(t, c)` says of each."""
+    both = np.array([[targets(t, c) for c in range(B)] for t in range(T)])
+    return both[..., 0], both[..., 1]
+
+
+def follow(slot: Slot, t: int, c: int) -> float:
+    """The behaviour policy's value of what comes after step t; 0 after a termination."""
+    if slot.terminated[t, c]:
+        return 0.0
+    if slot.truncated[t, c]:
+        return float(slot.final_values[t, c])
+    return float(slot.values[t + 1, c])
+
+
+def ended(slot: Slot, t: int, c: int) -> bool:
+    return bool(slot.terminated[t, c] or slot.truncated[t, c])
+
+
+class A2cReference:
+    """Eq. 6: the gradient at `at`, on data that `at` collected, applied by RMSprop to θ[j]."""
+
+    def __init__(self, config: A2cConfig, theta: Theta) -> None:
+        self.config = config
+        self.theta = theta
+        self.squares = {name: torch.zeros_like(p) for name, p in theta.items()}
+
+    def targets(self, slot: Slot) -> tuple[Array, Array]:
+        def cell(t: int, c: int) -> tuple[float, float]:
+            total, discount, k = 0.0, 1.0, t
+            while True:
+                total += discount * float(slot.rewards[k, c])
+                discount *= self.config.gamma
+                if k == T - 1 or ended(slot, k, c):
+                    total += discount * follow(slot, k, c)
+                    return total - float(slot.values[t, c]), total
+                k += 1
+
+        return row_by_row(slot, cell)
+
+    def update(self, slot: Slot, at: Theta) -> None:
+        advantages, returns = self.targets(slot)
+
+        def loss(theta: Theta) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for t in range(T):
+                log_p, values = network(theta, slot.obs[t])
+                for c in range(B):
+                    entropy = -(log_p[c].exp() * log_p[c]).sum()
+                    total = total - log_p[c, slot.actions[t, c, 0]] * advantages[t, c]
+                    total = total + self.config.value_coef * (returns[t, c] - values[c]) ** 2
+                    total = total - self.config.entropy_coef * entropy
+            return total / (T * B)
+
+        config = self.config
+        for name, g in clipped(gradient(at, loss), config.max_grad_norm).items():
+            alpha = config.rmsprop_alpha
+            self.squares[name] = alpha * self.squares[name] + (1 - alpha) * g * g
+            step = g / (self.squares[name].sqrt() + config.rmsprop_eps)
+            self.theta[name] = self.theta[name] - config.learning_rate * step
+
+
+class PpoReference:
+    """The clipped objective in epochs of shuffled minibatches, applied by Adam."""
+
+    def __init__(self, config: PpoConfig, theta: Theta, num_updates: int) -> None:
+        self.config = config
+        self.theta = theta
+        self.num_updates = num_updates
+        self.first = {name: torch.zeros_like(p) for name, p in theta.items()}
+        self.second = {name: torch.zeros_like(p) for name, p in theta.items()}
+        self.num_steps = 0
+        self.num_clipped = 0
+
+    def targets(self, slot: Slot) -> tuple[Array, Array]:
+        config = self.config
+
+        def delta(t: int, c: int) -> float:
+            change = config.gamma * follow(slot, t, c) - float(slot.values[t, c])
+            return float(slot.rewards[t, c]) + change
+
+        def cell(t: int, c: int) -> tuple[float, float]:
+            advantage = 0.0
+            for k in range(t, T):
+                advantage += (config.gamma * config.gae_lambda) ** (k - t) * delta(k, c)
+                if ended(slot, k, c):
+                    break
+            return advantage, advantage + float(slot.values[t, c])
+
+        return row_by_row(slot, cell)
+
+    def update(self, slot: Slot, number: int) -> None:
+        config = self.config
+        remaining = 1 - number / self.num_updates
+        rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
+        clip = config.clip_coef * (remaining if config.anneal_clip_coef else 1.0)
+        advantages, returns = self.targets(slot)
+        for order in minibatch_orders(SEED, number, config.update_epochs, T * B):
+            for rows in np.split(order, config.num_minibatches):
+                cells = [divmod(int(row), B) for row in rows]
+                chosen = np.array([advantages[cell] for cell in cells])
+                chosen = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
+                loss = partial(
+                    self.loss, slot=slot, cells=cells, advantages=chosen, returns=returns, clip=clip
+                )
+                self.step(loss, rate)
+
+    def loss(
+        self,
+        theta: Theta,
+        slot: Slot,
+        cells: list[tuple[int, int]],
+        advantages: Array,
+        returns: Array,
+        clip: float,
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for (t, c), advantage in zip(cells, advantages, strict=True):
+            log_p, values = (result[0] for result in network(theta, slot.obs[t, c : c + 1]))
+            ratio = torch.exp(log_p[slot.actions[t, c, 0]] - float(slot.log_probs[t, c]))
+            bounded = min(max(float(ratio.detach()), 1 - clip), 1 + clip)
+            self.num_clipped += bounded != float(ratio.detach())
+            surrogate = ratio * advantage
+            if bounded * advantage < float(surrogate.detach()):
+                surrogate = torch.tensor(bounded * advantage, dtype=torch.float64)
+            old, target = float(slot.values[t, c]), returns[t, c]
+            near = old + (values - old).clamp(-clip, clip)
+            error = torch.maximum((values - target) ** 2, (near - target) ** 2)
+            entropy = -(log_p.exp() * log_p).sum()
+            total = total - surrogate + self.config.value_coef * 0.5 * error
+            total = total - self.config.entropy_coef * entropy
+        return total / len(cells)
+
+    def step(self, loss: Callable[[Theta], Tensor], rate: float) -> None:
+        self.num_steps += 1
+        for name, g in clipped(gradient(self.theta, loss), self.config.max_grad_norm).items():
+            self.first[name] = 0.9 * self.first[name] + 0.1 * g
+            self.second[name] = 0.999 * self.second[name] + 0.001 * g * g
+            mean = self.first[name] / (1 - 0.9**self.num_steps)
+            square = self.second[name] / (1 - 0.999**self.num_steps)
+            self.theta[name] = self.theta[name] - rate * mean / (
+                square.sqrt() + self.config.adam_eps
+            )
+
+
+def collect(theta: Theta, seed: int) -> Slot:
+    """A slot whose log-probabilities and values are those of the policy θ that collected it."""
+    slot = make_slot(SPEC, seed)
+    rng = np.random.default_rng(seed)
+    for t in range(T + 1):
+        log_p, values = network(theta, slot.obs[t])
+        slot.values[t] = values.numpy()
+        if t < T:
+            slot.log_probs[t] = log_p.numpy()[np.arange(B), slot.actions[t, :, 0]]
+            # The last observation of a truncated episode is in no slot; its value is.
+            final = network(theta, rng.standard_normal((B, OBS)))[1].numpy()
+            slot.final_values[t] = np.where(slot.truncated[t], final, 0.0)
+    return slot

@@ -1,0 +1,417 @@
+"""The learner against slow references in float64, and what no number of threads may change.
+
+The references know nothing of the learner: networks as matrix products, targets by their
+definitions, clipping and optimizers written out. They compute in float64, the learner in float32:
+the comparisons allow ten times what rounding was seen to make of parameters of order 1 (2e-7), and
+are no statement on determinism. Every comparison is shown to
+fail for the mistake that it is there to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from htsrl_cli.actor import Actor
+from htsrl_cli.config import (
+    A2cConfig,
+    ActorsConfig,
+    AlgoConfig,
+    CheckpointConfig,
+    LearnerConfig,
+    LogConfig,
+    PpoConfig,
+    RunnerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from htsrl_cli.envs import EnvSpec
+from htsrl_cli.errors import NonFiniteError
+from htsrl_cli.executor import Request
+from htsrl_cli.learner import Learner
+from htsrl_cli.runner import train
+from htsrl_cli.torch_setup import set_up_torch
+from tests.unit.learner_references import (
+    A2C,
+    IMAGES,
+    PPO,
+    SEED,
+    SPEC,
+    A2cReference,
+    B,
+    PpoReference,
+    T,
+    Theta,
+    collect,
+    make_slot,
+)
+
+TOLERANCE = 2e-6
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_in_a_run() -> None:
+    set_up_torch()
+
+
+def make_learner(
+    algo: AlgoConfig,
+    *,
+    spec: EnvSpec = SPEC,
+    num_updates: int = 10,
+    lag: int = 1,
+    micro_batch: int = 12,
+    num_threads: int = 1,
+    precision: str = "fp32",
+) -> Learner:
+    config = LearnerConfig("cpu", precision, num_threads, micro_batch)
+    return Learner(spec, algo, config, torch.device("cpu"), num_updates, lag, SEED)
+
+
+def no_check() -> None:
+    """Nobody gives up."""
+
+
+def theta_of(learner: Learner) -> Theta:
+    return {n: torch.tensor(a, dtype=torch.float64) for n, a in learner.parameters().items()}
+
+
+def differ(theta: Theta, other: Theta, atol: float = TOLERANCE) -> bool:
+    return any(float((p - other[name]).abs().max()) > atol for name, p in theta.items())
+
+
+# A2C
+
+
+def run_a2c(lag: int, at: str) -> Iterator[tuple[Theta, Theta, Theta, dict[str, float]]]:
+    """θ[j-1], the reference's and the learner's θ[j+1], and the log, for updates j = 1 to 7.
+
+    Data are collected by the reference's θ[j-1]; `at` is where the reference takes the gradient.
+    """
+    learner = make_learner(A2C, lag=lag)
+    reference = A2cReference(A2C, theta_of(learner))
+    previous = dict(reference.theta)
+    for j in range(1, 8):
+        slot = collect(previous, seed=j)
+        current = dict(reference.theta)
+        reference.update(slot, at=previous if at == "θ[j-1]" else current)
+        logged = learner.update(slot, no_check)
+        yield (
+            previous,
+            reference.theta,
+            theta_of(learner),
+            logged | {"moved": differ(previous, current)},
+        )
+        previous = current
+    learner.close()
+
+
+def test_a2c_makes_the_delayed_update_of_equation_6() -> None:
+    """θ[1] = θ[0]; in each of the six updates after the first, θ[j-1] and θ[j] differ."""
+    moved = []
+    for _, expected, got, logged in run_a2c(lag=1, at="θ[j-1]"):
+        assert not differ(expected, got)
+        assert logged["learner/grad_norm"] > A2C.max_grad_norm
+        moved.append(logged["moved"])
+    assert moved == [False] + 6 * [True]
+
+
+@pytest.mark.parametrize(("lag", "at"), [(1, "θ[j]"), (0, "θ[j-1]")])
+def test_the_gradient_at_the_newer_parameters_is_told_apart(lag: int, at: str) -> None:
+    wrong = [differ(expected, got) for _, expected, got, _ in run_a2c(lag, at)]
+    assert wrong == [False] + 6 * [True]
+
+
+def test_a2c_without_lag_takes_the_gradient_where_it_stands() -> None:
+    assert not any(differ(expected, got) for _, expected, got, _ in run_a2c(0, "θ[j]"))
+
+
+def test_a2c_rate_falls_with_the_updates() -> None:
+    """Over the run's number of updates, to 0 after the last."""
+    learner = make_learner(replace(A2C, anneal_learning_rate=True), num_updates=4)
+    slot = make_slot(SPEC, 0)
+    rates = [learner.update(slot, no_check)["learner/learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+# PPO
+
+
+@pytest.mark.parametrize("micro_batch", [5, 12])
+def test_ppo_equals_a_slow_reference(micro_batch: int) -> None:
+    """Three updates of 3 epochs and 4 minibatches; random slots, so that both clips are at work."""
+    learner = make_learner(PPO, num_updates=5, micro_batch=micro_batch)
+    reference = PpoReference(PPO, theta_of(learner), num_updates=5)
+    for number in range(3):
+        slot = make_slot(SPEC, number)
+        reference.update(slot, number)
+        logged = learner.update(slot, no_check)
+        assert not differ(reference.theta, theta_of(learner))
+        assert logged["learner/learning_rate"] == pytest.approx(1e-2 * (1 - number / 5))
+    assert 0 < reference.num_clipped < 3 * 3 * T * B
+
+
+WRONG = {
+    "gamma": 0.91,
+    "gae_lambda": 0.81,
+    "clip_coef": 0.21,
+    "anneal_clip_coef": False,
+    "anneal_learning_rate": False,
+    "clip_value_loss": False,
+    "normalize_advantage": False,
+    "entropy_coef": 0.02,
+    "value_coef": 0.55,
+    "max_grad_norm": 0.051,
+    "adam_eps": 2e-5,
+    "update_epochs": 2,
+    "num_minibatches": 3,
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_the_ppo_comparison_feels_every_key(key: str) -> None:
+    config: PpoConfig = replace(PPO, **{key: WRONG[key]})  # type: ignore[arg-type]
+    learner = make_learner(config, num_updates=5, micro_batch=12)
+    reference = PpoReference(PPO, theta_of(learner), num_updates=5)
+    for number in range(2):
+        slot = make_slot(SPEC, number)
+        reference.update(slot, number)
+        learner.update(slot, no_check)
+    assert differ(reference.theta, theta_of(learner))
+
+
+# Clipping, lag, and whose values they are
+
+
+@contextmanager
+def applied_norms() -> Iterator[list[float]]:
+    """Global norms of the gradients that reach an optimizer, of every step."""
+    norms: list[float] = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.stack([(g.double() ** 2).sum() for g in gradients]).sum().sqrt()))
+
+    hook = register_optimizer_step_pre_hook(record)
+    try:
+        yield norms
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("micro_batch", [12, 48])
+def test_every_minibatch_is_clipped(micro_batch: int) -> None:
+    learner = make_learner(replace(PPO, max_grad_norm=1e-4), micro_batch=micro_batch)
+    checks = []
+    with applied_norms() as norms:
+        for seed in range(2):
+            learner.update(make_slot(SPEC, seed), lambda: checks.append(1))
+    assert len(norms) == len(checks) == 2 * PPO.update_epochs * PPO.num_minibatches
+    assert norms == pytest.approx([1e-4] * len(norms), rel=1e-2)
+
+
+def test_a_small_gradient_is_left_alone() -> None:
+    learner = make_learner(replace(A2C, max_grad_norm=1e6))
+    with applied_norms() as norms:
+        logged = learner.update(make_slot(SPEC, 0), no_check)
+    assert norms == pytest.approx([logged["learner/grad_norm"]], rel=1e-5)
+
+
+@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+def test_all_values_come_from_the_slot(algo: AlgoConfig) -> None:
+    """The observation after the last step is never looked at: its value stands in the slot."""
+    expected, got = make_learner(algo), make_learner(algo)
+    slot = make_slot(SPEC, 0)
+    expected.update(slot, no_check)
+    slot.obs[T] = np.nan
+    got.update(slot, no_check)
+    assert_same_state(expected, got)
+
+
+@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("name", ["values", "final_values"])
+def test_the_values_of_the_slot_matter(algo: AlgoConfig, name: str) -> None:
+    one, other = make_learner(algo), make_learner(algo)
+    slot = make_slot(SPEC, 0)
+    one.update(slot, no_check)
+    array = slot.arrays()[name]
+    t, c = (T, 0) if name == "values" else np.argwhere(slot.truncated)[0]
+    assert not slot.truncated[T - 1, 0]
+    assert not slot.terminated[T - 1, 0]
+    array[t, c] += 1.0
+    other.update(slot, no_check)
+    assert differ(theta_of(one), theta_of(other))
+
+
+def small_run() -> TrainConfig:
+    return TrainConfig(
+        env=SyntheticConfig("count"),
+        algo=A2cConfig(),
+        actors=ActorsConfig(num_envs=4, inference_batch=2, device="cpu"),
+        learner=LearnerConfig(device="cpu"),
+        runner=RunnerConfig("serial", sync_interval=4),
+        checkpoint=CheckpointConfig(),
+        log=LogConfig(interval=16, tensorboard=False),
+        total_steps=5 * 16,
+    )
+
+
+def test_an_actor_that_missed_an_update_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lag is asserted from what actors write beside their actions, not from the schedule."""
+    load = Actor._load_parameters
+
+    def sometimes(self: Actor) -> None:
+        if self._store.version != 3:
+            load(self)
+
+    monkeypatch.setattr(Actor, "_load_parameters", sometimes)
+    with pytest.raises(AssertionError, match=r"slot of versions \[2\], learner at 4"):
+        train(small_run(), tmp_path)
+
+
+def test_a_slot_of_two_versions_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = Actor._serve_pass
+
+    def serve_as_newer(self: Actor, rows: list[int], requests: Sequence[Request]) -> None:
+        serve(self, rows, requests)
+        if (0, 4) in requests:
+            self._ring.slot(self._ring.interval).versions[4, 0] += 1
+
+    monkeypatch.setattr(Actor, "_serve_pass", serve_as_newer)
+    with pytest.raises(AssertionError, match=r"slot of versions \[0 1\], learner at 1"):
+        train(small_run(), tmp_path)
+
+
+# Micro-batches and threads
+
+
+def assert_same_state(one: Learner, other: Learner) -> None:
+    """θ[j], θ[j-1] and the optimizer, bit for bit."""
+    expected, got = one.state(), other.state()
+    assert expected.keys() == got.keys()
+    for name, array in expected.items():
+        assert array.tobytes() == got[name].tobytes(), name
+
+
+CASES = [
+    pytest.param(SPEC, A2C, "fp32", id="a2c"),
+    pytest.param(SPEC, PPO, "fp32", id="ppo"),
+    pytest.param(IMAGES, A2C, "bf16", id="a2c-images-bf16"),
+    pytest.param(IMAGES, PPO, "fp32", id="ppo-images-fp32"),
+]
+
+
+@pytest.mark.parametrize(("spec", "algo", "precision"), CASES)
+def test_the_number_of_threads_changes_no_bit(
+    spec: EnvSpec, algo: AlgoConfig, precision: str
+) -> None:
+    learners = [
+        make_learner(algo, spec=spec, micro_batch=5, num_threads=n, precision=precision)
+        for n in (1, 2, 3)
+    ]
+    logs = []
+    for learner in learners:
+        logs.append([learner.update(make_slot(spec, seed), no_check) for seed in range(3)])
+        learner.close()
+    for learner, log in zip(learners[1:], logs[1:], strict=True):
+        assert_same_state(learners[0], learner)
+        assert log == logs[0]
+
+
+@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+def test_micro_batches_add_up_to_the_minibatch(algo: AlgoConfig) -> None:
+    """Sums in another order round differently, hence the tolerance."""
+    whole = make_learner(algo, micro_batch=T * B)
+    parts = [make_learner(algo, micro_batch=n) for n in (1, 5, 12)]
+    for seed in range(2):
+        slot = make_slot(SPEC, seed)
+        logged = whole.update(slot, no_check)
+        for learner in parts:
+            assert learner.update(slot, no_check) == pytest.approx(logged, rel=1e-3, abs=1e-5)
+            assert not differ(theta_of(whole), theta_of(learner))
+
+
+@pytest.mark.parametrize(("spec", "algo", "precision"), CASES)
+def test_a_restored_learner_goes_on_alike(spec: EnvSpec, algo: AlgoConfig, precision: str) -> None:
+    one = make_learner(algo, spec=spec, precision=precision)
+    for seed in range(2):
+        one.update(make_slot(spec, seed), no_check)
+    other = make_learner(algo, spec=spec, precision=precision)
+    other.load_state(one.state(), one.num_updates_done)
+    assert_same_state(one, other)
+    for learner in (one, other):
+        learner.update(make_slot(spec, 2), no_check)
+    assert_same_state(one, other)
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    """The first norm agrees within what 8 bits of mantissa leave of a mean over 48 rows."""
+    norms = [
+        make_learner(A2C, spec=IMAGES, precision=precision).update(make_slot(IMAGES, 0), no_check)[
+            "learner/grad_norm"
+        ]
+        for precision in ("fp32", "bf16")
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+    assert norms[0] != norms[1]
+
+
+# Failures
+
+
+@pytest.mark.parametrize("algo", [A2C, replace(PPO, num_minibatches=1)], ids=["a2c", "ppo"])
+def test_a_loss_that_is_not_finite_is_named_and_not_applied(algo: AlgoConfig) -> None:
+    learner, twin = make_learner(algo), make_learner(algo)
+    for each in (learner, twin):
+        each.update(make_slot(SPEC, 0), no_check)
+    slot = make_slot(SPEC, 1)
+    slot.rewards[3] = np.nan
+    with pytest.raises(NonFiniteError, match="update 1: not finite: loss/policy, loss/value"):
+        learner.update(slot, no_check)
+    assert_same_state(learner, twin)
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_not_applied() -> None:
+    """An infinite input saturates tanh: the loss is finite, the first layer's gradient is not."""
+    learner, twin = make_learner(A2C), make_learner(A2C)
+    slot = make_slot(SPEC, 1)
+    slot.obs[2, 1, 0] = np.inf
+    with pytest.raises(NonFiniteError, match=r"not finite: gradient of trunk\.layers\.0\.weight"):
+        learner.update(slot, no_check)
+    assert_same_state(learner, twin)
+
+
+def test_check_may_give_up_between_minibatches() -> None:
+    learner = make_learner(PPO)
+    calls: list[int] = []
+
+    def third_time() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), applied_norms() as norms:
+        learner.update(make_slot(SPEC, 0), third_time)
+    assert len(norms) == 2
+
+
+def test_explained_variance() -> None:
+    """1 where values are the returns; 0 where they are constant."""
+    learner = make_learner(replace(PPO, gamma=0.0))
+    slot = make_slot(SPEC, 0)
+    slot.values[:T] = slot.rewards
+    assert learner.update(slot, no_check)["loss/explained_variance"] == pytest.approx(1.0)
+    slot.values[:T] = 0.5
+    got = make_learner(replace(PPO, gamma=0.0, gae_lambda=0.0)).update(slot, no_check)
+    assert got["loss/explained_variance"] == pytest.approx(0.0, abs=1e-5)
