@@ -19,9 +19,8 @@ from torch import Tensor
 
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.executor import Request
 from htsrl_cli.policy import ActorCritic, build_policy, load_parameters, sample
-from htsrl_cli.storage import Board, ParameterStore, Ring
+from htsrl_cli.storage import Board, ParameterStore, Request, Ring
 from htsrl_cli.torch_setup import set_up_torch
 from htsrl_cli.workers import Pipe
 

@@ -15,9 +15,9 @@ import numpy as np
 from htsrl_cli.actor import Actor, ActorPipes, ActorSetup, run_actor
 from htsrl_cli.config import TrainConfig
 from htsrl_cli.errors import HtsrlError, WorkerError
-from htsrl_cli.executor import EnvState, Executor, ExecutorPipes, REQUEST_WIDTH, run_executor
+from htsrl_cli.executor import EnvState, Executor, ExecutorPipes, run_executor
 from htsrl_cli.memory import Array
-from htsrl_cli.storage import Board, ParameterStore, Ring
+from htsrl_cli.storage import REQUEST_WIDTH, Board, ParameterStore, Ring
 from htsrl_cli.workers import Pipe, Watcher, Worker, start_process, start_thread, stop_workers
 
 # How often a wait for the executors asks whether to give up.

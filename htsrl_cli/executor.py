@@ -18,13 +18,8 @@ from htsrl_cli.config import EnvConfig
 from htsrl_cli.envs import Env, make_env
 from htsrl_cli.memory import Array
 from htsrl_cli.seeding import reset_seed
-from htsrl_cli.storage import Board, Ring
+from htsrl_cli.storage import Board, Request, Ring
 from htsrl_cli.workers import Pipe
-
-# A request to an actor is a pair (column, t): act on row t; value row t where t == T; value the
-# column's `final_obs` for step -1 - t where t < 0.
-REQUEST_WIDTH = 2
-Request = tuple[int, int]
 
 
 @dataclass(frozen=True)

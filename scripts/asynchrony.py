@@ -8,9 +8,10 @@ what the expected step times predict. Part 2: constant step times, and a learner
 need as long for an interval as its collection takes.
 
 The predictions have one free figure, c: what an env step of one environment costs beyond its step
-time (oversleeping, pipes, inference, the barrier's share). It is measured for each runner in a run
-with constant step times, where no environment waits for a slower one by chance, as
-c = environments / rate - step time.
+time (oversleeping, pipes, inference, the barrier's share). It is measured for each runner with
+constant step times, where no environment waits for a slower one by chance, as
+c = environments / rate - step time: for `hts` with a single environment, since the requests of
+independent environments come one by one, for `sync` with all of them, which are served together.
 """
 
 from __future__ import annotations
@@ -90,7 +91,12 @@ class Bench:
     seconds: float
 
     def run(
-        self, name: str, runner: str, distribution: str, words: Sequence[str]
+        self,
+        name: str,
+        runner: str,
+        distribution: str,
+        words: Sequence[str],
+        num_envs: int = NUM_ENVS,
     ) -> tuple[Measurement, list[Line]]:
         """One run of `htsrl train`, printed."""
         words = [
@@ -99,8 +105,8 @@ class Bench:
             "env=synthetic/sleep",
             f"env.distribution={distribution}",
             f"env.mean_ms={1000 * MEAN_S:g}",
-            f"actors.num_envs={NUM_ENVS}",
-            f"actors.num_executors={NUM_ENVS}",
+            f"actors.num_envs={num_envs}",
+            f"actors.num_executors={num_envs}",
             *words,
         ]
         busy = busy_cores()
@@ -131,12 +137,13 @@ def _learning_over_rollout(lines: Sequence[Line]) -> float:
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """c of each runner in seconds, from runs with constant step times."""
+    """What a step costs beyond its step time (c) with each runner, in seconds."""
     print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
     costs = {}
-    for runner in RUNNERS:
-        measurement, _ = bench.run(runner, runner, "constant", LIGHT)
-        costs[runner] = NUM_ENVS / measurement.rate - MEAN_S
+    for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):
+        name = f"{runner}, {num_envs} envs"
+        measurement, _ = bench.run(name, runner, "constant", LIGHT, num_envs)
+        costs[runner] = num_envs / measurement.rate - MEAN_S
     _show_parts()
     for runner, cost in costs.items():
         print(f"  c of {runner}: {1000 * cost:.3f} ms")

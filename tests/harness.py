@@ -32,7 +32,7 @@ SYNC_INTERVAL = 16
 NUM_INTERVALS = 24
 STEPS_PER_INTERVAL = NUM_ENVS * SYNC_INTERVAL
 
-# A random policy loses a life within some forty steps; half of the games end before the cap ends them.
+# A random policy loses a life within some forty steps; the cap ends half of the games.
 ENVS: dict[str, EnvConfig] = {
     "atari": AtariConfig(game="breakout", max_num_frames_per_episode=720),
     "terminating": SyntheticConfig(name="sleep", episode_length=23),

@@ -135,6 +135,20 @@ class Run:
         )
         assert self.env_steps >= env_steps, self.stderr
 
+    def wait_for_quiet(self) -> None:
+        """Returns once no process does anything: all wait for something that does not come."""
+
+        def cpu_s() -> float:
+            times = [process.cpu_times() for process in self.processes()]
+            return sum(t.user + t.system for t in times)
+
+        def quiet() -> bool:
+            before = cpu_s()
+            time.sleep(0.5)
+            return cpu_s() - before < 0.03
+
+        wait_until(quiet, "the run to come to a halt")
+
     def wait_for_start(self) -> None:
         """Returns once signals are handled: the program itself has begun."""
         status = Path(f"/proc/{self.process.pid}/status")

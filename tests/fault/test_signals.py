@@ -92,6 +92,7 @@ def test_signal_while_workers_start(train: Train) -> None:
 def test_second_signal_ends_at_once(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=1000")
     run.wait_for_steps(STUCK_STEPS)
+    run.wait_for_quiet()
     run.signal(signal.SIGINT)
     wait_until(lambda: STOPPING in run.stderr, "the first signal's answer")
     time.sleep(1.5)
@@ -105,6 +106,7 @@ def test_second_signal_ends_at_once(train: Train) -> None:
 def test_grace_ends_the_wait_for_an_interval(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=2")
     run.wait_for_steps(STUCK_STEPS)
+    run.wait_for_quiet()
     run.signal(signal.SIGTERM)
     assert run.wait(patience_s=60) == 143
     assert "runner.stop_grace_s=2" in run.stderr

@@ -1,0 +1,168 @@
+"""Training throughput on Pong, PPO with 4 epochs, against Stable-Baselines3 and the machine.
+
+    python -m scripts.compare_stable_baselines3 --peer-python OTHER_VENV/bin/python
+
+Every run is a fresh process; the variants take turns. htsrl: 16 environments x 128 steps a slot;
+Stable-Baselines3: its published Atari setting, 8 environments x 128 steps, minibatches of 256
+(scripts/stable_baselines3_ppo.py). Rates count env steps (4 frames) and leave out start-up and the
+first interval.
+
+The machine's bound is what its cores could do if they were always busy with nothing but env steps,
+forward passes and gradients: cores / (1 / env + 1 / inference + epochs / train), from one-thread
+rates that are measured between the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts import microbenchmarks
+from scripts.measured_runs import (
+    ROOT,
+    Comparison,
+    Line,
+    Measurement,
+    busy_cores,
+    median,
+    num_cores,
+    show_medians,
+    train,
+    write_report,
+)
+
+EPOCHS = 4
+PEER = "SB3"
+COMMON = (
+    "env=atari/pong",
+    "algo=ppo",
+    f"algo.update_epochs={EPOCHS}",
+    "actors.num_envs=16",
+    "runner.sync_interval=128",
+)
+BF16 = ("actors.precision=bf16", "learner.precision=bf16")
+FP32 = ("actors.precision=fp32", "learner.precision=fp32")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "htsrl bf16": BF16,
+    "htsrl fp32": FP32,
+    "htsrl sync fp32": ("runner=sync", *FP32),
+}
+# What median over Stable-Baselines3's median has to be at least.
+TARGETS = {"htsrl bf16": 2.4, "htsrl fp32": 1.6, "htsrl sync fp32": 1.0}
+
+
+@dataclass(frozen=True)
+class OneThread:
+    """One-thread rates per second: env steps, rows of forward passes, rows of gradients."""
+
+    env: float
+    inference: float
+    train: float
+
+    @classmethod
+    def measure(cls, variant: str, seconds: float) -> OneThread:
+        """The rates that `variant` depends on, each measured for `seconds`."""
+        config = microbenchmarks.compose([*COMMON, *VARIANTS[variant]])
+        return cls(
+            microbenchmarks.env_rate(config, seconds),
+            microbenchmarks.inference_rate(config, seconds),
+            microbenchmarks.train_rate(config, seconds),
+        )
+
+    @property
+    def bound(self) -> float:
+        """Env steps per second that all cores could train on at most."""
+        return num_cores() / (1 / self.env + 1 / self.inference + EPOCHS / self.train)
+
+
+def run_peer(python: str, env_steps: int) -> list[Line]:
+    """Stable-Baselines3's lines."""
+    script = ROOT / "scripts" / "stable_baselines3_ppo.py"
+    command = [python, str(script), "--env-steps", str(env_steps), "--update-epochs", str(EPOCHS)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}\nended with {run.returncode}:\n{run.stderr[-2000:]}")
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+
+
+def run_round(args: argparse.Namespace, folder: Path) -> list[Measurement]:
+    """Every variant once, then the peer."""
+    measurements = []
+    for name in (*VARIANTS, PEER):
+        busy = busy_cores()
+        if name == PEER:
+            lines = run_peer(args.peer_python, args.env_steps)
+        else:
+            words = [*COMMON, *VARIANTS[name], f"total_steps={args.env_steps}"]
+            lines = train(words, folder / name.replace(" ", "-"))
+        measurements.append(Measurement.of(name, lines, busy))
+        measurements[-1].show()
+    return measurements
+
+
+def show_bounds(one_thread: dict[str, list[OneThread]], measurements: list[Measurement]) -> None:
+    """Prints one-thread rates, bounds and the fractions of them that were reached."""
+    print("The machine's bound; one-thread rates per second")
+    for name, rounds in one_thread.items():
+        for rates in rounds:
+            print(
+                f"  {name:<16} env {rates.env:.0f}, inference {rates.inference:.0f}, "
+                f"train {rates.train:.0f}: bound {rates.bound:.1f} env steps/s"
+            )
+        bound = statistics.median(rates.bound for rates in rounds)
+        reached = median(measurements, name)
+        print(f"  {name:<16} {reached:.1f} of {bound:.1f}: {reached / bound:.1%}")
+
+
+def main() -> int:
+    """Runs all rounds; the exit code is 1 where a target is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env-steps", type=int, default=20_480, help="of a run (default: 20480)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument(
+        "--micro-seconds", type=float, default=3.0, help="of a microbenchmark (default: 3)"
+    )
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        help="the interpreter that has stable-baselines3 (default: this one)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/compare_stable_baselines3.json"), help="JSON"
+    )
+    args = parser.parse_args()
+    measurements: list[Measurement] = []
+    one_thread: dict[str, list[OneThread]] = {"htsrl bf16": [], "htsrl fp32": []}
+    for number in range(args.repeats):
+        print(f"Round {number + 1}")
+        for name, rounds in one_thread.items():
+            rounds.append(OneThread.measure(name, args.micro_seconds))
+        with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+            measurements += run_round(args, Path(folder))
+    show_medians(measurements)
+    show_bounds(one_thread, measurements)
+    peer = median(measurements, PEER)
+    comparisons = [
+        Comparison(f"{name} / {PEER}", median(measurements, name) / peer, target)
+        for name, target in TARGETS.items()
+    ]
+    for comparison in comparisons:
+        comparison.show()
+    bounds = {
+        name: [{**vars(rates), "bound": rates.bound} for rates in rounds]
+        for name, rounds in one_thread.items()
+    }
+    write_report(args.output, measurements, comparisons, {"one_thread": bounds})
+    return 0 if all(comparison.holds for comparison in comparisons) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""How the score of a run grew: a figure, JSON and a table in Markdown.
+
+    python -m scripts.learning_curve RUN_DIR --random-episodes 30
+
+The score is the mean raw return of the last 100 games. The random policy, where asked for, plays
+the run's own environment with uniformly random actions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
+from htsrl_cli.config import EnvConfig
+from htsrl_cli.envs import ActionSpec, Array, Env, make_env
+from htsrl_cli.metrics import RECENT_RETURN
+from htsrl_cli.schema import from_plain
+from htsrl_cli.seeding import Purpose, generator, reset_seed
+from scripts.measured_runs import read_lines
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood at a line of its metrics.
+
+    Attributes:
+        score: mean raw return of the last 100 games.
+        games: that had ended.
+    """
+
+    env_steps: int
+    seconds: float
+    games: int
+    score: float
+
+
+def read_points(run_dir: Path) -> list[Point]:
+    """Every line from the first ended game on."""
+    return [
+        Point(line["env_steps"], line["time/seconds"], line["episode/total"], line[RECENT_RETURN])
+        for line in read_lines(run_dir)
+        if line[RECENT_RETURN] is not None
+    ]
+
+
+def evenly_spaced(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points at about equal distances, first and last among them."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
+    return [points[i] for i in chosen]
+
+
+def print_table(points: Sequence[Point]) -> None:
+    """A table in Markdown."""
+    print("| env steps | time | games | mean score of the last 100 games |")
+    print("|---:|---:|---:|---:|")
+    for point in points:
+        minutes, seconds = divmod(round(point.seconds), 60)
+        print(
+            f"| {point.env_steps:,} | {minutes}:{seconds:02d} | {point.games} | {point.score:.1f} |"
+        )
+
+
+def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
+    """Raw scores of games under uniformly random actions."""
+    with closing(make_env(config, 0)) as env:
+        scores: list[float] = []
+        episode = 0
+        env.reset(seed=reset_seed(seed, 0, episode, Purpose.EVALUATION_RESETS))
+        rng = generator(seed, Purpose.EVALUATION_ACTIONS)
+        while len(scores) < num_games:
+            score, ended = _step(env, _random_action(env.env_spec.actions, rng))
+            scores += [] if score is None else [score]
+            if ended:
+                episode += 1
+                env.reset(seed=reset_seed(seed, 0, episode, Purpose.EVALUATION_RESETS))
+        return scores
+
+
+def _step(env: Env, action: Array) -> tuple[float | None, bool]:
+    """The score of a game that ended with this step, and whether to reset."""
+    _, _, terminated, truncated, info = env.step(action)
+    game = info.get("episode")
+    return (float(game["r"]) if game else None), terminated or truncated
+
+
+def _random_action(actions: ActionSpec, rng: np.random.Generator) -> Array:
+    if actions.kind == "gaussian":
+        return rng.uniform(actions.low, actions.high).astype(actions.dtype)
+    return rng.integers(actions.sizes)
+
+
+def draw(points: Sequence[Point], random_score: float | None, title: str, path: Path) -> None:
+    """Writes the figure: score against env steps, and against time."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    scores = [point.score for point in points]
+    horizontal = {
+        "env steps": [float(point.env_steps) for point in points],
+        "minutes": [point.seconds / 60 for point in points],
+    }
+    for axis, (label, values) in zip(axes, horizontal.items(), strict=True):
+        axis.plot(values, scores, label="trained")
+        if random_score is not None:
+            axis.axhline(random_score, color="gray", linestyle="--", label="random policy")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean raw score of the last 100 games")
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Reads a run and writes what it says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", type=Path, help="of `htsrl train`")
+    parser.add_argument("--rows", type=int, default=12, help="of the table (default: 12)")
+    parser.add_argument(
+        "--random-episodes", type=int, default=0, help="games of the random policy (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random policy (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, help="the PNG; the JSON lies beside it (default: in RUN_DIR)"
+    )
+    args = parser.parse_args()
+    points = read_points(args.run_dir)
+    if not points:
+        raise SystemExit(f"{args.run_dir}: no game has ended yet, or metrics.jsonl is missing")
+    stored = load_checkpoint(find_checkpoint(args.run_dir)).meta["config"]
+    config = from_plain(stored)
+    scores = random_scores(config.env, args.random_episodes, args.seed)
+    mean = statistics.fmean(scores) if scores else None
+    print_table(evenly_spaced(points, args.rows))
+    if mean is not None:
+        error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        print(f"\nRandom policy: {mean:.2f} (standard error {error:.2f}, {len(scores)} games)")
+    output = args.output or args.run_dir / "learning_curve.png"
+    draw(points, mean, str(args.run_dir), output)
+    report = {"config": stored, "points": [asdict(p) for p in points], "random_scores": scores}
+    output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"{output} and {output.with_suffix('.json')} written")
+
+
+if __name__ == "__main__":
+    main()

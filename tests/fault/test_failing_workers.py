@@ -1,0 +1,183 @@
+"""A worker that dies, raises or hangs ends the run: exit status 1, and the message says why."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+
+import psutil
+import pytest
+
+from tests.fault.conftest import TOTAL, Train
+from tests.fault.processes import ENDLESS, NUM_EXECUTORS, STEPS_PER_INTERVAL, WORDS, Run
+from tests.harness import Fingerprint
+
+# Environment 2 belongs to the second executor; it fails in the third interval.
+FAULTY = ("env=synthetic/faulty", "env.fault_env=2", "env.fault_step=40", ENDLESS)
+TIMEOUTS = ("env.step_timeout_s=3", "actors.timeout_s=3")
+# What the message says of each fault.
+SIGNS = {
+    "raise": "executor 1 raised\n.*RuntimeError: asked to fail at env step",
+    "crash": "executor 1 was killed by SIGSEGV\n.*_fail_if_chosen",
+    "exit": "executor 1 ended unexpectedly with exit status 3",
+    "hang": "executor 1 hangs: busy with one thing for .*_fail_if_chosen",
+}
+
+
+def expect_failure(run: Run, message: str) -> None:
+    """The run ends with exit status 1, one error on stderr, and a usable checkpoint."""
+    assert run.wait() == 1, run.stderr
+    assert re.search(f"htsrl: error: {message}", run.stderr, re.DOTALL), run.stderr
+    # A traceback of the main process would be ours, not the worker's.
+    assert "runner.py" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] <= run.env_steps
+
+
+@pytest.mark.parametrize("fault", SIGNS)
+def test_environment_fails(train: Train, start: Callable[..., Run], fault: str) -> None:
+    run = train(
+        *FAULTY, *TIMEOUTS, f"env.fault={fault}", f"checkpoint.interval={STEPS_PER_INTERVAL}"
+    )
+    expect_failure(run, SIGNS[fault])
+    assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_INTERVAL
+    if fault == "raise":
+        played = start("eval", "checkpoint=run", "episodes=2")
+        assert played.wait() == 0, played.stderr
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * (fault != "hang")) for fault in SIGNS]
+)
+def test_environment_fails_when_built(train: Train, fault: str) -> None:
+    run = train(*FAULTY, *TIMEOUTS, f"env.fault={fault}", "env.fault_step=-1")
+    assert run.wait() == 1, run.stderr
+    assert re.search(f"htsrl: error: {SIGNS[fault]}", run.stderr, re.DOTALL), run.stderr
+
+
+def worker_of(run: Run, role: str) -> psutil.Process:
+    """A worker in its place in the order of start."""
+    return run.workers()[0 if role == "executor 0" else NUM_EXECUTORS]
+
+
+def kill_and_resume(train: Train, start: Callable[..., Run], role: str, env_steps: int) -> Run:
+    """Kills a worker soon after `env_steps`, then resumes to the end."""
+    run = train(TOTAL)
+    run.wait_for_steps(env_steps)
+    time.sleep(random.uniform(0, 0.1))
+    worker_of(run, role).kill()
+    expect_failure(run, f"{role} was killed by SIGKILL")
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    return resumed
+
+
+@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
+def test_killed_worker(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint, role: str
+) -> None:
+    resumed = kill_and_resume(train, start, role, random.randrange(64, 3000))
+    assert resumed.fingerprint() == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(5))
+@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
+def test_worker_killed_at_a_random_moment(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint, role: str, attempt: int
+) -> None:
+    resumed = kill_and_resume(train, start, role, random.randrange(64, 5000))
+    assert resumed.fingerprint() == uninterrupted
+
+
+def test_crashing_actor(train: Train) -> None:
+    run = train(ENDLESS)
+    run.wait_for_steps(200)
+    worker_of(run, "actor 0").send_signal(signal.SIGSEGV)
+    expect_failure(run, "actor 0 was killed by SIGSEGV\n.*in run_actor")
+
+
+@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
+def test_stopped_worker(train: Train, role: str) -> None:
+    run = train(ENDLESS, *TIMEOUTS)
+    run.wait_for_steps(200)
+    worker_of(run, role).suspend()
+    stopped = time.monotonic()
+    expect_failure(run, f"{role} hangs: .*no answer: it is stopped")
+    assert time.monotonic() - stopped > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(6))
+@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
+def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int) -> None:
+    # Without sleeping environments, workers are caught between reading, serving and answering.
+    run = train(ENDLESS, *TIMEOUTS, "env.mean_ms=0")
+    run.wait_for_steps(1000)
+    time.sleep(random.uniform(0, 0.2))
+    worker_of(run, role).suspend()
+    expect_failure(run, f"{role} hangs: .*no answer: it is stopped")
+
+
+@pytest.mark.slow
+def test_one_of_two_actors_is_stopped(train: Train) -> None:
+    run = train(ENDLESS, *TIMEOUTS, "actors.num_actors=2")
+    run.wait_for_steps(200)
+    run.actors()[1].suspend()
+    stopped_at = run.env_steps
+    # Either it held a request, and the run says so, or nobody needs it.
+    run.wait_for_steps(stopped_at + 2000)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 143, run.stderr
+
+
+def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None:
+    run = train(TOTAL, *TIMEOUTS)
+    run.wait_for_steps(1)
+    for _ in range(4):
+        worker = random.choice(run.workers())
+        worker.suspend()
+        time.sleep(0.7)
+        worker.resume()
+        time.sleep(random.uniform(0, 0.2))
+    # Ctrl-Z, for longer than any timeout, and fg.
+    run.signal(signal.SIGSTOP, group=True)
+    assert run.env_steps < 6400
+    time.sleep(5)
+    run.signal(signal.SIGCONT, group=True)
+    assert run.wait() == 0, run.stderr
+    assert run.fingerprint() == uninterrupted
+
+
+# An actor thread that fails after some work: only the role's own code is replaced.
+WITH_THREAD = """
+import sys, time
+from htsrl_cli import actor, cli
+serve, served = actor.Actor.serve, 0
+def failing(self, requests):
+    global served
+    served += 1
+    if served < 200:
+        return serve(self, requests)
+    self._board.enter(self._worker)
+    {fault}
+actor.Actor.serve = failing
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise ValueError('out of order')", "actor 0 raised\n.*ValueError: out of order"),
+        ("time.sleep(1000)", "actor 0 hangs: busy with one thing for .*in failing"),
+    ],
+)
+def test_actor_thread_fails(start: Callable[..., Run], fault: str, message: str) -> None:
+    program = [sys.executable, "-c", WITH_THREAD.format(fault=fault), "train", *WORDS]
+    run = start(command_line=[*program, ENDLESS, "actors.host=thread", *TIMEOUTS])
+    expect_failure(run, message)

@@ -1,0 +1,60 @@
+"""SIGKILL of the main process: every other process goes with it, whatever it is doing."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.fault.conftest import Train
+from tests.fault.processes import ENDLESS, Run, wait_until
+from tests.fault.test_signals import STUCK, STUCK_STEPS
+
+
+def kill(run: Run) -> None:
+    """Kills the main process; the others have to be gone soon."""
+    run.signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert not run.leftovers()
+    # Nobody complains about it, either.
+    assert "Traceback" not in run.stderr
+
+
+def test_busy_workers_end(train: Train) -> None:
+    run = train(*STUCK)
+    run.wait_for_steps(STUCK_STEPS)
+    run.wait_for_quiet()
+    # Executors, an actor, and the tracker that multiprocessing starts.
+    assert (len(run.processes()), len(run.workers())) == (5, 3)
+    kill(run)
+
+
+def test_waiting_and_stopped_workers_end(train: Train) -> None:
+    run = train(ENDLESS)
+    run.wait_for_steps(1)
+    run.actors()[0].suspend()
+    run.wait_for_quiet()
+    kill(run)
+
+
+def test_starting_workers_end(train: Train) -> None:
+    run = train(ENDLESS)
+    wait_until(run.actors, "an actor")
+    kill(run)
+
+
+def test_environment_in_a_long_step(train: Train) -> None:
+    run = train(ENDLESS, "env.mean_ms=100_000")
+    wait_until((run.folder / "checkpoints").exists, "the first checkpoint")
+    kill(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(20))
+def test_killed_at_a_random_moment(train: Train, attempt: int) -> None:
+    run = train(ENDLESS)
+    run.wait_for_start()
+    time.sleep(random.uniform(0, 8))
+    kill(run)

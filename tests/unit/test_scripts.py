@@ -1,0 +1,50 @@
+"""The arithmetic of the benchmark scripts against simulations and hand-computed numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scripts.asynchrony import claim_1_seconds, lockstep_seconds
+from scripts.measured_runs import Measurement
+
+INTERVALS = 4000
+
+
+@pytest.mark.parametrize(("num_envs", "tolerance"), [(16, 0.03), (32, 0.01)])
+def test_claim_1_is_the_time_of_the_slowest_environment(num_envs: int, tolerance: float) -> None:
+    alpha, mean_s, actor_s = 128, 0.01, 0.001
+    rng = np.random.default_rng(0)
+    parts = rng.gamma(alpha, mean_s, (INTERVALS, num_envs)) + alpha * actor_s
+    simulated = parts.max(axis=1).mean()
+    predicted = claim_1_seconds(alpha * num_envs, num_envs, alpha, mean_s, actor_s)
+    assert predicted == pytest.approx(simulated, rel=tolerance)
+
+
+def test_claim_1_grows_with_the_states_alone() -> None:
+    one = claim_1_seconds(2048, 16, 128, 0.01, 0.001)
+    assert claim_1_seconds(20480, 16, 128, 0.01, 0.001) == pytest.approx(10 * one)
+
+
+def test_claim_1_adds_the_actor_time_of_each_environments_steps() -> None:
+    without = claim_1_seconds(1600, 16, 128, 0.01, 0.0)
+    assert claim_1_seconds(1600, 16, 128, 0.01, 0.002) == pytest.approx(without + 100 * 0.002)
+
+
+def test_lockstep_waits_for_the_slowest_at_every_step() -> None:
+    rng = np.random.default_rng(0)
+    simulated = rng.exponential(0.01, (100_000, 16)).max(axis=1).mean()
+    assert lockstep_seconds(16, 16, 0.01, 0.0) == pytest.approx(simulated, rel=0.01)
+    # Two environments: 1 + 1/2 times the mean, and the overhead once for both.
+    assert lockstep_seconds(2, 2, 1.0, 0.25) == pytest.approx(1.75)
+
+
+def test_the_rate_leaves_out_what_comes_before_the_first_line() -> None:
+    lines = [{"env_steps": 100 * i, "time/seconds": 50.0 + 2 * i} for i in (1, 2, 3)]
+    measurement = Measurement.of("x", lines, 0.0)
+    assert (measurement.env_steps, measurement.seconds, measurement.rate) == (200, 4.0, 50.0)
+
+
+def test_a_run_too_short_for_a_rate_is_refused() -> None:
+    with pytest.raises(SystemExit, match="1 intervals"):
+        Measurement.of("x", [{"env_steps": 100, "time/seconds": 50.0}], 0.0)
