@@ -31,7 +31,7 @@ class ActorSetup:
 
     Attributes:
         batch: rows of every forward pass.
-        tiled: a column keeps to one row of one pass, see `Actor`.
+        fixed_rows: a column keeps to one row of the pass, see `Actor`.
         device: a torch device.
         precision: `fp32` or `bf16`.
     """
@@ -39,7 +39,7 @@ class ActorSetup:
     spec: EnvSpec
     algo: AlgoConfig
     batch: int
-    tiled: bool
+    fixed_rows: bool
     device: str
     precision: str
 
@@ -71,8 +71,7 @@ class Inference:
 class Actor:
     """Serves requests: reads observations from the slot and writes what the policy says there.
 
-    Where rows are not free (`setup.tiled`), column c always takes row c % batch of a pass that
-    serves columns of one tile only, c // batch.
+    Where rows are not free (`setup.fixed_rows`), column c always takes row c % batch.
     """
 
     def __init__(
@@ -104,20 +103,19 @@ class Actor:
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Sequence[Request]]]:
         """Splits requests into passes; yields the row of each request in its pass."""
         batch = self._setup.batch
-        if not self._setup.tiled:
+        if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
                 chunk = requests[start : start + batch]
                 yield list(range(len(chunk))), chunk
             return
         passes: list[dict[int, Request]] = []
         for request in requests:
-            tile, row = divmod(request[0], batch)
-            for taken in passes:
-                if row not in taken and next(iter(taken.values()))[0] // batch == tile:
-                    taken[row] = request
-                    break
-            else:
+            row = request[0] % batch
+            free = next((taken for taken in passes if row not in taken), None)
+            if free is None:
                 passes.append({row: request})
+            else:
+                free[row] = request
         for taken in passes:
             yield list(taken), list(taken.values())
 

@@ -128,6 +128,8 @@ def train(cfg: DictConfig) -> float | None:
 
     hydra = HydraConfig.get()
     typed = typed_words(hydra, "task")
+    # A log file that cannot be written (a full disk) fills the terminal with tracebacks otherwise.
+    logging.raiseExceptions = False
     job = plan_job(cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
     write_config(job.config, job.run_dir)
     outcome = runner.train(job.config, job.run_dir, job.checkpoint)

@@ -86,7 +86,8 @@ class Learner:
             check: called before every minibatch; raises to give up.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; it has not been applied.
+            NonFiniteError: a loss or gradient is not finite. It has not been applied, but the
+                minibatches before it have: go on from a checkpoint.
         """
         started_from = _clones(self._parameters)
         batch = self._batch(slot)

@@ -74,7 +74,7 @@ class SharedArrays(dict[str, Array]):
         return SharedArrays._attach, (reduction.DupFd(self._fd), self._layout)
 
     def __del__(self) -> None:
-        # The mapping goes with the last array that views it; the descriptor is not needed by it.
+        # The mapping has a descriptor of its own, and goes with the last array that views it.
         if hasattr(self, "_fd"):
             os.close(self._fd)
 

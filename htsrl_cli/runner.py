@@ -27,7 +27,7 @@ from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from htsrl_cli.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.config import EnvConfig, GymConfig, RunPlan, TrainConfig
 from htsrl_cli.envs import EnvSpec, make_env
-from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.errors import CheckpointError, ConfigError, RunError
 from htsrl_cli.executor import EnvState
 from htsrl_cli.learner import Learner
 from htsrl_cli.memory import Array, NotEnoughMemoryError
@@ -120,13 +120,13 @@ class Run:
             spec=self._spec,
             algo=config.algo,
             batch=config.actors.inference_batch,
-            tiled=False,
+            fixed_rows=False,
             device=str(resolve_device("actors.device", config.actors.device)),
             precision=config.actors.precision,
         )
         if not free_rows(setup, flatten_parameters(self._learner.policy)):
             logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
-            setup = replace(setup, tiled=True)
+            setup = replace(setup, fixed_rows=True)
         host = InlineCollector if config.runner.name == "serial" else ProcessCollector
         return host(config, setup, self._ring, self._store)
 
@@ -147,10 +147,10 @@ class Run:
             self._plan.num_intervals * self._plan.steps_per_interval,
             env_steps,
         )
+        self._saved_at = self._interval if checkpoint else -1
         if checkpoint is None:
             self._save_checkpoint()
         else:
-            self._saved_at = self._interval
             self.log.load_state(checkpoint.meta["log"])
 
     @property
@@ -176,7 +176,20 @@ class Run:
         if self._interval == self._plan.num_intervals:
             # After the checkpoint: an extended run writes its lines as if there had been no end.
             self.log.flush()
-        self.log.write_summary(self._summary())
+        self._end()
+
+    def _end(self) -> None:
+        """Writes the summary.
+
+        Raises:
+            RunError: that failed, or the last checkpoint did: what the run came to is lost.
+        """
+        try:
+            self.log.write_summary(self._summary())
+        except OSError as error:
+            raise RunError(f"the summary could not be written: {error.strerror}") from error
+        if self._saved_at != self._interval:
+            raise RunError("the last checkpoint could not be written; resume from the one before")
 
     def _run_interval(self, check: Callable[[], None]) -> None:
         """Collects an interval and learns; ends at the barrier with the next interval open."""
@@ -240,7 +253,6 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         """Everything that going on exactly from this barrier needs."""
-        self._saved_at = self._interval
         states = self._collector.get_states()
         arrays = self._learner.state() | {"obs": self._ring.slot(self._interval).obs[0]}
         if self._has_unlearned_slot:
@@ -257,7 +269,9 @@ class Run:
             "config": to_plain(self._config),
             "log": self.log.state(),
         }
-        self._checkpoints.save(self._env_steps, self.log.metric, Checkpoint(arrays, meta))
+        checkpoint = Checkpoint(arrays, meta)
+        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint):
+            self._saved_at = self._interval
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         arrays, meta = checkpoint.arrays, checkpoint.meta

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
 
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
     """A generator for `purpose` at `address` (at most two numbers), independent of all others."""
+    assert len(address) <= 2, address
     high, low = (*address, 0, 0)[:2]
     counter = np.array([0, 0, low, high], dtype=np.uint64)
     key = np.array([seed, purpose], dtype=np.uint64)

@@ -163,6 +163,8 @@ def _poison(slot: Slot) -> None:
             array.fill(np.nan)
         elif array.dtype.kind == "i":
             array.fill(-(2**62))
+        elif array.dtype.kind == "u":
+            array.fill(0xAB)
 
 
 class ParameterStore:

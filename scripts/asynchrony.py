@@ -44,8 +44,9 @@ EULER_MASCHERONI = 0.5772156649015329
 # Micro-batches of a network large enough that its passes, not their overhead, take the time.
 LOAD = ("algo=ppo", "algo.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
-# The number of epochs from which the cost of one is measured.
-CALIBRATION_EPOCHS = 8
+# Epochs of the first guess at what takes the learner as long as a rollout.
+FIRST_EPOCHS = 16
+NUM_CALIBRATIONS = 2
 
 
 def claim_1_seconds(
@@ -188,13 +189,14 @@ def equal_training_cost(
     """Part 2."""
     print(f"Part 2: constant step times, training as long as the rollout ({learner_threads=})")
     load = [*LOAD, f"learner.num_threads={learner_threads}"]
-    words = [*load, f"algo.update_epochs={CALIBRATION_EPOCHS}"]
-    _, lines = bench.run("calibration", "sync", "constant", words)
-    epochs = max(1, round(CALIBRATION_EPOCHS / _learning_over_rollout(lines)))
-    print(
-        f"  {CALIBRATION_EPOCHS} epochs take {_learning_over_rollout(lines):.3f} of the rollout's"
-    )
-    print(f"  time: {epochs} epochs from here on")
+    epochs = FIRST_EPOCHS
+    for _ in range(NUM_CALIBRATIONS):
+        words = [*load, f"algo.update_epochs={epochs}"]
+        _, lines = bench.run("calibration", "sync", "constant", words)
+        share = _learning_over_rollout(lines)
+        print(f"  {epochs} epochs take {share:.3f} of the rollout's time")
+        epochs = max(1, round(epochs / share))
+    print(f"  {epochs} epochs from here on")
     words = [*load, f"algo.update_epochs={epochs}"]
     measurements, shares = bench.alternate(repeats, "constant", words)
     show_medians(measurements)

@@ -19,6 +19,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
+# A run beside processes that keep more of a core busy than this says little.
+QUIET_CORES = 0.2
 # A run that has to end may finish its interval and write a checkpoint.
 GRACE_S = 120.0
 
@@ -137,6 +139,12 @@ def show_medians(measurements: Sequence[Measurement]) -> None:
         print(
             f"  {name:<16} median {middle:.1f}, from {min(values):.1f} to {max(values):.1f} "
             f"({(max(values) - min(values)) / middle:.1%} of the median), {len(values)} runs"
+        )
+    disturbed = sum(m.busy_cores_before > QUIET_CORES for m in measurements)
+    if disturbed:
+        print(
+            f"  WARNING: other processes were busy before {disturbed} of {len(measurements)} runs "
+            "(see above): these figures do not hold; repeat on a quiet machine"
         )
 
 

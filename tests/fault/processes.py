@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -45,8 +45,8 @@ WORDS = (
 ENDLESS = "total_steps=1_000_000_000"
 # All that may lie in a run's folder, whenever its process ended.
 KNOWN_FILES = re.compile(
-    r"\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl|summary\.json"
-    r"|checkpoints/step_\d{12}\.ckpt"
+    r"\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl"
+    r"|(summary|eval)\.json|checkpoints/step_\d{12}\.ckpt"
 )
 
 
@@ -62,22 +62,33 @@ class Run:
     """A command in a folder of its own; `leftovers` says what there is of it in the system.
 
     Args:
-        words: of the command line; the interpreter's own with `command_line`.
         cwd: where it runs; its temporary files go to a folder beside it.
+        words: of the command `htsrl`.
+        command_line: to run something else instead.
+        path: comes before the program's own modules.
     """
 
-    def __init__(self, cwd: Path, *words: str, command_line: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        cwd: Path,
+        *words: str,
+        command_line: Sequence[str] | None = None,
+        path: Path | None = None,
+    ) -> None:
         self._mark = uuid.uuid4().hex
         self._tmp = cwd / f"tmp-{self._mark}"
         self._tmp.mkdir()
         self._segments = _segments()
         self.folder = cwd / "run"
         self._stderr = self._tmp.with_suffix(".stderr")
+        variables = environment() | {MARKER: self._mark, "TMPDIR": str(self._tmp)}
+        if path is not None:
+            variables["PYTHONPATH"] = os.pathsep.join([str(path), variables["PYTHONPATH"]])
         with open(self._stderr, "wb") as stderr:
             self.process = subprocess.Popen(
                 command_line or command(*words),
                 cwd=cwd,
-                env=environment() | {MARKER: self._mark, "TMPDIR": str(self._tmp)},
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -123,7 +134,7 @@ class Run:
     def _is_mine(self, process: psutil.Process) -> bool:
         try:
             alive = process.status() != psutil.STATUS_ZOMBIE
-            return alive and process.environ().get(MARKER) == self._mark
+            return bool(alive and process.environ().get(MARKER) == self._mark)
         except psutil.Error:
             return False
 
@@ -139,8 +150,7 @@ class Run:
         """Returns once no process does anything: all wait for something that does not come."""
 
         def cpu_s() -> float:
-            times = [process.cpu_times() for process in self.processes()]
-            return sum(t.user + t.system for t in times)
+            return float(sum(sum(process.cpu_times()[:2]) for process in self.processes()))
 
         def quiet() -> bool:
             before = cpu_s()

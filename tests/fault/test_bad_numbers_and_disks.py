@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.fault.conftest import Train
-from tests.fault.processes import ENDLESS, wait_until
+from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
 
 # Rewards fine enough at first, then not a number.
 ENVIRONMENT = """
@@ -30,12 +31,13 @@ gymnasium.register("Broken-v0", Broken)
 """
 
 
-def test_loss_that_is_not_finite(train: Train, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(ENVIRONMENT)
-    run = train("env=gym", "env.id=broken:Broken-v0", "~env.episode_length", ENDLESS)
+    words = [word for word in WORDS if not word.startswith("env.")]
+    run = start("train", *words, "env=gym", "env.id=broken:Broken-v0", ENDLESS)
     assert run.wait() == 1, run.stderr
     error = run.stderr[run.stderr.index("htsrl: error: ") :]
-    assert "not finite: loss/value" in error
+    assert "not finite: loss/policy, loss/value" in error
     assert "algo.learning_rate" in error
     assert "Traceback" not in run.stderr
     # The update was not applied: what the last checkpoint holds can be used.
@@ -46,25 +48,46 @@ def test_loss_that_is_not_finite(train: Train, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte on `run`."""
+    """A file system of eight megabytes on `run`."""
     folder = tmp_path / "run"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, check=False).returncode != 0:
         pytest.skip("needs the right to mount a small file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk(small_disk: Path, train: Train) -> None:
-    run = train("total_steps=12_800", "checkpoint.interval=1280", "checkpoint.keep=1")
-    run.wait_for_steps(1400)
-    kept = sorted(small_disk.rglob("*.ckpt"))
-    assert kept
-    with open(small_disk / "filler", "wb") as filler, pytest.raises(OSError, match="No space"):
+def fill(folder: Path) -> Path:
+    """A file that takes all the space that is left."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
         while True:
-            filler.write(bytes(4096))
-            filler.flush()
-    wait_until(lambda: "No space left" in run.stderr, "a word about the disk")
-    (small_disk / "filler").unlink()
+            file.write(bytes(4096))
+    return filler
+
+
+def test_full_disk(small_disk: Path, train: Train) -> None:
+    run = train("total_steps=9600", "checkpoint.keep=1")
+    run.wait_for_steps(700)
+    filler = fill(small_disk)
+    kept = run.checkpoint().meta["env_steps"]
+    wait_until(lambda: ".ckpt: No space left on device" in run.stderr, "a word about the disk")
+    assert run.checkpoint().meta["env_steps"] == kept
+    filler.unlink()
     assert run.wait() == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == 9600
+
+
+@pytest.mark.slow
+def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
+    run = train("total_steps=3200", "checkpoint.keep=1")
+    run.wait_for_steps(700)
+    filler = fill(small_disk)
+    kept = run.checkpoint().meta["env_steps"]
+    assert run.wait() == 1, run.stderr
+    filler.unlink()
+    assert run.checkpoint().meta["env_steps"] == kept
+    assert "htsrl: error: the summary could not be written: No space left" in run.stderr
+    assert "Traceback" not in run.stderr

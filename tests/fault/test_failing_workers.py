@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 import psutil
 import pytest
 
@@ -176,6 +175,7 @@ sys.exit(cli.main(sys.argv[1:]))
         ("raise ValueError('out of order')", "actor 0 raised\n.*ValueError: out of order"),
         ("time.sleep(1000)", "actor 0 hangs: busy with one thing for .*in failing"),
     ],
+    ids=["raises", "hangs"],
 )
 def test_actor_thread_fails(start: Callable[..., Run], fault: str, message: str) -> None:
     program = [sys.executable, "-c", WITH_THREAD.format(fault=fault), "train", *WORDS]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fault.conftest import TOTAL, Train
-from tests.fault.processes import STEPS_PER_INTERVAL, ENDLESS, Run, wait_until
+from tests.fault.processes import ENDLESS, STEPS_PER_INTERVAL, Run, wait_until
 from tests.harness import Fingerprint
 
 # The third interval never ends: two of the executors' environments wait forever in it.

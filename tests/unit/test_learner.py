@@ -3,8 +3,7 @@
 The references know nothing of the learner: networks as matrix products, targets by their
 definitions, clipping and optimizers written out. They compute in float64, the learner in float32:
 the comparisons allow ten times what rounding was seen to make of parameters of order 1 (2e-7), and
-are no statement on determinism. Every comparison is shown to
-fail for the mistake that it is there to find.
+are no statement on determinism. Each is shown to fail for the mistakes that it is there to find.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from htsrl_cli.config import (
 )
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.executor import Request
 from htsrl_cli.learner import Learner
 from htsrl_cli.runner import train
+from htsrl_cli.storage import Request
 from htsrl_cli.torch_setup import set_up_torch
 from tests.unit.learner_references import (
     A2C,

@@ -1,0 +1,122 @@
+"""What the command and its processes load, take and send: little."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from tests.harness import environment
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+OBS_BYTES = 84 * 84 * 4
+# In every process: on SIGUSR2 it writes the names of its modules.
+MODULES_ON_SIGNAL = """
+import os, signal, sys
+def write_modules(number, frame):
+    with open(f"modules.{os.getpid()}.part", "w") as file:
+        print(*sys.modules, file=file)
+    os.rename(file.name, file.name.removesuffix(".part"))
+signal.signal(signal.SIGUSR2, write_modules)
+"""
+
+
+def imported(*words: str) -> set[str]:
+    """Top-level modules that `htsrl WORDS` imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "htsrl_cli", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(re.findall(r"\|\s*(\w+)[\w.]*$", done.stderr, re.MULTILINE))
+
+
+def test_help_is_light() -> None:
+    modules = imported("--help")
+    assert "htsrl_cli" in modules
+    assert not modules & {"torch", "hydra", "omegaconf", "numpy", "gymnasium", "multiprocessing"}
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["train", "--cfg", "job"]])
+def test_configuration_is_light(words: list[str]) -> None:
+    modules = imported(*words)
+    assert "hydra" in modules
+    assert not modules & {"torch", "gymnasium", "ale_py", "tensorboard"}
+
+
+@pytest.fixture(scope="module")
+def pong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run of two executors with four games each that has begun to learn."""
+    cwd = tmp_path_factory.mktemp("pong")
+    (cwd / "sitecustomize.py").write_text(MODULES_ON_SIGNAL)
+    words = [word for word in WORDS if not word.startswith("env")]
+    run = Run(
+        cwd,
+        "train",
+        *words,
+        "env=atari/pong",
+        "actors.num_envs=8",
+        "runner.sync_interval=128",
+        "learner.micro_batch=128",
+        "checkpoint.interval=1_000_000_000",
+        "log.interval=1024",
+        ENDLESS,
+        path=cwd,
+    )
+    run.wait_for_steps(2048)
+    yield run
+    run.end()
+
+
+@LINUX
+def test_memory_of_an_executor(pong: Run) -> None:
+    for executor in pong.executors():
+        rollup = Path(f"/proc/{executor.pid}/smaps_rollup").read_text()
+        pss_kb = int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0])
+        assert pss_kb < 120_000
+
+
+@LINUX
+def test_modules_of_an_executor(pong: Run) -> None:
+    heavy = ("torch", "hydra", "omegaconf", "tensorboard", "scipy", "rich")
+    modules = modules_of(pong, pong.executors()[0])
+    assert {"htsrl_cli.executor", "ale_py", "numpy"} <= modules
+    assert not modules & set(heavy)
+    assert "torch" in modules_of(pong, pong.actors()[0])
+    mapped = Path(f"/proc/{pong.executors()[0].pid}/maps").read_text()
+    assert "ale" in mapped
+    assert "torch" not in mapped
+
+
+def modules_of(run: Run, process: psutil.Process) -> set[str]:
+    """Names of the modules that a process of the run has imported so far."""
+    path = run.folder.with_name(f"modules.{process.pid}")
+    process.send_signal(signal.SIGUSR2)
+    wait_until(path.exists, "a list of modules")
+    return set(path.read_text().split())
+
+
+@LINUX
+def test_observations_do_not_travel(pong: Run) -> None:
+    """Workers send and receive some bytes for an env step, not the observation."""
+    workers = pong.workers()
+    before, steps = transferred(workers), pong.env_steps
+    pong.wait_for_steps(steps + 6 * 1024)
+    bytes_per_step = (transferred(workers) - before) / (pong.env_steps - steps)
+    # Two numbers for a request and one for an answer, each written and read, are 24 bytes.
+    assert 12 < bytes_per_step < 100 < OBS_BYTES
+
+
+def transferred(processes: Sequence[psutil.Process]) -> int:
+    """Bytes that processes have read and written by system calls, through pipes too."""
+    counters = [process.io_counters() for process in processes]
+    return sum(counter.read_chars + counter.write_chars for counter in counters)

@@ -1,0 +1,47 @@
+"""Tasks that a working trainer solves, to a threshold, with several seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from htsrl_cli import runner
+from htsrl_cli.compose import Composer, to_train_config
+
+SOLVED = 475.0  # CartPole-v1, mean return of 100 episodes
+
+
+def train(run_dir: Path, *overrides: str) -> float:
+    """Runs what `htsrl train OVERRIDES` would; returns the mean return of the last episodes."""
+    config = to_train_config(Composer("train").job(["log.tensorboard=false", *overrides]))
+    outcome = runner.train(config, run_dir)
+    assert outcome.metric is not None
+    assert json.loads((run_dir / "summary.json").read_text())["metric"] == outcome.metric
+    return outcome.metric
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_names_the_largest_of_four_numbers(algo: str, tmp_path: Path) -> None:
+    """A reward for every step, 25 of 100 by chance: a minute's lesson for any policy gradient."""
+    metric = train(
+        tmp_path,
+        "env=synthetic/sleep",
+        "env.mean_ms=0",
+        f"algo={algo}",
+        "algo.learning_rate=3e-3",
+        "runner.sync_interval=16",
+        "total_steps=60_000",
+    )
+    assert metric > 70
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner_name", ["hts", "sync"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_cartpole(algo: str, seed: int, runner_name: str, tmp_path: Path) -> None:
+    metric = train(tmp_path, f"experiment=cartpole_{algo}", f"seed={seed}", f"runner={runner_name}")
+    print(f"cartpole {algo} seed {seed} {runner_name}: {metric:.1f}")
+    assert metric >= SOLVED

@@ -1,0 +1,212 @@
+"""Inference: what a column is answered depends on the column, never on its company.
+
+All comparisons here are of bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from htsrl_cli import actor as actor_module
+from htsrl_cli.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.config import A2cConfig, AlgoConfig
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize
+from htsrl_cli.storage import Board, ParameterStore, Request, Ring
+from htsrl_cli.torch_setup import set_up_torch
+
+T, B = 2, 11
+VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))
+CONTINUOUS = EnvSpec((6,), "float32", ActionSpec("gaussian", low=(-1.0,), high=(1.0,)))
+IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", sizes=(4,)))
+PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", sizes=(6,)))
+SPECS = pytest.mark.parametrize(
+    ("spec", "precision"),
+    [(VECTORS, "fp32"), (CONTINUOUS, "bf16"), (IMAGES, "fp32"), (IMAGES, "bf16")],
+    ids=["vectors", "continuous-bf16", "images", "images-bf16"],
+)
+EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_in_a_run() -> None:
+    set_up_torch()
+
+
+def make_setup(
+    spec: EnvSpec, precision: str = "fp32", *, batch: int = 4, fixed_rows: bool = False
+) -> ActorSetup:
+    return ActorSetup(spec, A2cConfig(), batch, fixed_rows, "cpu", precision)
+
+
+def random_parameters(spec: EnvSpec) -> Tensor:
+    """Initial ones, with a policy head that prefers something."""
+    policy = ActorCritic(spec, A2cConfig().hidden_sizes)
+    initialize(policy, seed=0)
+    with torch.no_grad():
+        policy.policy_head.weight.mul_(100)
+    return flatten_parameters(policy)
+
+
+class Stage:
+    """A ring full of random observations, a store with version 5, and an actor."""
+
+    def __init__(self, setup: ActorSetup) -> None:
+        self.ring = Ring(setup.spec, T, B)
+        rng = np.random.default_rng(0)
+        draws = rng.random((T, B, setup.spec.actions.num_dims), dtype=np.float32)
+        self.ring.begin(8, np.zeros((B, *setup.spec.obs_shape)), draws)
+        self.slot = self.ring.slot(8)
+        scale = 128 if setup.spec.obs_dtype == "float32" else 1
+        for obs in (self.slot.obs, self.ring.final_obs):
+            obs[:] = rng.integers(0, 256, obs.shape) / scale
+        parameters = random_parameters(setup.spec)
+        self.parameters = ParameterStore(len(parameters))
+        self.parameters.publish(parameters.numpy(), 5)
+        self.actor = Actor(setup, self.ring, self.parameters, Board(1), 0)
+
+    def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:
+        """Serves requests, one part after the other; returns what the actor wrote."""
+        for part in parts:
+            self.actor.serve(part)
+        names = ("actions", "log_probs", "values", "versions", "final_values")
+        arrays = self.slot.arrays()
+        return {name: arrays[name].tobytes() for name in names}
+
+
+def in_parts(seed: int) -> list[list[Request]]:
+    """All requests, in a random order, in parts of random sizes."""
+    rng = np.random.default_rng(seed)
+    order = [EVERYTHING[i] for i in rng.permutation(len(EVERYTHING))]
+    cuts = sorted(rng.choice(np.arange(1, len(order)), 9, replace=False).tolist())
+    return [order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)]
+
+
+@pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
+@SPECS
+def test_a_columns_answers_do_not_depend_on_its_company(
+    spec: EnvSpec, precision: str, fixed_rows: bool
+) -> None:
+    setup = make_setup(spec, precision, fixed_rows=fixed_rows)
+    expected = Stage(setup).answers([[request] for request in EVERYTHING])
+    # More requests than rows, two of a column at a time, passes that are not full.
+    for parts in ([EVERYTHING], [EVERYTHING[::-1]], in_parts(1), in_parts(2)):
+        assert Stage(setup).answers(parts) == expected
+
+
+@SPECS
+def test_free_and_fixed_rows_answer_alike(spec: EnvSpec, precision: str) -> None:
+    """Where rows are free, where a column stands is of no account."""
+    answers = [
+        Stage(make_setup(spec, precision, fixed_rows=fixed_rows)).answers([EVERYTHING])
+        for fixed_rows in (False, True)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_answers_stand_at_their_addresses() -> None:
+    """Against the policy applied to all observations at once, up to rounding."""
+    stage = Stage(make_setup(VECTORS))
+    stage.answers([EVERYTHING])
+    policy = ActorCritic(VECTORS, A2cConfig().hidden_sizes)
+    torch.nn.utils.vector_to_parameters(random_parameters(VECTORS), policy.parameters())
+    with torch.no_grad():
+        values = policy(torch.from_numpy(stage.slot.obs).flatten(0, 1))[1].view(T + 1, B)
+        finals = policy(torch.from_numpy(stage.ring.final_obs))[1]
+    np.testing.assert_allclose(stage.slot.values, values.numpy(), atol=1e-5)
+    # Of step 0, whose request is -1; nothing was asked for step 1.
+    np.testing.assert_allclose(stage.slot.final_values[0], finals.numpy(), atol=1e-5)
+    assert np.isnan(stage.slot.final_values[1]).all()
+    assert (stage.slot.versions == 5).all()
+    assert (stage.slot.actions >= 0).all()
+    assert (stage.slot.actions < [3, 2]).all()
+
+
+def test_only_what_was_asked_is_written() -> None:
+    stage = Stage(make_setup(VECTORS))
+    before = {name: array.copy() for name, array in stage.slot.arrays().items()}
+    stage.answers([[(3, 1), (4, T), (5, -2)]])
+    written = {
+        name: np.argwhere((array != before[name]) & ~(np.isnan(array) & np.isnan(before[name])))
+        for name, array in stage.slot.arrays().items()
+    }
+    assert {
+        name: {(t, c) for t, c, *_ in cells} for name, cells in written.items() if len(cells)
+    } == {
+        "actions": {(1, 3)},
+        "log_probs": {(1, 3)},
+        "values": {(1, 3), (T, 4)},
+        "versions": {(1, 3), (T, 4)},
+        "final_values": {(1, 5)},
+    }
+
+
+def test_new_parameters_are_taken_with_their_version() -> None:
+    stage = Stage(make_setup(VECTORS))
+    first = stage.answers([[(0, 0)]])
+    value = float(stage.slot.values[0, 0])
+    stage.parameters.publish(2 * stage.parameters.values, 6)
+    assert stage.answers([[(0, 0)]]) != first
+    assert stage.slot.versions[0, 0] == 6
+    assert float(stage.slot.values[0, 0]) != value
+
+
+# Whether rows are free
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch", [4, 8, 16])
+@pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
+def test_rows_are_free_in_the_shapes_that_we_ship(
+    spec: EnvSpec, batch: int, precision: str
+) -> None:
+    assert free_rows(make_setup(spec, precision, batch=batch), random_parameters(spec))
+
+
+class Positional(ActorCritic):
+    """The position in the batch shows in the value."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs)
+        return params, values + 1e-3 * torch.arange(len(values))
+
+
+class Neighbourly(ActorCritic):
+    """The other rows show in the value, as in batch normalisation."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs)
+        return params, values + values.mean()
+
+
+def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
+    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> ActorCritic:
+        return kind(spec, algo.hidden_sizes)
+
+    patch.setattr(actor_module, "build_policy", build)
+
+
+@pytest.mark.parametrize("kind", [Positional, Neighbourly])
+@pytest.mark.parametrize("batch", [2, 4, 5, 16])
+def test_rows_that_are_not_free_are_found_out(
+    kind: type[ActorCritic], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_instead(monkeypatch, kind)
+    assert not free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
+
+
+def test_tiles_are_for_policies_that_see_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column keeps its row: its answers are the same in any company, which free rows' are not."""
+    build_instead(monkeypatch, Positional)
+    partitions = [[EVERYTHING], [EVERYTHING[::-1]], in_parts(1), in_parts(2)]
+    fixed_rows, free = (
+        [Stage(make_setup(VECTORS, fixed_rows=fixed_rows)).answers(parts) for parts in partitions]
+        for fixed_rows in (True, False)
+    )
+    assert all(answers == fixed_rows[0] for answers in fixed_rows)
+    assert not all(answers == free[0] for answers in free)

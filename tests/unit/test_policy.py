@@ -1,0 +1,286 @@
+"""Networks against plain ones, and distributions against torch's own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+from torch.nn import functional as fn
+
+from htsrl_cli.config import A2cConfig
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.policy import (
+    ActorCritic,
+    NatureCnn,
+    build_policy,
+    flatten_parameters,
+    initialize,
+    load_parameters,
+    log_prob_entropy,
+    mode,
+    sample,
+)
+
+SINGLE = ActionSpec("categorical", sizes=(4,))
+MULTI = ActionSpec("categorical", sizes=(3, 2, 5))
+GAUSSIAN = ActionSpec("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0))
+VECTORS = EnvSpec((6,), "float32", SINGLE)
+PIXELS = EnvSpec((84, 84, 4), "uint8", SINGLE)
+WIDE = EnvSpec((72, 96, 16), "uint8", SINGLE)
+BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_obs(spec: EnvSpec, num_rows: int, seed: int = 0) -> Tensor:
+    if spec.obs_dtype == "float32":
+        return randn(num_rows, *spec.obs_shape, seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_rows, *spec.obs_shape), generator=rng, dtype=torch.uint8)
+
+
+def make_policy(spec: EnvSpec, precision: str = "fp32", seed: int = 0) -> ActorCritic:
+    policy = build_policy(spec, A2cConfig(), precision, torch.device("cpu"))
+    initialize(policy, seed)
+    return policy
+
+
+def even(num: int) -> Tensor:
+    """`num` evenly spaced uniform numbers [num, 1]: their shares are those of the distribution."""
+    return ((torch.arange(num, dtype=torch.float32) + 0.5) / num).unsqueeze(1)
+
+
+# Sampling
+
+
+def test_sampled_frequencies_are_the_probabilities() -> None:
+    """10,000 evenly spaced numbers miss a category's share by less than one of them."""
+    logits = torch.tensor([[0.3, -2.0, 1.5, 0.0]])
+    actions, _ = sample(SINGLE, logits.expand(10_000, -1), even(10_000))
+    shares = torch.bincount(actions[:, 0], minlength=4) / 10_000
+    torch.testing.assert_close(shares, logits.softmax(1)[0], atol=2e-4, rtol=0)
+
+
+def test_each_dimension_of_a_multi_categorical_has_its_own_distribution_and_number() -> None:
+    params = torch.tensor([0.5, 0.0, -1.0, 0.2, -0.2, 1.0, 0.0, 2.0, -3.0, 0.1]).expand(5_000, -1)
+    numbers = torch.rand(5_000, 3, generator=torch.Generator().manual_seed(0))
+    for d, logits in enumerate(torch.split(params, list(MULTI.sizes), dim=1)):
+        noise = numbers.clone()
+        noise[:, d] = even(5_000)[:, 0]
+        actions, _ = sample(MULTI, params, noise)
+        shares = torch.bincount(actions[:, d], minlength=logits.shape[1]) / 5_000
+        torch.testing.assert_close(shares, logits.softmax(1)[0], atol=4e-4, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [0.0, BELOW_1])
+@pytest.mark.parametrize(
+    ("logits", "lowest", "highest"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], 0, 3),
+        # What cannot happen does not, at the ends neither.
+        ([-1e9, 0.0, 0.0, -1e9], 1, 2),
+        ([-1e9, -1e9, 5.0, -1e9], 2, 2),
+        ([0.0, -1e9, -1e9, 0.0], 0, 3),
+        ([1e4, 0.0, 0.0, 0.0], 0, 0),
+    ],
+)
+def test_the_ends_of_the_unit_interval(
+    noise: float, logits: list[float], lowest: int, highest: int
+) -> None:
+    actions, log_probs = sample(SINGLE, torch.tensor([logits]), torch.tensor([[noise]]))
+    assert int(actions) == (lowest if noise == 0 else highest)
+    assert float(log_probs) > -2
+
+
+def test_no_number_leaves_the_distribution() -> None:
+    """Rounded cumulative sums of many categories miss 1; the largest number must still fit."""
+    many = ActionSpec("categorical", sizes=(1000,))
+    logits = 3 * randn(2000, 1000)
+    logits[:, -1] = -1e9
+    actions, log_probs = sample(many, logits, torch.full((2000, 1), BELOW_1))
+    assert int(actions.max()) < 999
+    assert torch.isfinite(log_probs).all()
+    assert float(log_probs.min()) > -1e3
+
+
+def test_larger_numbers_choose_later_actions() -> None:
+    actions, _ = sample(SINGLE, randn(1, 4).expand(100, -1), even(100))
+    assert (actions.diff(dim=0) >= 0).all()
+    assert set(actions[:, 0].tolist()) == {0, 1, 2, 3}
+
+
+def test_gaussian_actions_are_scaled_noise() -> None:
+    """Mean (1, -1), log standard deviation (0, log 2)."""
+    params = torch.tensor([[1.0, -1.0, 0.0, math.log(2)]])
+    actions, _ = sample(GAUSSIAN, params, torch.tensor([[0.5, -1.5]]))
+    torch.testing.assert_close(actions, torch.tensor([[1.5, -4.0]]))
+
+
+@pytest.mark.parametrize("actions", [SINGLE, MULTI, GAUSSIAN], ids=["single", "multi", "gaussian"])
+def test_log_probs_and_entropies_are_those_of_torch(actions: ActionSpec) -> None:
+    noise = torch.rand(50, actions.num_dims, generator=torch.Generator().manual_seed(1))
+    params = randn(50, sum(actions.sizes) or 2 * actions.num_dims)
+    chosen, sampled_log_probs = sample(actions, params, noise)
+    log_probs, entropies = log_prob_entropy(actions, params, chosen)
+    if actions.kind == "gaussian":
+        normal = Normal(params[:, :2], params[:, 2:].exp())
+        expected = normal.log_prob(chosen).sum(1)  # type: ignore[no-untyped-call]
+        expected_entropy = normal.entropy().sum(1)  # type: ignore[no-untyped-call]
+    else:
+        parts = [
+            Categorical(logits=logits) for logits in torch.split(params, list(actions.sizes), dim=1)
+        ]
+        expected, expected_entropy = torch.zeros(50), torch.zeros(50)
+        for d, part in enumerate(parts):
+            expected += part.log_prob(chosen[:, d])  # type: ignore[no-untyped-call]
+            expected_entropy += part.entropy()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(log_probs, expected)
+    torch.testing.assert_close(sampled_log_probs, expected)
+    torch.testing.assert_close(entropies, expected_entropy)
+
+
+@pytest.mark.parametrize(("actions", "dtype"), [(MULTI, torch.int64), (GAUSSIAN, torch.float32)])
+def test_actions_have_the_shape_and_dtype_of_a_slot(
+    actions: ActionSpec, dtype: torch.dtype
+) -> None:
+    params = randn(7, sum(actions.sizes) or 2 * actions.num_dims)
+    for chosen in (
+        sample(actions, params, torch.full((7, actions.num_dims), 0.5))[0],
+        mode(actions, params),
+    ):
+        assert chosen.shape == (7, actions.num_dims)
+        assert chosen.dtype == dtype == getattr(torch, actions.dtype)
+
+
+def test_mode_is_the_most_probable_action() -> None:
+    params = randn(20, 10)
+    expected = [part.argmax(1).tolist() for part in torch.split(params, list(MULTI.sizes), dim=1)]
+    assert mode(MULTI, params).T.tolist() == expected
+    assert torch.equal(mode(GAUSSIAN, params[:, :4]), params[:, :2])
+
+
+# Networks
+
+
+def plain_nature_cnn(cnn: NatureCnn, obs: Tensor) -> Tensor:
+    """Contiguous channels-first images in float64, divided by 255, features in (C, H, W) order."""
+    x = obs.permute(0, 3, 1, 2).contiguous().double() / 255
+    for layer, stride in ((cnn.conv1, 4), (cnn.conv2, 2), (cnn.conv3, 1)):
+        assert layer.bias is not None
+        x = fn.relu(fn.conv2d(x, layer.weight.double().contiguous(), layer.bias.double(), stride))
+    _, channels, rows, columns = x.shape
+    # The layer's weights are for features in (H, W, C) order.
+    by_position = cnn.fc.weight.double().view(-1, rows, columns, channels)
+    weight = by_position.permute(0, 3, 1, 2).flatten(1)
+    return fn.relu(fn.linear(x.flatten(1), weight, cnn.fc.bias.double()))
+
+
+@pytest.mark.parametrize("spec", [PIXELS, WIDE], ids=["84x84x4", "72x96x16"])
+def test_nature_cnn_equals_a_plain_one(spec: EnvSpec) -> None:
+    """float32 against float64, and bf16 with its 8 bits in each layer."""
+    obs = random_obs(spec, 3)
+    for precision, tolerance in (("fp32", 1e-4), ("bf16", 5e-2)):
+        policy = make_policy(spec, precision)
+        assert isinstance(policy.trunk, NatureCnn)
+        with torch.no_grad():
+            for layer in (policy.trunk.conv1, policy.trunk.conv2, policy.trunk.conv3):
+                assert layer.bias is not None
+                layer.bias += 0.05
+            expected = plain_nature_cnn(policy.trunk, obs)
+            got = policy.trunk(obs).double()
+        assert got.shape == (3, 512)
+        assert float((got - expected).norm() / expected.norm()) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale"),
+    [(VECTORS, 1.0), (EnvSpec((4, 4, 2), "uint8", SINGLE), 1 / 255)],
+    ids=["vector", "small-image"],
+)
+def test_everything_else_takes_two_perceptrons(spec: EnvSpec, scale: float) -> None:
+    policy = make_policy(spec)
+    obs = random_obs(spec, 5)
+    heads = [policy.policy_head, policy.value_head]
+    for trunk, head, got in zip(
+        (policy.trunk, policy.value_trunk), heads, policy(obs), strict=True
+    ):
+        assert trunk is not None
+        x = obs.flatten(1).double() * scale
+        for layer in trunk.get_submodule("layers").children():
+            assert isinstance(layer, nn.Linear)
+            x = torch.tanh(fn.linear(x, layer.weight.double(), layer.bias.double()))
+        expected = fn.linear(x, head.weight.double(), head.bias.double())
+        torch.testing.assert_close(got.double().view_as(expected), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
+def test_outputs_are_float32(spec: EnvSpec, precision: str) -> None:
+    policy = make_policy(spec, precision)
+    assert {p.dtype for p in policy.parameters()} == {
+        torch.float32 if precision == "fp32" else torch.bfloat16
+    }
+    params, values = policy(random_obs(spec, 3))
+    assert (params.dtype, params.shape) == (torch.float32, (3, 4))
+    assert (values.dtype, values.shape) == (torch.float32, (3,))
+
+
+def test_a_gaussian_policy_has_a_standard_deviation_for_each_dimension() -> None:
+    policy = make_policy(EnvSpec((6,), "float32", GAUSSIAN))
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([0.5, -1.0]))
+    params, _ = policy(randn(3, 6))
+    assert params.shape == (3, 4)
+    assert params[:, 2:].tolist() == [[0.5, -1.0]] * 3
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
+def test_initial_weights_are_orthogonal(spec: EnvSpec) -> None:
+    """Of gain sqrt(2), the policy head's 0.01, the value head's 1; no biases."""
+    policy = make_policy(spec)
+    gains: dict[nn.Module, float] = {policy.policy_head: 0.01, policy.value_head: 1.0}
+    layers = [m for m in policy.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert len(layers) == 6
+    for layer in layers:
+        flat = layer.weight.detach().flatten(1).double()
+        gram = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+        expected = torch.eye(len(gram), dtype=torch.float64) * gains.get(layer, math.sqrt(2)) ** 2
+        torch.testing.assert_close(gram, expected, atol=1e-5, rtol=0)
+        assert layer.bias is not None
+        assert not layer.bias.any()
+
+
+def test_initial_parameters_are_a_function_of_the_seed() -> None:
+    torch.manual_seed(0)
+    one = flatten_parameters(make_policy(VECTORS, seed=4))
+    torch.manual_seed(1)
+    assert torch.equal(one, flatten_parameters(make_policy(VECTORS, seed=4)))
+    assert not torch.equal(one, flatten_parameters(make_policy(VECTORS, seed=5)))
+
+
+@pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
+def test_flat_parameters_are_the_same_policy(spec: EnvSpec) -> None:
+    one, other = make_policy(spec, seed=1), make_policy(spec, seed=2)
+    load_parameters(other, flatten_parameters(one))
+    for (name, expected), got in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(expected, got), name
+        assert expected.stride() == got.stride(), name
+    obs = random_obs(spec, 4)
+    for expected, got in zip(one(obs), other(obs), strict=True):
+        assert torch.equal(expected, got)
+
+
+def test_bf16_parameters_are_rounded_ones() -> None:
+    flat = flatten_parameters(make_policy(VECTORS))
+    policy = make_policy(VECTORS, "bf16", seed=1)
+    load_parameters(policy, flat)
+    assert torch.equal(flatten_parameters(policy), flat.bfloat16().float())

@@ -1,0 +1,184 @@
+"""Slots, the ring, the parameter store and the board."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.storage import Board, ParameterStore, Ring, Slot
+from htsrl_cli.workers import CONTEXT
+
+T, B = 3, 4
+SPEC = EnvSpec((5, 2), "uint8", ActionSpec("categorical", sizes=(3, 2)))
+NAMES = [
+    "obs",
+    "noise",
+    "actions",
+    "log_probs",
+    "values",
+    "versions",
+    "rewards",
+    "terminated",
+    "truncated",
+    "final_values",
+    "episode_returns",
+    "episode_lengths",
+]
+
+
+def make_ring() -> Ring:
+    return Ring(SPEC, T, B)
+
+
+def fill(slot: Slot, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    for array in slot.arrays().values():
+        array[:] = rng.integers(0, 2, array.shape)
+
+
+def test_shapes_and_dtypes() -> None:
+    ring = make_ring()
+    assert (ring.num_steps, ring.num_columns) == (T, B)
+    assert {n: (a.shape, a.dtype.name) for n, a in ring.slot(0).arrays().items()} == {
+        "obs": ((T + 1, B, 5, 2), "uint8"),
+        "noise": ((T, B, 2), "float32"),
+        "actions": ((T, B, 2), "int64"),
+        "log_probs": ((T, B), "float32"),
+        "values": ((T + 1, B), "float32"),
+        "versions": ((T + 1, B), "int64"),
+        "rewards": ((T, B), "float32"),
+        "terminated": ((T, B), "bool"),
+        "truncated": ((T, B), "bool"),
+        "final_values": ((T, B), "float32"),
+        "episode_returns": ((T, B), "float64"),
+        "episode_lengths": ((T, B), "int64"),
+    }
+    assert ring.final_obs.shape == (B, 5, 2)
+
+
+def test_gaussian_actions_are_floats() -> None:
+    spec = EnvSpec((2,), "float32", ActionSpec("gaussian", low=(-1.0,), high=(1.0,)))
+    assert Slot.layout(spec, T, B)["actions"] == ((T, B, 1), "float32")
+
+
+def test_a_new_ring_is_poisoned() -> None:
+    """Floats are NaN, which no loss survives; integers are no action, version or length."""
+    for slot in make_ring().slots:
+        for name, array in slot.arrays().items():
+            if array.dtype.kind == "f":
+                assert np.isnan(array).all(), name
+            elif array.dtype.kind == "i":
+                assert (array < -(2**60)).all(), name
+
+
+def test_intervals_take_turns() -> None:
+    ring = make_ring()
+    for slot in ring.slots:
+        fill(slot)
+    kept = ring.slot(6).sha256()
+    obs, noise = np.full((B, 5, 2), 9), np.full((T, B, 2), 0.25)
+    ring.begin(7, obs, noise)
+    assert ring.interval == 7
+    assert (ring.slot(7).obs[0] == 9).all()
+    assert not (ring.slot(7).obs[1:] == 9).any()
+    assert (ring.slot(7).noise == 0.25).all()
+    assert ring.slot(6).sha256() == kept
+    assert ring.slot(8) is ring.slot(6)
+    assert ring.slot(8) is not ring.slot(7)
+
+
+def test_the_hash_is_of_all_bytes_in_order_and_of_what_came_before() -> None:
+    slot = make_ring().slot(0)
+    fill(slot)
+    data = b"".join(getattr(slot, name).tobytes() for name in NAMES)
+    assert slot.sha256() == hashlib.sha256(data).hexdigest()
+    previous = hashlib.sha256(b"slot 0").digest()
+    assert slot.sha256(previous.hex()) == hashlib.sha256(previous + data).hexdigest()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hash_feels_every_bit(name: str) -> None:
+    slot = make_ring().slot(0)
+    fill(slot)
+    before = slot.sha256()
+    array = getattr(slot, name)
+    array.reshape(-1).view("u1")[-array.itemsize] ^= 1
+    assert slot.sha256() != before
+
+
+def test_episodes_come_in_order_of_address() -> None:
+    slot = make_ring().slot(0)
+    slot.episode_lengths[:] = 0
+    slot.episode_returns[:] = 0
+    for t, c, score, length in ((2, 0, 5.0, 7), (0, 3, -1.0, 2), (0, 1, 0.0, 9)):
+        slot.episode_returns[t, c], slot.episode_lengths[t, c] = score, length
+    assert list(slot.episodes()) == [(0.0, 9), (-1.0, 2), (5.0, 7)]
+
+
+def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:
+    """What executors and actors do: look up the interval, read parameters, write their cells."""
+    slot = ring.slot(ring.interval)
+    slot.rewards[1, 2] = store.values.sum()
+    slot.versions[0, 0] = store.version
+    ring.final_obs[3] = 200
+    board.enter(1)
+    control.send(None)
+    control.recv()
+    board.leave(1)
+
+
+def test_a_spawned_child_shares_everything() -> None:
+    ring, store, board = make_ring(), ParameterStore(10), Board(2)
+    ring.begin(5, np.zeros((B, 5, 2)), np.zeros((T, B, 2)))
+    store.publish(np.arange(10), 5)
+    ours, theirs = CONTEXT.Pipe()
+    child = CONTEXT.Process(target=fill_in_child, args=(ring, store, board, theirs))
+    child.start()
+    ours.recv()
+    assert ring.slot(5).rewards[1, 2] == 45
+    assert ring.slot(5).versions[0, 0] == 5
+    assert (ring.final_obs[3] == 200).all()
+    assert board.since()[1] > 0
+    ours.send(None)
+    child.join()
+    assert child.exitcode == 0
+    assert board.since()[1] == 0
+    assert board.busy_s()[1] > 0
+
+
+def test_the_store_starts_without_a_version() -> None:
+    store = ParameterStore(3)
+    assert store.version == -1
+    values = np.array([1.5, -2.0, 0.0], np.float32)
+    store.publish(values, 0)
+    values[:] = 9
+    assert store.version == 0
+    assert store.values.tolist() == [1.5, -2.0, 0.0]
+
+
+def test_the_board_adds_up_busy_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    board = Board(2)
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    wait(5)
+    board.enter(0)
+    wait(2)
+    assert board.since()[0] == 105
+    # One thing after the other: each has its own beginning, both are busy time.
+    board.enter(0)
+    wait(3)
+    assert board.since()[0] == 107
+    board.leave(0)
+    wait(50)
+    assert board.since()[0] == 0
+    board.leave(0)
+    assert board.busy_s().tolist() == [5, 0]
