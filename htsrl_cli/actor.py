@@ -19,7 +19,7 @@ from torch import Tensor
 
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.policy import ActorCritic, build_policy, load_parameters, sample
+from htsrl_cli.policy import build_policy, load_parameters, sample
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring
 from htsrl_cli.torch_setup import set_up_torch
 from htsrl_cli.workers import Pipe

@@ -19,7 +19,6 @@ import numpy as np
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.memory import Array, Layout, SharedArrays
 
-
 # What an executor asks of an actor is a pair (column, t): act on row t; value row t where t == T;
 # value the column's `final_obs` for step -1 - t where t < 0.
 Request = tuple[int, int]

@@ -164,7 +164,7 @@ def start_thread(
     def run() -> None:
         try:
             main(theirs, index, *args)
-        except Exception as error:  # noqa: BLE001 - the runner raises it again
+        except Exception as error:
             theirs.send(("error", error if isinstance(error, HtsrlError) else _traceback()))
         finally:
             end.close()
@@ -206,7 +206,7 @@ def _process_main(
         main(control, index, *args)
     except HtsrlError as error:
         _say_last_words(control, error)
-    except BaseException:  # noqa: BLE001 - the runner raises it again
+    except BaseException:
         _say_last_words(control, _traceback())
 
 

@@ -126,8 +126,8 @@ class TestContract:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_executors", "num_actors", "num_threads"),
-    [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (16, 1, 2), (16, 2, 2), (2, 1, 2)],
-    ids=lambda number: str(number),
+    [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (16, 1, 2), (16, 2, 2)],
+    ids=str,
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])

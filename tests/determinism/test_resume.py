@@ -190,7 +190,7 @@ def test_every_checkpoint_leads_to_the_same_end(
 
 @pytest.mark.slow
 def test_multirun_equals_single_runs(tmp_path: Path) -> None:
-    arguments = words(long_config(24))[:-2] + ["total_steps=6144"]
+    arguments = words(long_config(24))
     multi = harness.htsrl(
         "train", "-m", *arguments, "seed=1,2", "hydra.sweep.dir=multi", cwd=tmp_path
     )
