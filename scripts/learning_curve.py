@@ -2,8 +2,8 @@
 
     python -m scripts.learning_curve RUN_DIR --random-episodes 30
 
-The score is the mean raw return of the last 100 games. The random policy, where asked for, plays
-the run's own environment with uniformly random actions.
+The score is the mean raw return of the last 100 games, of fewer at first. The random
+policy, where asked for, plays the run's own environment with uniformly random actions.
 """
 
 from __future__ import annotations
