@@ -18,7 +18,8 @@ from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.executor import EnvState, Executor, ExecutorPipes, run_executor
 from htsrl_cli.memory import Array
 from htsrl_cli.storage import REQUEST_WIDTH, Board, ParameterStore, Ring
-from htsrl_cli.workers import Pipe, Watcher, Worker, start_process, start_thread, stop_workers
+from htsrl_cli.watcher import Watcher
+from htsrl_cli.workers import Pipe, Worker, start_process, start_thread, stop_workers
 
 # How often a wait for the executors asks whether to give up.
 CHECK_PERIOD_S = 1.0
@@ -123,7 +124,7 @@ class ProcessCollector:
         """Gives every executor a command, with an argument of its own if there are any."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
-        return [worker.receive(command, self._watcher) for worker in self._executors]
+        return [self._watcher.receive(worker, command) for worker in self._executors]
 
     def begin(self) -> None:
         for worker in self._executors:
@@ -135,7 +136,7 @@ class ProcessCollector:
             connection.wait([*waiting, self._watcher.failed], CHECK_PERIOD_S)
             check()
             for control in [control for control in waiting if control.poll()]:
-                waiting.pop(control).receive("run", self._watcher)
+                self._watcher.receive(waiting.pop(control), "run")
 
     def check(self) -> None:
         self._watcher.check()

@@ -184,7 +184,7 @@ def varying_step_times(
 
 
 def equal_training_cost(
-    bench: Bench, repeats: int, learner_threads: int
+    bench: Bench, calibration: Bench, repeats: int, learner_threads: int
 ) -> tuple[list[Measurement], list[Comparison], dict[str, object]]:
     """Part 2."""
     print(f"Part 2: constant step times, training as long as the rollout ({learner_threads=})")
@@ -192,7 +192,7 @@ def equal_training_cost(
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
         words = [*load, f"algo.update_epochs={epochs}"]
-        _, lines = bench.run("calibration", "sync", "constant", words)
+        _, lines = calibration.run("calibration", "sync", "constant", words)
         share = _learning_over_rollout(lines)
         print(f"  {epochs} epochs take {share:.3f} of the rollout's time")
         epochs = max(1, round(epochs / share))
@@ -212,6 +212,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of a run (default: 60)")
+    parser.add_argument(
+        "--calibration-seconds", type=float, default=20.0, help="of a calibration (default: 20)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument(
         "--learner-threads", type=int, default=1, help="in part 2 (default: 1, a core of its own)"
@@ -220,9 +223,12 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asynchrony-") as folder:
         bench = Bench(Path(folder), args.seconds)
-        costs = measure_step_cost(bench)
+        calibration = Bench(Path(folder), args.calibration_seconds)
+        costs = measure_step_cost(calibration)
         varying, comparisons = varying_step_times(bench, args.repeats, costs)
-        equal, more, figures = equal_training_cost(bench, args.repeats, args.learner_threads)
+        equal, more, figures = equal_training_cost(
+            bench, calibration, args.repeats, args.learner_threads
+        )
     comparisons += more
     print("Targets")
     for comparison in comparisons:

@@ -31,7 +31,7 @@ LAYERS = (
     {"errors", "config"},
     {"seeding", "schema", "durable", "line_file", "memory", "envs"},
     {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint"},
-    {"algorithms", "metrics", "progress", "stopping", *ROLES},
+    {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
     {"runner", "evaluation", "benchmark"},
     {"validation", "compose", "job", "preflight"},

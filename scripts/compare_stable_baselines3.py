@@ -4,8 +4,9 @@
 
 Every run is a fresh process; the variants take turns. htsrl: 16 environments x 128 steps a slot;
 Stable-Baselines3: its published Atari setting, 8 environments x 128 steps, minibatches of 256
-(scripts/stable_baselines3_ppo.py). Rates count env steps (4 frames) and leave out start-up and the
-first interval.
+(scripts/stable_baselines3_ppo.py), once as installed and once with an allocator that keeps large
+blocks, which htsrl sets for itself: targets compare with the faster of the two. Rates count env
+steps (4 frames) and leave out start-up and the first interval.
 
 The machine's bound is what its cores could do if they were always busy with nothing but env steps,
 forward passes and gradients: cores / (1 / env + 1 / inference + epochs / train), from one-thread
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -38,7 +40,15 @@ from scripts.measured_runs import (
 )
 
 EPOCHS = 4
-PEER = "SB3"
+# Environment variables of Stable-Baselines3's process; see htsrl_cli/torch_setup.py for the second.
+PEERS: dict[str, dict[str, str]] = {
+    "SB3": {},
+    "SB3 kept memory": {
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+    },
+}
 COMMON = (
     "env=atari/pong",
     "algo=ppo",
@@ -53,7 +63,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "htsrl fp32": FP32,
     "htsrl sync fp32": ("runner=sync", *FP32),
 }
-# What median over Stable-Baselines3's median has to be at least.
+# What the median over that of the faster Stable-Baselines3 has to be at least.
 TARGETS = {"htsrl bf16": 2.4, "htsrl fp32": 1.6, "htsrl sync fp32": 1.0}
 
 
@@ -81,23 +91,25 @@ class OneThread:
         return num_cores() / (1 / self.env + 1 / self.inference + EPOCHS / self.train)
 
 
-def run_peer(python: str, env_steps: int) -> list[Line]:
-    """Stable-Baselines3's lines."""
+def run_peer(python: str, env_steps: int, variables: dict[str, str]) -> list[Line]:
+    """Stable-Baselines3's lines, with additional environment variables."""
     script = ROOT / "scripts" / "stable_baselines3_ppo.py"
     command = [python, str(script), "--env-steps", str(env_steps), "--update-epochs", str(EPOCHS)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, check=False
+    )
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}\nended with {run.returncode}:\n{run.stderr[-2000:]}")
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
 def run_round(args: argparse.Namespace, folder: Path) -> list[Measurement]:
-    """Every variant once, then the peer."""
+    """Every variant once, then the peers."""
     measurements = []
-    for name in (*VARIANTS, PEER):
+    for name in (*VARIANTS, *PEERS):
         busy = busy_cores()
-        if name == PEER:
-            lines = run_peer(args.peer_python, args.env_steps)
+        if name in PEERS:
+            lines = run_peer(args.peer_python, args.env_steps, PEERS[name])
         else:
             words = [*COMMON, *VARIANTS[name], f"total_steps={args.env_steps}"]
             lines = train(words, folder / name.replace(" ", "-"))
@@ -149,9 +161,11 @@ def main() -> int:
             measurements += run_round(args, Path(folder))
     show_medians(measurements)
     show_bounds(one_thread, measurements)
-    peer = median(measurements, PEER)
+    peer = max(PEERS, key=lambda name: median(measurements, name))
     comparisons = [
-        Comparison(f"{name} / {PEER}", median(measurements, name) / peer, target)
+        Comparison(
+            f"{name} / {peer}", median(measurements, name) / median(measurements, peer), target
+        )
         for name, target in TARGETS.items()
     ]
     for comparison in comparisons:

@@ -11,8 +11,9 @@ from tests.fault.processes import WORDS, Run
 from tests.harness import Fingerprint
 
 Train = Callable[..., Run]
-# Of a run that takes some five seconds: killed and resumed, it must come to the same end.
-TOTAL = "total_steps=6400"
+# Of a run of some seconds: stopped or killed and resumed, it must come to the same end.
+TOTAL_STEPS = 3840
+TOTAL = f"total_steps={TOTAL_STEPS}"
 
 
 @pytest.fixture

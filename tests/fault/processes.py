@@ -103,7 +103,8 @@ class Run:
     def env_steps(self) -> int:
         """Of the last line of metrics; 0 before the first."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+            # What comes after the last line's end is being written.
+            lines = (self.folder / "metrics.jsonl").read_text().split("\n")[:-1]
         except FileNotFoundError:
             return 0
         return int(json.loads(lines[-1])["env_steps"]) if lines else 0

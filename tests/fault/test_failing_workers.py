@@ -12,7 +12,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.fault.conftest import TOTAL, Train
+from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import ENDLESS, NUM_EXECUTORS, STEPS_PER_INTERVAL, WORDS, Run
 from tests.harness import Fingerprint
 
@@ -28,6 +28,9 @@ SIGNS = {
 }
 
 
+slow = pytest.mark.slow
+
+
 def expect_failure(run: Run, message: str) -> None:
     """The run ends with exit status 1, one error on stderr, and a usable checkpoint."""
     assert run.wait() == 1, run.stderr
@@ -37,20 +40,25 @@ def expect_failure(run: Run, message: str) -> None:
     assert run.checkpoint().meta["env_steps"] <= run.env_steps
 
 
-@pytest.mark.parametrize("fault", SIGNS)
-def test_environment_fails(train: Train, start: Callable[..., Run], fault: str) -> None:
+@pytest.mark.parametrize("fault", ["raise", "crash", "hang", pytest.param("exit", marks=slow)])
+def test_environment_fails(train: Train, fault: str) -> None:
     run = train(
         *FAULTY, *TIMEOUTS, f"env.fault={fault}", f"checkpoint.interval={STEPS_PER_INTERVAL}"
     )
     expect_failure(run, SIGNS[fault])
     assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_INTERVAL
-    if fault == "raise":
-        played = start("eval", "checkpoint=run", "episodes=2")
-        assert played.wait() == 0, played.stderr
+
+
+@slow
+def test_failed_run_can_be_evaluated(train: Train, start: Callable[..., Run]) -> None:
+    run = train(*FAULTY)
+    expect_failure(run, SIGNS["raise"])
+    played = start("eval", "checkpoint=run", "episodes=2")
+    assert played.wait() == 0, played.stderr
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * (fault != "hang")) for fault in SIGNS]
+    "fault", ["hang", *(pytest.param(fault, marks=slow) for fault in ("raise", "crash", "exit"))]
 )
 def test_environment_fails_when_built(train: Train, fault: str) -> None:
     run = train(*FAULTY, *TIMEOUTS, f"env.fault={fault}", "env.fault_step=-1")
@@ -75,24 +83,24 @@ def kill_and_resume(train: Train, start: Callable[..., Run], role: str, env_step
     return resumed
 
 
-@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
-def test_killed_worker(
-    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint, role: str
+def test_killed_executor(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
-    resumed = kill_and_resume(train, start, role, random.randrange(64, 3000))
+    resumed = kill_and_resume(train, start, "executor 0", random.randrange(64, 2000))
     assert resumed.fingerprint() == uninterrupted
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("attempt", range(5))
 @pytest.mark.parametrize("role", ["executor 0", "actor 0"])
 def test_worker_killed_at_a_random_moment(
     train: Train, start: Callable[..., Run], uninterrupted: Fingerprint, role: str, attempt: int
 ) -> None:
-    resumed = kill_and_resume(train, start, role, random.randrange(64, 5000))
+    resumed = kill_and_resume(train, start, role, random.randrange(64, 3000))
     assert resumed.fingerprint() == uninterrupted
 
 
+@slow
 def test_crashing_actor(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(200)
@@ -100,7 +108,7 @@ def test_crashing_actor(train: Train) -> None:
     expect_failure(run, "actor 0 was killed by SIGSEGV\n.*in run_actor")
 
 
-@pytest.mark.parametrize("role", ["executor 0", "actor 0"])
+@pytest.mark.parametrize("role", [pytest.param("executor 0", marks=slow), "actor 0"])
 def test_stopped_worker(train: Train, role: str) -> None:
     run = train(ENDLESS, *TIMEOUTS)
     run.wait_for_steps(200)
@@ -110,7 +118,7 @@ def test_stopped_worker(train: Train, role: str) -> None:
     assert time.monotonic() - stopped > 3
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("attempt", range(6))
 @pytest.mark.parametrize("role", ["executor 0", "actor 0"])
 def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int) -> None:
@@ -122,7 +130,7 @@ def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int
     expect_failure(run, f"{role} hangs: .*no answer: it is stopped")
 
 
-@pytest.mark.slow
+@slow
 def test_one_of_two_actors_is_stopped(train: Train) -> None:
     run = train(ENDLESS, *TIMEOUTS, "actors.num_actors=2")
     run.wait_for_steps(200)
@@ -145,7 +153,7 @@ def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None
         time.sleep(random.uniform(0, 0.2))
     # Ctrl-Z, for longer than any timeout, and fg.
     run.signal(signal.SIGSTOP, group=True)
-    assert run.env_steps < 6400
+    assert run.env_steps < TOTAL_STEPS
     time.sleep(5)
     run.signal(signal.SIGCONT, group=True)
     assert run.wait() == 0, run.stderr
@@ -173,7 +181,9 @@ sys.exit(cli.main(sys.argv[1:]))
     ("fault", "message"),
     [
         ("raise ValueError('out of order')", "actor 0 raised\n.*ValueError: out of order"),
-        ("time.sleep(1000)", "actor 0 hangs: busy with one thing for .*in failing"),
+        pytest.param(
+            "time.sleep(1000)", "actor 0 hangs: busy with one thing for .*in failing", marks=slow
+        ),
     ],
     ids=["raises", "hangs"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,22 +14,25 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 
+from htsrl_cli import watcher
 from htsrl_cli.errors import ConfigError, WorkerError
 from htsrl_cli.storage import Board
+from htsrl_cli.watcher import Watcher
 from htsrl_cli.workers import (
     STOP_GRACE_S,
     Pipe,
-    Watcher,
     Worker,
     start_process,
     start_thread,
     stop_workers,
 )
+from tests.harness import environment
 
 TIMEOUT_S = 1.0
 PATIENCE_S = 60.0
@@ -100,7 +104,7 @@ class Crew:
     def ask(self, command: str, *args: object) -> object:
         """What the first worker answers."""
         self.workers[0].send(command, *args)
-        return self.workers[0].receive(command, self.watcher)
+        return self.watcher.receive(self.workers[0], command)
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def test_death_of_an_idle_process_is_noticed(hire: Callable[..., Crew]) -> None:
     # Whoever waits for another worker's answer learns it, too.
     crew.workers[0].send("sleep", 1000)
     with pytest.raises(WorkerError, match="worker 1"):
-        crew.workers[0].receive("sleep", crew.watcher)
+        crew.watcher.receive(crew.workers[0], "sleep")
 
 
 @BOTH
@@ -197,7 +201,7 @@ def test_stopped_while_busy(hire: Callable[..., Crew]) -> None:
         time.sleep(0.01)
     process_of(crew.workers[0]).suspend()
     with pytest.raises(WorkerError, match=r"worker 0 hangs: busy(?s:.*)no answer: it is stopped"):
-        crew.workers[0].receive("sleep", crew.watcher)
+        crew.watcher.receive(crew.workers[0], "sleep")
 
 
 def test_stopped_while_waiting(hire: Callable[..., Crew]) -> None:
@@ -214,7 +218,8 @@ def test_answer_that_is_not_fetched_is_no_hang(hire: Callable[..., Crew]) -> Non
     crew = hire((start_process, role))
     crew.workers[0].send("double", 1)
     time.sleep(3 * TIMEOUT_S)
-    assert crew.workers[0].receive("double", crew.watcher) == 2
+    crew.watcher.check()
+    assert crew.watcher.receive(crew.workers[0], "double") == 2
 
 
 def test_lost_command(hire: Callable[..., Crew]) -> None:
@@ -233,9 +238,87 @@ def test_pauses_are_no_hangs(hire: Callable[..., Crew]) -> None:
         process.suspend()
         time.sleep(TIMEOUT_S / 4)
         process.resume()
-        crew.workers[0].receive("sleep", crew.watcher)
+        crew.watcher.receive(crew.workers[0], "sleep")
         crew.workers[0].send("sleep", TIMEOUT_S / 4)
-    assert crew.workers[0].receive("sleep", crew.watcher) is None
+    assert crew.watcher.receive(crew.workers[0], "sleep") is None
+
+
+def test_a_pause_of_the_whole_run_is_no_hang(
+    hire: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = hire((start_process, role))
+    crew.workers[0].timeout_s = 100.0
+    crew.workers[0].send("sleep", 2.0)
+    # The watcher has seen that it is busy before the clock jumps.
+    time.sleep(4 * watcher.WATCH_PERIOD_S)
+    assert crew.board.since()[0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000, sleep=time.sleep)
+    monkeypatch.setattr(watcher, "time", clock)
+    assert crew.watcher.receive(crew.workers[0], "sleep") is None
+    crew.watcher.check()
+
+
+class SignalsWhilePickled:
+    """Signals this process while it is being sent to a new one; leaves its word in `events`."""
+
+    events: ClassVar[list[str]] = []
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        self.events.append("pickled")
+        return int, ()
+
+
+def receive_once(control: Connection, index: int, extra: int) -> None:
+    control.recv()
+
+
+def test_stop_signals_wait_for_a_start_under_way() -> None:
+    events, done = SignalsWhilePickled.events, threading.Event()
+    # Another thread can take the signal, as BLAS's may.
+    other = threading.Thread(target=done.wait)
+    other.start()
+    previous = signal.signal(signal.SIGTERM, lambda *_: events.append("signalled"))
+    try:
+        worker = start_process("worker", 0, TIMEOUT_S, receive_once, SignalsWhilePickled())
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        done.set()
+        other.join()
+    stop_workers([worker], gracefully=True)
+    assert isinstance(worker.host, SpawnProcess)
+    assert worker.host.exitcode == 0
+    assert events == ["pickled", "signalled"]
+
+
+class BlockedAtStart:
+    """Arrives in a new process as the signals that it blocks while it is still being set up."""
+
+    def __reduce__(self) -> tuple[Callable[[], list[int]], tuple[()]]:
+        return blocked, ()
+
+
+def blocked() -> list[int]:
+    return sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+
+
+def tell(control: Connection, index: int, word: object) -> None:
+    control.send(word)
+    control.recv()
+
+
+def test_first_process_is_born_with_stop_signals_blocked() -> None:
+    # In a program of its own, whose first process it is.
+    program = (
+        "from tests.unit.test_workers import *\n"
+        "worker = start_process('worker', 0, 1.0, tell, BlockedAtStart())\n"
+        "print(worker.control.recv())\n"
+        "stop_workers([worker], gracefully=True)"
+    )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[int(signal.SIGINT), int(signal.SIGTERM)]}\n"
 
 
 def test_stop_signals_do_not_end_a_process(hire: Callable[..., Crew]) -> None:
