@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
+# More than the configuration files that Hydra writes into a run's folder.
+_ROOM = 64 * 1024
+
+
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
     """Plans every job of `htsrl train`, builds its environment and claims the output folder.
 
@@ -96,8 +100,8 @@ def claim_folder(key: str, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
         remedy = f"the folder cannot be written ({cause}): choose another"

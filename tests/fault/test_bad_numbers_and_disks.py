@@ -82,6 +82,16 @@ def test_full_disk(small_disk: Path, train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == 6400
 
 
+def test_disk_that_is_full_at_the_start(small_disk: Path, train: Train) -> None:
+    filler = fill(small_disk)
+    run = train(ENDLESS)
+    assert run.wait() == 2
+    filler.unlink()
+    assert run.stderr.startswith("htsrl: error: hydra.run.dir=run: ")
+    assert "No space left on device" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
     run = train("total_steps=3200", "checkpoint.keep=1")

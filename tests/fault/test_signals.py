@@ -74,7 +74,7 @@ def test_signal_while_starting(train: Train, delay_s: float) -> None:
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_at_random_moments(train: Train, number: int, group: bool) -> None:
-    for _ in range(12):
+    for _ in range(8):
         run = train(ENDLESS, "resume=auto")
         stop_while_starting(run, number, group, random.uniform(0, 6))
 

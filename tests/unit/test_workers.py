@@ -32,7 +32,7 @@ from htsrl_cli.workers import (
     start_thread,
     stop_workers,
 )
-from tests.harness import environment
+from tests.conftest import ROOT
 
 TIMEOUT_S = 1.0
 PATIENCE_S = 60.0
@@ -317,7 +317,7 @@ def test_first_process_is_born_with_stop_signals_blocked() -> None:
         "stop_workers([worker], gracefully=True)"
     )
     words = [sys.executable, "-c", program]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{[int(signal.SIGINT), int(signal.SIGTERM)]}\n"
 
 
