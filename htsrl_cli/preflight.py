@@ -20,11 +20,10 @@ from htsrl_cli.job import AUTO, Job, plan_job
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[Composer, Sequence[str], bool], list[str]]
-
-
 # More than the configuration files that Hydra writes into a run's folder.
 _ROOM = 64 * 1024
+
+Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:

@@ -238,11 +238,12 @@ class Run:
         self.log.interval(self._env_steps, self._logged, list(slot.episodes()), self._seconds)
 
     def close(self, gracefully: bool) -> None:
-        """Ends workers, threads and files."""
+        """Ends files, workers and threads."""
+        # First what restores the terminal: a further signal ends the process at once.
+        self.log.close()
         self._collector.close(gracefully)
         self._learner.close()
         self._hasher.shutdown(cancel_futures=True)
-        self.log.close()
 
     # Checkpoints
 
