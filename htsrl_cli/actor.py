@@ -19,7 +19,7 @@ from torch import Tensor
 
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.policy import build_policy, load_parameters, sample
+from htsrl_cli.policy import build_policies, load_parameters, sample
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring
 from htsrl_cli.torch_setup import set_up_torch
 from htsrl_cli.workers import Pipe
@@ -45,15 +45,16 @@ class ActorSetup:
 
 
 class Inference:
-    """A policy and the buffers of a forward pass of constant shape.
+    """The policies of a run and the buffers of a forward pass of constant shape.
 
     Attributes:
+        policies: the networks, `ActorCritic`s.
         obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
     """
 
     def __init__(self, setup: ActorSetup) -> None:
         self._device = torch.device(setup.device)
-        self.policy = build_policy(setup.spec, setup.algo, setup.precision, self._device)
+        self.policies = build_policies(setup.spec, setup.algo, setup.precision, self._device)
         self._actions = setup.spec.actions
         self.obs = np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
         self.noise = np.zeros((setup.batch, setup.spec.actions.num_dims), np.float32)
@@ -61,9 +62,13 @@ class Inference:
         self._noise = torch.from_numpy(self.noise)
 
     @torch.inference_mode()
-    def run(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions [batch, D], log-probabilities [batch] and values [batch], on the CPU."""
-        params, values = self.policy(self._obs.to(self._device))
+    def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
+
+        Args:
+            policy: number of the network to use.
+        """
+        params, values = self.policies[policy](self._obs.to(self._device))
         actions, log_probs = sample(self._actions, params, self._noise.to(self._device))
         return actions.cpu(), log_probs.cpu(), values.cpu()
 
@@ -71,7 +76,8 @@ class Inference:
 class Actor:
     """Serves requests: reads observations from the slot and writes what the policy says there.
 
-    Where rows are not free (`setup.fixed_rows`), column c always takes row c % batch.
+    Of K policies, number c % K serves column c. Where rows are not free (`setup.fixed_rows`), the
+    column always takes row c // K % batch.
     """
 
     def __init__(
@@ -91,17 +97,20 @@ class Actor:
         """Answers all requests, in as many passes as they need."""
         self._board.enter(self._worker)
         self._load_parameters()
-        for rows, chunk in self._passes(requests):
-            self._serve_pass(rows, chunk)
+        num_policies = len(self._inference.policies)
+        for policy in range(num_policies):
+            own = [(c, t) for c, t in requests if c % num_policies == policy]
+            for rows, chunk in self._passes(own):
+                self._serve_pass(policy, rows, chunk)
         self._board.leave(self._worker)
 
     def _load_parameters(self) -> None:
         if self._version != self._store.version:
-            load_parameters(self._inference.policy, torch.from_numpy(self._store.values))
+            load_parameters(self._inference.policies, torch.from_numpy(self._store.values))
             self._version = self._store.version
 
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Sequence[Request]]]:
-        """Splits requests into passes; yields the row of each request in its pass."""
+        """Splits one policy's requests into passes; yields the row of each request in its pass."""
         batch = self._setup.batch
         if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
@@ -110,7 +119,7 @@ class Actor:
             return
         passes: list[dict[int, Request]] = []
         for request in requests:
-            row = request[0] % batch
+            row = request[0] // len(self._inference.policies) % batch
             free = next((taken for taken in passes if row not in taken), None)
             if free is None:
                 passes.append({row: request})
@@ -119,14 +128,14 @@ class Actor:
         for taken in passes:
             yield list(taken), list(taken.values())
 
-    def _serve_pass(self, rows: list[int], requests: Sequence[Request]) -> None:
+    def _serve_pass(self, policy: int, rows: list[int], requests: Sequence[Request]) -> None:
         slot, num_steps = self._ring.slot(self._ring.interval), self._ring.num_steps
         obs, noise = self._inference.obs, self._inference.noise
         for row, (c, t) in zip(rows, requests, strict=True):
             obs[row] = self._ring.final_obs[c] if t < 0 else slot.obs[t, c]
             if 0 <= t < num_steps:
                 noise[row] = slot.noise[t, c]
-        actions, log_probs, values = (result.numpy() for result in self._inference.run())
+        actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
         for row, (c, t) in zip(rows, requests, strict=True):
             if t < 0:
                 slot.final_values[-1 - t, c] = values[row]
@@ -145,13 +154,14 @@ def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
         parameters: float32 [P], what `load_parameters` takes.
     """
     inference = Inference(setup)
-    load_parameters(inference.policy, parameters)
+    load_parameters(inference.policies, parameters)
     rng = np.random.default_rng(0)
     inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
     obs = _random_obs(rng, inference.obs)
     noise = inference.noise.copy()
     inference.obs[:] = obs
-    expected = [result.clone() for result in inference.run()]
+    # Of several policies, the first: all have its shapes.
+    expected = [result.clone() for result in inference.run(0)]
     batch = setup.batch
     for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
         inference.obs[:] = np.roll(obs, shift, axis=0)
@@ -159,7 +169,7 @@ def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
         # Every other row is replaced: what is left must not notice.
         inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
         kept = torch.arange(1 - shift % 2, batch, 2)
-        for result, reference in zip(inference.run(), expected, strict=True):
+        for result, reference in zip(inference.run(0), expected, strict=True):
             if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
                 return False
     return True

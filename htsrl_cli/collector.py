@@ -64,6 +64,7 @@ class ProcessCollector:
     ) -> None:
         actors = config.actors
         self.board = Board(actors.num_executors + actors.num_actors)
+        self._ring = ring
         per_executor = actors.num_envs // actors.num_executors
         requests = Pipe(REQUEST_WIDTH)
         answers = [Pipe() for _ in range(actors.num_executors)]
@@ -71,7 +72,7 @@ class ProcessCollector:
         self._actors: list[Worker] = []
         try:
             for i in range(actors.num_executors):
-                columns = range(i * per_executor, (i + 1) * per_executor)
+                indices = range(i * per_executor, (i + 1) * per_executor)
                 self._executors.append(
                     start_process(
                         f"executor {i}",
@@ -79,14 +80,15 @@ class ProcessCollector:
                         config.env.step_timeout_s,
                         run_executor,
                         config.env,
-                        columns,
+                        indices,
                         config.seed,
                         ring,
                         self.board,
                         ExecutorPipes(requests, answers[i]),
                     )
                 )
-            pipes = ActorPipes(requests, answers, per_executor, config.runner.name == "sync")
+            columns = per_executor * config.env.num_players
+            pipes = ActorPipes(requests, answers, columns, config.runner.name == "sync")
             in_thread = actors.host == "thread" or (
                 actors.host == "auto" and setup.device.startswith("cuda")
             )
@@ -110,12 +112,12 @@ class ProcessCollector:
         self._watcher = Watcher([*self._executors, *self._actors], self.board)
 
     def reset(self) -> Array:
-        return np.stack([obs for part in self._ask("reset") for obs in part])
+        return _stack([obs for part in self._ask("reset") for obs in part], self._ring)
 
     def set_states(self, states: Sequence[EnvState]) -> Array:
         size = len(states) // len(self._executors)
         parts = [states[i : i + size] for i in range(0, len(states), size)]
-        return np.stack([obs for part in self._ask("set_states", parts) for obs in part])
+        return _stack([obs for part in self._ask("set_states", parts) for obs in part], self._ring)
 
     def get_states(self) -> list[EnvState]:
         return [state for part in self._ask("get_states") for state in part]
@@ -153,15 +155,16 @@ class InlineCollector:
         self, config: TrainConfig, setup: ActorSetup, ring: Ring, store: ParameterStore
     ) -> None:
         self.board = Board(2)
-        columns = range(config.actors.num_envs)
-        self._executor = Executor(config.env, columns, config.seed, ring, self.board, 0)
+        self._ring = ring
+        indices = range(config.actors.num_envs)
+        self._executor = Executor(config.env, indices, config.seed, ring, self.board, 0)
         self._actor = Actor(setup, ring, store, self.board, 1)
 
     def reset(self) -> Array:
-        return np.stack(self._executor.reset())
+        return _stack(self._executor.reset(), self._ring)
 
     def set_states(self, states: Sequence[EnvState]) -> Array:
-        return np.stack(self._executor.set_states(states))
+        return _stack(self._executor.set_states(states), self._ring)
 
     def get_states(self) -> list[EnvState]:
         return self._executor.get_states()
@@ -188,3 +191,8 @@ class InlineCollector:
 
     def close(self, gracefully: bool) -> None:
         self._executor.close()
+
+
+def _stack(observations: Sequence[Array], ring: Ring) -> Array:
+    """Observations of environments, whatever their number of players, as [B, *obs_shape]."""
+    return np.stack(observations).reshape(ring.final_obs.shape)

@@ -8,7 +8,7 @@ is imported by executors and therefore free of torch, hydra and omegaconf.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class AtariConfig:
         terminal_on_life_loss: a lost life terminates the training episode, not the game.
         step_timeout_s: a step longer than this is a hang.
     """
+
+    num_players: ClassVar[int] = 1
 
     game: str
     kind: str = "atari"
@@ -56,6 +58,8 @@ class GymConfig:
         step_timeout_s: a step longer than this is a hang.
     """
 
+    num_players: ClassVar[int] = 1
+
     id: str
     kind: str = "gym"
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +83,7 @@ class SyntheticConfig:
         fault_step: at which env step of the environment with index `fault_env`, over all its
             episodes; negative: while it is constructed.
         fault_env: index of the environment that fails.
+        num_players: decision-makers of each environment.
         step_timeout_s: a step longer than this is a hang.
     """
 
@@ -92,10 +97,64 @@ class SyntheticConfig:
     fault: str = "raise"
     fault_step: int = 100
     fault_env: int = 0
+    num_players: int = 1
     step_timeout_s: float = 60.0
 
 
-EnvConfig = AtariConfig | GymConfig | SyntheticConfig
+FOOTBALL_SCENARIOS = (
+    "academy_empty_goal_close",
+    "academy_empty_goal",
+    "academy_run_to_score",
+    "academy_run_to_score_with_keeper",
+    "academy_pass_and_shoot_with_keeper",
+    "academy_run_pass_and_shoot_with_keeper",
+    "academy_3_vs_1_with_keeper",
+    "academy_corner",
+    "academy_counterattack_easy",
+    "academy_counterattack_hard",
+    "academy_single_goal_versus_lazy",
+    "1_vs_1_easy",
+    "5_vs_5",
+    "11_vs_11_competition",
+    "11_vs_11_kaggle",
+    "11_vs_11_easy_stochastic",
+    "11_vs_11_stochastic",
+    "11_vs_11_hard_stochastic",
+)
+
+
+@dataclass(frozen=True)
+class FootballConfig:
+    """`env=football/<scenario>`: Google Research Football (Kurach et al., 2020).
+
+    Attributes:
+        scenario: name of a scenario of the package gfootball.
+        representation: of observations: `extracted` (the super minimap, [72, 96, 4]),
+            `simple115v2` (a vector), `pixels_gray` or `pixels` (rendered, [72, 96, 1 or 3]).
+        frame_stack: observations are the last `frame_stack` ones, joined along the last axis.
+        rewards: `scoring` (+1 for a goal, -1 for one let in), or `scoring,checkpoints`: also 0.1
+            for each of ten distances to the opponent's goal that the ball is first brought to.
+        num_left_players, num_right_players: controlled players of each side. Each is a column;
+            those on the right see the pitch rotated, as if they played from left to right.
+        step_timeout_s: a step longer than this is a hang.
+    """
+
+    scenario: str
+    kind: str = "football"
+    representation: str = "extracted"
+    frame_stack: int = 4
+    rewards: str = "scoring,checkpoints"
+    num_left_players: int = 1
+    num_right_players: int = 0
+    step_timeout_s: float = 60.0
+
+    @property
+    def num_players(self) -> int:
+        """Controlled players of both sides."""
+        return self.num_left_players + self.num_right_players
+
+
+EnvConfig = AtariConfig | GymConfig | SyntheticConfig | FootballConfig
 
 
 @dataclass(frozen=True)
@@ -114,6 +173,8 @@ class PpoConfig:
         max_grad_norm: every minibatch's gradient is clipped to this global norm.
         adam_eps: Adam's epsilon.
         hidden_sizes: of the multilayer perceptron that serves vector observations.
+        policies: `shared` (one network for all players of an environment) or `independent` (one
+            for each player).
     """
 
     name: str = "ppo"
@@ -132,6 +193,7 @@ class PpoConfig:
     max_grad_norm: float = 0.5
     adam_eps: float = 1e-5
     hidden_sizes: tuple[int, ...] = (64, 64)
+    policies: str = "shared"
 
 
 @dataclass(frozen=True)
@@ -151,9 +213,15 @@ class A2cConfig:
     rmsprop_alpha: float = 0.99
     rmsprop_eps: float = 1e-5
     hidden_sizes: tuple[int, ...] = (64, 64)
+    policies: str = "shared"
 
 
 AlgoConfig = PpoConfig | A2cConfig
+
+
+def num_policies(algo: AlgoConfig, num_players: int) -> int:
+    """Networks that are trained: one for all players, or one for each."""
+    return num_players if algo.policies == "independent" else 1
 
 
 @dataclass(frozen=True)
@@ -276,9 +344,10 @@ class RunPlan:
     """Sizes derived from the configuration, computed once.
 
     Attributes:
-        num_columns: decision-makers, the slot's second axis (B).
+        num_columns: decision-makers, the slot's second axis (B): the players of all environments.
         sync_interval: env steps in an interval, the slot's first axis (T).
         steps_per_interval: env steps of all environments in an interval.
+        num_policies: networks that are trained; column c acts by number c % num_policies.
         num_intervals: intervals in the run.
         num_updates: updates in the run, over which schedules fall.
         lag: version of the parameters an update starts from, minus that of its data.
@@ -287,6 +356,7 @@ class RunPlan:
     num_columns: int
     sync_interval: int
     steps_per_interval: int
+    num_policies: int
     num_intervals: int
     num_updates: int
     lag: int
@@ -298,9 +368,10 @@ class RunPlan:
         num_intervals = -(-config.total_steps // steps)
         lag = 0 if config.runner.name == "sync" else 1
         return cls(
-            num_columns=config.actors.num_envs,
+            num_columns=config.actors.num_envs * config.env.num_players,
             sync_interval=config.runner.sync_interval,
             steps_per_interval=steps,
+            num_policies=num_policies(config.algo, config.env.num_players),
             num_intervals=num_intervals,
             num_updates=num_intervals - lag,
             lag=lag,

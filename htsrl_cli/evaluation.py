@@ -20,15 +20,17 @@ import scipy.stats
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from htsrl_cli.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from htsrl_cli.config import EvalConfig, TrainConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.envs import Array, Env, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
-from htsrl_cli.policy import ActorCritic, build_policy, mode, sample
+from htsrl_cli.policy import build_policies, mode, sample
 from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+from htsrl_cli.storage import Episode
 from htsrl_cli.torch_setup import resolve_device, set_up_torch
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class EvalResult:
     Attributes:
         checkpoint: the file that was evaluated, and the `env_steps` it was trained for.
         returns: raw score of each game, in order of number.
+        training_returns: of each game, the sum of the rewards that are trained on.
         lengths: env steps of each game.
         std: standard deviation of a sample (ddof 1); None for a single game.
         interval: 95 % bootstrap interval of the mean; None for a single game.
@@ -55,6 +58,7 @@ class EvalResult:
     seed: int
     greedy: bool
     returns: tuple[float, ...]
+    training_returns: tuple[float, ...]
     lengths: tuple[int, ...]
     mean: float
     std: float | None
@@ -74,7 +78,7 @@ def run(config: EvalConfig) -> EvalResult:
     path = find_checkpoint(Path(config.checkpoint))
     checkpoint = load_checkpoint(path)
     episodes = play(checkpoint, config, path)
-    returns, lengths = zip(*episodes, strict=True)
+    returns, training_returns, lengths = zip(*episodes, strict=True)
     std, interval = spread(returns, config.seed)
     result = EvalResult(
         checkpoint=str(path),
@@ -82,6 +86,7 @@ def run(config: EvalConfig) -> EvalResult:
         seed=config.seed,
         greedy=config.greedy,
         returns=returns,
+        training_returns=training_returns,
         lengths=lengths,
         mean=float(np.mean(returns)),
         std=std,
@@ -94,25 +99,26 @@ def run(config: EvalConfig) -> EvalResult:
 
 def play(
     checkpoint: Checkpoint, config: EvalConfig, path: Path, side_by_side: int | None = None
-) -> list[tuple[float, int]]:
-    """Plays `config.episodes` games; returns raw score and length in env steps of each.
+) -> list[Episode]:
+    """Plays `config.episodes` games; returns them in order of number.
 
     Args:
         checkpoint: of a run, or anything with its parameters and `meta`.
         config: the number of games, their seed, and how actions are chosen.
         path: of the checkpoint, for messages.
-        side_by_side: games at a time, at most and by default the rows of a forward pass.
+        side_by_side: games at a time; by default as many as the rows of a forward pass serve.
     """
     train_config = _train_config(checkpoint, path)
     num_rows = train_config.actors.inference_batch
-    num_envs = min(config.episodes, side_by_side or num_rows)
+    served = max(1, num_rows // train_config.env.num_players)
+    num_envs = min(config.episodes, side_by_side or served)
     with ExitStack() as stack:
         # All are number 0: an environment may depend on its index, a score must not.
         envs = [
             stack.enter_context(closing(make_env(train_config.env, 0))) for _ in range(num_envs)
         ]
-        policy = _load_policy(checkpoint, train_config, envs[0].env_spec, path)
-        batch = _Batch(policy, envs[0].env_spec, num_rows, config.greedy)
+        policies = _load_policies(checkpoint, train_config, envs[0].env_spec, path)
+        batch = _Batch(policies, envs[0].env_spec, num_rows, config.greedy)
         return _play_games(envs, batch, config)
 
 
@@ -143,18 +149,22 @@ class _Game:
         self._seed = seed
         self._num_resets = 0
         self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
+        self._training_return = 0.0
         self.obs = self._reset()
 
     def noise(self) -> Array:
-        """What samples the next action, float32 [D]."""
-        actions = self._env.env_spec.actions
-        return draw_noise(self._rng, (actions.num_dims,), actions.kind)
+        """What samples the players' next actions, float32 [P, D]."""
+        spec = self._env.env_spec
+        return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
-    def step(self, action: Array) -> tuple[float, int] | None:
-        """One env step; at the end of the game its raw score and length."""
-        self.obs, _, terminated, truncated, info = self._env.step(action)
+    def step(self, actions: Array) -> Episode | None:
+        """One env step with actions [P, D]; at the end of the game what it came to."""
+        taken = actions if len(actions) > 1 else actions[0]
+        self.obs, reward, terminated, truncated, info = self._env.step(taken)
+        self._training_return += float(np.mean(reward))
         if "episode" in info:
-            return float(info["episode"]["r"]), int(info["episode"]["l"])
+            ended = info["episode"]
+            return Episode(float(ended["r"]), self._training_return, int(ended["l"]))
         if terminated or truncated:
             self.obs = self._reset()
         return None
@@ -168,44 +178,62 @@ class _Game:
 
 
 class _Batch:
-    """Forward passes of constant shape; rows without a game hold what they last held."""
+    """Forward passes of constant shape over the players of several games.
 
-    def __init__(self, policy: ActorCritic, spec: EnvSpec, num_rows: int, greedy: bool) -> None:
-        self._policy = policy
-        self._actions = spec.actions
+    Policy k of K acts for players k, k + K, ...
+    """
+
+    def __init__(self, policies: nn.ModuleList, spec: EnvSpec, num_rows: int, greedy: bool) -> None:
+        self._policies = policies
+        self._spec = spec
         self._greedy = greedy
-        self._device = next(policy.parameters()).device
+        self._device = next(policies.parameters()).device
         self._obs = np.zeros((num_rows, *spec.obs_shape), spec.obs_dtype)
         self._noise = np.zeros((num_rows, spec.actions.num_dims), np.float32)
 
+    def act(self, games: Sequence[_Game]) -> Array:
+        """Actions [G, P, D] for G games."""
+        spec = self._spec
+        obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
+        noise = np.concatenate([game.noise() for game in games])
+        actions = np.empty(noise.shape, spec.actions.dtype)
+        for k, policy in enumerate(self._policies):
+            own = range(k, len(obs), len(self._policies))
+            for start in range(0, len(own), len(self._obs)):
+                rows = own[start : start + len(self._obs)]
+                actions[rows] = self._pass(policy, obs[rows], noise[rows])
+        return actions.reshape(len(games), spec.num_players, -1)
+
     @torch.inference_mode()
-    def act(self, games: dict[int, _Game]) -> Array:
-        """Actions [rows, D] for games by row."""
-        for row, game in games.items():
-            self._obs[row] = game.obs
-            self._noise[row] = game.noise()
-        params, _ = self._policy(torch.from_numpy(self._obs).to(self._device))
+    def _pass(self, policy: nn.Module, obs: Array, noise: Array) -> Array:
+        """Actions for at most as many rows as a pass has; the others hold what they last held."""
+        self._obs[: len(obs)] = obs
+        self._noise[: len(obs)] = noise
+        params, _ = policy(torch.from_numpy(self._obs).to(self._device))
         if self._greedy:
-            actions = mode(self._actions, params)
+            actions = mode(self._spec.actions, params)
         else:
-            noise = torch.from_numpy(self._noise).to(self._device)
-            actions, _ = sample(self._actions, params, noise)
-        chosen: Array = actions.cpu().numpy()
+            actions, _ = sample(
+                self._spec.actions, params, torch.from_numpy(self._noise).to(self._device)
+            )
+        chosen: Array = actions[: len(obs)].cpu().numpy()
         return chosen
 
 
-def _play_games(envs: Sequence[Env], batch: _Batch, config: EvalConfig) -> list[tuple[float, int]]:
+def _play_games(envs: Sequence[Env], batch: _Batch, config: EvalConfig) -> list[Episode]:
     games = {row: _Game(env, row, config.seed) for row, env in enumerate(envs)}
     started = len(games)
-    results: dict[int, tuple[float, int]] = {}
+    results: dict[int, Episode] = {}
     while games:
-        actions = batch.act(games)
-        for row, game in list(games.items()):
-            result = game.step(actions[row])
+        actions = batch.act(list(games.values()))
+        for (row, game), chosen in zip(list(games.items()), actions, strict=True):
+            result = game.step(chosen)
             if result is None:
                 continue
             results[game.number] = result
-            logger.info("game %d: score %g in %d env steps", game.number, *result)
+            logger.info(
+                "game %d: score %g in %d env steps", game.number, result.raw_return, result.length
+            )
             del games[row]
             if started < config.episodes:
                 games[row] = _Game(envs[row], started, config.seed)
@@ -222,19 +250,19 @@ def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
         ) from error
 
 
-def _load_policy(
+def _load_policies(
     checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path
-) -> ActorCritic:
-    """The policy in the actors' precision, with the checkpoint's parameters."""
+) -> nn.ModuleList:
+    """The policies in the actors' precision, with the checkpoint's parameters."""
     if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
             f"{path} does not fit its environment, which is {spec} here: another version of the "
             "environment's package made it"
         )
     device = resolve_device("actors.device", config.actors.device)
-    policy = build_policy(spec, config.algo, config.actors.precision, device)
+    policies = build_policies(spec, config.algo, config.actors.precision, device)
     with torch.no_grad():
-        for name, parameter in policy.named_parameters():
+        for name, parameter in policies.named_parameters():
             array = checkpoint.arrays.get(f"params/{name}")
             if array is None or array.shape != tuple(parameter.shape):
                 shape = tuple(parameter.shape)
@@ -243,7 +271,7 @@ def _load_policy(
                     f"it has no parameter {name} of shape {shape}"
                 )
             parameter.copy_(torch.from_numpy(array))
-    return policy
+    return policies
 
 
 def _table(result: EvalResult) -> Table:
@@ -258,6 +286,7 @@ def _table(result: EvalResult) -> Table:
         "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
         "lowest": f"{min(result.returns):g}",
         "highest": f"{max(result.returns):g}",
+        "mean training return": f"{np.mean(result.training_returns):.2f}",
     }
     for name, value in rows.items():
         table.add_row(name, value)

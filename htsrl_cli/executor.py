@@ -24,17 +24,46 @@ from htsrl_cli.workers import Pipe
 
 @dataclass(frozen=True)
 class EnvState:
-    """All that decides an environment's future: its own state, and the episodes it has begun."""
+    """All that decides what an environment will report.
+
+    Attributes:
+        data: its own state.
+        num_episodes: that it has begun.
+        training_return: of the game under way, so far.
+    """
 
     data: bytes
     num_episodes: int
+    training_return: float
+
+
+class _Seat:
+    """An environment and where its players' cells are.
+
+    Attributes:
+        columns: of its players, in order.
+        where: the same as an index: a number, or a slice where there are several players.
+        t: env steps taken in this interval.
+        pending: requests without an answer; a truncation makes two for each column.
+    """
+
+    def __init__(self, env: Env, index: int) -> None:
+        num_players = env.env_spec.num_players
+        self.env = env
+        self.index = index
+        self.columns = range(index * num_players, (index + 1) * num_players)
+        self.where = index if num_players == 1 else slice(self.columns.start, self.columns.stop)
+        self.num_episodes = 0
+        self.training_return = 0.0
+        self.t = 0
+        self.pending = 0
 
 
 class Executor:
-    """Environments of consecutive columns, stepped whenever their actions are in.
+    """Environments with consecutive numbers, stepped whenever their actions are in.
 
     Args:
-        columns: the columns that its environments fill, in order.
+        indices: the numbers of its environments, in order; columns follow from them.
         seed: the run's seed, from which every reset's seed follows.
         worker: its cell on the board.
     """
@@ -42,7 +71,7 @@ class Executor:
     def __init__(
         self,
         env: EnvConfig,
-        columns: Sequence[int],
+        indices: Sequence[int],
         seed: int,
         ring: Ring,
         board: Board,
@@ -53,18 +82,15 @@ class Executor:
         self._worker = worker
         self._seed = seed
         board.enter(worker)
-        self._envs: dict[int, Env] = {c: make_env(env, c) for c in columns}
-        self._num_episodes = dict.fromkeys(columns, 0)
-        self._t = dict.fromkeys(columns, 0)
-        # Requests without an answer; a truncation makes two at a time.
-        self._pending = dict.fromkeys(columns, 0)
+        self._seats = [_Seat(make_env(env, index), index) for index in indices]
+        self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
 
     @property
     def num_columns(self) -> int:
         """Columns that this executor fills."""
-        return len(self._envs)
+        return len(self._of_column)
 
     @property
     def finished(self) -> bool:
@@ -73,76 +99,100 @@ class Executor:
 
     def reset(self) -> list[Array]:
         """Begins the first episode of every environment; returns their observations."""
-        return [self._reset(c).copy() for c in self._envs]
+        return [self._reset(seat).copy() for seat in self._seats]
 
     def get_states(self) -> list[EnvState]:
-        """The environments' states, in order of column."""
-        return [EnvState(env.get_state(), self._num_episodes[c]) for c, env in self._envs.items()]
+        """The environments' states, in order."""
+        return [
+            EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
+            for seat in self._seats
+        ]
 
     def set_states(self, states: Sequence[EnvState]) -> list[Array]:
         """Restores `get_states`; returns the observations."""
         observations = []
-        for (c, env), state in zip(self._envs.items(), states, strict=True):
+        for seat, state in zip(self._seats, states, strict=True):
             self._board.enter(self._worker)
-            self._num_episodes[c] = state.num_episodes
-            observations.append(np.array(env.set_state(state.data)))
+            seat.num_episodes = state.num_episodes
+            seat.training_return = state.training_return
+            observations.append(np.array(seat.env.set_state(state.data)))
         self._board.leave(self._worker)
         return observations
 
     def begin(self) -> list[Request]:
         """Starts the interval that the ring names; returns the first requests."""
         self._slot = self._ring.slot(self._ring.interval)
-        self._unfinished = len(self._envs)
-        self._t = dict.fromkeys(self._envs, 0)
-        self._pending = dict.fromkeys(self._envs, 1)
-        return [(c, 0) for c in self._envs]
+        self._unfinished = len(self._seats)
+        requests: list[Request] = []
+        for seat in self._seats:
+            seat.t = 0
+            seat.pending = 0
+            _request(seat, 0, requests)
+        return requests
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
         """Goes on with columns of which a request was answered; returns the next requests."""
         requests: list[Request] = []
         for c in answered:
-            self._pending[c] -= 1
-            if self._pending[c]:
+            seat = self._of_column[c]
+            seat.pending -= 1
+            if seat.pending:
                 continue
-            if self._t[c] == self._ring.num_steps:
+            if seat.t == self._ring.num_steps:
                 self._unfinished -= 1
             else:
-                self._step(c, requests)
+                self._step(seat, requests)
         return requests
 
     def close(self) -> None:
-        for env in self._envs.values():
-            env.close()
+        for seat in self._seats:
+            seat.env.close()
 
-    def _reset(self, c: int) -> Array:
+    def _reset(self, seat: _Seat) -> Array:
         self._board.enter(self._worker)
-        seed = reset_seed(self._seed, c, self._num_episodes[c])
-        self._num_episodes[c] += 1
-        return self._envs[c].reset(seed=seed)[0]
+        seed = reset_seed(self._seed, seat.index, seat.num_episodes)
+        seat.num_episodes += 1
+        return seat.env.reset(seed=seed)[0]
 
-    def _step(self, c: int, requests: list[Request]) -> None:
-        t, slot = self._t[c], self._slot
+    def _step(self, seat: _Seat, requests: list[Request]) -> None:
+        t, where, slot = seat.t, seat.where, self._slot
         self._board.enter(self._worker)
-        obs, reward, terminated, truncated, info = self._envs[c].step(slot.actions[t, c])
-        slot.rewards[t, c] = reward
-        slot.terminated[t, c] = terminated
-        slot.truncated[t, c] = truncated
-        slot.final_values[t, c] = 0.0
-        episode = info.get("episode")
-        slot.episode_returns[t, c] = episode["r"] if episode else 0.0
-        slot.episode_lengths[t, c] = episode["l"] if episode else 0
+        obs, reward, terminated, truncated, info = seat.env.step(slot.actions[t, where])
+        slot.rewards[t, where] = reward
+        slot.terminated[t, where] = terminated
+        slot.truncated[t, where] = truncated
+        slot.final_values[t, where] = 0.0
+        self._record_episode(seat, reward, info.get("episode"))
         if truncated and not terminated:
-            self._ring.final_obs[c] = obs
-            self._request(c, -1 - t, requests)
+            self._ring.final_obs[where] = obs
+            _request(seat, -1 - t, requests)
         if terminated or truncated:
-            obs = self._reset(c)
-        slot.obs[t + 1, c] = obs
-        self._t[c] = t + 1
-        self._request(c, t + 1, requests)
+            obs = self._reset(seat)
+        slot.obs[t + 1, where] = obs
+        seat.t = t + 1
+        _request(seat, t + 1, requests)
 
-    def _request(self, c: int, t: int, requests: list[Request]) -> None:
-        self._pending[c] += 1
-        requests.append((c, t))
+    def _record_episode(
+        self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
+    ) -> None:
+        """Writes the cells of `Episode`; a game's are in its environment's first column."""
+        t, where, slot = seat.t, seat.where, self._slot
+        seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
+        slot.episode_returns[t, where] = 0.0
+        slot.training_returns[t, where] = 0.0
+        slot.episode_lengths[t, where] = 0
+        if ended:
+            first = seat.columns[0]
+            slot.episode_returns[t, first] = ended["r"]
+            slot.training_returns[t, first] = seat.training_return
+            slot.episode_lengths[t, first] = ended["l"]
+            seat.training_return = 0.0
+
+
+def _request(seat: _Seat, t: int, requests: list[Request]) -> None:
+    """Asks for row `t` of all players of an environment, see `Request`."""
+    seat.pending += len(seat.columns)
+    requests += [(c, t) for c in seat.columns]
 
 
 @dataclass(frozen=True)
@@ -157,14 +207,14 @@ def run_executor(
     control: Connection,
     worker: int,
     env: EnvConfig,
-    columns: Sequence[int],
+    indices: Sequence[int],
     seed: int,
     ring: Ring,
     board: Board,
     pipes: ExecutorPipes,
 ) -> None:
     """An executor process: does what the runner says on `control` until that says `stop`."""
-    executor = Executor(env, columns, seed, ring, board, worker)
+    executor = Executor(env, indices, seed, ring, board, worker)
     try:
         while True:
             command, *args = control.recv()

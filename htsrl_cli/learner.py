@@ -7,7 +7,7 @@ threads, and the cores are better used than by threads inside an operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.losses import Rollout
 from htsrl_cli.memory import Array
-from htsrl_cli.policy import build_policy, initialize, log_prob_entropy
+from htsrl_cli.policy import ActorCritic, build_policies, initialize, log_prob_entropy
 from htsrl_cli.storage import Slot
 
 
@@ -34,8 +34,19 @@ class Batch(NamedTuple):
     targets: Targets
 
 
+class _Piece(NamedTuple):
+    """A micro-batch: number of the policy, rows of the batch [n] and weighed advantages [n]."""
+
+    policy: int
+    rows: Tensor
+    advantages: Tensor
+
+
 class Learner:
-    """Policy, optimizer, and the update from one version of the parameters to the next.
+    """Policies, optimizer, and the update from one version of the parameters to the next.
+
+    Of K policies, number k learns from columns k, k + K, ... only: they share nothing but the
+    pool of threads and the optimizer, which treats every parameter by itself.
 
     Args:
         num_updates: updates in the whole run, over which schedules fall.
@@ -61,12 +72,14 @@ class Learner:
         self._lag = lag
         self._seed = seed
         self._actions = spec.actions
-        self.policy = build_policy(spec, algo, "fp32", torch.device("cpu"))
-        initialize(self.policy, seed)
-        self.policy.to(device)
-        self._parameters: list[Tensor] = list(self.policy.parameters())
-        # The policy that is differentiated: in the learner's precision, shared by all threads.
-        self._compute = build_policy(spec, algo, config.precision, device)
+        self.policies = build_policies(spec, algo, "fp32", torch.device("cpu"))
+        for index, policy in enumerate(self.policies):
+            assert isinstance(policy, ActorCritic)
+            initialize(policy, seed, index)
+        self.policies.to(device)
+        self._parameters: list[Tensor] = list(self.policies.parameters())
+        # What is differentiated: in the learner's precision, shared by all threads.
+        self._compute = build_policies(spec, algo, config.precision, device)
         self._compute_parameters: list[Tensor] = list(self._compute.parameters())
         # θ[j-1], where the gradient of A2C is taken (paper, Eq. 6); θ[1] = θ[0].
         self._previous = _clones(self._parameters)
@@ -92,7 +105,7 @@ class Learner:
         started_from = _clones(self._parameters)
         batch = self._batch(slot)
         logged = []
-        num_rows = len(batch.targets.returns)
+        num_rows = len(batch.targets.returns) // len(self.policies)
         for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
             check()
             # A2C: the data are on-policy for the parameters that collected them. There the
@@ -110,30 +123,42 @@ class Learner:
         return means
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """One optimizer step on `rows` of the batch."""
-        advantages = self._algorithm.weigh(batch.targets.advantages[rows])
+        """One optimizer step on `rows` of every policy's share of the batch."""
+        num_policies, num_rows = len(self.policies), len(rows)
 
-        num_rows = len(rows)
-
-        def micro_batch(rows: Tensor, advantages: Tensor) -> tuple[list[Tensor], dict[str, float]]:
-            loss, parts = self._loss(batch, rows, advantages, num_rows)
-            gradient = torch.autograd.grad(loss, self._compute_parameters)
+        def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, float]]:
+            loss, parts = self._loss(batch, piece, num_rows)
+            gradient = torch.autograd.grad(loss, list(self._compute[piece.policy].parameters()))
             return [g.float() for g in gradient], {n: part.item() for n, part in parts.items()}
 
-        pieces = (torch.split(whole, self._micro_batch) for whole in (rows, advantages))
-        results = self._pool.map(micro_batch, *pieces)
-        gradient, losses = next(results)
-        for more_gradient, more_losses in results:
-            torch._foreach_add_(gradient, more_gradient)
-            losses = {name: loss + more_losses[name] for name, loss in losses.items()}
-        logged = {f"loss/{name}": loss for name, loss in losses.items()}
-        logged["learner/grad_norm"] = self._apply(gradient, logged)
+        pieces = [
+            piece
+            for policy in range(num_policies)
+            for piece in self._pieces(batch, rows * num_policies + policy, policy)
+        ]
+        results = self._pool.map(micro_batch, pieces)
+        gradients: list[list[Tensor]] = []
+        losses: dict[str, float] = {}
+        for piece, (gradient, parts) in zip(pieces, results, strict=True):
+            if piece.policy == len(gradients):
+                gradients.append(gradient)
+            else:
+                torch._foreach_add_(gradients[piece.policy], gradient)
+            for name, part in parts.items():
+                losses[name] = losses.get(name, 0.0) + part
+        logged = {f"loss/{name}": loss / num_policies for name, loss in losses.items()}
+        logged["learner/grad_norm"] = self._apply(gradients, logged)
         return logged
 
-    def _loss(
-        self, batch: Batch, rows: Tensor, advantages: Tensor, num_rows: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        params, values = self._compute(batch.obs.index_select(0, rows))
+    def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
+        """One policy's rows of a minibatch, cut into micro-batches."""
+        advantages = self._algorithm.weigh(batch.targets.advantages[rows])
+        wholes = (torch.split(whole, self._micro_batch) for whole in (rows, advantages))
+        yield from (_Piece(policy, *parts) for parts in zip(*wholes, strict=True))
+
+    def _loss(self, batch: Batch, piece: _Piece, num_rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+        policy, rows, advantages = piece
+        params, values = self._compute[policy](batch.obs.index_select(0, rows))
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
@@ -143,22 +168,26 @@ class Learner:
             self._remaining(),
         )
 
-    def _apply(self, gradient: list[Tensor], losses: dict[str, float]) -> float:
-        """Clips the gradient and steps the optimizer; returns the norm before clipping."""
-        norms = torch.stack([torch.linalg.vector_norm(g) for g in gradient])
-        norm = float(torch.linalg.vector_norm(norms))
-        if not np.isfinite([norm, *losses.values()]).all():
-            raise NonFiniteError(self._name_non_finite(losses, norms))
-        torch._foreach_mul_(gradient, min(1.0, self._max_grad_norm / (norm + 1e-6)))
-        for parameter, g in zip(self._parameters, gradient, strict=True):
+    def _apply(self, gradients: list[list[Tensor]], losses: dict[str, float]) -> float:
+        """Clips each policy's gradient and steps the optimizer; returns their mean norm before."""
+        norms = [
+            torch.stack([torch.linalg.vector_norm(g) for g in gradient]) for gradient in gradients
+        ]
+        totals = [float(torch.linalg.vector_norm(parts)) for parts in norms]
+        if not np.isfinite([*totals, *losses.values()]).all():
+            raise NonFiniteError(self._name_non_finite(losses, torch.cat(norms)))
+        for gradient, norm in zip(gradients, totals, strict=True):
+            torch._foreach_mul_(gradient, min(1.0, self._max_grad_norm / (norm + 1e-6)))
+        flat = [g for gradient in gradients for g in gradient]
+        for parameter, g in zip(self._parameters, flat, strict=True):
             parameter.grad = g
         self._optimizer.param_groups[0]["lr"] = self._learning_rate()
         self._optimizer.step()
-        return norm
+        return sum(totals) / len(totals)
 
     def _name_non_finite(self, losses: dict[str, float], norms: Tensor) -> str:
         bad = [name for name, value in losses.items() if not np.isfinite(value)]
-        names = [f"gradient of {name}" for name, _ in self.policy.named_parameters()]
+        names = [f"gradient of {name}" for name, _ in self.policies.named_parameters()]
         bad += [n for n, norm in zip(names, norms.tolist(), strict=True) if not np.isfinite(norm)]
         return (
             f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; the run stops "
@@ -194,13 +223,13 @@ class Learner:
         """The optimizer's arrays by name, `<quantity>/<parameter>`."""
         return {
             f"{key}/{name}": _numpy(value)
-            for name, parameter in self.policy.named_parameters()
+            for name, parameter in self.policies.named_parameters()
             for key, value in self._optimizer.state[parameter].items()
         }
 
     def parameters(self) -> dict[str, Array]:
         """θ[j] by name."""
-        return {name: _numpy(p) for name, p in self.policy.named_parameters()}
+        return {name: _numpy(p) for name, p in self.policies.named_parameters()}
 
     def state(self) -> dict[str, Array]:
         """The arrays that going on exactly needs: θ[j], θ[j-1] and the optimizer's state."""
@@ -210,7 +239,7 @@ class Learner:
             **{
                 f"previous/{name}": _numpy(array)
                 for (name, _), array in zip(
-                    self.policy.named_parameters(), self._previous, strict=True
+                    self.policies.named_parameters(), self._previous, strict=True
                 )
             },
         }
@@ -218,7 +247,7 @@ class Learner:
     def load_state(self, arrays: dict[str, Array], num_updates_done: int) -> None:
         """Restores `state`; other arrays are ignored."""
         self.num_updates_done = num_updates_done
-        parameters = dict(self.policy.named_parameters())
+        parameters = dict(self.policies.named_parameters())
         with torch.no_grad():
             for (name, parameter), previous in zip(parameters.items(), self._previous, strict=True):
                 parameter.copy_(torch.from_numpy(arrays[f"params/{name}"].copy()))

@@ -22,6 +22,7 @@ from htsrl_cli.durable import write_durably
 from htsrl_cli.event_files import EventFiles
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.progress import Status, open_display
+from htsrl_cli.storage import Episode
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ RECENT_EPISODES = 100
 RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
 
 Line = dict[str, float | None]
-Episode = tuple[float, int]
+# Names of an episode's figures in a line.
+_FIGURES = ("return", "training_return", "length")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class _Window:
 
     Attributes:
         sums: of each scalar, and in how many intervals it was reported.
-        episodes: raw return and length of each that ended, in the order they were handed in.
+        episodes: those that ended, in the order they were handed in.
     """
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -50,16 +52,16 @@ class _Window:
         for name, value in scalars.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + float(value), count + 1)
-        self.episodes += [(float(score), int(length)) for score, length in episodes]
+        self.episodes += episodes
 
     def means(self) -> Line:
         """Of the scalars, in order of name."""
         return {name: total / count for name, (total, count) in sorted(self.sums.items())}
 
     def episode_statistics(self) -> Line:
-        """Of raw returns and lengths; None where no episode ended."""
+        """Of raw returns, training returns and lengths; None where no episode ended."""
         line: Line = {"episode/count": len(self.episodes)}
-        for name, position in (("return", 0), ("length", 1)):
+        for position, name in enumerate(_FIGURES):
             values = [episode[position] for episode in self.episodes]
             line[f"episode/{name}_mean"] = _mean(values)
             line[f"episode/{name}_min"] = min(values, default=None)
@@ -179,13 +181,13 @@ class RunLog:
         Args:
             env_steps: at the end of the interval.
             scalars: logged as means over the window; names may come and go.
-            episodes: raw return and length of those that ended, in order of address.
+            episodes: those that ended, in order of address.
             seconds: spent, by name, on average over the workers; logged as fractions of the
                 window's wall-clock time.
         """
         self._env_steps = env_steps
         self._window.add(scalars, episodes)
-        self._recent.extend(score for score, _ in episodes)
+        self._recent.extend(episode.raw_return for episode in episodes)
         self._num_episodes += len(episodes)
         self._stopwatch.add(seconds)
         if env_steps // self._config.interval > self._last_line // self._config.interval:
@@ -217,7 +219,7 @@ class RunLog:
         assert self._outputs is None, "the state comes before the first interval"
         self._env_steps, self._last_line = state["env_steps"], state["last_line"]
         sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._window = _Window(sums, [(score, length) for score, length in state["episodes"]])
+        self._window = _Window(sums, [Episode(*figures) for figures in state["episodes"]])
         self._recent = deque(state["recent"], maxlen=RECENT_EPISODES)
         self._num_episodes = state["num_episodes"]
         self._stopwatch.seconds_before = state["seconds"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htsrl_cli.config import AlgoConfig
+from htsrl_cli.config import AlgoConfig, num_policies
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.seeding import Purpose, generator
 
@@ -100,9 +100,14 @@ class ActorCritic(nn.Module):
 
 
 @torch.no_grad()
-def initialize(policy: ActorCritic, seed: int) -> None:
-    """Orthogonal weights (gain sqrt(2); 0.01 for the policy head, 1 for the value's), no biases."""
-    numbers = generator(seed, Purpose.PARAMETERS)
+def initialize(policy: ActorCritic, seed: int, index: int = 0) -> None:
+    """Orthogonal weights (gain sqrt(2); 0.01 for the policy head, 1 for the value's), no biases.
+
+    Args:
+        seed: the run's seed.
+        index: number of the policy in the run.
+    """
+    numbers = generator(seed, Purpose.PARAMETERS, index)
     rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
     gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
     for module in policy.modules():
@@ -121,6 +126,14 @@ def build_policy(
     """A policy with parameters in `precision` on `device`, their values not yet meaningful."""
     policy = ActorCritic(spec, algo.hidden_sizes)
     return policy.to(device=device, dtype=PRECISIONS[precision])
+
+
+def build_policies(
+    spec: EnvSpec, algo: AlgoConfig, precision: str, device: torch.device
+) -> nn.ModuleList:
+    """The `ActorCritic`s of a run: one for all players, or one for each (`algo.policies`)."""
+    count = num_policies(algo, spec.num_players)
+    return nn.ModuleList(build_policy(spec, algo, precision, device) for _ in range(count))
 
 
 def flatten_parameters(policy: nn.Module) -> Tensor:

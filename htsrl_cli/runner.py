@@ -92,7 +92,7 @@ class Run:
         if checkpoint is not None:
             _check_fit(checkpoint, self._spec, self._learner)
         self._ring = _build_ring(config, self._spec, self._plan)
-        self._store = ParameterStore(len(flatten_parameters(self._learner.policy)))
+        self._store = ParameterStore(len(flatten_parameters(self._learner.policies)))
         self._collector = self._build_collector()
         # Hashes a slot while the learner learns from it (hashlib releases the GIL).
         self._hasher = ThreadPoolExecutor(1, "hasher")
@@ -124,7 +124,7 @@ class Run:
             device=str(resolve_device("actors.device", config.actors.device)),
             precision=config.actors.precision,
         )
-        if not free_rows(setup, flatten_parameters(self._learner.policy)):
+        if not free_rows(setup, flatten_parameters(self._learner.policies)):
             logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
             setup = replace(setup, fixed_rows=True)
         host = InlineCollector if config.runner.name == "serial" else ProcessCollector
@@ -227,7 +227,7 @@ class Run:
     def _open_interval(self, interval: int, obs: Array) -> None:
         """Publishes the parameters as version `interval` and opens its slot."""
         self._interval = interval
-        flat = flatten_parameters(self._learner.policy)
+        flat = flatten_parameters(self._learner.policies)
         self._store.publish(flat.cpu().numpy(), interval)
         shape = (*self._ring.slot(interval).noise.shape,)
         noise = action_noise(self._config.seed, interval, shape, self._spec.actions.kind)
@@ -265,6 +265,7 @@ class Run:
             "interval": self._interval,
             "num_updates": self._learner.num_updates_done,
             "num_episodes": [state.num_episodes for state in states],
+            "training_returns": [state.training_return for state in states],
             "rollouts_sha256": self._rollouts_sha256,
             "env_spec": asdict(self._spec),
             "config": to_plain(self._config),
@@ -282,10 +283,8 @@ class Run:
         if self._has_unlearned_slot:
             for name, array in self._ring.slot(self._interval - 1).arrays().items():
                 array[:] = arrays[f"slot/{name}"]
-        states = [
-            EnvState(arrays[f"env/{i}"].tobytes(), num_episodes)
-            for i, num_episodes in enumerate(meta["num_episodes"])
-        ]
+        counted = zip(meta["num_episodes"], meta["training_returns"], strict=True)
+        states = [EnvState(arrays[f"env/{i}"].tobytes(), *of) for i, of in enumerate(counted)]
         obs = self._collector.set_states(states)
         if not np.array_equal(obs, arrays["obs"]):
             logger.warning("the environment did not restore exactly: this run differs from here on")

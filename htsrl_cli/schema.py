@@ -18,6 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from htsrl_cli.config import (
     A2cConfig,
     AtariConfig,
+    FootballConfig,
     GymConfig,
     PpoConfig,
     SyntheticConfig,
@@ -41,7 +42,15 @@ CHANGES_NO_RESULT = (
 
 # Sections with several schemas: the key that tells them apart, and the schema for each value.
 VARIANTS: dict[str, tuple[str, dict[str, type[Any]]]] = {
-    "env": ("kind", {"atari": AtariConfig, "gym": GymConfig, "synthetic": SyntheticConfig}),
+    "env": (
+        "kind",
+        {
+            "atari": AtariConfig,
+            "football": FootballConfig,
+            "gym": GymConfig,
+            "synthetic": SyntheticConfig,
+        },
+    ),
     "algo": ("name", {"ppo": PpoConfig, "a2c": A2cConfig}),
 }
 

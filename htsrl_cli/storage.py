@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,20 @@ from htsrl_cli.memory import Array, Layout, SharedArrays
 # value the column's `final_obs` for step -1 - t where t < 0.
 Request = tuple[int, int]
 REQUEST_WIDTH = 2
+
+
+class Episode(NamedTuple):
+    """A whole game that ended.
+
+    Attributes:
+        raw_return: its score, in the environment's own rewards.
+        training_return: sum of the rewards that were trained on; a mean over the players.
+        length: in env steps.
+    """
+
+    raw_return: float
+    training_return: float
+    length: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,8 @@ class Slot:
         rewards: float32 [T, B], as trained on.
         terminated, truncated: bool [T, B].
         final_values: float32 [T, B]; value of a truncated episode's last observation, else 0.
-        episode_returns: float64 [T, B]; raw return of a game that ended with this step, else 0.
+        episode_returns, training_returns: float64 [T, B]; of a game that ended with this step
+            (see `Episode`), in its environment's first column, else 0.
         episode_lengths: int64 [T, B]; its env steps; 0 where no game ended.
     """
 
@@ -54,6 +70,7 @@ class Slot:
     truncated: Array
     final_values: Array
     episode_returns: Array
+    training_returns: Array
     episode_lengths: Array
 
     @staticmethod
@@ -75,6 +92,7 @@ class Slot:
             "truncated": (steps, "bool"),
             "final_values": (steps, "float32"),
             "episode_returns": (steps, "float64"),
+            "training_returns": (steps, "float64"),
             "episode_lengths": (steps, "int64"),
         }
 
@@ -89,10 +107,14 @@ class Slot:
             digest.update(array.data)
         return digest.hexdigest()
 
-    def episodes(self) -> Iterator[tuple[float, int]]:
-        """Raw return and length of every game that ended, in order of address."""
+    def episodes(self) -> Iterator[Episode]:
+        """Every game that ended, in order of address."""
         for t, c in np.argwhere(self.episode_lengths > 0):
-            yield float(self.episode_returns[t, c]), int(self.episode_lengths[t, c])
+            yield Episode(
+                float(self.episode_returns[t, c]),
+                float(self.training_returns[t, c]),
+                int(self.episode_lengths[t, c]),
+            )
 
 
 class Ring:

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from htsrl_cli.config import EvalConfig, PpoConfig, RunPlan, TrainConfig
+from htsrl_cli.config import (
+    FOOTBALL_SCENARIOS,
+    EvalConfig,
+    FootballConfig,
+    PpoConfig,
+    RunPlan,
+    TrainConfig,
+)
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.schema import did_you_mean, shown
 
@@ -80,6 +87,16 @@ _SYNTHETIC = {
     "episode_length": COUNT,
     "fault": _one_of("raise", "crash", "exit", "hang"),
     "fault_env": INDEX,
+    "num_players": COUNT,
+    "step_timeout_s": POSITIVE,
+}
+_FOOTBALL = {
+    "scenario": _one_of(*FOOTBALL_SCENARIOS),
+    "representation": _one_of("extracted", "simple115v2", "pixels_gray", "pixels"),
+    "frame_stack": COUNT,
+    "rewards": _one_of("scoring", "scoring,checkpoints"),
+    "num_left_players": INDEX,
+    "num_right_players": INDEX,
     "step_timeout_s": POSITIVE,
 }
 _ALGO = {
@@ -89,6 +106,7 @@ _ALGO = {
     "value_coef": NOT_NEGATIVE,
     "max_grad_norm": POSITIVE,
     "hidden_sizes": SIZES,
+    "policies": _one_of("shared", "independent"),
 }
 _PPO = _ALGO | {
     "gae_lambda": FRACTION,
@@ -123,7 +141,14 @@ _SECTIONS = {
     "checkpoint": {"interval": COUNT, "keep": COUNT},
     "log": {"interval": COUNT},
 }
-_VARIANTS = {"atari": _ATARI, "gym": _GYM, "synthetic": _SYNTHETIC, "ppo": _PPO, "a2c": _A2C}
+_VARIANTS = {
+    "atari": _ATARI,
+    "gym": _GYM,
+    "synthetic": _SYNTHETIC,
+    "football": _FOOTBALL,
+    "ppo": _PPO,
+    "a2c": _A2C,
+}
 
 
 def validate(config: TrainConfig) -> None:
@@ -137,6 +162,7 @@ def validate(config: TrainConfig) -> None:
     _check("algo.", config.algo, _VARIANTS[config.algo.name])
     for name, rules in _SECTIONS.items():
         _check(f"{name}.", getattr(config, name), rules)
+    _check_players(config)
     _check_workers(config)
     _check_sizes(config)
 
@@ -157,6 +183,22 @@ def _check(prefix: str, section: object, rules: dict[str, Rule]) -> None:
             known = rule.remedy.removeprefix("must be one of ").split(", ")
             hint = did_you_mean(value, known) if isinstance(value, str) else ""
             raise ConfigError(f"{prefix}{field}", shown(value), rule.remedy + hint)
+
+
+def _check_players(config: TrainConfig) -> None:
+    """Somebody plays, and only the left side sees rendered images."""
+    env = config.env
+    if not isinstance(env, FootballConfig):
+        return
+    if env.num_players == 0:
+        raise ConfigError("env.num_left_players", 0, "no player is controlled: give 1 or more")
+    if env.representation.startswith("pixels") and env.num_right_players:
+        raise ConfigError(
+            "env.num_right_players",
+            env.num_right_players,
+            f"must be 0 with env.representation={env.representation}: only the left side's view is "
+            "rendered",
+        )
 
 
 def _check_workers(config: TrainConfig) -> None:
@@ -180,17 +222,20 @@ def _check_workers(config: TrainConfig) -> None:
 def _check_sizes(config: TrainConfig) -> None:
     """A slot is cut into equal minibatches, and a run makes at least one update."""
     plan = RunPlan.of(config)
-    rows = plan.steps_per_interval
+    rows = plan.sync_interval * plan.num_columns // plan.num_policies
     if isinstance(config.algo, PpoConfig) and rows % config.algo.num_minibatches:
+        columns_per_policy = plan.num_columns // plan.num_policies
+        players = " x players" if columns_per_policy > config.actors.num_envs else ""
         raise ConfigError(
             "algo.num_minibatches",
             config.algo.num_minibatches,
-            f"must divide runner.sync_interval x actors.num_envs = {rows}",
+            f"must divide runner.sync_interval x actors.num_envs{players} = {rows}",
         )
     if plan.num_updates < 1:
         raise ConfigError(
             "total_steps",
             config.total_steps,
-            f"an interval has {rows} env steps and the first update comes after the second: "
-            f"give more than {rows}, or lower runner.sync_interval or actors.num_envs",
+            f"an interval has {plan.steps_per_interval} env steps and the first update comes after "
+            f"the second: give more than {plan.steps_per_interval}, or lower runner.sync_interval "
+            "or actors.num_envs",
         )

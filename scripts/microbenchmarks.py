@@ -52,7 +52,7 @@ def inference_rate(config: TrainConfig, seconds: float) -> float:
     inference = Inference(setup)
 
     def forward() -> int:
-        inference.run()
+        inference.run(0)
         return setup.batch
 
     return _rate(forward, seconds)
@@ -67,7 +67,8 @@ def train_rate(config: TrainConfig, seconds: float) -> float:
     set_up_torch()
     spec, rows = _spec(config), config.learner.micro_batch
     algorithm = build_algorithm(config.algo)
-    num_rows = RunPlan.of(config).steps_per_interval
+    plan = RunPlan.of(config)
+    num_rows = plan.sync_interval * plan.num_columns // plan.num_policies
     minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, num_rows))))
     policy = build_policy(spec, config.algo, config.learner.precision, CPU)
     kept: list[Tensor] = list(build_policy(spec, config.algo, "fp32", CPU).parameters())

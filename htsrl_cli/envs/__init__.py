@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from htsrl_cli.config import AtariConfig, EnvConfig, GymConfig
+from htsrl_cli.config import AtariConfig, EnvConfig, FootballConfig, GymConfig
 from htsrl_cli.errors import ConfigError
 
 Array = npt.NDArray[Any]
@@ -45,11 +45,16 @@ class ActionSpec:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Shapes and dtypes of an environment; images are uint8 [H, W, channels]."""
+    """What a player of an environment sees and does; images are uint8 [H, W, channels].
+
+    Attributes:
+        num_players: decision-makers that act at the same time (P), each a column of the slot.
+    """
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
     actions: ActionSpec
+    num_players: int = 1
 
 
 class Env(Protocol):
@@ -58,6 +63,9 @@ class Env(Protocol):
     `step` takes an action vector (`ActionSpec`) and returns Gymnasium's five values. The reward
     is the one to train on. After `terminated` or `truncated` the caller resets. On the step that
     ends a whole game, `info["episode"]` is `{"r": raw score, "l": length in env steps}`.
+
+    Where `env_spec.num_players` (P) is more than 1, observations, actions and rewards have a
+    leading axis of P; an episode begins and ends for all players at once.
     """
 
     env_spec: EnvSpec
@@ -65,8 +73,8 @@ class Env(Protocol):
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Begins an episode, whose random events `seed` decides."""
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Takes one env step; `action` is a vector of `env_spec.actions.num_dims` numbers."""
+    def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
+        """Takes one env step; an action is a vector of `env_spec.actions.num_dims` numbers."""
 
     def get_state(self) -> bytes:
         """Everything that decides the environment's future, wrappers and generators included."""
@@ -91,6 +99,8 @@ def make_env(config: EnvConfig, index: int) -> Env:
         from htsrl_cli.envs.gym import make_gym_env
 
         return make_gym_env(config)
+    if isinstance(config, FootballConfig):
+        return _make_football(config)
     from htsrl_cli.envs.synthetic import make_synthetic_env
 
     return make_synthetic_env(config, index)
@@ -103,3 +113,15 @@ def _make_atari(config: AtariConfig) -> Env:
         remedy = f"needs the package {error.name}: pip install ale-py opencv-python-headless"
         raise ConfigError("env.game", config.game, remedy) from error
     return AtariEnv(config)
+
+
+def _make_football(config: FootballConfig) -> Env:
+    try:
+        from htsrl_cli.envs.football import FootballEnv
+    except ModuleNotFoundError as error:
+        remedy = (
+            f"needs the package {error.name}, built from source: run `make football` in a checkout "
+            "of htsrl, or see the README's part on football"
+        )
+        raise ConfigError("env.scenario", config.scenario, remedy) from error
+    return FootballEnv(config)

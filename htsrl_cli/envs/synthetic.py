@@ -28,17 +28,19 @@ class SyntheticEnv(ABC):
     """Episodes of fixed length whose steps take a random time.
 
     The times and whatever else is random come from two generators, both seeded by the reset:
-    what an agent sees does not depend on how long the steps take.
+    what an agent sees does not depend on how long the steps take. The raw score is the return of
+    the mean player.
     """
 
     def __init__(self, config: SyntheticConfig, index: int, num_obs: int) -> None:
         self._config = config
         self._index = index
         actions = ActionSpec("categorical", sizes=(NUM_ACTIONS,))
-        self.env_spec = EnvSpec((num_obs,), "float32", actions)
+        self.env_spec = EnvSpec((num_obs,), "float32", actions, config.num_players)
         self._rng = np.random.default_rng(0)
         self._time_rng = np.random.default_rng(0)
-        self._obs = np.zeros(num_obs, np.float32)
+        # [P, num_obs]; a single player's is shown without its axis.
+        self._obs = np.zeros((config.num_players, num_obs), np.float32)
         self._episode = -1
         self._length = 0
         self._total_steps = 0
@@ -52,20 +54,21 @@ class SyntheticEnv(ABC):
         self._length = 0
         self._return = 0.0
         self._obs = self._observe()
-        return self._obs, {}
+        return self._shown(), {}
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
         """Sleeps, counts, pays; `action` decides nothing but the reward."""
         time.sleep(self._draw_ms() / 1000)
         self._length += 1
         self._total_steps += 1
-        reward = self._reward(int(action[0]))
-        self._return += reward
+        rewards = self._rewards(action.reshape(-1))
+        reward = rewards if len(rewards) > 1 else float(rewards[0])
+        self._return += float(rewards.mean())
         self._obs = self._observe()
         if self._length < self._config.episode_length:
-            return self._obs, reward, False, False, {}
+            return self._shown(), reward, False, False, {}
         info = {"episode": {"r": self._return, "l": self._length}}
-        return self._obs, reward, not self._config.truncate, self._config.truncate, info
+        return self._shown(), reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
         """Generators, counters and the observation."""
@@ -92,19 +95,22 @@ class SyntheticEnv(ABC):
         restore_generator(self._time_rng, meta["time_rng"])
         self._episode, self._length = meta["episode"], meta["length"]
         self._total_steps, self._return = meta["total_steps"], meta["return"]
-        self._obs = np.frombuffer(obs, np.float32)
-        return self._obs
+        self._obs = np.frombuffer(obs, np.float32).reshape(self._obs.shape)
+        return self._shown()
 
     def close(self) -> None:  # noqa: B027 - nothing to release, here or in a subclass
         """Nothing is held outside memory."""
 
     @abstractmethod
     def _observe(self) -> Array:
-        """The observation at `_length` steps of episode `_episode`: a new array, float32."""
+        """Observations at `_length` steps of episode `_episode`: a new array, as `_obs`."""
 
     @abstractmethod
-    def _reward(self, action: int) -> float:
-        """The reward for `action`, given after `_observe`'s last observation."""
+    def _rewards(self, actions: Array) -> Array:
+        """Rewards [P] for `actions` [P], given after `_observe`'s last observations."""
+
+    def _shown(self) -> Array:
+        return self._obs if len(self._obs) > 1 else self._obs.reshape(-1)
 
     def _draw_ms(self) -> float:
         config = self._config
@@ -122,16 +128,16 @@ class SleepEnv(SyntheticEnv):
         super().__init__(config, index, NUM_ACTIONS)
 
     def _observe(self) -> Array:
-        return self._rng.random(NUM_ACTIONS, dtype=np.float32)
+        return self._rng.random(self._obs.shape, dtype=np.float32)
 
-    def _reward(self, action: int) -> float:
-        return float(action == int(self._obs.argmax()))
+    def _rewards(self, actions: Array) -> Array:
+        return np.asarray(actions == self._obs.argmax(axis=1), np.float32)
 
 
 class CountEnv(SyntheticEnv):
-    """Says where it is: the observation is (environment, episode, step), all from 0.
+    """Says where it is: the observation is (column, episode, step), all from 0.
 
-    The reward of the step that leads to (i, k, t) is 10,000 i + 100 k + t: below 2**24 it is exact
+    The reward of the step that leads to (c, k, t) is 10,000 c + 100 k + t: below 2**24 it is exact
     in float32, and up to 99 episodes and steps it can be read back.
     """
 
@@ -139,10 +145,12 @@ class CountEnv(SyntheticEnv):
         super().__init__(config, index, 3)
 
     def _observe(self) -> Array:
-        return np.array([self._index, self._episode, self._length], np.float32)
+        num_players = self._config.num_players
+        columns = range(self._index * num_players, (self._index + 1) * num_players)
+        return np.array([(c, self._episode, self._length) for c in columns], np.float32)
 
-    def _reward(self, action: int) -> float:
-        return float(10_000 * self._index + 100 * self._episode + self._length)
+    def _rewards(self, actions: Array) -> Array:
+        return np.array([10_000 * c + 100 * k + t for c, k, t in self._observe()], np.float32)
 
 
 class FaultyEnv(CountEnv):
@@ -153,7 +161,7 @@ class FaultyEnv(CountEnv):
         if config.fault_step < 0:
             self._fail_if_chosen()
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
         """Fails where `env.fault_step` says so."""
         if self._total_steps == self._config.fault_step:
             self._fail_if_chosen()

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from htsrl_cli.checkpoint import Checkpoint, load_checkpoint
 from htsrl_cli.config import TrainConfig
 from htsrl_cli.envs import Env, make_env
-from htsrl_cli.policy import build_policy, sample
+from htsrl_cli.policy import build_policies, sample
 from htsrl_cli.schema import from_plain
 from htsrl_cli.torch_setup import set_up_torch
 
@@ -46,6 +47,7 @@ NAMES = (
     "truncated",
     "final_values",
     "episode_returns",
+    "training_returns",
     "episode_lengths",
 )
 # Keys of the generators, as documented: what the numbers are for.
@@ -185,24 +187,29 @@ class Replay:
         self._batch = config.actors.inference_batch
         self._envs: list[Env] = [make_env(config.env, i) for i in range(config.actors.num_envs)]
         self._spec = self._envs[0].env_spec
+        self._players = self._spec.num_players
+        self._num_columns = len(self._envs) * self._players
         precision = config.actors.precision
-        self._policy = build_policy(self._spec, config.algo, precision, torch.device("cpu"))
+        self._policies = build_policies(self._spec, config.algo, precision, torch.device("cpu"))
         self.num_episodes = [0] * len(self._envs)
+        self._training_returns = [0.0] * len(self._envs)
         self.num_games = 0
 
     def first_obs(self) -> tuple[Array, list[int]]:
         """Begins all first episodes; returns observations [B, *obs_shape] and episode counts."""
-        return np.stack([self._reset(c) for c in range(len(self._envs))]), list(self.num_episodes)
+        obs = [self._reset(i) for i in range(len(self._envs))]
+        return self._by_column(obs), list(self.num_episodes)
 
     def restore(self, checkpoint: Checkpoint) -> Array:
         """Takes parameters and environments from a checkpoint; returns their observations."""
         self.num_episodes = list(checkpoint.meta["num_episodes"])
+        self._training_returns = list(checkpoint.meta["training_returns"])
         theta = _parameters(checkpoint)
         with torch.no_grad():
-            for name, parameter in self._policy.named_parameters():
+            for name, parameter in self._policies.named_parameters():
                 parameter.copy_(torch.from_numpy(theta[name]))
         states = (checkpoint.arrays[f"env/{i}"].tobytes() for i in range(len(self._envs)))
-        return np.stack(
+        return self._by_column(
             [env.set_state(state) for env, state in zip(self._envs, states, strict=True)]
         )
 
@@ -225,30 +232,48 @@ class Replay:
         return slot
 
     def _step(self, actions: Array, rows: dict[str, list[Any]]) -> Array:
-        """Steps every column; returns what is seen next, [B, *obs_shape]."""
-        final_values = np.zeros(len(self._envs), np.float32)
-        following, cells = [], []
-        for c, env in enumerate(self._envs):
-            obs, reward, terminated, truncated, info = env.step(actions[c])
-            game = info.get("episode", {"r": 0.0, "l": 0})
-            self.num_games += "episode" in info
-            cells.append((reward, terminated, truncated, game["r"], game["l"]))
-            if truncated and not terminated:
-                final_values[c] = self._value(c, obs)
-            following.append(self._reset(c) if terminated or truncated else obs)
-        names = ("rewards", "terminated", "truncated", "episode_returns", "episode_lengths")
+        """Steps every environment; returns what is seen next, [B, *obs_shape]."""
+        cells: list[tuple[Any, ...]] = []
+        final_values: list[float] = []
+        following = []
+        for i, env in enumerate(self._envs):
+            columns = range(i * self._players, (i + 1) * self._players)
+            own = actions[columns] if self._players > 1 else actions[i]
+            obs, reward, terminated, truncated, info = env.step(own)
+            self._training_returns[i] += float(np.mean(reward))
+            for c, player_reward in zip(columns, np.atleast_1d(reward), strict=True):
+                game = self._game(i, info) if c == columns[0] else (0.0, 0.0, 0)
+                cells.append((player_reward, terminated, truncated, *game))
+            cut = truncated and not terminated
+            seen = self._by_column([obs])
+            for c, final_obs in zip(columns, seen, strict=True):
+                final_values.append(self._value(c, final_obs) if cut else 0.0)
+            following.append(self._reset(i) if terminated or truncated else obs)
+        ends = ("episode_returns", "training_returns", "episode_lengths")
+        names = ("rewards", "terminated", "truncated", *ends)
         for name, column in zip(names, zip(*cells, strict=True), strict=True):
             rows[name].append(column)
-        rows["final_values"].append(final_values)
-        return np.stack(following)
+        rows["final_values"].append(np.array(final_values, np.float32))
+        return self._by_column(following)
 
-    def _reset(self, c: int) -> Array:
-        seed = int(_philox(self._seed, RESETS, c, self.num_episodes[c]).integers(2**31))
-        self.num_episodes[c] += 1
-        return self._envs[c].reset(seed=seed)[0]
+    def _game(self, i: int, info: dict[str, Any]) -> tuple[float, float, int]:
+        """Raw return, training return and length of a game that has just ended, else zeros."""
+        if "episode" not in info:
+            return 0.0, 0.0, 0
+        self.num_games += 1
+        training_return, self._training_returns[i] = self._training_returns[i], 0.0
+        return info["episode"]["r"], training_return, info["episode"]["l"]
+
+    def _by_column(self, observations: list[Array]) -> Array:
+        return np.stack(observations).reshape(-1, *self._spec.obs_shape)
+
+    def _reset(self, i: int) -> Array:
+        seed = int(_philox(self._seed, RESETS, i, self.num_episodes[i]).integers(2**31))
+        self.num_episodes[i] += 1
+        return self._envs[i].reset(seed=seed)[0]
 
     def _noise(self, interval: int) -> Array:
-        shape = (self._num_steps, len(self._envs), self._spec.actions.num_dims)
+        shape = (self._num_steps, self._num_columns, self._spec.actions.num_dims)
         rng = _philox(self._seed, ACTIONS, interval, 0)
         if self._spec.actions.kind == "gaussian":
             return rng.standard_normal(shape, np.float32)
@@ -256,28 +281,36 @@ class Replay:
 
     def _infer(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
         """Actions [B, D], log-probabilities [B] and values [B]."""
-        parts = []
-        for start in range(0, len(obs), self._batch):
-            rows = slice(start, start + self._batch)
-            parts.append(self._pass(obs[rows], noise[rows]))
-        actions, log_probs, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        results: list[Array] = []
+        for k, policy in enumerate(self._policies):
+            columns = range(k, self._num_columns, len(self._policies))
+            for start in range(0, len(columns), self._batch):
+                rows = columns[start : start + self._batch]
+                parts = self._pass(policy, obs[rows], noise[rows])
+                if not results:
+                    shapes = [(self._num_columns, *part.shape[1:]) for part in parts]
+                    results = [np.empty(s, p.dtype) for s, p in zip(shapes, parts, strict=True)]
+                for result, part in zip(results, parts, strict=True):
+                    result[rows] = part
+        actions, log_probs, values = results
         return actions, log_probs, values
 
     def _value(self, c: int, obs: Array) -> float:
         """Of one observation, in the row that the column has in its pass."""
-        row = c % self._batch
+        row = c // len(self._policies) % self._batch
         padded = np.zeros((row + 1, *obs.shape), obs.dtype)
         padded[row] = obs
         noise = np.zeros((row + 1, self._spec.actions.num_dims), np.float32)
-        return float(self._pass(padded, noise)[2][row])
+        policy = self._policies[c % len(self._policies)]
+        return float(self._pass(policy, padded, noise)[2][row])
 
     @torch.no_grad()
-    def _pass(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
+    def _pass(self, policy: nn.Module, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
         """A forward pass of at most `inference_batch` rows, filled up with zeros."""
         empty = self._batch - len(obs)
         padded_obs = np.concatenate([obs, np.zeros((empty, *obs.shape[1:]), obs.dtype)])
         padded_noise = np.concatenate([noise, np.zeros((empty, noise.shape[1]), noise.dtype)])
-        params, values = self._policy(torch.from_numpy(padded_obs))
+        params, values = policy(torch.from_numpy(padded_obs))
         actions, log_probs = sample(self._spec.actions, params, torch.from_numpy(padded_noise))
         n = len(obs)
         return actions.numpy()[:n], log_probs.numpy()[:n], values.numpy()[:n]
@@ -296,6 +329,7 @@ def _dtype(name: str, rows: list[Any]) -> Any:
         "terminated": "bool",
         "truncated": "bool",
         "episode_returns": "float64",
+        "training_returns": "float64",
         "episode_lengths": "int64",
     }
     return fixed.get(name) or (rows[0].dtype if rows else None)

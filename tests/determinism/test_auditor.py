@@ -161,8 +161,8 @@ def swap_rows(patch: pytest.MonkeyPatch, at_call: int) -> None:
     """Once, two rows of a forward pass get each other's results."""
     run, calls = Inference.run, [0]
 
-    def swapped(self: Inference) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        results = run(self)
+    def swapped(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        results = run(self, policy)
         calls[0] += 1
         if calls[0] != at_call:
             return results
@@ -224,6 +224,7 @@ CELLS = [
     ("truncated", (15, 5)),
     ("final_values", (10, 3)),
     ("episode_returns", (10, 0)),
+    ("training_returns", (10, 1)),
     ("episode_lengths", (4, 4)),
 ]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from htsrl_cli import actor as actor_module
 from htsrl_cli.actor import Actor, ActorSetup, free_rows
@@ -185,10 +185,10 @@ class Neighbourly(ActorCritic):
 
 
 def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
-    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> ActorCritic:
-        return kind(spec, algo.hidden_sizes)
+    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> nn.ModuleList:
+        return nn.ModuleList([kind(spec, algo.hidden_sizes)])
 
-    patch.setattr(actor_module, "build_policy", build)
+    patch.setattr(actor_module, "build_policies", build)
 
 
 @pytest.mark.parametrize("kind", [Positional, Neighbourly])

@@ -60,7 +60,7 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
     initialize(policy, seed=1)
     with torch.no_grad():  # far from uniform, so that parameters matter
         policy.policy_head.weight.mul_(50)
-    arrays = {f"params/{name}": p.detach().numpy() for name, p in policy.named_parameters()}
+    arrays = {f"params/0.{name}": p.detach().numpy() for name, p in policy.named_parameters()}
     meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
     return Checkpoint(arrays, json.loads(json.dumps(meta)))
 
@@ -141,10 +141,11 @@ def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) 
     policy = ActorCritic(env.env_spec, config.algo.hidden_sizes)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/{name}"]))
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/0.{name}"]))
     rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
     actions, num_resets = env.env_spec.actions, 0
     info: dict[str, Any] = {}
+    training_return = 0.0
     ended = True
     while "episode" not in info:
         if ended:
@@ -154,11 +155,12 @@ def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) 
         noise = torch.from_numpy(draw_noise(rng, (1, actions.num_dims), actions.kind))
         with torch.inference_mode():
             chosen, _ = sample(actions, policy(rows)[0][:1], noise)
-        obs, _, terminated, truncated, info = env.step(chosen[0].numpy())
+        obs, reward, terminated, truncated, info = env.step(chosen[0].numpy())
+        training_return += float(reward)
         ended = terminated or truncated
     env.close()
     assert num_resets > 1, "no life was lost on the way"
-    return info["episode"]["r"], info["episode"]["l"]
+    return info["episode"]["r"], training_return, info["episode"]["l"]
 
 
 def test_atari_games_are_played_whole_with_their_raw_score() -> None:
@@ -181,7 +183,7 @@ def test_lost_lives_do_not_end_a_game(lives_envs: list[LivesEnv]) -> None:
     ]
     assert env.seeds == [seed for game in seeds for seed in game]
     assert len(set(env.seeds)) == 15
-    assert [length for _, length in results] == [sum(1 + s % 4 for s in game) for game in seeds]
+    assert [game.length for game in results] == [sum(1 + s % 4 for s in game) for game in seeds]
     assert play(checkpoint, 4, episodes=5, seed=3) == results
 
 
@@ -244,9 +246,8 @@ def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[st
     result = evaluation.run(EvalConfig(str(tmp_path), episodes=5, seed=3))
     assert result.checkpoint == str(store.path(1234))
     assert result.mean == np.mean(result.returns)
-    assert [(*pair,) for pair in zip(result.returns, result.lengths, strict=True)] == play(
-        make_checkpoint(CARTPOLE), episodes=5, seed=3
-    )
+    games = zip(result.returns, result.training_returns, result.lengths, strict=True)
+    assert list(games) == play(make_checkpoint(CARTPOLE), episodes=5, seed=3)
     stored = json.loads((tmp_path / "eval.json").read_text())
     assert stored == json.loads(json.dumps(asdict(result)))
     assert stored["env_steps"] == 1234
@@ -286,9 +287,9 @@ def unfit(kind: str) -> Checkpoint:
         case "no spec":
             del meta["env_spec"]
         case "shape":
-            arrays["params/policy_head.bias"] = np.zeros(3, np.float32)
+            arrays["params/0.policy_head.bias"] = np.zeros(3, np.float32)
         case "missing":
-            del arrays["params/policy_head.bias"]
+            del arrays["params/0.policy_head.bias"]
         case "no config":
             del meta["config"]
         case "old config":
@@ -301,8 +302,8 @@ def unfit(kind: str) -> Checkpoint:
     [
         ("spec", "does not fit its environment"),
         ("no spec", "does not fit its environment"),
-        ("shape", r"no parameter policy_head.bias of shape \(2,\)"),
-        ("missing", "no parameter policy_head.bias"),
+        ("shape", r"no parameter 0.policy_head.bias of shape \(2,\)"),
+        ("missing", "no parameter 0.policy_head.bias"),
         ("no config", "holds no configuration"),
         ("old config", "holds no configuration that this version of htsrl knows .*forgotten"),
     ],

@@ -79,7 +79,9 @@ def no_check() -> None:
 
 
 def theta_of(learner: Learner) -> Theta:
-    return {n: torch.tensor(a, dtype=torch.float64) for n, a in learner.parameters().items()}
+    """Of a learner's only policy."""
+    arrays = learner.parameters().items()
+    return {n.removeprefix("0."): torch.tensor(a, dtype=torch.float64) for n, a in arrays}
 
 
 def differ(theta: Theta, other: Theta, atol: float = TOLERANCE) -> bool:
@@ -282,8 +284,10 @@ def test_a_slot_of_two_versions_stops_the_run(
 ) -> None:
     serve = Actor._serve_pass
 
-    def serve_as_newer(self: Actor, rows: list[int], requests: Sequence[Request]) -> None:
-        serve(self, rows, requests)
+    def serve_as_newer(
+        self: Actor, policy: int, rows: list[int], requests: Sequence[Request]
+    ) -> None:
+        serve(self, policy, rows, requests)
         if (0, 4) in requests:
             self._ring.slot(self._ring.interval).versions[4, 0] += 1
 
@@ -386,7 +390,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_applied() -> None:
     learner, twin = make_learner(A2C), make_learner(A2C)
     slot = make_slot(SPEC, 1)
     slot.obs[2, 1, 0] = np.inf
-    with pytest.raises(NonFiniteError, match=r"not finite: gradient of trunk\.layers\.0\.weight"):
+    with pytest.raises(NonFiniteError, match=r"not finite: gradient of 0\.trunk\.layers\.0\.weight"):
         learner.update(slot, no_check)
     assert_same_state(learner, twin)
 

@@ -26,6 +26,7 @@ from htsrl_cli.config import LogConfig
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.metrics import RunLog
 from htsrl_cli.progress import Status, TerminalBar
+from htsrl_cli.storage import Episode
 
 STEPS = 64  # of an interval
 CONFIG = LogConfig(interval=200, tensorboard=False)
@@ -53,7 +54,8 @@ def feed(log: RunLog, j: int) -> None:
     if j > 0:  # the first interval has nothing to learn from
         scalars["loss/value"] = float(rng.random())
     episodes = [
-        (float(rng.standard_normal()), int(rng.integers(1, 99))) for _ in range(rng.integers(4))
+        Episode(rng.standard_normal(), rng.standard_normal(), int(rng.integers(1, 99)))
+        for _ in range(rng.integers(4))
     ]
     log.interval((j + 1) * STEPS, scalars, episodes, {"learner_busy": 0.1})
 
@@ -94,10 +96,10 @@ def test_an_interval_that_crosses_several_multiples_writes_one_line(tmp_path: Pa
 
 def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.interval(100, {"b": 1.0}, [(3.0, 10)], {})
+        log.interval(100, {"b": 1.0}, [Episode(3.0, 0.5, 10)], {})
         log.interval(150, {"b": 2.0, "a": 8.0}, [], {})
-        log.interval(200, {"b": 6.0}, [(-1.0, 30), (4.0, 50)], {})
-        log.interval(400, {"b": 7.0}, [(0.0, 1)], {})
+        log.interval(200, {"b": 6.0}, [Episode(-1.0, 1.0, 30), Episode(4.0, 3.0, 50)], {})
+        log.interval(400, {"b": 7.0}, [Episode(0.0, 0.0, 1)], {})
         log.interval(600, {}, [], {})
     first, second, third = lines(tmp_path)
     assert [name for name in first if not name.startswith("time/")] == [
@@ -106,6 +108,9 @@ def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
         "episode/return_mean",
         "episode/return_min",
         "episode/return_max",
+        "episode/training_return_mean",
+        "episode/training_return_min",
+        "episode/training_return_max",
         "episode/length_mean",
         "episode/length_min",
         "episode/length_max",
@@ -115,7 +120,7 @@ def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
         "b",
     ]
     values = [value for name, value in first.items() if not name.startswith("time/")]
-    assert values == [200, 3, 2.0, -1.0, 4.0, 30.0, 10, 50, 2.0, 3, 8.0, 3.0]
+    assert values == [200, 3, 2.0, -1.0, 4.0, 1.5, 0.5, 3.0, 30.0, 10, 50, 2.0, 3, 8.0, 3.0]
     assert (second["episode/return_mean"], second["episode/return_mean_100"]) == (0.0, 1.5)
     assert (second["episode/total"], second["b"]) == (4, 7.0)
     assert "a" not in second
@@ -126,9 +131,9 @@ def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
 def test_the_metric_covers_the_last_hundred_episodes(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         assert log.metric is None
-        log.interval(1, {}, [(float(k), 1) for k in range(60)], {})
+        log.interval(1, {}, [Episode(float(k), 0.0, 1) for k in range(60)], {})
         assert log.metric == np.arange(60).mean()
-        log.interval(2, {}, [(float(k), 1) for k in range(60, 150)], {})
+        log.interval(2, {}, [Episode(float(k), 0.0, 1) for k in range(60, 150)], {})
         assert log.metric == np.arange(50, 150).mean()
         assert log.num_episodes == 150
 
@@ -381,9 +386,10 @@ def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from htsrl_cli.config import LogConfig; from htsrl_cli.metrics import RunLog\n"
+        "from htsrl_cli.storage import Episode\n"
         "log = RunLog(Path(sys.argv[1]), LogConfig(interval=1, tensorboard=False), {}, 10)\n"
         "for j in range(1, 10**9):\n"
-        "    log.interval(j, {'a': j}, [(1.0, j)], {})\n"
+        "    log.interval(j, {'a': j}, [Episode(1.0, 1.0, j)], {})\n"
         "    log.write_summary({'env_steps': j})\n"
         "    print(j, flush=True)\n"
     )

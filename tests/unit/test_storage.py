@@ -27,6 +27,7 @@ NAMES = [
     "truncated",
     "final_values",
     "episode_returns",
+    "training_returns",
     "episode_lengths",
 ]
 
@@ -56,6 +57,7 @@ def test_shapes_and_dtypes() -> None:
         "truncated": ((T, B), "bool"),
         "final_values": ((T, B), "float32"),
         "episode_returns": ((T, B), "float64"),
+        "training_returns": ((T, B), "float64"),
         "episode_lengths": ((T, B), "int64"),
     }
     assert ring.final_obs.shape == (B, 5, 2)
@@ -115,9 +117,12 @@ def test_episodes_come_in_order_of_address() -> None:
     slot = make_ring().slot(0)
     slot.episode_lengths[:] = 0
     slot.episode_returns[:] = 0
-    for t, c, score, length in ((2, 0, 5.0, 7), (0, 3, -1.0, 2), (0, 1, 0.0, 9)):
-        slot.episode_returns[t, c], slot.episode_lengths[t, c] = score, length
-    assert list(slot.episodes()) == [(0.0, 9), (-1.0, 2), (5.0, 7)]
+    slot.training_returns[:] = 0
+    for t, c, *episode in ((2, 0, 5.0, 1.0, 7), (0, 3, -1.0, 0.5, 2), (0, 1, 0.0, 2.0, 9)):
+        cells = (slot.episode_returns, slot.training_returns, slot.episode_lengths)
+        for array, value in zip(cells, episode, strict=True):
+            array[t, c] = value
+    assert list(slot.episodes()) == [(0.0, 2.0, 9), (-1.0, 0.5, 2), (5.0, 1.0, 7)]
 
 
 def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:
