@@ -9,7 +9,7 @@ ARGS ?=
 # Changes with what is installed; as long as it is newer than its sources, set-up takes no time.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-slow check format clean
+.PHONY: setup football train test test-slow check format clean
 
 setup: $(STAMP)
 
@@ -18,13 +18,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Builds Google Research Football once (some minutes), then takes seconds.
+football: $(STAMP)
+	scripts/install_football $(VENV)
+
 train: $(STAMP)
 	$(VENV)/bin/htsrl train env=$(ENV) algo=$(ALGO) total_steps=$(STEPS) $(ARGS)
 
-test: $(STAMP)
+test: football
 	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: football
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 check: $(STAMP)

@@ -153,6 +153,11 @@ class FootballConfig:
         """Controlled players of both sides."""
         return self.num_left_players + self.num_right_players
 
+    @property
+    def is_rendered(self) -> bool:
+        """Whether observations are pictures, which one environment of a process can have."""
+        return self.representation.startswith("pixels")
+
 
 EnvConfig = AtariConfig | GymConfig | SyntheticConfig | FootballConfig
 
@@ -331,12 +336,17 @@ class EvalConfig:
         episodes: whole games, or episodes, to play.
         seed: of the resets and the sampled actions.
         greedy: take the most likely action instead of a sampled one.
+        video: write a video of every game.
+        football_renderer: of football's videos: `pitch` (drawn from above) or `engine` (the
+            engine's own picture, about one a second, and one game at a time).
     """
 
     checkpoint: str
     episodes: int = 10
     seed: int = 0
     greedy: bool = False
+    video: bool = False
+    football_renderer: str = "pitch"
 
 
 @dataclass(frozen=True)

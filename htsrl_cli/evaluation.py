@@ -1,4 +1,4 @@
-"""`htsrl eval`: plays whole games with a trained policy and reports their raw scores.
+"""`htsrl eval`: plays whole games with a trained policy, reports their raw scores, makes videos.
 
 Needs a checkpoint's parameters and configuration only. A game's resets and action noise are
 addressed by its number, and forward passes have the run's constant shape: scores do not depend on
@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from htsrl_cli.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from htsrl_cli.config import EvalConfig, TrainConfig
+from htsrl_cli.config import EvalConfig, FootballConfig, TrainConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.envs import Array, Env, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
@@ -32,10 +32,12 @@ from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage import Episode
 from htsrl_cli.torch_setup import resolve_device, set_up_torch
+from htsrl_cli.video import Video, VideoFolder
 
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "eval.json"
+VIDEO_FOLDER = "videos"
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 
@@ -68,7 +70,7 @@ class EvalResult:
 def run(config: EvalConfig) -> EvalResult:
     """Evaluates a checkpoint, prints a table and writes `eval.json` into the run's folder.
 
-    A file that is not in a run's `checkpoints/` has its `eval.json` next to it.
+    A file that is not in a run's `checkpoints/` has its `eval.json` and `videos/` next to it.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it does not fit its environment.
@@ -110,16 +112,20 @@ def play(
     """
     train_config = _train_config(checkpoint, path)
     num_rows = train_config.actors.inference_batch
-    served = max(1, num_rows // train_config.env.num_players)
-    num_envs = min(config.episodes, side_by_side or served)
+    num_envs = min(config.episodes, side_by_side or _most_games(config, train_config))
+    renderer = config.football_renderer if config.video else None
     with ExitStack() as stack:
+        videos = None
+        if config.video:
+            videos = stack.enter_context(VideoFolder(_result_folder(path) / VIDEO_FOLDER))
         # All are number 0: an environment may depend on its index, a score must not.
         envs = [
-            stack.enter_context(closing(make_env(train_config.env, 0))) for _ in range(num_envs)
+            stack.enter_context(closing(make_env(train_config.env, 0, renderer)))
+            for _ in range(num_envs)
         ]
         policies = _load_policies(checkpoint, train_config, envs[0].env_spec, path)
         batch = _Batch(policies, envs[0].env_spec, num_rows, config.greedy)
-        return _play_games(envs, batch, config)
+        return _play_games(envs, batch, config, videos)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -140,10 +146,22 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
     return float(np.std(returns, ddof=1)), (float(low), float(high))
 
 
-class _Game:
-    """One whole game, from the first reset to the raw score; lost lives go on with a reset."""
+def _most_games(config: EvalConfig, train_config: TrainConfig) -> int:
+    """Games at a time that the rows of a forward pass serve; one where football is rendered."""
+    env = train_config.env
+    by_engine = config.video and config.football_renderer == "engine"
+    if isinstance(env, FootballConfig) and (env.is_rendered or by_engine):
+        return 1
+    return max(1, train_config.actors.inference_batch // env.num_players)
 
-    def __init__(self, env: Env, number: int, seed: int) -> None:
+
+class _Game:
+    """One whole game, from the first reset to the raw score; lost lives go on with a reset.
+
+    Its video, where there is one, has no picture of those later resets.
+    """
+
+    def __init__(self, env: Env, number: int, seed: int, video: Video | None) -> None:
         self.number = number
         self._env = env
         self._seed = seed
@@ -151,6 +169,8 @@ class _Game:
         self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
         self._training_return = 0.0
         self.obs = self._reset()
+        self._video = video
+        self._add_frame()
 
     def noise(self) -> Array:
         """What samples the players' next actions, float32 [P, D]."""
@@ -162,12 +182,19 @@ class _Game:
         taken = actions if len(actions) > 1 else actions[0]
         self.obs, reward, terminated, truncated, info = self._env.step(taken)
         self._training_return += float(np.mean(reward))
+        self._add_frame()
         if "episode" in info:
+            if self._video:
+                self._video.finish()
             ended = info["episode"]
             return Episode(float(ended["r"]), self._training_return, int(ended["l"]))
         if terminated or truncated:
             self.obs = self._reset()
         return None
+
+    def _add_frame(self) -> None:
+        if self._video:
+            self._video.add_frame()
 
     def _reset(self) -> Array:
         address = (self.number, self._num_resets)
@@ -220,8 +247,14 @@ class _Batch:
         return chosen
 
 
-def _play_games(envs: Sequence[Env], batch: _Batch, config: EvalConfig) -> list[Episode]:
-    games = {row: _Game(env, row, config.seed) for row, env in enumerate(envs)}
+def _play_games(
+    envs: Sequence[Env], batch: _Batch, config: EvalConfig, videos: VideoFolder | None
+) -> list[Episode]:
+    def begin(env: Env, number: int) -> _Game:
+        video = videos.video(env, number) if videos else None
+        return _Game(env, number, config.seed, video)
+
+    games = {row: begin(env, row) for row, env in enumerate(envs)}
     started = len(games)
     results: dict[int, Episode] = {}
     while games:
@@ -236,7 +269,7 @@ def _play_games(envs: Sequence[Env], batch: _Batch, config: EvalConfig) -> list[
             )
             del games[row]
             if started < config.episodes:
-                games[row] = _Game(envs[row], started, config.seed)
+                games[row] = begin(envs[row], started)
                 started += 1
     return [results[number] for number in range(config.episodes)]
 
@@ -295,11 +328,15 @@ def _table(result: EvalResult) -> Table:
 
 def _write(result: EvalResult, checkpoint: Path) -> None:
     """Writes `eval.json`; the table has been shown, so a failure is only reported."""
-    folder = checkpoint.parent
-    if folder.name == "checkpoints":
-        folder = folder.parent
+    folder = _result_folder(checkpoint)
     content = json.dumps(asdict(result), indent=2).encode() + b"\n"
     try:
         write_durably(folder / RESULT_FILE, lambda file: file.write(content))
     except OSError as error:
         logger.error("%s: %s; the scores are not stored", folder / RESULT_FILE, error.strerror)
+
+
+def _result_folder(checkpoint: Path) -> Path:
+    """The run's folder, or the one of a file elsewhere."""
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder

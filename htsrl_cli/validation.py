@@ -164,6 +164,7 @@ def validate(config: TrainConfig) -> None:
         _check(f"{name}.", getattr(config, name), rules)
     _check_players(config)
     _check_workers(config)
+    _check_renderers(config)
     _check_sizes(config)
 
 
@@ -173,7 +174,13 @@ def validate_eval(config: EvalConfig) -> None:
     Raises:
         ConfigError: for the first key that has to change.
     """
-    _check("", config, {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED})
+    rules = {
+        "checkpoint": NOT_EMPTY,
+        "episodes": COUNT,
+        "seed": SEED,
+        "football_renderer": _one_of("pitch", "engine"),
+    }
+    _check("", config, rules)
 
 
 def _check(prefix: str, section: object, rules: dict[str, Rule]) -> None:
@@ -217,6 +224,21 @@ def _check_workers(config: TrainConfig) -> None:
         raise ConfigError(
             "actors.num_actors", actors.num_actors, "must be 1 with runner=sync, the baseline"
         )
+
+
+def _check_renderers(config: TrainConfig) -> None:
+    """Of a process's engines only one can render."""
+    env, actors = config.env, config.actors
+    if not isinstance(env, FootballConfig) or not env.is_rendered:
+        return
+    remedy = f"with env.representation={env.representation}: a process can render one environment"
+    if config.runner.name == "serial" and actors.num_envs > 1:
+        raise ConfigError(
+            "actors.num_envs", actors.num_envs, f"must be 1 with runner=serial {remedy}"
+        )
+    if config.runner.name != "serial" and actors.num_executors != actors.num_envs:
+        remedy = f"must be {actors.num_envs}, as actors.num_envs, {remedy}"
+        raise ConfigError("actors.num_executors", actors.num_executors, remedy)
 
 
 def _check_sizes(config: TrainConfig) -> None:

@@ -30,7 +30,7 @@ ROLES = {"executor", "actor", "learner"}
 LAYERS = (
     {"errors", "config"},
     {"seeding", "schema", "durable", "line_file", "memory", "envs"},
-    {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint"},
+    {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint", "video"},
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
     {"runner", "evaluation", "benchmark"},

@@ -1,12 +1,13 @@
-"""Training throughput on Pong, PPO with 4 epochs, against Stable-Baselines3 and the machine.
+"""Training throughput of PPO against Stable-Baselines3 and the machine, on Pong or on football.
 
-    python -m scripts.compare_stable_baselines3 --peer-python OTHER_VENV/bin/python
+    python -m scripts.compare_stable_baselines3 pong --peer-python OTHER_VENV/bin/python
 
-Every run is a fresh process; the variants take turns. htsrl: 16 environments x 128 steps a slot;
-Stable-Baselines3: its published Atari setting, 8 environments x 128 steps, minibatches of 256
-(scripts/stable_baselines3_ppo.py), once as installed and once with an allocator that keeps large
-blocks, which htsrl sets for itself: targets compare with the faster of the two. Rates count env
-steps (4 frames) and leave out start-up and the first interval.
+Every run is a fresh process; the variants take turns. htsrl has 16 environments x 128 steps a slot.
+On Pong, with 4 epochs, Stable-Baselines3 has its published Atari setting, 8 environments x 128
+steps; on football, with 2, the same 16 environments, each in a process (SubprocVecEnv). Both in
+minibatches of 256 (scripts/stable_baselines3_ppo.py), once as installed and once with an allocator
+that keeps large blocks, which htsrl sets for itself: targets compare with the faster of the two.
+Rates count env steps (of 4 frames on Pong) and leave out start-up and the first interval.
 
 The machine's bound is what its cores could do if they were always busy with nothing but env steps,
 forward passes and gradients: cores / (1 / env + 1 / inference + epochs / train), from one-thread
@@ -25,6 +26,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from htsrl_cli.config import PpoConfig
 from scripts import microbenchmarks
 from scripts.measured_runs import (
     ROOT,
@@ -39,7 +41,6 @@ from scripts.measured_runs import (
     write_report,
 )
 
-EPOCHS = 4
 # Environment variables of Stable-Baselines3's process; see htsrl_cli/torch_setup.py for the second.
 PEERS: dict[str, dict[str, str]] = {
     "SB3": {},
@@ -49,13 +50,6 @@ PEERS: dict[str, dict[str, str]] = {
         "MALLOC_TOP_PAD_": str(64 << 20),
     },
 }
-COMMON = (
-    "env=atari/pong",
-    "algo=ppo",
-    f"algo.update_epochs={EPOCHS}",
-    "actors.num_envs=16",
-    "runner.sync_interval=128",
-)
 BF16 = ("actors.precision=bf16", "learner.precision=bf16")
 FP32 = ("actors.precision=fp32", "learner.precision=fp32")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -63,8 +57,33 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "htsrl fp32": FP32,
     "htsrl sync fp32": ("runner=sync", *FP32),
 }
-# What the median over that of the faster Stable-Baselines3 has to be at least.
-TARGETS = {"htsrl bf16": 2.4, "htsrl fp32": 1.6, "htsrl sync fp32": 1.0}
+# Whose bound is measured.
+BOUNDED = ("htsrl bf16", "htsrl fp32")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on.
+
+    Attributes:
+        words: overrides of all of htsrl's variants.
+        targets: what a variant's median over that of the faster peer has to be at least.
+    """
+
+    words: tuple[str, ...]
+    targets: dict[str, float]
+
+
+TASKS = {
+    "pong": Task(
+        ("env=atari/pong", "algo=ppo", "algo.update_epochs=4", "actors.num_envs=16"),
+        {"htsrl bf16": 2.4, "htsrl fp32": 1.6, "htsrl sync fp32": 1.0},
+    ),
+    "football": Task(
+        ("experiment=football_ppo", "env=football/academy_3_vs_1_with_keeper"),
+        {"htsrl bf16": 1.8, "htsrl fp32": 1.8, "htsrl sync fp32": 1.0},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -74,27 +93,30 @@ class OneThread:
     env: float
     inference: float
     train: float
+    epochs: int
 
     @classmethod
-    def measure(cls, variant: str, seconds: float) -> OneThread:
+    def measure(cls, task: Task, variant: str, seconds: float) -> OneThread:
         """The rates that `variant` depends on, each measured for `seconds`."""
-        config = microbenchmarks.compose([*COMMON, *VARIANTS[variant]])
+        config = microbenchmarks.compose([*task.words, *VARIANTS[variant]])
+        assert isinstance(config.algo, PpoConfig)
         return cls(
             microbenchmarks.env_rate(config, seconds),
             microbenchmarks.inference_rate(config, seconds),
             microbenchmarks.train_rate(config, seconds),
+            config.algo.update_epochs,
         )
 
     @property
     def bound(self) -> float:
         """Env steps per second that all cores could train on at most."""
-        return num_cores() / (1 / self.env + 1 / self.inference + EPOCHS / self.train)
+        return num_cores() / (1 / self.env + 1 / self.inference + self.epochs / self.train)
 
 
-def run_peer(python: str, env_steps: int, variables: dict[str, str]) -> list[Line]:
+def run_peer(python: str, task: str, env_steps: int, variables: dict[str, str]) -> list[Line]:
     """Stable-Baselines3's lines, with additional environment variables."""
     script = ROOT / "scripts" / "stable_baselines3_ppo.py"
-    command = [python, str(script), "--env-steps", str(env_steps), "--update-epochs", str(EPOCHS)]
+    command = [python, str(script), task, "--env-steps", str(env_steps)]
     run = subprocess.run(
         command, env=os.environ | variables, capture_output=True, text=True, check=False
     )
@@ -109,9 +131,9 @@ def run_round(args: argparse.Namespace, folder: Path) -> list[Measurement]:
     for name in (*VARIANTS, *PEERS):
         busy = busy_cores()
         if name in PEERS:
-            lines = run_peer(args.peer_python, args.env_steps, PEERS[name])
+            lines = run_peer(args.peer_python, args.task, args.env_steps, PEERS[name])
         else:
-            words = [*COMMON, *VARIANTS[name], f"total_steps={args.env_steps}"]
+            words = [*TASKS[args.task].words, *VARIANTS[name], f"total_steps={args.env_steps}"]
             lines = train(words, folder / name.replace(" ", "-"))
         measurements.append(Measurement.of(name, lines, busy))
         measurements[-1].show()
@@ -137,6 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--env-steps", type=int, default=20_480, help="of a run (default: 20480)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument(
@@ -147,16 +170,14 @@ def main() -> int:
         default=sys.executable,
         help="the interpreter that has stable-baselines3 (default: this one)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/compare_stable_baselines3.json"), help="JSON"
-    )
     args = parser.parse_args()
+    task = TASKS[args.task]
     measurements: list[Measurement] = []
-    one_thread: dict[str, list[OneThread]] = {"htsrl bf16": [], "htsrl fp32": []}
+    one_thread: dict[str, list[OneThread]] = {name: [] for name in BOUNDED}
     for number in range(args.repeats):
         print(f"Round {number + 1}")
         for name, rounds in one_thread.items():
-            rounds.append(OneThread.measure(name, args.micro_seconds))
+            rounds.append(OneThread.measure(task, name, args.micro_seconds))
         with tempfile.TemporaryDirectory(prefix="compare-") as folder:
             measurements += run_round(args, Path(folder))
     show_medians(measurements)
@@ -166,7 +187,7 @@ def main() -> int:
         Comparison(
             f"{name} / {peer}", median(measurements, name) / median(measurements, peer), target
         )
-        for name, target in TARGETS.items()
+        for name, target in task.targets.items()
     ]
     for comparison in comparisons:
         comparison.show()
@@ -174,7 +195,8 @@ def main() -> int:
         name: [{**vars(rates), "bound": rates.bound} for rates in rounds]
         for name, rounds in one_thread.items()
     }
-    write_report(args.output, measurements, comparisons, {"one_thread": bounds})
+    output = Path(f"runs/compare_stable_baselines3_{args.task}.json")
+    write_report(output, measurements, comparisons, {"one_thread": bounds})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
 from htsrl_cli.config import EnvConfig
-from htsrl_cli.envs import ActionSpec, Array, Env, make_env
+from htsrl_cli.envs import Array, Env, EnvSpec, make_env
 from htsrl_cli.metrics import RECENT_RETURN
 from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, generator, reset_seed
@@ -77,7 +77,7 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
         env.reset(seed=reset_seed(seed, 0, episode, Purpose.EVALUATION_RESETS))
         rng = generator(seed, Purpose.EVALUATION_ACTIONS)
         while len(scores) < num_games:
-            score, ended = _step(env, _random_action(env.env_spec.actions, rng))
+            score, ended = _step(env, _random_action(env.env_spec, rng))
             scores += [] if score is None else [score]
             if ended:
                 episode += 1
@@ -92,10 +92,13 @@ def _step(env: Env, action: Array) -> tuple[float | None, bool]:
     return (float(game["r"]) if game else None), terminated or truncated
 
 
-def _random_action(actions: ActionSpec, rng: np.random.Generator) -> Array:
+def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
+    """Of one player [D], of several [P, D]."""
+    actions, players = spec.actions, (spec.num_players,) if spec.num_players > 1 else ()
+    shape = (*players, actions.num_dims)
     if actions.kind == "gaussian":
-        return rng.uniform(actions.low, actions.high).astype(actions.dtype)
-    return rng.integers(actions.sizes)
+        return rng.uniform(actions.low, actions.high, shape).astype(actions.dtype)
+    return rng.integers(actions.sizes, size=shape)
 
 
 def draw(points: Sequence[Point], random_score: float | None, title: str, path: Path) -> None:

@@ -6,7 +6,7 @@ Executors import this module: numpy, gymnasium and the environment's own package
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -86,36 +86,58 @@ class Env(Protocol):
         """Releases what the environment holds outside memory."""
 
 
-def make_env(config: EnvConfig, index: int) -> Env:
+@runtime_checkable
+class PicturedEnv(Env, Protocol):
+    """An environment whose state can be pictured; built by `make_env` with a `renderer`.
+
+    Attributes:
+        frame_rate: env steps in a second of play.
+    """
+
+    frame_rate: float
+
+    def render(self) -> Array:
+        """A picture of the present state, uint8 [H, W, 3], RGB; of constant size. Changes nothing.
+
+        Raises:
+            ConfigError: it turns out that there is no such picture, or that a package is missing.
+        """
+
+
+def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
     """Builds environment number `index` of a run.
 
+    Args:
+        renderer: makes it a `PicturedEnv`, football pictured by the `pitch` or by the `engine`;
+            None where `render` is not called.
+
     Raises:
-        ConfigError: the environment does not exist, has spaces that are not supported, or its
-            package is missing.
+        ConfigError: the environment does not exist, has spaces that are not supported, cannot be
+            pictured, or its package is missing.
     """
     if isinstance(config, AtariConfig):
-        return _make_atari(config)
+        return _make_atari(config, renderer)
     if isinstance(config, GymConfig):
         from htsrl_cli.envs.gym import make_gym_env
 
-        return make_gym_env(config)
+        return make_gym_env(config, pictured=renderer is not None)
     if isinstance(config, FootballConfig):
-        return _make_football(config)
+        return _make_football(config, renderer)
     from htsrl_cli.envs.synthetic import make_synthetic_env
 
     return make_synthetic_env(config, index)
 
 
-def _make_atari(config: AtariConfig) -> Env:
+def _make_atari(config: AtariConfig, renderer: str | None) -> Env:
     try:
         from htsrl_cli.envs.atari import AtariEnv
     except ModuleNotFoundError as error:
         remedy = f"needs the package {error.name}: pip install ale-py opencv-python-headless"
         raise ConfigError("env.game", config.game, remedy) from error
-    return AtariEnv(config)
+    return AtariEnv(config, pictured=renderer is not None)
 
 
-def _make_football(config: FootballConfig) -> Env:
+def _make_football(config: FootballConfig, renderer: str | None) -> Env:
     try:
         from htsrl_cli.envs.football import FootballEnv
     except ModuleNotFoundError as error:
@@ -124,4 +146,4 @@ def _make_football(config: FootballConfig) -> Env:
             "of htsrl, or see the README's part on football"
         )
         raise ConfigError("env.scenario", config.scenario, remedy) from error
-    return FootballEnv(config)
+    return FootballEnv(config, renderer)

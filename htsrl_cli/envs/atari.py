@@ -12,7 +12,7 @@ import numpy as np
 
 from htsrl_cli.config import AtariConfig
 from htsrl_cli.envs import ActionSpec, Array, EnvSpec
-from htsrl_cli.envs.emulator import BOOT_FRAMES, FIRE, NOOP, Emulator
+from htsrl_cli.envs.emulator import BOOT_FRAMES, FIRE, FRAME_RATE, NOOP, Emulator
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import ConfigError
 
@@ -31,14 +31,18 @@ class AtariEnv:
     Every returned observation is a new array: uint8 [screen_size, screen_size, frame_stack], the
     newest screen last.
 
+    Args:
+        pictured: `render` will be called.
+
     Raises:
         ConfigError: `env.game` is unknown, or the cap on frames leaves none to play.
     """
 
-    def __init__(self, config: AtariConfig) -> None:
+    def __init__(self, config: AtariConfig, pictured: bool = False) -> None:
         _check_cap(config)
         self._config = config
-        self._emulator = Emulator(config)
+        self._emulator = Emulator(config, pictured)
+        self.frame_rate = FRAME_RATE / config.frame_skip
         minimal = self._emulator.minimal_actions
         self._actions = list(range(18)) if config.full_action_space else minimal
         self._fires = config.fire_on_reset and FIRE in minimal
@@ -106,6 +110,14 @@ class AtariEnv:
         self._lives, self._score = meta["lives"], meta["score"]
         self._length, self._starts_game = meta["length"], meta["starts_game"]
         return self._observation()
+
+    def render(self) -> Array:
+        """The emulator's own screen in colour, uint8 [210, 160, 3] in most games.
+
+        Like an observation, the lighter of the last two frames. Wrong between a `set_state` and
+        the next frame.
+        """
+        return self._emulator.picture.copy()
 
     def close(self) -> None:
         """Nothing is held outside memory."""

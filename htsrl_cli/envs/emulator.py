@@ -33,6 +33,7 @@ from htsrl_cli.errors import CheckpointError, ConfigError
 NOOP = ale_py.Action.NOOP.value
 FIRE = ale_py.Action.FIRE.value
 BOOT_FRAMES = 4
+FRAME_RATE = 60.0
 # Replaying so many frames takes 0.04 s; a keyframe costs 0.3 ms, 1 microsecond an env step.
 _FRAMES_BETWEEN_KEYFRAMES = 1024
 
@@ -59,10 +60,11 @@ class Emulator:
 
     Attributes:
         screen: uint8 [screen_size, screen_size], the picture after the last `run`, reused.
+        picture: where `pictured`, the same as the emulator shows it, uint8 [H, W, 3], RGB, reused.
         rng: draws whatever is random in a game; seeded by `start`.
     """
 
-    def __init__(self, config: AtariConfig) -> None:
+    def __init__(self, config: AtariConfig, pictured: bool = False) -> None:
         self._ale = _load(config)
         self._repeat_probability = config.repeat_action_probability
         self._last_action = NOOP
@@ -70,6 +72,9 @@ class Emulator:
         self._frame = np.zeros((height, width), np.uint8)
         self._frame_before = np.zeros((height, width), np.uint8)
         self.screen = np.zeros((config.screen_size, config.screen_size), np.uint8)
+        self._pictured = pictured
+        self.picture = np.zeros((height, width, 3), np.uint8)
+        self._picture_before = np.zeros((height, width, 3), np.uint8)
         self.rng = np.random.default_rng(0)
         self._played = bytearray()
         self._boot()
@@ -98,6 +103,7 @@ class Emulator:
         """Starts a game, a function of `seed` alone."""
         self._set_keyframe(self._first_state)
         self.screen[...] = self._first_screen
+        self.picture[...] = self._first_picture
         self._last_action = NOOP
         self.rng = np.random.default_rng(seed)
 
@@ -117,11 +123,15 @@ class Emulator:
         for each in first:
             reward += act(each)
         self._ale.getScreenGrayscale(self._frame_before)
+        if self._pictured:
+            self._ale.getScreenRGB(self._picture_before)
         reward += act(last)
         self._ale.getScreenGrayscale(self._frame)
         if first:
             np.maximum(self._frame, self._frame_before, out=self._frame)
         self._shrink()
+        if self._pictured:
+            self._take_picture(pooled=bool(first))
         return reward
 
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
@@ -153,6 +163,7 @@ class Emulator:
         self.run(NOOP, BOOT_FRAMES)
         self._first_state = self._keyframe = self._ale.cloneState(include_rng=True)
         self._first_screen = self.screen.copy()
+        self._first_picture = self.picture.copy()
         self._played.clear()
 
     def _set_keyframe(self, keyframe: ale_py.ALEState) -> None:
@@ -174,6 +185,12 @@ class Emulator:
             self._last_action = self._last_action if repeats else action
             played.append(self._last_action)
         return played
+
+    def _take_picture(self, pooled: bool) -> None:
+        # Some games draw half of what moves in every other frame.
+        self._ale.getScreenRGB(self.picture)
+        if pooled:
+            np.maximum(self.picture, self._picture_before, out=self.picture)
 
     def _shrink(self) -> None:
         size = (self.screen.shape[1], self.screen.shape[0])

@@ -17,6 +17,7 @@ import numpy as np
 from htsrl_cli.config import FootballConfig
 from htsrl_cli.envs import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.match import NOBODY, Match, View
+from htsrl_cli.envs.pitch import draw_pitch
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 
 NUM_ACTIONS = 19
@@ -50,13 +51,21 @@ class FootballEnv:
     scenario's duration has been played is truncated. The raw score is the goal difference, seen
     from the left where somebody on the left is controlled.
 
+    Args:
+        renderer: what `render` gives: `pitch`, a drawing of the pitch from above, or `engine`, the
+            engine's own picture; None where it is not called.
+
     Raises:
         ConfigError: the scenario does not let so many players be controlled.
     """
 
-    def __init__(self, config: FootballConfig) -> None:
+    frame_rate = 10.0
+
+    def __init__(self, config: FootballConfig, renderer: str | None = None) -> None:
         self._config = config
-        self._match = Match(config, rendered=config.representation.startswith("pixels"))
+        self._by_engine = renderer == "engine"
+        self._match = Match(config, rendered=config.is_rendered or self._by_engine)
+        self._frame: Array | None = None
         self._is_left = [True] * config.num_left_players + [False] * config.num_right_players
         *shape, depth = _SHAPES[config.representation]
         self.env_spec = EnvSpec(
@@ -118,6 +127,15 @@ class FootballEnv:
             self._play(list(played[start : start + len(self._is_left)]))
         return self._shown()
 
+    def render(self) -> Array:
+        """The pitch from above, uint8 [640, 960, 3], or the engine's picture, [720, 1280, 3]."""
+        if self._frame is not None:
+            return self._frame
+        right = self._match.view(is_left=False)
+        return draw_pitch(
+            self._match.view(is_left=True), right.controlled, self._match.score, self._length
+        )
+
     def close(self) -> None:
         """The engine stays, for the next environment of this process."""
         self._match.close()
@@ -126,6 +144,7 @@ class FootballEnv:
         self._match.start(seed)
         self._collected = [0] * len(self._is_left)
         self._length = 0
+        self._take_frame()
         newest = self._observe()
         for start in range(0, self._stack.shape[-1], self._depth):
             self._stack[..., start : start + self._depth] = newest
@@ -136,12 +155,18 @@ class FootballEnv:
         self._match.play(actions)
         self._played += bytes(actions)
         self._length += 1
+        self._take_frame()
         rewards = self._rewards(self._goal_difference() - difference)
         self._stack[..., : -self._depth] = self._stack[..., self._depth :]
         self._stack[..., -self._depth :] = self._observe()
         if self._length % STEPS_BETWEEN_KEYFRAMES == 0:
             self._take_keyframe()
         return rewards
+
+    def _take_frame(self) -> None:
+        # At once: a keyframe's restore leaves the picture of a kick-off.
+        if self._by_engine:
+            self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
         """Saves the match and restores it: whoever restores it later sees the same."""

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,8 @@ from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 
 _PROBE_STEPS = 30
+# Pictures in a second, of environments that do not say it.
+_FRAME_RATE = 30
 
 ToObs = Callable[[Any], Array]
 ToAction = Callable[[Array], Any]
@@ -36,12 +39,18 @@ class GymEnv:
     without channels get one), uint8 [n] as they are, all others float32 [n], flattened. Gaussian
     actions are clipped to the space's bounds.
 
+    Args:
+        pictured: `render` will be called.
+
     Raises:
-        ConfigError: the environment does not exist, lacks a package, or has other spaces.
+        ConfigError: the environment does not exist, lacks a package, has other spaces, or cannot
+            be pictured.
     """
 
-    def __init__(self, config: GymConfig) -> None:
-        self._env = _make(config)
+    def __init__(self, config: GymConfig, pictured: bool = False) -> None:
+        self._env = _make_pictured(config) if pictured else _make(config)
+        self._id = config.id
+        self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
         actions, self._to_action = _actions(config, self._env.action_space)
         self.env_spec = EnvSpec(shape, dtype, actions)
@@ -98,18 +107,33 @@ class GymEnv:
             ended = terminated or truncated
         return obs
 
+    def render(self) -> Array:
+        """Gymnasium's `rgb_array`.
+
+        Raises:
+            ConfigError: the environment has no picture after all, or a package is missing.
+        """
+        try:
+            picture: Any = self._env.render()
+        except (error.Error, ImportError) as cause:
+            raise _not_pictured(self._id, str(cause)) from cause
+        if not _is_image(picture):
+            raise _not_pictured(self._id, "what it renders is no uint8 [H, W, 3]")
+        image: Array = picture
+        return image
+
     def close(self) -> None:
         """Closes the Gymnasium environment."""
         self._env.close()
 
 
-def make_gym_env(config: GymConfig) -> GymEnv:
+def make_gym_env(config: GymConfig, pictured: bool = False) -> GymEnv:
     """Builds `env.id`.
 
     Raises:
         ConfigError: as `GymEnv`.
     """
-    return GymEnv(config)
+    return GymEnv(config, pictured)
 
 
 def probe_restore(config: GymConfig) -> bool:
@@ -184,6 +208,32 @@ def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
             if not config.kwargs:
                 raise
             raise ConfigError("env.kwargs", config.kwargs, str(cause)) from cause
+
+
+def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
+    """With Gymnasium's render mode `rgb_array`, where the environment says that it has it."""
+    env = _make(config)
+    modes = env.metadata.get("render_modes") or ()
+    env.close()
+    if "rgb_array" not in modes:
+        raise _not_pictured(config.id, "it has no render mode rgb_array")
+    # Else pygame greets on standard output, and looks for a screen.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+
+
+def _is_image(picture: Any) -> bool:
+    return (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+    )
+
+
+def _not_pictured(env_id: str, why: str) -> ConfigError:
+    return ConfigError("video", "true", f"{env_id} cannot be pictured: {why}")
 
 
 def _import_module(env_id: str) -> str:

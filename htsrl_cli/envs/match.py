@@ -28,7 +28,7 @@ import numpy as np
 
 from htsrl_cli.config import FootballConfig
 from htsrl_cli.envs import Array
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import CheckpointError, ConfigError
 
 with contextlib.redirect_stderr(io.StringIO()):  # gym says that it is not maintained any more
     from gfootball.env import football_action_set, observation_rotation
@@ -41,6 +41,8 @@ NOBODY = -1
 _PATIENCE = 20
 _PHYSICS_STEPS = 10
 _FRAME_WIDTH, _FRAME_HEIGHT = 1280, 720
+# How the engine's states begin: no pickle (its length, uint32), in the phase "running" (uint32).
+_STATE_PREFIX = np.array([0, int(gfootball_engine.GameState.game_running)], "<u4").tobytes()
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,14 @@ class Match:
         return meta, self._engine.get_state(b"")
 
     def set_state(self, meta: dict[str, Any], state: bytes) -> None:
-        """Restores `get_state`, in any process."""
+        """Restores `get_state`, in any process.
+
+        Raises:
+            CheckpointError: this is no state of the engine. Of one that is damaged deeper inside,
+                the process ends.
+        """
+        if not state.startswith(_STATE_PREFIX):
+            raise CheckpointError("the football state is damaged: it holds no state of the engine")
         self.start(meta["seed"])
         self._engine.set_state(state)
         self._look()
@@ -243,17 +252,23 @@ class Match:
 
 # Engines without a match: those that render, and those that do not.
 _IDLE: dict[bool, list[Any]] = {False: [], True: []}
+# The engine of this process that renders, idle or not.
+_RENDERING: list[Any] = []
 
 
 def _take_engine(rendered: bool) -> Any:
     if _IDLE[rendered]:
         return _IDLE[rendered].pop()
+    # A second one would spoil the first's pictures, without a word.
+    assert not (rendered and _RENDERING), "a process can render one match"
     engine = gfootball_engine.GameEnv()
     engine.game_config.physics_steps_per_frame = _PHYSICS_STEPS
     engine.game_config.render_resolution_x = _FRAME_WIDTH
     engine.game_config.render_resolution_y = _FRAME_HEIGHT
     engine.game_config.render = rendered
     engine.start_game()
+    if rendered:
+        _RENDERING.append(engine)
     return engine
 
 

@@ -27,6 +27,7 @@ from htsrl_cli.config import (
     SyntheticConfig,
     TrainConfig,
 )
+from htsrl_cli.envs.synthetic import SleepEnv
 from htsrl_cli.runner import train
 from htsrl_cli.storage import ParameterStore, Ring
 from tests.determinism import auditor
@@ -40,8 +41,13 @@ SMALL_BREAKOUT = replace(BREAKOUT, screen_size=44, frame_stack=2)
 SLEEP = SyntheticConfig("sleep", distribution="exponential", mean_ms=0.2, episode_length=11)
 COUNT = SyntheticConfig("count", episode_length=7, truncate=True)
 PENDULUM = GymConfig("Pendulum-v1", max_episode_steps=9)
+TEAM = replace(SLEEP, num_players=3)
+CUT_TEAM = replace(COUNT, num_players=3)
 PPO = PpoConfig(learning_rate=1e-3, update_epochs=2, num_minibatches=2)
 A2C = A2cConfig(learning_rate=1e-3)
+# A policy for each player.
+PPO_EACH = replace(PPO, policies="independent")
+A2C_EACH = replace(A2C, policies="independent")
 
 
 def make_config(
@@ -134,6 +140,33 @@ def test_vector_observations_replay(
     assert ended >= 5 * NUM_ENVS
 
 
+TEAMS = [
+    pytest.param(env, algo, runner, precision, marks=marks)
+    for env, algo, runner, precision, marks in (
+        (TEAM, PPO_EACH, "hts", "fp32", ()),
+        (CUT_TEAM, A2C, "hts", "bf16", ()),
+        (CUT_TEAM, A2C_EACH, "serial", "fp32", ()),
+        (CUT_TEAM, PPO_EACH, "hts", "bf16", pytest.mark.slow),
+        (CUT_TEAM, PPO, "serial", "fp32", pytest.mark.slow),
+        (TEAM, A2C_EACH, "sync", "bf16", pytest.mark.slow),
+        (CUT_TEAM, PPO_EACH, "sync", "fp32", pytest.mark.slow),
+        (TEAM, PPO, "sync", "bf16", pytest.mark.slow),
+        (TEAM, A2C_EACH, "hts", "fp32", pytest.mark.slow),
+        (TEAM, PPO, "hts", "fp32", pytest.mark.slow),
+    )
+]
+
+
+@pytest.mark.parametrize(("env", "algo", "runner", "precision"), TEAMS)
+def test_several_players_replay(
+    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, tmp_path: Path
+) -> None:
+    """18 columns of 6 environments; the policies of 6 columns each take passes of 4 rows."""
+    found = run_and_audit(make_config(env, algo, runner, precision, 5), tmp_path)
+    # A game is in its first player's column; a truncation cuts off all players' columns.
+    assert (found.games if env == TEAM else found.truncations / 3) >= 5 * NUM_ENVS
+
+
 # What the replay must notice, in a run that is correct but for one thing
 
 
@@ -179,6 +212,41 @@ def test_notices_swapped_rows(
     swap_rows(monkeypatch, at_call=100)
     with pytest.raises(AuditError, match=r"^interval 2, \w+ at step \d+, column \d: the run has"):
         audit_injected(small, tmp_path, monkeypatch)
+
+
+def test_notices_the_policy_of_another_player(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one pass, with policies that have come to differ."""
+    run, calls = Inference.run, [0]
+
+    def run_next(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        calls[0] += 1
+        # 16 steps and the values after the last, of three policies with two passes each.
+        return run(self, (policy + (calls[0] == 250)) % len(self.policies))
+
+    monkeypatch.setattr(Inference, "run", run_next)
+    team = replace(small, env=TEAM, algo=A2C_EACH)
+    with pytest.raises(AuditError, match=r"^interval 2, \w+ at step 6, column \d+"):
+        audit_injected(team, tmp_path, monkeypatch)
+
+
+def test_notices_swapped_players(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two players of an environment get each other's rewards."""
+    step = SleepEnv._rewards
+
+    def reversed_once(self: SleepEnv, actions: Array) -> Array:
+        rewards = step(self, actions)
+        return rewards[::-1] if self._total_steps == 40 else rewards
+
+    monkeypatch.setattr(SleepEnv, "_rewards", reversed_once)
+    team = replace(small, env=TEAM, algo=A2C_EACH)
+    with pytest.raises(
+        AuditError, match=r"^interval 2, rewards at step 7, column \d+: the run has"
+    ):
+        audit_injected(team, tmp_path, monkeypatch)
 
 
 def test_notices_an_off_by_one_at_the_barrier(

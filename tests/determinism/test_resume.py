@@ -14,19 +14,28 @@ import psutil
 import pytest
 
 from htsrl_cli.checkpoint import find_checkpoint
-from htsrl_cli.config import CheckpointConfig, TrainConfig
+from htsrl_cli.config import CheckpointConfig, EnvConfig, FootballConfig, TrainConfig
 from tests import harness
 from tests.harness import STEPS_PER_INTERVAL
 
 LONG_INTERVALS = 400
 
 
+def env_words(env: EnvConfig) -> list[str]:
+    """The part of the command line that chooses the environment: football, or Breakout."""
+    if not isinstance(env, FootballConfig):
+        frames = getattr(env, "max_num_frames_per_episode", 0)
+        return ["env=atari/breakout", f"env.max_num_frames_per_episode={frames}"]
+    names = ("representation", "frame_stack", "num_left_players", "num_right_players")
+    return [f"env=football/{env.scenario}", *(f"env.{n}={getattr(env, n)}" for n in names)]
+
+
 def words(config: TrainConfig) -> list[str]:
-    """The command line that gives `config`'s run, for Breakout and PPO as in the harness."""
+    """The command line that gives `config`'s run, for PPO as in the harness."""
     return [
-        "env=atari/breakout",
-        f"env.max_num_frames_per_episode={getattr(config.env, 'max_num_frames_per_episode', 0)}",
+        *env_words(config.env),
         "algo=ppo",
+        f"algo.policies={config.algo.policies}",
         "algo.update_epochs=2",
         "algo.learning_rate=1e-3",
         f"actors.num_envs={config.actors.num_envs}",

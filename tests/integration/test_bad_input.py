@@ -79,6 +79,77 @@ TRAIN = {
         "algo.num_minibatches=3",
         "2048",
     ),
+    "minibatches that do not divide players' rows": (
+        ["env=synthetic/sleep", "env.num_players=3", "algo.num_minibatches=5"],
+        "algo.num_minibatches=5",
+        "x players = 6144",
+    ),
+    "minibatches that do not divide a policy's rows": (
+        [
+            "env=synthetic/sleep",
+            "env.num_players=3",
+            "algo.policies=independent",
+            "algo.num_minibatches=3",
+        ],
+        "algo.num_minibatches=3",
+        "actors.num_envs = 2048",
+    ),
+    "no synthetic players": (
+        ["env=synthetic/sleep", "env.num_players=0"],
+        "env.num_players=0",
+        "1 or more",
+    ),
+    "unknown policies": (["algo.policies=each"], "algo.policies=each", "shared, independent"),
+    "players of another environment": (
+        ["env.num_left_players=2"],
+        "env.num_left_players=2",
+        "no such key",
+    ),
+    "mistyped scenario": (
+        ["env=football/academy_3_vs_1_with_keper"],
+        "env=football/academy_3_vs_1_with_keper",
+        "did you mean football/academy_3_vs_1_with_keeper?",
+    ),
+    "mistyped scenario key": (
+        ["env=football/5_vs_5", "env.scenario=5_vs_6"],
+        "env.scenario=5_vs_6",
+        "did you mean 5_vs_5?",
+    ),
+    "unknown representation": (
+        ["env=football/5_vs_5", "env.representation=simple115"],
+        "env.representation=simple115",
+        "did you mean simple115v2?",
+    ),
+    "unknown rewards": (
+        ["env=football/5_vs_5", "env.rewards=scoring+checkpoints"],
+        "env.rewards=scoring+checkpoints",
+        "scoring",
+    ),
+    "nobody plays": (
+        ["env=football/5_vs_5", "env.num_left_players=0"],
+        "env.num_left_players=0",
+        "no player is controlled: give 1 or more",
+    ),
+    "right side's pixels": (
+        ["env=football/5_vs_5", "env.representation=pixels", "env.num_right_players=1"],
+        "env.num_right_players=1",
+        "must be 0 with env.representation=pixels",
+    ),
+    "two rendered environments in an executor": (
+        ["env=football/5_vs_5", "env.representation=pixels_gray", "actors.num_envs=4"],
+        "actors.num_executors=2",
+        "must be 4, as actors.num_envs, with env.representation=pixels_gray",
+    ),
+    "two rendered environments in one process": (
+        [
+            "env=football/5_vs_5",
+            "env.representation=pixels",
+            "actors.num_envs=2",
+            "runner=serial",
+        ],
+        "actors.num_envs=2",
+        "must be 1 with runner=serial",
+    ),
     "run without an update": (["total_steps=2048"], "total_steps=2048", "more than 2048"),
     "sweep without -m": (["seed=1,2"], "seed=1,2", "add -m"),
     "mistake in one job of a sweep": (["-m", "seed=1,-2"], "seed=-2", "between 0"),
@@ -238,6 +309,27 @@ gymnasium.register("Missing-v0", MissingPackage)
 def test_environment_that_cannot_be_used(htsrl: Htsrl, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     assert_refused(htsrl("train", "env=gym", f"env.id=mine:{name}"), f"env.id=mine:{name}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["env=football/academy_3_vs_1_with_keeper", "env.num_left_players=5"],
+            "env.num_left_players=5: academy_3_vs_1_with_keeper lets at most 4",
+        ),
+        (
+            ["env=football/1_vs_1_easy", "env.num_right_players=2"],
+            "env.num_right_players=2: 1_vs_1_easy lets at most 1",
+        ),
+    ],
+)
+def test_more_players_than_a_scenario_has(
+    htsrl: Htsrl, tmp_path: Path, words: list[str], said: str
+) -> None:
+    pytest.importorskip("gfootball_engine", reason="make football")
+    assert_refused(htsrl("train", *words), said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_gpu(htsrl: Htsrl) -> None:

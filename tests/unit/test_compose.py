@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from htsrl_cli.compose import Composer, configs_dir, to_train_config
-from htsrl_cli.config import A2cConfig, AtariConfig, GymConfig, PpoConfig, TrainConfig
+from htsrl_cli.config import (
+    A2cConfig,
+    AtariConfig,
+    FootballConfig,
+    GymConfig,
+    PpoConfig,
+    TrainConfig,
+)
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.job import merge
 from htsrl_cli.schema import (
@@ -76,6 +83,25 @@ def test_paper_preset() -> None:
         rmsprop_eps=1e-5,
     )
     assert (config.actors.num_envs, config.runner.sync_interval) == (16, 5)
+
+
+def test_football_preset() -> None:
+    config = train_config("experiment=football_ppo", "env=football/academy_corner")
+    assert config.env == FootballConfig("academy_corner")
+    assert config.algo == PpoConfig(
+        learning_rate=3.43e-4,
+        gamma=0.993,
+        gae_lambda=0.95,
+        clip_coef=0.08,
+        clip_value_loss=True,
+        update_epochs=2,
+        num_minibatches=8,
+        entropy_coef=0.003,
+        value_coef=0.5,
+        max_grad_norm=0.64,
+        policies="independent",
+    )
+    assert (config.actors.num_envs, config.runner.sync_interval) == (16, 128)
 
 
 def test_command_line_wins_over_a_preset() -> None:

@@ -107,8 +107,8 @@ def lives_envs(monkeypatch: pytest.MonkeyPatch) -> list[LivesEnv]:
     """Replaces the registry; the environments that were made."""
     made: list[LivesEnv] = []
 
-    def make(config: object, index: int) -> LivesEnv:
-        assert index == 0
+    def make(config: object, index: int, renderer: str | None) -> LivesEnv:
+        assert (index, renderer) == (0, None)
         made.append(LivesEnv())
         return made[-1]
 

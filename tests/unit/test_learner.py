@@ -390,7 +390,9 @@ def test_a_gradient_that_is_not_finite_is_named_and_not_applied() -> None:
     learner, twin = make_learner(A2C), make_learner(A2C)
     slot = make_slot(SPEC, 1)
     slot.obs[2, 1, 0] = np.inf
-    with pytest.raises(NonFiniteError, match=r"not finite: gradient of 0\.trunk\.layers\.0\.weight"):
+    with pytest.raises(
+        NonFiniteError, match=r"not finite: gradient of 0\.trunk\.layers\.0\.weight"
+    ):
         learner.update(slot, no_check)
     assert_same_state(learner, twin)
 

@@ -1,0 +1,530 @@
+"""Football: the same game as the package's own environment, and states that restore it exactly.
+
+All comparisons are of bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gfootball_engine", reason="make football")
+
+from htsrl_cli.config import FOOTBALL_SCENARIOS, FootballConfig
+from htsrl_cli.envs import Array, Env, football, make_env
+from htsrl_cli.envs.football import NUM_ACTIONS
+from htsrl_cli.envs.state import pack_state, unpack_state
+from htsrl_cli.errors import CheckpointError, ConfigError
+
+# gym, which is not maintained any more, warns of itself.
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:gym\.")
+
+ROOT = Path(__file__).parents[2]
+EASY = FootballConfig("academy_empty_goal_close")
+KEEPER = FootballConfig("academy_3_vs_1_with_keeper")
+FULL = FootballConfig("11_vs_11_stochastic")
+IDLE, RIGHT, SHOT = 0, 5, 12
+
+
+def package_env(config: FootballConfig, seed: int) -> Any:
+    """The package's environment, in the episode that `seed` stands for."""
+    from gfootball.env import create_environment
+
+    by_seed = {
+        "game_engine_random_seed": seed,
+        "reverse_team_processing": seed % 2 == 1,
+        "episode_number": seed // 2 % 2,
+    }
+    return create_environment(
+        env_name=config.scenario,
+        representation=config.representation,
+        stacked=config.frame_stack == 4,
+        rewards=config.rewards,
+        render=config.representation.startswith("pixels"),
+        number_of_left_players_agent_controls=config.num_left_players,
+        number_of_right_players_agent_controls=config.num_right_players,
+        other_config_options=by_seed,
+    )
+
+
+def same(ours: Array, theirs: Array) -> bool:
+    """Equal values of a shape; the package has them as float64 in places."""
+    return ours.shape == theirs.shape and ours.tobytes() == theirs.astype(ours.dtype).tobytes()
+
+
+def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, float]:
+    """Plays random actions in both, to the episode's end at most; steps and sum of rewards."""
+    rng, total = np.random.default_rng(seed), 0.0
+    theirs = package_env(config, seed)
+    with closing(make_env(config, 0)) as env, closing(theirs):
+        assert same(env.reset(seed=seed)[0], theirs.reset())
+        for t in range(num_steps):
+            action = rng.integers(0, NUM_ACTIONS, config.num_players)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            expected, pay, done, _ = theirs.step(action if len(action) > 1 else int(action[0]))
+            assert same(obs, expected), t
+            assert np.float32(reward).tobytes() == np.float32(pay).tobytes(), t
+            assert (terminated or truncated) == done, t
+            total += float(np.abs(reward).sum())
+            if done:
+                return t + 1, total
+    return num_steps, total
+
+
+# The package's own environment
+
+
+@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+def test_plays_like_the_package(scenario: str) -> None:
+    """Odd and even seeds differ in the order of the sides; seeds 2 and 3 begin differently."""
+    for seed in (1, 2):
+        compare(FootballConfig(scenario), seed, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+def test_plays_like_the_package_for_long(scenario: str) -> None:
+    """Up to the first keyframe, after which 5_vs_5 may go on otherwise than the package's."""
+    for seed in range(4):
+        compare(FootballConfig(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
+
+
+VARIANTS = {
+    "three players": replace(KEEPER, num_left_players=3),
+    "right side": FootballConfig("1_vs_1_easy", num_left_players=0, num_right_players=1),
+    "both sides": FootballConfig("11_vs_11_stochastic", num_left_players=2, num_right_players=3),
+    "vectors": FootballConfig("11_vs_11_kaggle", representation="simple115v2", frame_stack=1),
+    "stacked vectors of both sides": FootballConfig(
+        "5_vs_5", representation="simple115v2", num_left_players=4, num_right_players=4
+    ),
+    "goals only": replace(EASY, rewards="scoring"),
+}
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_variants_play_like_the_package(config: FootballConfig) -> None:
+    for seed in (1, 2, 3):
+        compare(config, seed, 50)
+
+
+def test_rewards_are_compared_over_checkpoints_and_goals() -> None:
+    """Three checkpoints on the way, and a goal from afar that pays for the other seven."""
+    config = FootballConfig("academy_empty_goal", frame_stack=1)
+    theirs = package_env(config, 1)
+    rewards: list[float] = []
+    with closing(make_env(config, 0)) as env, closing(theirs):
+        env.reset(seed=1)
+        theirs.reset()
+        terminated = False
+        while not terminated:
+            action = SHOT if len(rewards) >= 20 else RIGHT
+            _, reward, terminated, *_ = env.step(np.array([action]))
+            assert np.float32(reward) == np.float32(theirs.step(action)[1])
+            rewards.append(float(np.asarray(reward)))
+    assert [reward for reward in rewards if reward] == pytest.approx([0.1, 0.1, 0.1, 1.7])
+
+
+# What is rendered: in processes of their own, for one engine of a process can render
+
+RENDER = """
+import hashlib, sys
+import numpy as np
+from dataclasses import replace
+from htsrl_cli.envs import make_env
+from tests.unit.test_football import EASY, package_env
+
+def show(*images):
+    for image in images:
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        print(f"{image.shape} {image.dtype} {digest} {len(set(image.flat))}", flush=True)
+
+who, *representations = sys.argv[1:]
+for representation in representations:
+    config = replace(EASY, representation=representation)
+    if who == "package":
+        env = package_env(config, 1)
+        show(env.reset(), env.step(5)[0], env.step(5)[0])
+    else:
+        make_env(config, -1).close()  # as the preflight and the runner do
+        env = make_env(config, 0)
+        step = lambda: env.step(np.array([5]))[0]
+        show(env.reset(seed=1)[0], step(), step())
+        state = env.get_state()
+        show(step(), env.set_state(state), step())
+    env.close()
+"""
+
+
+def rendered(who: str, *representations: str) -> list[str]:
+    lines = child(RENDER, who, *representations).splitlines()
+    return [line for line in lines if line.startswith("(")]
+
+
+@pytest.mark.parametrize(
+    "depths",
+    [
+        {"pixels_gray": 1},
+        pytest.param({"pixels": 3, "pixels_gray": 1}, marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
+def test_images_are_rendered(depths: dict[str, int]) -> None:
+    """Without a display, in several environments of a process by turns, and over a restore."""
+    lines = rendered("ours", *depths)
+    for number, depth in enumerate(depths.values()):
+        *images, following, restored, again = lines[6 * number : 6 * number + 6]
+        assert len({*images, following}) == 4
+        assert restored == images[-1]
+        assert again == following
+        assert images[0].startswith(f"(72, 96, {4 * depth}) uint8")
+        assert int(images[0].split()[-1]) > 20, "a picture has many shades"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("representation", ["pixels_gray", "pixels"])
+def test_rendered_images_are_those_of_the_package(representation: str) -> None:
+    assert rendered("ours", representation)[:3] == rendered("package", representation)
+
+
+def test_every_representation_has_its_spec() -> None:
+    shapes = {"extracted": (72, 96, 4), "simple115v2": (115,)}
+    for representation, shape in shapes.items():
+        for frame_stack in (1, 3):
+            config = replace(KEEPER, representation=representation, frame_stack=frame_stack)
+            for num_players in (1, 3):
+                check_spec(replace(config, num_left_players=num_players), shape)
+
+
+def check_spec(config: FootballConfig, shape: tuple[int, ...]) -> None:
+    with closing(make_env(config, 0)) as env:
+        spec = env.env_spec
+        assert spec.obs_shape == (*shape[:-1], config.frame_stack * shape[-1])
+        players = (config.num_players,) if config.num_players > 1 else ()
+        first, _ = env.reset(seed=0)
+        second, *_ = env.step(np.full(config.num_players, RIGHT))
+        for obs in (first, second):
+            assert obs.shape == (*players, *spec.obs_shape)
+            assert obs.dtype == spec.obs_dtype
+        assert not np.array_equal(first[..., -shape[-1] :], second[..., -shape[-1] :])
+        # The stack moves by one; a reset fills it with its first entry.
+        assert np.array_equal(second[..., : -shape[-1]], first[..., shape[-1] :])
+        assert np.array_equal(first[..., : shape[-1]], first[..., -shape[-1] :])
+
+
+def test_players_see_themselves() -> None:
+    with closing(make_env(replace(KEEPER, num_left_players=3, frame_stack=1), 0)) as env:
+        obs, _ = env.reset(seed=0)
+        sides, itself = obs[..., :3], obs[..., 3]
+        assert np.array_equal(sides[0], sides[1])
+        assert np.array_equal(sides[0], sides[2])
+        assert len({mark.tobytes() for mark in itself}) == 3
+
+
+# Ends and scores
+
+
+def play(env: Env, actions: Iterator[int] | list[int]) -> tuple[list[float], bool, bool, Any]:
+    """Plays to the end; rewards, how it ended, and what was said of it."""
+    rewards: list[float] = []
+    for action in actions:
+        num_players = env.env_spec.num_players
+        _, reward, terminated, truncated, info = env.step(np.full(num_players, action))
+        rewards.append(float(np.mean(reward)))
+        assert bool(info) == (terminated or truncated)
+        if info:
+            return rewards, terminated, truncated, info["episode"]
+    raise AssertionError("no end")
+
+
+def test_time_limit_truncates() -> None:
+    """Where nothing else ends them, academy scenarios end once 400 steps have been played."""
+    config = FootballConfig("academy_run_to_score")
+    theirs = package_env(config, 0)
+    with closing(make_env(config, 0)) as env, closing(theirs):
+        env.reset(seed=0)
+        rewards, terminated, truncated, episode = play(env, [IDLE] * 500)
+        theirs.reset()
+        dones = [theirs.step(IDLE)[2] for _ in rewards]
+    assert (terminated, truncated) == (False, True)
+    assert dones == [False] * 400 + [True]
+    assert episode == {"r": 0.0, "l": 401}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "training_return"), [("scoring", 1.0), ("scoring,checkpoints", 2.0)]
+)
+def test_goal_terminates(rewards: str, training_return: float) -> None:
+    """The raw score is the goal difference, whatever is trained on."""
+    with closing(make_env(replace(EASY, rewards=rewards), 0)) as env:
+        for _ in range(2):
+            env.reset(seed=1)
+            paid, terminated, truncated, episode = play(env, [RIGHT] * 8 + [SHOT] * 100)
+            assert (terminated, truncated) == (True, False)
+            assert episode == {"r": 1.0, "l": len(paid)}
+            assert sum(paid) == pytest.approx(training_return)
+
+
+def test_the_right_side_scores_for_itself() -> None:
+    """1_vs_1: a goal of the left side is one let in."""
+    config = FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1)
+    sums = np.zeros(2)
+    with closing(make_env(replace(config, rewards="scoring"), 0)) as env:
+        env.reset(seed=0)
+        info: dict[str, Any] = {}
+        ended, t = False, 0
+        while not ended:
+            action = SHOT if t % 12 == 11 else RIGHT
+            _, reward, terminated, truncated, info = env.step(np.array([action, IDLE]))
+            sums += np.asarray(reward)
+            ended, t = terminated or truncated, t + 1
+    assert sums[0] > 0
+    assert sums[1] == -sums[0]
+    assert info["episode"]["r"] == sums[0]
+
+
+def test_possession_ends_where_the_scenario_says_so() -> None:
+    """Losing the ball terminates, long before the time is up."""
+    with closing(make_env(KEEPER, 0)) as env:
+        env.reset(seed=3)
+        rewards, terminated, truncated, episode = play(env, [11] * 400)
+    assert (terminated, truncated) == (True, False)
+    assert episode["l"] == len(rewards) < 400
+    assert episode["r"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scenario", "left", "right", "key"),
+    [
+        ("academy_empty_goal_close", 3, 0, "env.num_left_players"),
+        ("academy_3_vs_1_with_keeper", 5, 0, "env.num_left_players"),
+        ("1_vs_1_easy", 1, 2, "env.num_right_players"),
+        ("11_vs_11_stochastic", 12, 0, "env.num_left_players"),
+    ],
+)
+def test_more_players_than_can_be_controlled(
+    scenario: str, left: int, right: int, key: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}=.*lets at most") as error:
+        make_env(FootballConfig(scenario, num_left_players=left, num_right_players=right), 0)
+    assert "\n" not in str(error.value)
+
+
+# States
+
+CHILD = """
+import json, sys
+from htsrl_cli.envs import football
+from tests.unit.test_football import futures
+
+cases, football.STEPS_BETWEEN_KEYFRAMES = json.loads(sys.argv[1])
+for case in cases:
+    print(json.dumps(futures(case)), flush=True)
+"""
+
+
+def child(code: str, *words: str) -> str:
+    """What a fresh process prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def trace(env: Env, num_steps: int, seed: int) -> list[str]:
+    """Digests of all that random actions lead to, resets included, and of the state at last.
+
+    Without the engine's part of the state, whose padding holds whatever was there before.
+    """
+    rng, digests = np.random.default_rng(seed), []
+    for _ in range(num_steps):
+        obs, reward, *ends, info = env.step(rng.integers(0, NUM_ACTIONS, env.env_spec.num_players))
+        said = repr((np.asarray(reward).tolist(), ends, info))
+        digests.append(hashlib.sha256(obs.tobytes() + said.encode()).hexdigest()[:12])
+        if any(ends):
+            obs, _ = env.reset(seed=int(rng.integers(2**31)))
+            digests.append("reset " + hashlib.sha256(obs.tobytes()).hexdigest()[:12])
+    meta, (played, *keyframe) = unpack_state("football", env.get_state())
+    return [*digests, repr((meta, played, keyframe[1:]))]
+
+
+def futures(case: dict[str, Any]) -> list[list[str]]:
+    """Of a state: in a new environment, and in one that has played something else since."""
+    state = Path(case["state"]).read_bytes()
+    with closing(make_env(FootballConfig(**case["config"]), 0)) as env:
+        found = []
+        for _ in range(2):
+            obs = hashlib.sha256(env.set_state(state).tobytes()).hexdigest()
+            found.append([obs, *trace(env, case["num_steps"], seed=5)])
+            env.reset(seed=99)
+            trace(env, 37, seed=6)
+        return found
+
+
+def check_restores(configs: list[FootballConfig], folder: Path, before: int, after: int) -> int:
+    """Plays, saves, goes on; another process has to go on alike. How many resets were crossed."""
+    cases, expected = [], []
+    for number, config in enumerate(configs):
+        path = folder / str(number)
+        with closing(make_env(config, 0)) as env:
+            env.reset(seed=11 + number)
+            trace(env, before, seed=3)
+            path.write_bytes(env.get_state())
+            future = trace(env, after, seed=5)
+            obs = hashlib.sha256(env.set_state(path.read_bytes()).tobytes()).hexdigest()
+            expected.append([obs, *future])
+        cases.append({"config": asdict(config), "state": str(path), "num_steps": after})
+    words = json.dumps([cases, football.STEPS_BETWEEN_KEYFRAMES])
+    lines = [json.loads(line) for line in child(CHILD, words).splitlines() if line[:2] == "[["]
+    for config, traces, futures_found in zip(configs, expected, lines, strict=True):
+        assert futures_found == [traces, traces], config
+    return sum(line.startswith("reset") for traces in expected for line in traces)
+
+
+def test_states_restore_in_another_process(tmp_path: Path) -> None:
+    configs = [
+        EASY,
+        replace(KEEPER, num_left_players=3),
+        replace(KEEPER, representation="simple115v2", frame_stack=2),
+        FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1),
+    ]
+    assert check_restores(configs, tmp_path, 200, 200) > 5
+
+
+def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One before the state is taken, two in what is compared."""
+    monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 40)
+    configs = [
+        FootballConfig("5_vs_5"),
+        FootballConfig("5_vs_5", num_left_players=2, num_right_players=2),
+        replace(KEEPER, num_left_players=3),
+    ]
+    check_restores(configs, tmp_path, before=70, after=60)
+
+
+@pytest.mark.slow
+def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> None:
+    configs = [FootballConfig(scenario) for scenario in FOOTBALL_SCENARIOS]
+    check_restores(configs, tmp_path, 200, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [450, 520, 1040])
+def test_states_restore_over_true_keyframes(before: int, tmp_path: Path) -> None:
+    """Several matches, for only some of the engine's are not wholly in its states."""
+    matches = [FootballConfig("5_vs_5"), FULL, FootballConfig("1_vs_1_easy")]
+    check_restores(matches * 3, tmp_path, before, 120)
+
+
+def at_keyframe(env: Env, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A state with the engine's own part in it."""
+    monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 5)
+    env.reset(seed=1)
+    for _ in range(7):
+        env.step(np.array([IDLE]))
+    return env.get_state()
+
+
+def test_damaged_and_foreign_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(make_env(EASY, 0)) as env:
+        state = at_keyframe(env, monkeypatch)
+        middle = len(state) // 2
+        flipped = state[:middle] + bytes([state[middle] ^ 1]) + state[middle + 1 :]
+        for damaged in (b"", state[:-1], b"?" + state[1:], flipped):
+            with pytest.raises(CheckpointError):
+                env.set_state(damaged)
+        expected = env.set_state(state)
+        assert env.get_state() == state
+    others = {
+        "scenario": FootballConfig("academy_empty_goal"),
+        "representation": replace(EASY, representation="simple115v2"),
+        "frame_stack": replace(EASY, frame_stack=2),
+    }
+    for name, config in others.items():
+        with closing(make_env(config, 0)) as env, pytest.raises(CheckpointError, match=name):
+            env.set_state(state)
+    with closing(make_env(EASY, 0)) as env:
+        assert np.array_equal(env.set_state(state), expected)
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("executed", "w")
+
+
+def engine_parts(engine: bytes) -> dict[str, bytes]:
+    """What may stand in place of the engine's own state, the package's pickle among it."""
+    hostile = pickle.dumps(Hostile())
+    return {
+        "pickle": hostile,
+        "package": len(hostile).to_bytes(4, "little") + hostile + engine[4:],
+        "empty": b"",
+        "longer": engine + hostile,
+    }
+
+
+def test_pickles_are_refused_and_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of a state, and well packed in place of the engine's part of it."""
+    monkeypatch.chdir(tmp_path)
+    with closing(make_env(EASY, 0)) as env:
+        state = at_keyframe(env, monkeypatch)
+        meta, (played, engine, stack) = unpack_state("football", state)
+        parts = engine_parts(engine)
+        del parts["longer"]
+        packed = [pack_state("football", meta, [played, part, stack]) for part in parts.values()]
+        for hostile in (pickle.dumps(Hostile()), *packed):
+            with pytest.raises(CheckpointError):
+                env.set_state(hostile)
+        env.set_state(state)
+    assert list(tmp_path.iterdir()) == []
+
+
+LONGER = """
+import sys
+from pathlib import Path
+from tests.unit.test_football import EASY, make_env
+
+env = make_env(EASY, 0)
+env.set_state(Path(sys.argv[1]).read_bytes())
+"""
+
+
+def test_an_engine_state_that_does_not_fit_executes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine finds out deep inside, and ends its process."""
+    with closing(make_env(EASY, 0)) as env:
+        meta, (played, engine, stack) = unpack_state("football", at_keyframe(env, monkeypatch))
+    path = tmp_path / "state"
+    part = engine_parts(engine)["longer"]
+    path.write_bytes(pack_state("football", meta, [played, part, stack]))
+    (tmp_path / "cwd").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LONGER, str(path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path / "cwd",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert list((tmp_path / "cwd").iterdir()) == []

@@ -1,0 +1,416 @@
+"""Several players: who acts by which policy, and which policy learns from whom.
+
+All comparisons are of bits, but where a norm is recomputed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from htsrl_cli import actor as actor_module
+from htsrl_cli import evaluation
+from htsrl_cli.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.checkpoint import Checkpoint
+from htsrl_cli.config import (
+    A2cConfig,
+    ActorsConfig,
+    AlgoConfig,
+    CheckpointConfig,
+    EvalConfig,
+    LearnerConfig,
+    LogConfig,
+    PpoConfig,
+    RunnerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from htsrl_cli.envs import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.errors import CheckpointError, NonFiniteError
+from htsrl_cli.learner import Learner
+from htsrl_cli.policy import ActorCritic, build_policies, flatten_parameters, initialize, sample
+from htsrl_cli.schema import to_plain
+from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+from htsrl_cli.storage import Board, Episode, ParameterStore, Request, Ring, Slot
+from htsrl_cli.torch_setup import set_up_torch
+from tests.unit.learner_references import A2C, IMAGES, PPO, SEED, SPEC, make_slot
+from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
+
+K = 3
+TEAM = replace(SPEC, num_players=K)
+TEAM_IMAGES = replace(IMAGES, num_players=K)
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_in_a_run() -> None:
+    set_up_torch()
+
+
+def independent(algo: AlgoConfig) -> AlgoConfig:
+    return replace(algo, policies="independent")
+
+
+# Learning
+
+
+def columns_of(slot: Slot, policy: int) -> Slot:
+    """A slot with the columns of one policy only."""
+    arrays = slot.arrays().items()
+    return Slot(**{name: np.ascontiguousarray(array[:, policy::K]) for name, array in arrays})
+
+
+def parameters_of(learner: Learner, policy: int) -> dict[str, Array]:
+    """θ[j], θ[j-1] and the optimizer's state of one policy, under the names of a lone one."""
+    marked = {name: name.split("/") for name in learner.state()}
+    return {
+        "/".join([*path[:-1], path[-1].replace(f"{policy}.", "0.", 1)]): learner.state()[name]
+        for name, path in marked.items()
+        if path[-1].startswith(f"{policy}.")
+    }
+
+
+def lone_learner(policy: int, algo: AlgoConfig, spec: EnvSpec, precision: str) -> Learner:
+    """Of one player, beginning with the parameters that policy number `policy` begins with."""
+    learner = make_learner(algo, spec=spec, micro_batch=3, precision=precision)
+    network = ActorCritic(spec, algo.hidden_sizes)
+    initialize(network, SEED, policy)
+    begin = {f"0.{name}": p.detach().numpy() for name, p in network.named_parameters()}
+    arrays = {f"{kind}/{n}": a for kind in ("params", "previous") for n, a in begin.items()}
+    learner.load_state(arrays, 0)
+    return learner
+
+
+CASES = [
+    pytest.param(TEAM, A2C, "fp32", id="a2c"),
+    pytest.param(TEAM, PPO, "fp32", id="ppo"),
+    pytest.param(TEAM_IMAGES, A2C, "fp32", id="a2c-images"),
+    pytest.param(TEAM_IMAGES, PPO, "bf16", id="ppo-images-bf16"),
+]
+
+
+@pytest.mark.parametrize(("spec", "algo", "precision"), CASES)
+def test_an_independent_policy_learns_as_if_it_were_alone(
+    spec: EnvSpec, algo: AlgoConfig, precision: str
+) -> None:
+    """Number k of K from columns k, k + K, ...: minibatches, clipping and schedules included."""
+    team = make_learner(independent(algo), spec=spec, micro_batch=3, precision=precision)
+    alone = replace(spec, num_players=1)
+    learners = [lone_learner(k, algo, alone, precision) for k in range(K)]
+    for number in range(3):
+        slot = make_slot(spec, number)
+        logged = team.update(slot, no_check)
+        logs = [learner.update(columns_of(slot, k), no_check) for k, learner in enumerate(learners)]
+        for k, learner in enumerate(learners):
+            expected, got = learner.state(), parameters_of(team, k)
+            assert expected.keys() == got.keys()
+            for name, array in expected.items():
+                assert array.tobytes() == got[name].tobytes(), (number, k, name)
+        for name in ("loss/policy", "loss/value", "loss/entropy", "learner/grad_norm"):
+            assert logged[name] == pytest.approx(np.mean([log[name] for log in logs]), rel=1e-4)
+    assert parameters_of(team, 0).keys() == parameters_of(team, 1).keys()
+    heads = [parameters_of(team, k)["params/0.policy_head.weight"] for k in (0, 1)]
+    assert not np.array_equal(heads[0], heads[1])
+
+
+@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+def test_a_shared_policy_learns_from_all_players(algo: AlgoConfig) -> None:
+    """Columns are columns, whoever's they are."""
+    team, alone = make_learner(algo, spec=TEAM), make_learner(algo, spec=SPEC)
+    for number in range(2):
+        for learner in (team, alone):
+            learner.update(make_slot(SPEC, number), no_check)
+    assert_same_state(team, alone)
+
+
+@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+def test_clipping_does_not_depend_on_the_other_policies(algo: AlgoConfig) -> None:
+    """The gradient of policy 0 grows beyond measure, also beyond the others' clipping."""
+    small = replace(independent(algo), max_grad_norm=1e3)
+    calm, wild = make_learner(small, spec=TEAM), make_learner(small, spec=TEAM)
+    calm.update(make_slot(TEAM, 0), no_check)
+    slot = make_slot(TEAM, 0)
+    slot.rewards[:, 0::K] *= 1e6
+    assert wild.update(slot, no_check)["learner/grad_norm"] > 1e3
+    for k in range(K):
+        same = [
+            array.tobytes() == parameters_of(wild, k)[name].tobytes()
+            for name, array in parameters_of(calm, k).items()
+        ]
+        assert all(same) == (k > 0)
+
+
+def test_every_policy_is_clipped_to_the_whole_norm() -> None:
+    learner = make_learner(replace(independent(PPO), max_grad_norm=1e-4), spec=TEAM)
+    with applied_norms() as norms:
+        learner.update(make_slot(TEAM, 0), no_check)
+    assert norms == pytest.approx([K**0.5 * 1e-4] * len(norms), rel=1e-2)
+
+
+@pytest.mark.parametrize(("spec", "algo", "precision"), CASES)
+def test_threads_and_restores_change_no_bit(
+    spec: EnvSpec, algo: AlgoConfig, precision: str
+) -> None:
+    team = independent(algo)
+    one, other, restored = (
+        make_learner(team, spec=spec, micro_batch=3, num_threads=n, precision=precision)
+        for n in (1, 3, 2)
+    )
+    for number in range(2):
+        slot = make_slot(spec, number)
+        assert one.update(slot, no_check) == other.update(slot, no_check)
+    restored.load_state(one.state(), one.num_updates_done)
+    for learner in (one, other, restored):
+        learner.update(make_slot(spec, 2), no_check)
+    assert_same_state(one, other)
+    assert_same_state(one, restored)
+
+
+def test_a_policy_that_is_not_finite_is_named_and_none_is_updated() -> None:
+    learner, twin = (make_learner(independent(A2C), spec=TEAM) for _ in range(2))
+    slot = make_slot(TEAM, 1)
+    slot.obs[2, 2, 0] = np.inf
+    with pytest.raises(
+        NonFiniteError, match=r"not finite: gradient of 2\.trunk\.layers\.0\.weight"
+    ):
+        learner.update(slot, no_check)
+    assert_same_state(learner, twin)
+
+
+# Acting
+
+T, B = 2, 6 * K
+VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)), K)
+EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
+
+
+def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> ActorSetup:
+    return ActorSetup(VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32")
+
+
+class Stage:
+    """A ring full of random observations, and an actor whose policies have preferences."""
+
+    def __init__(self, setup: ActorSetup, parameters: Tensor) -> None:
+        self.ring = Ring(setup.spec, T, B)
+        rng = np.random.default_rng(0)
+        self.ring.begin(0, np.zeros((B, 6)), rng.random((T, B, 2), dtype=np.float32))
+        self.slot = self.ring.slot(0)
+        for obs in (self.slot.obs, self.ring.final_obs):
+            obs[:] = rng.standard_normal(obs.shape)
+        store = ParameterStore(len(parameters))
+        store.publish(parameters.numpy(), 0)
+        self.actor = Actor(setup, self.ring, store, Board(1), 0)
+
+    def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:
+        for part in parts:
+            self.actor.serve(part)
+        names = ("actions", "log_probs", "values", "final_values")
+        return {name: self.slot.arrays()[name].tobytes() for name in names}
+
+
+def team_policies(algo: AlgoConfig) -> nn.ModuleList:
+    policies = build_policies(VECTORS, algo, "fp32", torch.device("cpu"))
+    for index, policy in enumerate(policies):
+        assert isinstance(policy, ActorCritic)
+        initialize(policy, SEED, index)
+        with torch.no_grad():
+            policy.policy_head.weight.mul_(100)
+    return policies
+
+
+def constants(policies: nn.ModuleList) -> nn.ModuleList:
+    """Policy k values everything at k + 1."""
+    with torch.no_grad():
+        for k, policy in enumerate(policies):
+            assert isinstance(policy, ActorCritic)
+            policy.value_head.weight.zero_()
+            policy.value_head.bias.fill_(k + 1.0)
+    return policies
+
+
+class Positional(ActorCritic):
+    """The position in the batch shows in the value."""
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs)
+        return params, values + torch.arange(len(values)) / 8
+
+
+@pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
+def test_policy_c_modulo_k_serves_column_c(fixed_rows: bool) -> None:
+    setup = team_setup(fixed_rows=fixed_rows)
+    stage = Stage(setup, flatten_parameters(constants(team_policies(setup.algo))))
+    stage.answers([EVERYTHING[::-1]])
+    expected = np.arange(B) % K + 1.0
+    assert (stage.slot.values == expected).all()
+    assert (stage.slot.final_values[0] == expected).all()
+
+
+def test_a_shared_policy_serves_every_column() -> None:
+    setup = team_setup("shared")
+    stage = Stage(setup, flatten_parameters(constants(team_policies(setup.algo))))
+    stage.answers([EVERYTHING])
+    assert (stage.slot.values == 1.0).all()
+
+
+def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column c has row c // K % batch in the passes of its policy: its environment's."""
+
+    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> nn.ModuleList:
+        return nn.ModuleList(Positional(spec, algo.hidden_sizes) for _ in range(K))
+
+    monkeypatch.setattr(actor_module, "build_policies", build)
+    setup = team_setup(fixed_rows=True)
+    parameters = flatten_parameters(constants(team_policies(setup.algo)))
+    assert not free_rows(setup, parameters)
+    columns = np.arange(B)
+    expected = columns % K + 1 + columns // K % setup.batch / 8
+    for parts in in_parts():
+        stage = Stage(setup, parameters)
+        stage.answers(parts)
+        assert (stage.slot.values == expected).all()
+
+
+def in_parts() -> list[list[list[Request]]]:
+    """All requests, at once and in random orders and parts."""
+    rng = np.random.default_rng(1)
+    found: list[list[list[Request]]] = [[EVERYTHING]]
+    for _ in range(3):
+        order = [EVERYTHING[i] for i in rng.permutation(len(EVERYTHING))]
+        cuts = sorted(rng.choice(np.arange(1, len(order)), 7, replace=False).tolist())
+        found.append([order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)])
+    return found
+
+
+@pytest.mark.parametrize("policies", ["shared", "independent"])
+def test_a_players_answers_do_not_depend_on_its_company(policies: str) -> None:
+    setup = team_setup(policies)
+    parameters = flatten_parameters(team_policies(setup.algo))
+    assert free_rows(setup, parameters)
+    expected = Stage(setup, parameters).answers([[request] for request in EVERYTHING])
+    for fixed_rows in (False, True):
+        each = team_setup(policies, fixed_rows=fixed_rows)
+        for parts in in_parts():
+            assert Stage(each, parameters).answers(parts) == expected
+
+
+# Synthetic environments
+
+
+def test_count_tells_every_players_column() -> None:
+    env = make_env(SyntheticConfig("count", episode_length=2, num_players=K), 2)
+    assert env.env_spec.num_players == K
+    assert env.reset(seed=0)[0].tolist() == [[6, 0, 0], [7, 0, 0], [8, 0, 0]]
+    obs, reward, *_ = env.step(np.zeros((K, 1), np.int64))
+    assert obs.tolist() == [[6, 0, 1], [7, 0, 1], [8, 0, 1]]
+    assert np.asarray(reward).tolist() == [60_001, 70_001, 80_001]
+    *_, info = env.step(np.zeros((K, 1), np.int64))
+    assert info["episode"] == {"r": 140_003.0, "l": 2}, "the mean player's return"
+
+
+def test_sleep_pays_every_player_for_its_own_choice() -> None:
+    env = make_env(SyntheticConfig("sleep", num_players=K), 0)
+    obs, _ = env.reset(seed=3)
+    for _ in range(10):
+        best = obs.argmax(axis=1)
+        actions = np.where(np.arange(K) == 1, best, (best + 1) % 4)
+        obs, reward, *_ = env.step(actions[:, None])
+        assert np.asarray(reward).tolist() == [0, 1, 0]
+
+
+def test_several_players_are_restored() -> None:
+    env, other = (make_env(SyntheticConfig("sleep", num_players=K), 0) for _ in range(2))
+    env.reset(seed=1)
+    obs, *_ = env.step(np.zeros((K, 1), np.int64))
+    assert np.array_equal(other.set_state(env.get_state()), obs)
+    for _ in range(5):
+        futures = [each.step(np.ones((K, 1), np.int64)) for each in (env, other)]
+        assert futures[0][0].tobytes() == futures[1][0].tobytes()
+        assert np.array_equal(futures[0][1], futures[1][1])
+
+
+# Evaluation
+
+
+def team_config(policies: str) -> TrainConfig:
+    return TrainConfig(
+        env=SyntheticConfig("sleep", num_players=K, episode_length=12),
+        algo=PpoConfig(policies=policies),
+        actors=ActorsConfig(device="cpu", inference_batch=4),
+        learner=LearnerConfig(),
+        runner=RunnerConfig(),
+        checkpoint=CheckpointConfig(),
+        log=LogConfig(),
+    )
+
+
+def team_checkpoint(config: TrainConfig) -> Checkpoint:
+    """What a run would save, with untrained parameters that prefer something."""
+    spec = make_env(config.env, 0).env_spec
+    arrays: dict[str, Array] = {}
+    for k, policy in enumerate(build_policies(spec, config.algo, "fp32", torch.device("cpu"))):
+        assert isinstance(policy, ActorCritic)
+        initialize(policy, 1, k)
+        with torch.no_grad():
+            policy.policy_head.weight.mul_(100)
+        arrays |= {f"params/{k}.{n}": p.detach().numpy() for n, p in policy.named_parameters()}
+    meta = {"config": to_plain(config), "env_steps": 0, "env_spec": asdict(spec)}
+    return Checkpoint(arrays, json.loads(json.dumps(meta)))
+
+
+def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Episode]:
+    return evaluation.play(checkpoint, EvalConfig("", **config), Path("some.ckpt"), side_by_side)
+
+
+def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:
+    """One game, player after player, in the plainest way."""
+    env = make_env(config.env, 0)
+    policies = build_policies(env.env_spec, config.algo, "fp32", torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in policies.named_parameters():
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/{name}"]))
+    rng = generator(5, Purpose.EVALUATION_ACTIONS, number)
+    obs, _ = env.reset(seed=reset_seed(5, number, 0, Purpose.EVALUATION_RESETS))
+    total, info = 0.0, dict[str, Any]()
+    while not info:
+        noise = draw_noise(rng, (K, 1), "categorical")
+        actions = np.zeros((K, 1), np.int64)
+        for player in range(K):
+            rows = torch.from_numpy(np.repeat(obs[[player]], config.actors.inference_batch, axis=0))
+            with torch.no_grad():
+                params, _ = policies[player % len(policies)](rows)
+                chosen = sample(
+                    env.env_spec.actions, params[:1], torch.from_numpy(noise[[player]])
+                )[0]
+            actions[player] = chosen.numpy()[0]
+        obs, reward, *_, info = env.step(actions)
+        total += float(np.mean(reward))
+    return Episode(info["episode"]["r"], total, info["episode"]["l"])
+
+
+@pytest.mark.parametrize("policies", ["shared", "independent"])
+def test_games_of_several_players_do_not_depend_on_the_games_beside(policies: str) -> None:
+    """Passes of 4 rows: the players of a game fall into different ones."""
+    config = team_config(policies)
+    checkpoint = team_checkpoint(config)
+    expected = [slowly(checkpoint, config, number) for number in range(5)]
+    assert len(set(expected)) > 1
+    for side_by_side in (None, 1, 2, 5):
+        assert play(checkpoint, side_by_side, episodes=5, seed=5) == expected
+    greedy = play(checkpoint, episodes=5, seed=5, greedy=True)
+    assert play(checkpoint, 4, episodes=5, seed=5, greedy=True) == greedy
+
+
+def test_a_checkpoint_of_one_policy_is_none_of_three() -> None:
+    checkpoint = team_checkpoint(team_config("shared"))
+    checkpoint.meta["config"]["algo"]["policies"] = "independent"
+    with pytest.raises(CheckpointError, match=r"no parameter 1\."):
+        play(checkpoint, episodes=1)

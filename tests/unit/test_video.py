@@ -1,0 +1,340 @@
+"""Videos are real files that show every env step, and change no score."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from htsrl_cli import evaluation
+from htsrl_cli.checkpoint import CheckpointStore, save_checkpoint
+from htsrl_cli.config import (
+    AtariConfig,
+    EnvConfig,
+    EvalConfig,
+    FootballConfig,
+    GymConfig,
+    SyntheticConfig,
+)
+from htsrl_cli.envs import Array, PicturedEnv, make_env
+from htsrl_cli.envs.match import View
+from htsrl_cli.envs.pitch import draw_pitch
+from htsrl_cli.errors import ConfigError
+from htsrl_cli.video import VideoFolder
+from tests.unit.test_evaluation import make_checkpoint
+
+CARTPOLE = GymConfig("CartPole-v1")
+PONG = AtariConfig("pong", max_num_frames_per_episode=200)
+FOOTBALL = FootballConfig("academy_empty_goal_close")
+
+
+def pictured(config: EnvConfig, renderer: str = "pitch") -> PicturedEnv:
+    env = make_env(config, 0, renderer)
+    assert isinstance(env, PicturedEnv)
+    return env
+
+
+def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
+    """All pictures of a file, uint8 [frames, H, W, 3], read by another program, and its figures."""
+    file = cv2.VideoCapture(str(path))
+    names = {"fps": cv2.CAP_PROP_FPS, "count": cv2.CAP_PROP_FRAME_COUNT}
+    codes = {"codec": cv2.CAP_PROP_FOURCC, "pixels": cv2.CAP_PROP_CODEC_PIXEL_FORMAT}
+    meta: dict[str, Any] = {name: file.get(number) for name, number in names.items()}
+    for name, number in codes.items():
+        meta[name] = int(file.get(number)).to_bytes(4, "little").decode()
+    frames = []
+    while True:
+        there_is_one, frame = file.read()
+        if not there_is_one:
+            break
+        frames.append(frame[..., ::-1])
+    file.release()
+    return np.stack(frames), meta
+
+
+def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> evaluation.EvalResult:
+    CheckpointStore(folder, keep=1).save(1234, 0.5, make_checkpoint(config, inference_batch=2))
+    return evaluation.run(EvalConfig(str(folder), **keys))
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "fps"),
+    [
+        (CARTPOLE, (600, 400), 50),
+        (PONG, (480, 630), 15),
+        pytest.param(FOOTBALL, (960, 640), 10, id="football"),
+    ],
+)
+def test_every_game_has_a_video_and_the_same_score_as_without(
+    tmp_path: Path, config: EnvConfig, size: tuple[int, int], fps: float
+) -> None:
+    without = evaluate(tmp_path, config, episodes=3, seed=4)
+    assert not (tmp_path / "videos").exists()
+    with_videos = evaluate(tmp_path, config, episodes=3, seed=4, video=True)
+    assert with_videos == without
+    files = sorted((tmp_path / "videos").iterdir())
+    assert [file.name for file in files] == [f"game_{number:04}.mp4" for number in range(3)]
+    for file, length in zip(files, without.lengths, strict=True):
+        frames, meta = read_back(file)
+        assert frames.shape == (length + 1, size[1], size[0], 3)
+        assert meta == {"fps": fps, "count": length + 1, "codec": "h264", "pixels": "I420"}
+        assert frames.std(axis=0).max() > 20, "nothing moves"
+
+
+def test_a_video_shows_the_states_that_were_played(tmp_path: Path) -> None:
+    """Close to what `render` gave, in this order and in these colours."""
+    env = pictured(FOOTBALL)
+    expected = []
+    with VideoFolder(tmp_path) as videos:
+        video = videos.video(env, 7)
+        env.reset(seed=5)
+        for _ in range(8):
+            video.add_frame()
+            expected.append(env.render())
+            env.step(np.array([5]))
+        video.finish()
+    env.close()
+    frames, _ = read_back(tmp_path / "game_0007.mp4")
+    errors = [np.abs(frames.astype(int) - picture).mean(axis=(1, 2, 3)) for picture in expected]
+    assert [int(np.argmin(row)) for row in errors] == list(range(8))
+    assert max(row.min() for row in errors) < 4
+
+
+def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
+    breakout = AtariConfig("breakout", max_num_frames_per_episode=1200)
+    result = evaluate(tmp_path, breakout, episodes=1, seed=5, video=True)
+    frames, _ = read_back(tmp_path / "videos" / "game_0000.mp4")
+    assert len(frames) == result.lengths[0] + 1
+
+
+def test_a_file_elsewhere_has_its_videos_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    save_checkpoint(path, make_checkpoint(CARTPOLE))
+    evaluation.run(EvalConfig(str(path), episodes=1, video=True))
+    assert (tmp_path / "videos" / "game_0000.mp4").exists()
+
+
+def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
+    """Whatever is drawn in only one of two frames is in the picture as in the observation."""
+    config = AtariConfig("space_invaders")
+    env, plain = pictured(config), make_env(config, 0)
+    assert env.frame_rate == 15
+    rng = np.random.default_rng(0)
+    env.reset(seed=1)
+    plain.reset(seed=1)
+    for _ in range(60):
+        action = rng.integers(env.env_spec.actions.sizes)
+        obs, *_ = env.step(action)
+        same, *_ = plain.step(action)
+        assert np.array_equal(obs, same)
+        picture = env.render()
+        assert picture.shape == (210, 160, 3)
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, (84, 84), interpolation=cv2.INTER_AREA)
+        # The emulator's own gray is rounded otherwise.
+        assert np.abs(small.astype(int) - obs[..., -1]).max() <= 3
+    assert np.ptp(picture.astype(int), axis=2).max() > 50, "colourless"
+
+
+def test_football_is_drawn_where_it_is() -> None:
+    env = pictured(FootballConfig("11_vs_11_stochastic"))
+    env.reset(seed=3)
+    picture = env.render()
+    assert picture.shape == (640, 960, 3)
+    assert picture.dtype == np.uint8
+    again = env.render()
+    assert np.array_equal(picture, again)
+    env.step(np.array([5]))
+    assert not np.array_equal(picture, env.render())
+    # Yellow's goalkeeper is on the left, dark blue's on the right.
+    yellow = (picture[60:] == (255, 214, 48)).all(axis=2)
+    blue = (picture[60:] == (30, 52, 140)).all(axis=2)
+    assert yellow.any(axis=0).argmax() < 200
+    assert blue.any(axis=0)[::-1].argmax() < 200
+    # Eleven discs of 12 pixels' radius, some of them hidden, less their numbers.
+    assert 2000 < yellow.sum() < 11 * 452
+    assert 2000 < blue.sum() < 11 * 452
+    env.close()
+
+
+def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
+    nobody = View(
+        ball=np.array([0.5, 0.3, 4.0]),
+        ball_direction=np.zeros(3),
+        ball_owned_team=-1,
+        ball_owned_player=-1,
+        own=np.array([[-0.9, 0.0], [0.2, 0.1]]),
+        own_direction=np.zeros((2, 2)),
+        other=np.array([[0.9, 0.0]]),
+        other_direction=np.zeros((1, 2)),
+        controlled=(),
+        game_mode=0,
+    )
+
+    def differs(view: View, controlled_right: tuple[int, ...] = ()) -> tuple[float, float]:
+        """Where the picture is another than the one of `nobody`: x and y in metres, the middle."""
+        plain = draw_pitch(nobody, (), (0, 0), 1)
+        changed = (draw_pitch(view, controlled_right, (0, 0), 1) != plain).any(axis=2)
+        rows, columns = np.nonzero(changed)
+        return (columns.min() + columns.max() - 960) / 16, (rows.min() + rows.max() - 684) / 16
+
+    own, other = pytest.approx((0.2 * 54.4, 0.1 * 83.6), abs=0.2), pytest.approx((49, 0), abs=0.2)
+    assert differs(replace(nobody, controlled=(1,))) == own
+    assert differs(nobody, controlled_right=(0, -1)) == other
+    assert differs(replace(nobody, ball_owned_team=0, ball_owned_player=1)) == own
+    assert differs(replace(nobody, ball_owned_team=1, ball_owned_player=0)) == other
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SyntheticConfig("count"), "this environment has no picture"),
+        (GymConfig("Blind-v0"), "Blind-v0 cannot be pictured: it has no render mode rgb_array"),
+        (GymConfig("Liar-v0"), "Liar-v0 cannot be pictured: what it renders is no uint8"),
+        (GymConfig("Lacking-v0"), "Lacking-v0 cannot be pictured: pip install paint"),
+    ],
+)
+def test_what_has_no_picture_is_refused_in_one_line(
+    tmp_path: Path, config: EnvConfig, words: str
+) -> None:
+    for name in ("Blind", "Liar", "Lacking"):
+        if f"{name}-v0" not in gymnasium.registry:
+            gymnasium.register(f"{name}-v0", entry_point=f"{__name__}:{name}Env")
+    with pytest.raises(ConfigError, match=f"^video=true: {words}") as caught:
+        evaluate(tmp_path, config, episodes=1, video=True)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+class BlindEnv(gymnasium.Env[Array, Any]):
+    """Cannot be pictured, and says so."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, **_: Any) -> tuple[Array, dict[str, Any]]:
+        return np.zeros(2, np.float32), {}
+
+
+class LiarEnv(BlindEnv):
+    """Says that it can be pictured."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - Gymnasium's
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.zeros((4, 4), np.float32)
+
+
+class LackingEnv(LiarEnv):
+    """Could be pictured with another package."""
+
+    def render(self) -> Any:
+        raise gymnasium.error.DependencyNotInstalled("pip install paint")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ConfigError, match=r"^video=true: .*pip install 'htsrl\[video\]'"):
+        evaluate(tmp_path, CARTPOLE, episodes=1, video=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "videos").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"^video=true: .*videos cannot be written"):
+        evaluate(tmp_path, CARTPOLE, episodes=1, video=True)
+
+
+def test_a_video_that_cannot_be_stored_costs_no_score(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = evaluate(tmp_path, CARTPOLE, episodes=2)
+    (tmp_path / "videos" / "game_0000.mp4").mkdir(parents=True)
+    with caplog.at_level(logging.ERROR):
+        assert evaluate(tmp_path, CARTPOLE, episodes=2, video=True) == expected
+    assert "game_0000.mp4: Is a directory; the video is not stored" in caplog.text
+    assert json.loads((tmp_path / "eval.json").read_text())["lengths"] == list(expected.lengths)
+    names = {path.name for path in (tmp_path / "videos").iterdir()}
+    assert names == {"game_0000.mp4", "game_0001.mp4"}
+
+
+# imageio-ffmpeg leaves the pipe to an ffmpeg that has died to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_failing_ffmpeg_is_reported_and_the_game_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\n[ $# -gt 5 ] && exit 1\necho ffmpeg version 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(program))
+    result = evaluate(tmp_path, PONG, episodes=1, video=True)
+    assert result.lengths[0] > 10
+    assert "the video is not stored" in caplog.text
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
+def test_unfinished_videos_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "game_0009.mp4.part").write_bytes(b"of a killed process")
+    env = pictured(PONG)
+    env.reset(seed=0)
+
+    def interrupted() -> None:
+        with VideoFolder(tmp_path) as videos:
+            assert list(tmp_path.iterdir()) == []
+            video = videos.video(env, 0)
+            video.add_frame()
+            assert [path.suffix for path in tmp_path.iterdir()] in ([], [".part"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (361, 363), (400, 600)])
+def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> None:
+    class Still:
+        frame_rate = 12.5
+
+        def __getattr__(self, name: str) -> object:
+            return name  # whatever else an environment has
+
+        def render(self) -> Array:
+            return np.full((*shape, 3), (200, 60, 20), np.uint8)
+
+    env: Any = Still()
+    with VideoFolder(tmp_path) as videos:
+        video = videos.video(env, 0)
+        video.add_frame()
+        video.finish()
+    frames, meta = read_back(tmp_path / "game_0000.mp4")
+    height, width = shape
+    factor = 36 if height == 10 else 1
+    assert frames.shape[1:3] == (height * factor + height % 2, width * factor + width % 2)
+    assert meta["fps"] == 12.5
+    assert np.abs(frames.astype(int) - (200, 60, 20)).max() < 8
+
+
+@pytest.mark.slow
+def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
+    """The engine that renders plays as the one that does not, one game after the other."""
+    config = FootballConfig("academy_counterattack_hard")
+    without = evaluate(tmp_path, config, episodes=2, seed=1)
+    keys: dict[str, Any] = {"video": True, "football_renderer": "engine"}
+    assert evaluate(tmp_path, config, episodes=2, seed=1, **keys) == without
+    for number, length in enumerate(without.lengths):
+        frames, _ = read_back(tmp_path / "videos" / f"game_{number:04}.mp4")
+        assert frames.shape == (length + 1, 720, 1280, 3)
+        red, green, blue = frames[-1].mean(axis=(0, 1))
+        assert green > max(red, blue), "no grass"
