@@ -233,6 +233,7 @@ class FootballEnv:
             "scenario": config.scenario,
             "representation": config.representation,
             "frame_stack": config.frame_stack,
+            "rewards": config.rewards,
             "num_left_players": config.num_left_players,
             "num_right_players": config.num_right_players,
         }
