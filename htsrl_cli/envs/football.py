@@ -197,7 +197,8 @@ class FootballEnv:
                 rewards[player] += _CHECKPOINT_REWARD * (_NUM_CHECKPOINTS - self._collected[player])
                 self._collected[player] = _NUM_CHECKPOINTS
             elif view.ball_owned_team == 0 and view.ball_owned_player == active:
-                while self._collected[player] < _reached(view):
+                reached = _reached(view)
+                while self._collected[player] < reached:
                     rewards[player] += _CHECKPOINT_REWARD
                     self._collected[player] += 1
         return rewards
