@@ -136,6 +136,7 @@ class Actor:
             if 0 <= t < num_steps:
                 noise[row] = slot.noise[t, c]
         actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
+        self._board.count_pass(self._worker)
         for row, (c, t) in zip(rows, requests, strict=True):
             if t < 0:
                 slot.final_values[-1 - t, c] = values[row]

@@ -30,6 +30,8 @@ htsrl: high-throughput synchronous deep reinforcement learning
   htsrl train [KEY=VALUE ...]                train a policy
   htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
 
+  htsrl bench [KEY=VALUE ...]                measure what a training run reaches here
+
   htsrl VERB --help                 groups, keys and examples
   htsrl VERB --cfg job              the configuration as it would be used
   htsrl --version
@@ -148,7 +150,26 @@ def evaluate(cfg: DictConfig) -> float | None:
     return None
 
 
-TASKS: dict[str, Task] = {"train": train, "eval": evaluate}
+@_reported
+def bench(cfg: DictConfig) -> float | None:
+    """One job of `htsrl bench`; returns the env steps per second of the first runner."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from htsrl_cli import benchmark
+    from htsrl_cli.compose import to_bench_config, to_train_config, typed_words
+
+    hydra = HydraConfig.get()
+    words = benchmark.train_words(typed_words(hydra, "task"))
+    words += [
+        f"--config-dir={s.path}"
+        for s in hydra.runtime.config_sources
+        if s.provider == "command-line"
+    ]
+    folder = Path(hydra.runtime.output_dir)
+    return benchmark.run(to_bench_config(cfg), to_train_config(cfg), words, folder)
+
+
+TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
 
 
 def _run_verb(verb: str, words: list[str]) -> None:

@@ -26,8 +26,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from htsrl_cli.config import EvalConfig, TrainConfig
+from htsrl_cli.config import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
+from htsrl_cli.machine import fill_auto
 from htsrl_cli.schema import (
     CHANGES_NO_RESULT,
     build,
@@ -38,7 +39,7 @@ from htsrl_cli.schema import (
     to_plain,
     unknown_key,
 )
-from htsrl_cli.validation import validate, validate_eval
+from htsrl_cli.validation import validate, validate_bench, validate_eval
 
 __all__ = [
     "CHANGES_NO_RESULT",
@@ -49,6 +50,7 @@ __all__ = [
     "output_dir",
     "parse_overrides",
     "resolved",
+    "to_bench_config",
     "to_eval_config",
     "to_plain",
     "to_train_config",
@@ -91,7 +93,7 @@ def to_train_config(cfg: DictConfig) -> TrainConfig:
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = from_plain(resolved(cfg))
+    config = from_plain(fill_auto(resolved(cfg)))
     validate(config)
     return config
 
@@ -107,14 +109,29 @@ def to_eval_config(cfg: DictConfig) -> EvalConfig:
     return config
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The composed values without Hydra's own and without `resume`; interpolations resolved.
+def to_bench_config(cfg: DictConfig) -> BenchConfig:
+    """The section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    config = build(BenchConfig, resolved(cfg, ["bench"])["bench"], "bench.")
+    validate_bench(config)
+    return config
+
+
+def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The composed values, interpolations resolved.
+
+    Args:
+        names: the sections; those of a training run if None.
 
     Raises:
         ConfigError: a mandatory value is missing, or an interpolation leads nowhere.
     """
-    names = [str(key) for key in cfg if key not in ("hydra", "resume")]
-    own = OmegaConf.masked_copy(cfg, names)
+    if names is None:
+        names = [str(key) for key in cfg if key not in ("hydra", "resume", "bench")]
+    own = OmegaConf.masked_copy(cfg, list(names))
     try:
         plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

@@ -350,6 +350,23 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class BenchConfig:
+    """How `htsrl bench` measures.
+
+    Attributes:
+        runners: what to compare.
+        repeats: rounds; in each, every runner runs once.
+        seconds: of a run, start-up and the first interval aside.
+        micro_seconds: of each of the three one-thread measurements of a round.
+    """
+
+    runners: tuple[str, ...] = ("hts", "sync", "serial")
+    repeats: int = 3
+    seconds: float = 20.0
+    micro_seconds: float = 2.0
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Sizes derived from the configuration, computed once.
 

@@ -18,6 +18,7 @@ from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
 from htsrl_cli.compose import parse_overrides, resolved, to_train_config
 from htsrl_cli.config import TrainConfig
 from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.machine import fill_auto
 from htsrl_cli.schema import changes_no_result, equivalent, flatten, from_plain, shown, to_plain
 from htsrl_cli.validation import validate
 
@@ -105,7 +106,7 @@ def _refuse_other_run(run_dir: Path) -> None:
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
     """The stored configuration with what was typed, as far as a resume may change it."""
     stored = _stored_config(checkpoint)
-    asked = to_plain(from_plain(resolved(cfg)))
+    asked = to_plain(from_plain(fill_auto(resolved(cfg))))
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # Choosing a runner is no word on the sync interval, which its file also has.
     sections = {"runner.name" if key == "runner" else key for key in keys}

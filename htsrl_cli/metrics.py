@@ -182,8 +182,8 @@ class RunLog:
             env_steps: at the end of the interval.
             scalars: logged as means over the window; names may come and go.
             episodes: those that ended, in order of address.
-            seconds: spent, by name, on average over the workers; logged as fractions of the
-                window's wall-clock time.
+            seconds: spent, by name, on average over the workers, or counts; logged divided by
+                the window's wall-clock time, as fractions or rates.
         """
         self._env_steps = env_steps
         self._window.add(scalars, episodes)

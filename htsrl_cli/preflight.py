@@ -13,7 +13,14 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from htsrl_cli.compose import Composer, output_dir, to_eval_config, typed_words
+from htsrl_cli.compose import (
+    Composer,
+    output_dir,
+    to_bench_config,
+    to_eval_config,
+    to_train_config,
+    typed_words,
+)
 from htsrl_cli.config import EnvConfig, SyntheticConfig
 from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.job import AUTO, Job, plan_job
@@ -56,16 +63,31 @@ def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> 
     Raises:
         UsageError: in any of the jobs, something has to change.
     """
-    if multirun or composer.is_multirun(overrides):
-        jobs = composer.sweep(overrides)[1]
-    else:
-        jobs = [composer.job(overrides)]
-    for cfg in jobs:
+    for cfg in _jobs(composer, overrides, multirun):
         to_eval_config(cfg)
     return []
 
 
-CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval}
+def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Checks the configuration of every job of `htsrl bench`, and builds its environment.
+
+    Raises:
+        UsageError: in any of the jobs, something has to change.
+    """
+    jobs = _jobs(composer, overrides, multirun)
+    for cfg in jobs:
+        to_bench_config(cfg)
+    check_environments([to_train_config(cfg).env for cfg in jobs])
+    return []
+
+
+CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}
+
+
+def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
+    if multirun or composer.is_multirun(overrides):
+        return composer.sweep(overrides)[1]
+    return [composer.job(overrides)]
 
 
 def check_environments(configs: Iterable[EnvConfig]) -> None:

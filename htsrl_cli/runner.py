@@ -133,6 +133,7 @@ class Run:
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Resets the environments, or restores everything; then opens the log."""
         self._rollouts_sha256 = ""
+        self._barrier_began = time.monotonic()
         if checkpoint is None:
             self._open_interval(0, self._collector.reset())
         else:
@@ -195,6 +196,7 @@ class Run:
         """Collects an interval and learns; ends at the barrier with the next interval open."""
         slot = self._ring.slot(self._interval)
         watch = _StopWatch(self._collector.board)
+        barrier_s = watch.started_at - self._barrier_began
         self._logged: dict[str, float] = {}
         self._collector.begin()
         if self._plan.lag and self._interval > 0:
@@ -205,7 +207,8 @@ class Run:
             learner_s = -watch.seconds()
             self._learn(slot, check)
             learner_s += watch.seconds()
-        self._seconds = watch.shares(self._config, learner_s)
+        self._barrier_began = time.monotonic()
+        self._seconds = watch.shares(self._config, learner_s) | {"barrier": barrier_s}
         self._open_interval(self._interval + 1, slot.obs[-1])
 
     def _learn(self, slot: Slot, check: Callable[[], None]) -> None:
@@ -316,19 +319,23 @@ class Run:
 
 
 class _StopWatch:
-    """How long the roles were busy and waiting since it was made."""
+    """What the roles do from the moment it is made."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._start = time.perf_counter()
+        self.started_at = time.monotonic()
         self._busy_s = board.busy_s()
+        self._num_passes = board.num_passes()
 
     def seconds(self) -> float:
         """Since the start."""
-        return time.perf_counter() - self._start
+        return time.monotonic() - self.started_at
 
     def shares(self, config: TrainConfig, learner_s: float) -> dict[str, float]:
-        """Seconds that each role was busy and waiting, on average over its workers."""
+        """Seconds that each role was busy and waiting, on average over its workers.
+
+        Besides, how long it took to fill the slot, and the number of forward passes.
+        """
         wall_s = self.seconds()
         done_s = self._board.busy_s() - self._busy_s
         serial = config.runner.name == "serial"
@@ -341,6 +348,8 @@ class _StopWatch:
         return {
             **{f"{role}_busy": busy_s for role, busy_s in busy.items()},
             **{f"{role}_waiting": wall_s - busy_s for role, busy_s in busy.items()},
+            "collecting": float(self._board.left_at()[:split].max()) - self.started_at,
+            "inference_passes_per_second": self._board.num_passes() - self._num_passes,
         }
 
 

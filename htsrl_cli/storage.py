@@ -220,7 +220,9 @@ class Board:
 
     def __init__(self, num_workers: int) -> None:
         cells: tuple[tuple[int, ...], str] = ((num_workers,), "float64")
-        self._memory = SharedArrays({"since": cells, "busy_s": cells})
+        self._memory = SharedArrays(
+            {"since": cells, "busy_s": cells, "left_at": cells, "passes": cells}
+        )
 
     def enter(self, worker: int) -> None:
         """The worker starts something that may hang; what it did before counts as busy."""
@@ -229,6 +231,11 @@ class Board:
     def leave(self, worker: int) -> None:
         """The worker goes to wait; the time since `enter` counts as busy."""
         self._account(worker, 0.0)
+        self._memory["left_at"][worker] = time.monotonic()
+
+    def count_pass(self, worker: int) -> None:
+        """The worker has made a forward pass."""
+        self._memory["passes"][worker] += 1
 
     def _account(self, worker: int, since: float) -> None:
         cells = self._memory["since"]
@@ -239,6 +246,14 @@ class Board:
     def since(self) -> Array:
         """When each worker entered what it is busy with, [workers]; 0 while it waits; a copy."""
         return self._memory["since"].copy()
+
+    def left_at(self) -> Array:
+        """When each worker last went to wait, [workers], by `time.monotonic`; a copy."""
+        return self._memory["left_at"].copy()
+
+    def num_passes(self) -> int:
+        """Forward passes that all workers have made."""
+        return int(self._memory["passes"].sum())
 
     def busy_s(self) -> Array:
         """Seconds that each worker has been busy in all, [workers]; a copy."""

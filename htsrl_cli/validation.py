@@ -14,6 +14,7 @@ from typing import Any
 
 from htsrl_cli.config import (
     FOOTBALL_SCENARIOS,
+    BenchConfig,
     EvalConfig,
     FootballConfig,
     PpoConfig,
@@ -62,6 +63,10 @@ DEVICE = Rule(
     "must be auto, cpu or cuda:N",
 )
 PRECISION = _one_of("fp32", "bf16")
+RUNNERS = Rule(
+    lambda names: bool(names) and set(names) <= {"hts", "sync", "serial"},
+    "must be a list of hts, sync and serial",
+)
 GAME = Rule(
     lambda value: re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value) is not None,
     "must be a game's name in snake case, such as space_invaders",
@@ -181,6 +186,21 @@ def validate_eval(config: EvalConfig) -> None:
         "football_renderer": _one_of("pitch", "engine"),
     }
     _check("", config, rules)
+
+
+def validate_bench(config: BenchConfig) -> None:
+    """Checks the ranges of `htsrl bench`'s own keys.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    rules = {
+        "runners": RUNNERS,
+        "repeats": COUNT,
+        "seconds": POSITIVE,
+        "micro_seconds": POSITIVE,
+    }
+    _check("bench.", config, rules)
 
 
 def _check(prefix: str, section: object, rules: dict[str, Rule]) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
@@ -195,6 +196,9 @@ def _process_main(
     faulthandler.enable(stack_fd)
     faulthandler.register(signal.SIGUSR1, stack_fd)
     _leave_with_parent()
+    # The name that ps and top show.
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(multiprocessing.current_process().name)
     try:
         main(control, index, *args)
     except HtsrlError as error:

@@ -17,24 +17,15 @@ independent environments come one by one, for `sync` with all of them, which are
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import gamma
 
-from scripts import microbenchmarks
-from scripts.measured_runs import (
-    Comparison,
-    Line,
-    Measurement,
-    busy_cores,
-    median,
-    show_medians,
-    train,
-    write_report,
-)
+from htsrl_cli.benchmark import Run, measure
+from htsrl_cli.microbenchmarks import OneThread
+from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_report
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 128
@@ -84,11 +75,9 @@ class Bench:
     """Starts runs and keeps what they measured.
 
     Attributes:
-        folder: for run folders.
         seconds: of a run, its first interval aside.
     """
 
-    folder: Path
     seconds: float
 
     def run(
@@ -98,7 +87,7 @@ class Bench:
         distribution: str,
         words: Sequence[str],
         num_envs: int = NUM_ENVS,
-    ) -> tuple[Measurement, list[Line]]:
+    ) -> Run:
         """One run of `htsrl train`, printed."""
         words = [
             f"runner={runner}",
@@ -110,31 +99,17 @@ class Bench:
             f"actors.num_executors={num_envs}",
             *words,
         ]
-        busy = busy_cores()
-        run_dir = Path(tempfile.mkdtemp(prefix=f"{runner}-", dir=self.folder)) / "run"
-        lines = train(words, run_dir, self.seconds)
-        measurement = Measurement.of(name, lines, busy)
-        measurement.show()
-        return measurement, lines
+        return show(measure(name, words, self.seconds))
 
-    def alternate(
-        self, repeats: int, distribution: str, words: Sequence[str]
-    ) -> tuple[list[Measurement], list[float]]:
-        """`hts` and `sync` by turns; also each `sync` run's learning time over rollout time."""
-        measurements, shares = [], []
-        for _ in range(repeats):
-            for runner in RUNNERS:
-                measurement, lines = self.run(runner, runner, distribution, words)
-                measurements.append(measurement)
-                if runner == "sync":
-                    shares.append(_learning_over_rollout(lines))
-        return measurements, shares
+    def alternate(self, repeats: int, distribution: str, words: Sequence[str]) -> list[Run]:
+        """`hts` and `sync` by turns."""
+        turns = [runner for _ in range(repeats) for runner in RUNNERS]
+        return [self.run(runner, runner, distribution, words) for runner in turns]
 
 
-def _learning_over_rollout(lines: Sequence[Line]) -> float:
+def _learning_over_rollout(run: Run) -> float:
     """Learning time over rollout time of a `sync` run, in which they alternate."""
-    learning = sum(line["time/learner_busy"] for line in lines[1:])
-    return float(learning / sum(line["time/learner_waiting"] for line in lines[1:]))
+    return run.times["learner_busy"] / run.times["learner_waiting"]
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
@@ -143,8 +118,8 @@ def measure_step_cost(bench: Bench) -> dict[str, float]:
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):
         name = f"{runner}, {num_envs} envs"
-        measurement, _ = bench.run(name, runner, "constant", LIGHT, num_envs)
-        costs[runner] = num_envs / measurement.rate - MEAN_S
+        run = bench.run(name, runner, "constant", LIGHT, num_envs)
+        costs[runner] = num_envs / run.rate - MEAN_S
     _show_parts()
     for runner, cost in costs.items():
         print(f"  c of {runner}: {1000 * cost:.3f} ms")
@@ -153,57 +128,58 @@ def measure_step_cost(bench: Bench) -> dict[str, float]:
 
 def _show_parts() -> None:
     """Prints the two parts of c that can be timed by themselves."""
-    config = microbenchmarks.compose(["env=synthetic/sleep", *LIGHT])
+    config = compose(["env=synthetic/sleep", f"env.mean_ms={1000 * MEAN_S:g}", *LIGHT])
     batch = config.actors.inference_batch
-    pass_ms = 1000 * batch / microbenchmarks.inference_rate(config, 1.0)
-    overshoot_ms = 1000 * microbenchmarks.sleep_overshoot_s(MEAN_S)
+    rates = OneThread.measure(config, 1.0)
+    pass_ms = 1000 * batch / rates.inference
+    overshoot_ms = 1000 * (1 / rates.env - MEAN_S)
     print(f"  alone, a forward pass of {batch} rows takes {pass_ms:.3f} ms and")
     print(f"  a sleep of {1000 * MEAN_S:g} ms takes {overshoot_ms:.3f} ms longer than that")
 
 
 def varying_step_times(
     bench: Bench, repeats: int, costs: dict[str, float]
-) -> tuple[list[Measurement], list[Comparison]]:
+) -> tuple[list[Run], list[Comparison]]:
     """Part 1."""
     print("Part 1: exponential step times of mean 10 ms")
-    measurements, _ = bench.alternate(repeats, "exponential", LIGHT)
-    show_medians(measurements)
+    runs = bench.alternate(repeats, "exponential", LIGHT)
+    show_medians(runs)
     predicted = {
         "hts": 1 / claim_1_seconds(1, NUM_ENVS, SYNC_INTERVAL, MEAN_S, costs["hts"]),
         "sync": 1 / lockstep_seconds(1, NUM_ENVS, MEAN_S, costs["sync"]),
     }
     for runner, rate in predicted.items():
         print(f"  predicted for {runner}: {rate:.1f} env steps/s")
-    reached = {runner: median(measurements, runner) for runner in RUNNERS}
+    reached = {runner: median(runs, runner) for runner in RUNNERS}
     comparisons = [
         Comparison("hts / sync", reached["hts"] / reached["sync"], 2.6),
         Comparison("hts / prediction (Claim 1)", reached["hts"] / predicted["hts"], 0.9, 1.1),
         Comparison("sync / prediction", reached["sync"] / predicted["sync"], 0.9, 1.1),
     ]
-    return measurements, comparisons
+    return runs, comparisons
 
 
 def equal_training_cost(
     bench: Bench, calibration: Bench, repeats: int, learner_threads: int
-) -> tuple[list[Measurement], list[Comparison], dict[str, object]]:
+) -> tuple[list[Run], list[Comparison], dict[str, object]]:
     """Part 2."""
     print(f"Part 2: constant step times, training as long as the rollout ({learner_threads=})")
     load = [*LOAD, f"learner.num_threads={learner_threads}"]
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
         words = [*load, f"algo.update_epochs={epochs}"]
-        _, lines = calibration.run("calibration", "sync", "constant", words)
-        share = _learning_over_rollout(lines)
+        share = _learning_over_rollout(calibration.run("calibration", "sync", "constant", words))
         print(f"  {epochs} epochs take {share:.3f} of the rollout's time")
         epochs = max(1, round(epochs / share))
     print(f"  {epochs} epochs from here on")
     words = [*load, f"algo.update_epochs={epochs}"]
-    measurements, shares = bench.alternate(repeats, "constant", words)
-    show_medians(measurements)
+    runs = bench.alternate(repeats, "constant", words)
+    show_medians(runs)
+    shares = [_learning_over_rollout(run) for run in runs if run.name == "sync"]
     print(f"  learning time / rollout time in the sync runs: {[round(s, 3) for s in shares]}")
-    ratio = median(measurements, "hts") / median(measurements, "sync")
+    ratio = median(runs, "hts") / median(runs, "sync")
     figures = {"update_epochs": epochs, "learning_over_rollout": shares}
-    return measurements, [Comparison("hts / sync, equal cost", ratio, 1.6)], figures
+    return runs, [Comparison("hts / sync, equal cost", ratio, 1.6)], figures
 
 
 def main() -> int:
@@ -221,14 +197,12 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/asynchrony.json"), help="JSON")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="asynchrony-") as folder:
-        bench = Bench(Path(folder), args.seconds)
-        calibration = Bench(Path(folder), args.calibration_seconds)
-        costs = measure_step_cost(calibration)
-        varying, comparisons = varying_step_times(bench, args.repeats, costs)
-        equal, more, figures = equal_training_cost(
-            bench, calibration, args.repeats, args.learner_threads
-        )
+    bench, calibration = Bench(args.seconds), Bench(args.calibration_seconds)
+    costs = measure_step_cost(calibration)
+    varying, comparisons = varying_step_times(bench, args.repeats, costs)
+    equal, more, figures = equal_training_cost(
+        bench, calibration, args.repeats, args.learner_threads
+    )
     comparisons += more
     print("Targets")
     for comparison in comparisons:

@@ -29,11 +29,11 @@ ROLES = {"executor", "actor", "learner"}
 # From the bottom to the top. A name stands for a module, or a package with all its modules.
 LAYERS = (
     {"errors", "config"},
-    {"seeding", "schema", "durable", "line_file", "memory", "envs"},
+    {"machine", "seeding", "schema", "durable", "line_file", "memory", "envs"},
     {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint", "video"},
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
-    {"runner", "evaluation", "benchmark"},
+    {"runner", "evaluation", "microbenchmarks", "benchmark"},
     {"validation", "compose", "job", "preflight"},
     {"cli", "__main__"},
 )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from scripts.asynchrony import claim_1_seconds, lockstep_seconds
-from scripts.measured_runs import Measurement
 
 INTERVALS = 4000
 
@@ -37,14 +36,3 @@ def test_lockstep_waits_for_the_slowest_at_every_step() -> None:
     assert lockstep_seconds(16, 16, 0.01, 0.0) == pytest.approx(simulated, rel=0.01)
     # Two environments: 1 + 1/2 times the mean, and the overhead once for both.
     assert lockstep_seconds(2, 2, 1.0, 0.25) == pytest.approx(1.75)
-
-
-def test_the_rate_leaves_out_what_comes_before_the_first_line() -> None:
-    lines = [{"env_steps": 100 * i, "time/seconds": 50.0 + 2 * i} for i in (1, 2, 3)]
-    measurement = Measurement.of("x", lines, 0.0)
-    assert (measurement.env_steps, measurement.seconds, measurement.rate) == (200, 4.0, 50.0)
-
-
-def test_a_run_too_short_for_a_rate_is_refused() -> None:
-    with pytest.raises(SystemExit, match="1 intervals"):
-        Measurement.of("x", [{"env_steps": 100, "time/seconds": 50.0}], 0.0)

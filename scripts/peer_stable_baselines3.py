@@ -1,9 +1,9 @@
-"""Stable-Baselines3's PPO on Pong or football: the other side of `compare_stable_baselines3`.
+"""Stable-Baselines3 on Pong or football: the other side of `compare_stable_baselines3`.
 
 Runs by itself, in an environment that has stable-baselines3 and need not have htsrl. On Pong all is
 that library's default or published setting: its wrappers, its Nature CNN, torch's threads. On
 football it is given the settings of the HTS-RL paper and gfootball's own environment.
-Prints a JSON line with `env_steps` and `time/seconds` at the end of every rollout.
+Prints a JSON line with `env_steps` and `seconds` at the end of every rollout.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
 
-NUM_STEPS = 128
 SCENARIO = "academy_3_vs_1_with_keeper"
 
 
@@ -50,16 +51,21 @@ class Football(gymnasium.Env[Any, Any]):
         return obs, float(reward), bool(done), False, {}
 
 
-def build_pong() -> PPO:
-    """8 environments in this process."""
+def build_pong(num_envs: int) -> VecFrameStack:
+    """Environments in this process."""
     import ale_py
 
     gymnasium.register_envs(ale_py)
-    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=8, seed=1), n_stack=4)
+    env = make_atari_env("PongNoFrameskip-v4", n_envs=num_envs, seed=1)
+    return VecFrameStack(env, n_stack=4)
+
+
+def build_pong_ppo() -> PPO:
+    """The published Atari setting, 8 environments."""
     return PPO(
         "CnnPolicy",
-        env,
-        n_steps=NUM_STEPS,
+        build_pong(8),
+        n_steps=128,
         batch_size=256,
         n_epochs=4,
         learning_rate=2.5e-4,
@@ -70,13 +76,18 @@ def build_pong() -> PPO:
     )
 
 
+def build_pong_a2c() -> A2C:
+    """The published Atari setting, 16 environments."""
+    return A2C("CnnPolicy", build_pong(16), n_steps=5, ent_coef=0.01, seed=1, device="cpu")
+
+
 def build_football() -> PPO:
     """16 environments in a process each."""
     env = SubprocVecEnv([lambda i=i: Football(seed=i) for i in range(16)])
     return PPO(
         "CnnPolicy",
         env,
-        n_steps=NUM_STEPS,
+        n_steps=128,
         batch_size=256,
         n_epochs=2,
         learning_rate=3.43e-4,
@@ -91,28 +102,32 @@ def build_football() -> PPO:
     )
 
 
-TASKS = {"pong": build_pong, "football": build_football}
+TASKS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
+    "pong_ppo": build_pong_ppo,
+    "pong_a2c": build_pong_a2c,
+    "football": build_football,
+}
 
 
 def main() -> None:
-    """Trains for `--env-steps`; the last rollout's end is the last line."""
+    """Trains for `--seconds` after the first rollout, to a rollout's end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--env-steps", type=int, required=True, help="env steps to train for")
+    parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args()
     model = TASKS[args.task]()
-    rollout = NUM_STEPS * model.n_envs
-    start = time.monotonic()
+    rollout = model.n_steps * model.n_envs
+    ends: list[float] = []
 
     def after_step(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
-        if model.num_timesteps % rollout == 0:
-            seconds = time.monotonic() - start
-            print(
-                json.dumps({"env_steps": model.num_timesteps, "time/seconds": seconds}), flush=True
-            )
-        return True
+        if model.num_timesteps % rollout:
+            return True
+        ends.append(time.monotonic())
+        line = {"env_steps": model.num_timesteps, "seconds": ends[-1] - ends[0]}
+        print(json.dumps(line), flush=True)
+        return bool(ends[-1] - ends[0] < args.seconds)
 
-    model.learn(args.env_steps, callback=after_step)
+    model.learn(10**9, callback=after_step)
     model.env.close()
 
 

@@ -1,0 +1,92 @@
+"""What `htsrl bench` reads off runs, its bound, and one whole benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from htsrl_cli import benchmark
+from htsrl_cli.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
+from htsrl_cli.compose import Composer, to_train_config
+from htsrl_cli.config import BenchConfig, TrainConfig
+from htsrl_cli.errors import RunError
+from htsrl_cli.machine import num_cores
+from htsrl_cli.microbenchmarks import OneThread
+
+
+def line(env_steps: int, seconds: float, **times: float) -> dict[str, float]:
+    named = {f"time/{name}": value for name, value in times.items()}
+    return {"env_steps": env_steps, "time/seconds": seconds, **named}
+
+
+def sample(at: float, *cpu_s: float) -> Sample:
+    return Sample(at, dict(zip(ROLES, cpu_s, strict=True)), pss_mb=at)
+
+
+def test_rates_leave_out_what_comes_before_the_first_line() -> None:
+    lines = [line(100 * i, 50.0 + 2 * i, barrier=i / 10) for i in (1, 2, 3)]
+    run = summarize("x", lines, (sample(10.0, 1, 2, 3), sample(14.0, 3, 2, 4)), 0.0)
+    assert (run.env_steps, run.seconds, run.rate) == (200, 4.0, 50.0)
+    assert run.times["barrier"] == pytest.approx(0.25)
+    # 2, 0 and 1 seconds of processor time for the 200 env steps of 4 seconds.
+    assert run.cpu_ms == {"executors": 10.0, "actors": 0.0, "learner": 5.0}
+    assert run.pss_mb == 14.0
+
+
+def rates(actors: str, learner: str) -> OneThread:
+    """Costs of 1, 0.5 and 2 ms for an env step."""
+    return OneThread(1000.0, 4000.0, 4000.0, 2, 4, ("cpu", actors, learner))
+
+
+def test_the_bound_of_a_processor_adds_all_costs() -> None:
+    assert rates("cpu", "cpu").cost_ms == (1.0, 0.5, 2.0)
+    assert rates("cpu", "cpu").bound == pytest.approx(num_cores() * 1000 / 3.5)
+
+
+def test_the_bound_with_a_gpu_is_that_of_the_busier_device() -> None:
+    assert rates("cuda:0", "cuda:0").bound == pytest.approx(min(1000 / 2.5, num_cores() * 1000))
+    assert rates("cpu", "cuda:0").bound == pytest.approx(min(1000 / 2, num_cores() * 1000 / 1.5))
+
+
+def test_only_what_training_takes_is_passed_on() -> None:
+    own = ["bench.seconds=2", "bench.runners=[hts]", "runner=sync", "total_steps=5"]
+    passed = ["env=atari/pong", "runner.sync_interval=20", "+env.kwargs.x=1"]
+    assert train_words([*passed, *own]) == passed
+
+
+def config(*words: str) -> TrainConfig:
+    return to_train_config(Composer("train").job(words))
+
+
+def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["env=synthetic/count", "runner.sync_interval=16", "log.tensorboard=false"]
+    bench = BenchConfig(runners=("serial", "hts"), repeats=2, seconds=0.5, micro_seconds=0.05)
+    rate = benchmark.run(bench, config(*words), words, tmp_path)
+    report = json.loads((tmp_path / RESULT_FILE).read_text())
+    assert [run["name"] for run in report["runs"]] == ["serial", "hts"] * 2
+    serial = sorted(run["rate"] for run in report["runs"] if run["name"] == "serial")
+    assert rate == pytest.approx(sum(serial) / 2)
+    assert len(report["one_thread"]) == 2
+    for run in report["runs"]:
+        assert run["env_steps"] % (16 * 16) == 0
+        assert 0 < run["times"]["learner_busy"] <= 1
+        assert run["times"]["inference_passes_per_second"] >= run["rate"] / 8
+        assert run["pss_mb"] > 10
+    # Every role's processor time is found by the names of its processes.
+    hts = next(run for run in report["runs"] if run["name"] == "hts")
+    assert all(hts["cpu_ms"][role] > 0 for role in ROLES)
+    table = capsys.readouterr().out
+    assert "of the bound" in table
+    assert f"{rate:.1f}" in table
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"runner\.sync_interval=0"):
+        benchmark.measure("x", ["runner.sync_interval=0"], 1.0)
+
+
+def test_a_run_too_short_for_a_rate_is_refused() -> None:
+    with pytest.raises(RunError, match=r"1 intervals.*bench\.seconds"):
+        summarize("x", [line(100, 50.0)], (sample(0, 0, 0, 0), sample(1, 0, 0, 0)), 0.0)

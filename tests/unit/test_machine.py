@@ -1,0 +1,75 @@
+"""What `auto` becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from htsrl_cli import machine
+from htsrl_cli.compose import Composer, to_train_config
+from htsrl_cli.config import TrainConfig
+
+
+def config(*words: str) -> TrainConfig:
+    return to_train_config(Composer("train").job(words))
+
+
+@pytest.fixture
+def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "num_cores", lambda: 6)
+
+
+@pytest.mark.usefixtures("six_cores")
+@pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
+def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
+    made = config(f"actors.num_envs={num_envs}", "actors.num_executors=auto")
+    assert made.actors.num_executors == executors
+
+
+@pytest.mark.usefixtures("six_cores")
+def test_worker_counts_are_auto_by_default_and_numbers_are_kept() -> None:
+    made = config("learner.device=cpu")
+    assert (made.actors.num_executors, made.actors.num_actors, made.learner.num_threads) == (
+        4,
+        1,
+        6,
+    )
+    made = config("learner.num_threads=3", "actors.num_executors=2", "actors.num_actors=2")
+    assert (made.actors.num_executors, made.actors.num_actors, made.learner.num_threads) == (
+        2,
+        2,
+        3,
+    )
+
+
+def test_rendered_football_has_an_executor_for_each_environment() -> None:
+    words = ["env=football/academy_empty_goal", "env.representation=pixels_gray"]
+    assert config(*words).actors.num_executors == 16
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_processor(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: has_bf16)
+    words = [f"{role}.{key}" for role in ("actors", "learner") for key in ("device=cpu",)]
+    made = config(*words, "actors.precision=auto", "learner.precision=auto")
+    assert (made.actors.precision, made.learner.precision) == (precision, precision)
+
+
+def test_a_gpu_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    made = config("learner.device=cuda:0", "learner.precision=auto", "learner.num_threads=auto")
+    assert (made.learner.precision, made.learner.num_threads) == ("bf16", 1)
+
+
+@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1), ("50000 100000", 1)])
+def test_a_container_has_the_cores_of_its_quota(tmp_path: Path, text: str, cores: int) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert machine.num_cores(tmp_path / "cpu.max") == cores
+
+
+def test_without_a_quota_all_cores_count(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert machine.num_cores(tmp_path / "cpu.max") == machine.num_cores(tmp_path / "none")
