@@ -136,18 +136,28 @@ def build_policies(
     return nn.ModuleList(build_policy(spec, algo, precision, device) for _ in range(count))
 
 
-def flatten_parameters(policy: nn.Module) -> Tensor:
-    """All parameters in order, float32 [P]; `load_parameters` reads it."""
-    return torch.cat([p.detach().reshape(-1).float() for p in policy.parameters()])
+@torch.no_grad()
+def flatten_parameters(policy: nn.Module, flat: Tensor | None = None) -> Tensor:
+    """All parameters in order, float32 [P]; `load_parameters` reads it.
+
+    Args:
+        flat: where to put them; new memory if None.
+    """
+    parameters = list(policy.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    flat = torch.empty(sum(sizes)) if flat is None else flat
+    for part, parameter in zip(torch.split(flat, sizes), parameters, strict=True):
+        part.view(parameter.shape).copy_(parameter)
+    return flat
 
 
 @torch.no_grad()
 def load_parameters(policy: nn.Module, flat: Tensor) -> None:
     """Sets all parameters from `flat` [P], rounding to their precision."""
-    offset = 0
-    for parameter in policy.parameters():
-        parameter.copy_(flat[offset : offset + parameter.numel()].view(parameter.shape))
-        offset += parameter.numel()
+    parameters = list(policy.parameters())
+    parts = torch.split(flat, [parameter.numel() for parameter in parameters])
+    for part, parameter in zip(parts, parameters, strict=True):
+        parameter.copy_(part.view(parameter.shape))
 
 
 def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

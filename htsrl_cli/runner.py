@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from htsrl_cli.actor import ActorSetup, free_rows
 from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
@@ -135,6 +136,7 @@ class Run:
         self._rollouts_sha256 = ""
         self._barrier_began = time.monotonic()
         if checkpoint is None:
+            self._write_parameters(0)
             self._open_interval(0, self._collector.reset())
         else:
             self._restore(checkpoint)
@@ -201,11 +203,14 @@ class Run:
         self._collector.begin()
         if self._plan.lag and self._interval > 0:
             self._learn(self._ring.slot(self._interval - 1), check)
+        if self._plan.lag:
+            self._write_parameters(self._interval + 1)
         learner_s = watch.seconds()
         self._collector.finish(check)
         if not self._plan.lag:
             learner_s = -watch.seconds()
             self._learn(slot, check)
+            self._write_parameters(self._interval + 1)
             learner_s += watch.seconds()
         self._barrier_began = time.monotonic()
         self._seconds = watch.shares(self._config, learner_s) | {"barrier": barrier_s}
@@ -227,11 +232,14 @@ class Run:
             return self._hasher.submit(str)
         return self._hasher.submit(slot.sha256, self._rollouts_sha256)
 
+    def _write_parameters(self, version: int) -> None:
+        """Puts the learner's parameters where `version` is published from."""
+        flatten_parameters(self._learner.policies, torch.from_numpy(self._store.half(version)))
+
     def _open_interval(self, interval: int, obs: Array) -> None:
         """Publishes the parameters as version `interval` and opens its slot."""
         self._interval = interval
-        flat = flatten_parameters(self._learner.policies)
-        self._store.publish(flat.cpu().numpy(), interval)
+        self._store.publish(interval)
         shape = (*self._ring.slot(interval).noise.shape,)
         noise = action_noise(self._config.seed, interval, shape, self._spec.actions.kind)
         self._ring.begin(interval, obs, noise)
@@ -283,6 +291,7 @@ class Run:
         self._rollouts_sha256 = meta["rollouts_sha256"]
         self._learner.load_state(arrays, meta["num_updates"])
         self._interval = meta["interval"]
+        self._write_parameters(self._interval)
         if self._has_unlearned_slot:
             for name, array in self._ring.slot(self._interval - 1).arrays().items():
                 array[:] = arrays[f"slot/{name}"]

@@ -189,26 +189,32 @@ def _poison(slot: Slot) -> None:
 
 
 class ParameterStore:
-    """The published parameters, float32 [P], and their version."""
+    """Flat parameters in two halves, float32 [2, P]: the published version and the next one.
+
+    The next one is written while actors use the other.
+    """
 
     def __init__(self, num_parameters: int) -> None:
-        layout: Layout = {"values": ((num_parameters,), "float32"), "version": ((1,), "int64")}
+        layout: Layout = {"halves": ((2, num_parameters), "float32"), "version": ((1,), "int64")}
         self._memory = SharedArrays(layout)
         self._memory["version"][0] = -1
 
     @property
     def values(self) -> Array:
-        """The flat parameters, in the order of the policy's `parameters()`."""
-        return self._memory["values"]
+        """The published version, in the order of the policies' `parameters()`."""
+        return self.half(self.version)
+
+    def half(self, version: int) -> Array:
+        """Where `version` is kept, [P]: the published one's, or the next one's to be written."""
+        return self._memory["halves"][version % 2]
 
     @property
     def version(self) -> int:
         """The version published last; -1 before the first."""
         return int(self._memory["version"][0])
 
-    def publish(self, values: Array, version: int) -> None:
-        """Replaces the parameters. Only at a barrier: no request is then outstanding."""
-        self._memory["values"][:] = values
+    def publish(self, version: int) -> None:
+        """Actors use `version` from now on. Only at a barrier: no request is then outstanding."""
         self._memory["version"][0] = version
 
 

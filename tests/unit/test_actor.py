@@ -67,7 +67,8 @@ class Stage:
             obs[:] = rng.integers(0, 256, obs.shape) / scale
         parameters = random_parameters(setup.spec)
         self.parameters = ParameterStore(len(parameters))
-        self.parameters.publish(parameters.numpy(), 5)
+        self.parameters.half(5)[:] = parameters.numpy()
+        self.parameters.publish(5)
         self.actor = Actor(setup, self.ring, self.parameters, Board(1), 0)
 
     def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:
@@ -150,7 +151,8 @@ def test_new_parameters_are_taken_with_their_version() -> None:
     stage = Stage(make_setup(VECTORS))
     first = stage.answers([[(0, 0)]])
     value = float(stage.slot.values[0, 0])
-    stage.parameters.publish(2 * stage.parameters.values, 6)
+    stage.parameters.half(6)[:] = 2 * stage.parameters.values
+    stage.parameters.publish(6)
     assert stage.answers([[(0, 0)]]) != first
     assert stage.slot.versions[0, 0] == 6
     assert float(stage.slot.values[0, 0]) != value

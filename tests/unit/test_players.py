@@ -206,7 +206,8 @@ class Stage:
         for obs in (self.slot.obs, self.ring.final_obs):
             obs[:] = rng.standard_normal(obs.shape)
         store = ParameterStore(len(parameters))
-        store.publish(parameters.numpy(), 0)
+        store.half(0)[:] = parameters.numpy()
+        store.publish(0)
         self.actor = Actor(setup, self.ring, store, Board(1), 0)
 
     def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:

@@ -140,7 +140,8 @@ def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Conn
 def test_a_spawned_child_shares_everything() -> None:
     ring, store, board = make_ring(), ParameterStore(10), Board(2)
     ring.begin(5, np.zeros((B, 5, 2)), np.zeros((T, B, 2)))
-    store.publish(np.arange(10), 5)
+    store.half(5)[:] = np.arange(10)
+    store.publish(5)
     ours, theirs = CONTEXT.Pipe()
     child = CONTEXT.Process(target=fill_in_child, args=(ring, store, board, theirs))
     child.start()
@@ -159,9 +160,9 @@ def test_a_spawned_child_shares_everything() -> None:
 def test_the_store_starts_without_a_version() -> None:
     store = ParameterStore(3)
     assert store.version == -1
-    values = np.array([1.5, -2.0, 0.0], np.float32)
-    store.publish(values, 0)
-    values[:] = 9
+    store.half(0)[:] = [1.5, -2.0, 0.0]
+    store.half(1)[:] = 9
+    store.publish(0)
     assert store.version == 0
     assert store.values.tolist() == [1.5, -2.0, 0.0]
 
