@@ -206,7 +206,8 @@ class ParameterStore:
 
     def half(self, version: int) -> Array:
         """Where `version` is kept, [P]: the published one's, or the next one's to be written."""
-        return self._memory["halves"][version % 2]
+        half: Array = self._memory["halves"][version % 2]
+        return half
 
     @property
     def version(self) -> int:
