@@ -262,7 +262,8 @@ class LearnerConfig:
         device: `auto`, `cpu` or `cuda:N`.
         precision: `fp32` or `bf16` (parameters, optimizer and heads stay fp32).
         num_threads: threads that compute micro-batches; changes no result.
-        micro_batch: rows computed at a time by one thread; gradients are summed in order.
+        micro_batch: rows at most that one thread computes at a time; gradients are summed in
+            order.
     """
 
     device: str = "auto"

@@ -1,8 +1,8 @@
 """The learner: makes the next parameters from a full slot.
 
-A minibatch is cut into micro-batches of constant size. Each is computed on a single thread by a
-small pool, and their gradients are summed in order: the result does not depend on the number of
-threads, and the cores are better used than by threads inside an operation.
+A minibatch is cut into micro-batches. Each is computed on a single thread by a small pool, and
+their gradients are summed in order: the result does not depend on the number of threads, and the
+cores are better used than by threads inside an operation.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ class Learner:
     def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
         """One policy's rows of a minibatch, cut into micro-batches."""
         advantages = self._algorithm.weigh(batch.targets.advantages[rows])
-        wholes = (torch.split(whole, self._micro_batch) for whole in (rows, advantages))
+        number = num_micro_batches(len(rows), self._micro_batch)
+        wholes = (torch.tensor_split(whole, number) for whole in (rows, advantages))
         yield from (_Piece(policy, *parts) for parts in zip(*wholes, strict=True))
 
     def _loss(self, batch: Batch, piece: _Piece, num_rows: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -259,6 +260,18 @@ class Learner:
                 # Laid out in memory like the parameter, as the optimizer's own state is.
                 like = torch.empty_like(parameters[name]) if value.ndim else value.clone()
                 self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
+
+
+def num_micro_batches(num_rows: int, most: int) -> int:
+    """How many micro-batches a minibatch is cut into.
+
+    They are equal but for a row; their number is even, or one, so that two threads end together.
+
+    Args:
+        most: rows of a micro-batch.
+    """
+    number = -(-num_rows // most)
+    return number if number == 1 else number + number % 2
 
 
 def _explained_variance(batch: Batch) -> float:

@@ -19,6 +19,7 @@ from htsrl_cli.actor import ActorSetup, Inference
 from htsrl_cli.algorithms import build_algorithm
 from htsrl_cli.config import PpoConfig, RunPlan, TrainConfig
 from htsrl_cli.envs import Env, EnvSpec, make_env
+from htsrl_cli.learner import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.policy import build_policy, log_prob_entropy
 from htsrl_cli.torch_setup import resolve_device, set_up_torch
@@ -123,7 +124,8 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     plan = RunPlan.of(config)
     num_rows = plan.sync_interval * plan.num_columns // plan.num_policies
     minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, num_rows))))
-    rows = min(config.learner.micro_batch, minibatch)
+    number = num_micro_batches(minibatch, config.learner.micro_batch)
+    rows = minibatch // number
     policy = build_policy(spec, config.algo, config.learner.precision, device)
     kept: list[Tensor] = list(build_policy(spec, config.algo, "fp32", device).parameters())
     optimizer = algorithm.build_optimizer(kept)
@@ -139,14 +141,14 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
 
     def optimizer_step() -> int:
         total = gradient()
-        for _ in range(minibatch // rows - 1):
+        for _ in range(number - 1):
             torch._foreach_add_(total, gradient())
         for parameter, g in zip(kept, total, strict=True):
             parameter.grad = g
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return minibatch // rows * rows
+        return number * rows
 
     return _rate(optimizer_step, seconds)
 

@@ -1,11 +1,12 @@
-"""What asynchronous rollouts gain where step times vary: `hts` against `sync`, and theory.
+"""What asynchronous rollouts gain: `hts` against `sync`, and theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
 Sixteen environments that only sleep, one executor each, trained by `htsrl train` in fresh
 processes. Part 1: exponential step times, hardly any training; both runners are compared with
-what the expected step times predict. Part 2: constant step times, and a learner that is made to
-need as long for an interval as its collection takes.
+what the expected step times predict. Parts 2 and 3: a learner that is made to need as long for an
+interval as its collection takes, with constant and with exponential step times. Part 4: four times
+as many environments.
 
 The predictions have one free figure, c: what an env step of one environment costs beyond its step
 time (oversleeping, pipes, inference, the barrier's share). It is measured for each runner with
@@ -38,6 +39,8 @@ LIGHT = ("algo=a2c",)
 # Epochs of the first guess at what takes the learner as long as a rollout.
 FIRST_EPOCHS = 16
 NUM_CALIBRATIONS = 2
+# Part 4 has so many times the environments.
+MORE = 4
 
 
 def claim_1_seconds(
@@ -72,7 +75,7 @@ def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: floa
 
 @dataclass(frozen=True)
 class Bench:
-    """Starts runs and keeps what they measured.
+    """Starts runs.
 
     Attributes:
         seconds: of a run, its first interval aside.
@@ -107,11 +110,6 @@ class Bench:
         return [self.run(runner, runner, distribution, words) for runner in turns]
 
 
-def _learning_over_rollout(run: Run) -> float:
-    """Learning time over rollout time of a `sync` run, in which they alternate."""
-    return run.times["learner_busy"] / run.times["learner_waiting"]
-
-
 def measure_step_cost(bench: Bench) -> dict[str, float]:
     """What a step costs beyond its step time (c) with each runner, in seconds."""
     print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
@@ -140,7 +138,7 @@ def _show_parts() -> None:
 def varying_step_times(
     bench: Bench, repeats: int, costs: dict[str, float]
 ) -> tuple[list[Run], list[Comparison]]:
-    """Part 1."""
+    """Part 1: returns the runs, and how they compare with each other and with theory."""
     print("Part 1: exponential step times of mean 10 ms")
     runs = bench.alternate(repeats, "exponential", LIGHT)
     show_medians(runs)
@@ -152,7 +150,7 @@ def varying_step_times(
         print(f"  predicted for {runner}: {rate:.1f} env steps/s")
     reached = {runner: median(runs, runner) for runner in RUNNERS}
     comparisons = [
-        Comparison("hts / sync", reached["hts"] / reached["sync"], 2.6),
+        Comparison("hts / sync", reached["hts"] / reached["sync"], 2.7),
         Comparison("hts / prediction (Claim 1)", reached["hts"] / predicted["hts"], 0.9, 1.1),
         Comparison("sync / prediction", reached["sync"] / predicted["sync"], 0.9, 1.1),
     ]
@@ -160,26 +158,47 @@ def varying_step_times(
 
 
 def equal_training_cost(
-    bench: Bench, calibration: Bench, repeats: int, learner_threads: int
-) -> tuple[list[Run], list[Comparison], dict[str, object]]:
-    """Part 2."""
-    print(f"Part 2: constant step times, training as long as the rollout ({learner_threads=})")
-    load = [*LOAD, f"learner.num_threads={learner_threads}"]
+    bench: Bench, calibration: Bench, repeats: int, words: Sequence[str], distribution: str
+) -> tuple[list[Run], float]:
+    """Parts 2 and 3: training that takes as long as the asynchronous rollout.
+
+    Returns:
+        The runs, and the ratio of `hts` to `sync`.
+    """
+    print(f"{distribution} step times, training as long as the asynchronous rollout {list(words)}")
+    rollout_s = _interval_s(calibration.run("rollout", "hts", distribution, LIGHT))
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
-        words = [*load, f"algo.update_epochs={epochs}"]
-        share = _learning_over_rollout(calibration.run("calibration", "sync", "constant", words))
-        print(f"  {epochs} epochs take {share:.3f} of the rollout's time")
+        load = [*words, f"algo.update_epochs={epochs}"]
+        run = calibration.run("calibration", "sync", distribution, load)
+        share = run.times["learner_busy"] * _interval_s(run) / rollout_s
+        print(f"  {epochs} epochs take {share:.3f} of that rollout's time")
         epochs = max(1, round(epochs / share))
     print(f"  {epochs} epochs from here on")
-    words = [*load, f"algo.update_epochs={epochs}"]
-    runs = bench.alternate(repeats, "constant", words)
+    runs = bench.alternate(repeats, distribution, [*words, f"algo.update_epochs={epochs}"])
     show_medians(runs)
-    shares = [_learning_over_rollout(run) for run in runs if run.name == "sync"]
-    print(f"  learning time / rollout time in the sync runs: {[round(s, 3) for s in shares]}")
-    ratio = median(runs, "hts") / median(runs, "sync")
-    figures = {"update_epochs": epochs, "learning_over_rollout": shares}
-    return runs, [Comparison("hts / sync, equal cost", ratio, 1.6)], figures
+    for run in runs:
+        if run.name == "sync":
+            share = run.times["learner_busy"] * _interval_s(run) / rollout_s
+            print(f"  a sync run learned for {share:.3f} of the asynchronous rollout's time")
+    return runs, median(runs, "hts") / median(runs, "sync")
+
+
+def _interval_s(run: Run) -> float:
+    """Seconds of an interval of a run of `NUM_ENVS` environments."""
+    return NUM_ENVS * SYNC_INTERVAL / run.rate
+
+
+def more_environments(bench: Bench, repeats: int) -> tuple[list[Run], float]:
+    """Part 4: returns the runs, and what `MORE` times the environments give."""
+    print(f"Part 4: {MORE * NUM_ENVS} environments, exponential step times")
+    turns = [factor for _ in range(repeats) for factor in (1, MORE)]
+    runs = [
+        bench.run(f"{factor * NUM_ENVS} envs", "hts", "exponential", LIGHT, factor * NUM_ENVS)
+        for factor in turns
+    ]
+    show_medians(runs)
+    return runs, median(runs, f"{MORE * NUM_ENVS} envs") / median(runs, f"{NUM_ENVS} envs")
 
 
 def main() -> int:
@@ -193,22 +212,28 @@ def main() -> int:
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument(
-        "--learner-threads", type=int, default=1, help="in part 2 (default: 1, a core of its own)"
+        "--learner-threads",
+        type=int,
+        default=1,
+        help="in parts 2 and 3 (default: 1, a core of its own)",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/asynchrony.json"), help="JSON")
     args = parser.parse_args()
     bench, calibration = Bench(args.seconds), Bench(args.calibration_seconds)
+    load = [*LOAD, f"learner.num_threads={args.learner_threads}"]
     costs = measure_step_cost(calibration)
-    varying, comparisons = varying_step_times(bench, args.repeats, costs)
-    equal, more, figures = equal_training_cost(
-        bench, calibration, args.repeats, args.learner_threads
-    )
-    comparisons += more
+    runs, comparisons = varying_step_times(bench, args.repeats, costs)
+    for distribution, target in (("constant", 1.6), ("exponential", 3.4)):
+        more, ratio = equal_training_cost(bench, calibration, args.repeats, load, distribution)
+        runs += more
+        comparisons.append(Comparison(f"hts / sync, equal cost, {distribution}", ratio, target))
+    more, ratio = more_environments(bench, args.repeats)
+    runs += more
+    comparisons.append(Comparison(f"{MORE * NUM_ENVS} / {NUM_ENVS} environments", ratio, 3.6))
     print("Targets")
     for comparison in comparisons:
         comparison.show()
-    figures |= {"step_cost_s": costs, "num_runs_of_part_1": len(varying)}
-    write_report(args.output, [*varying, *equal], comparisons, figures)
+    write_report(args.output, runs, comparisons, {"step_cost_s": costs})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 
 

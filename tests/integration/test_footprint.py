@@ -109,7 +109,7 @@ def test_memory_of_a_football_executor(tmp_path: Path) -> None:
     )
     try:
         run.wait_for_steps(5_000)
-        (executor,) = run.executors()
+        executor = run.workers()[0]
         before = pss_kb(executor)
         for env_steps in range(15_000, 115_000, 10_000):
             run.wait_for_steps(env_steps)

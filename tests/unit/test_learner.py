@@ -33,7 +33,7 @@ from htsrl_cli.config import (
 )
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learner import Learner
+from htsrl_cli.learner import Learner, num_micro_batches
 from htsrl_cli.runner import train
 from htsrl_cli.storage import Request
 from htsrl_cli.torch_setup import set_up_torch
@@ -420,3 +420,13 @@ def test_explained_variance() -> None:
     slot.values[:T] = 0.5
     got = make_learner(replace(PPO, gamma=0.0, gae_lambda=0.0)).update(slot, no_check)
     assert got["loss/explained_variance"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "most", "number"),
+    [(512, 128, 4), (320, 128, 4), (80, 128, 1), (128, 128, 1), (129, 128, 2), (640, 128, 6)],
+)
+def test_two_threads_get_equal_numbers_of_micro_batches(
+    num_rows: int, most: int, number: int
+) -> None:
+    assert num_micro_batches(num_rows, most) == number
