@@ -42,6 +42,13 @@ _POLL_S = 0.1
 # A run that has to end may finish its interval and write a checkpoint.
 _GRACE_S = 120.0
 _ENDLESS = 10**12
+# The command `htsrl`, which ends with this process however that ends.
+_TRAIN = """
+import os
+from htsrl_cli import cli, workers
+workers.ask_to_end_with_parent()
+raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
+"""
 
 Line = dict[str, Any]
 
@@ -98,7 +105,8 @@ def measure(name: str, words: Sequence[str], seconds: float) -> Run:
     busy = busy_cores()
     with tempfile.TemporaryDirectory(prefix="htsrl-bench-") as folder:
         run_dir = Path(folder) / "run"
-        command = [sys.executable, "-m", "htsrl_cli", "train", *words, "log.interval=1"]
+        code = _TRAIN.format(parent=os.getpid())
+        command = [sys.executable, "-c", code, "train", *words, "log.interval=1"]
         command += [f"total_steps={_ENDLESS}", f"hydra.run.dir={run_dir}"]
         output = Path(folder) / "output"
         with open(output, "wb") as file:
@@ -106,12 +114,12 @@ def measure(name: str, words: Sequence[str], seconds: float) -> Run:
         try:
             samples = _watch(process, run_dir, seconds)
             process.send_signal(signal.SIGTERM)
-            code = process.wait(_GRACE_S)
+            status = process.wait(_GRACE_S)
         finally:
             process.kill()
-        if code != 128 + signal.SIGTERM:
+        if status != 128 + signal.SIGTERM:
             text = output.read_text(errors="replace")[-2000:]
-            raise RunError(f"{' '.join(command)}\nended with {code}:\n{text}")
+            raise RunError(f"htsrl {' '.join(command[3:])}\nended with {status}:\n{text}")
         lines = read_lines(run_dir)
     return summarize(name, lines, samples, busy)
 

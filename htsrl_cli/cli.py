@@ -63,6 +63,11 @@ def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + signum)
 
 
+def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process after what has been started has been ended."""
+    raise SystemExit(128 + signum)
+
+
 def _dispatch(words: list[str]) -> None:
     first = words[0] if words else ""
     if first in ("-h", "--help"):
@@ -160,11 +165,11 @@ def bench(cfg: DictConfig) -> float | None:
 
     hydra = HydraConfig.get()
     words = benchmark.train_words(typed_words(hydra, "task"))
-    words += [
-        f"--config-dir={s.path}"
-        for s in hydra.runtime.config_sources
-        if s.provider == "command-line"
-    ]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            words.append(f"--config-dir={source.path}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _unwind)
     folder = Path(hydra.runtime.output_dir)
     return benchmark.run(to_bench_config(cfg), to_train_config(cfg), words, folder)
 

@@ -69,16 +69,21 @@ def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> 
 
 
 def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Checks the configuration of every job of `htsrl bench`, and builds its environment.
+    """Checks every job of `htsrl bench`, builds its environment and claims the output folder.
 
     Raises:
         UsageError: in any of the jobs, something has to change.
     """
+    multirun = multirun or composer.is_multirun(overrides)
     jobs = _jobs(composer, overrides, multirun)
     for cfg in jobs:
         to_bench_config(cfg)
     check_environments([to_train_config(cfg).env for cfg in jobs])
-    return []
+    if multirun:
+        return []
+    folder = output_dir(jobs[0], multirun=False)
+    claim_folder("hydra.run.dir", folder)
+    return [_assign("hydra.run.dir", folder)]
 
 
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}

@@ -217,9 +217,7 @@ def _say_last_words(control: Connection, words: object) -> None:
 
 def _leave_with_parent() -> None:
     """Ends this process when its parent's ends, even inside a call that never returns."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ask_to_end_with_parent()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -228,6 +226,13 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def ask_to_end_with_parent() -> None:
+    """Has the kernel kill this process when the thread that started it ends; Linux only."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:

@@ -44,19 +44,26 @@ MORE = 4
 
 
 def claim_1_seconds(
-    num_states: int, num_envs: int, sync_interval: int, mean_s: float, actor_s: float
+    num_states: int,
+    num_envs: int,
+    sync_interval: int,
+    mean_s: float,
+    actor_s: float,
+    shape: float = 1.0,
 ) -> float:
     """Expected time to collect `num_states` env steps, meeting every `sync_interval` of them.
 
-    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times are exponential with mean `mean_s`,
-    hence an environment's part of an interval Gamma(sync_interval, 1 / mean_s); the expected
+    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times follow a gamma distribution, hence
+    an environment's part of an interval, too, with `sync_interval` times the shape; the expected
     maximum over environments is that of the Gumbel distribution it tends to.
 
     Args:
         actor_s: what an env step costs beyond its step time (c).
+        shape: of the step times, whose mean is `mean_s`; 1 is exponential.
     """
-    slowest_s = gamma.ppf(1 - 1 / num_envs, sync_interval, scale=mean_s)
-    spread_s = EULER_MASCHERONI * mean_s * (1 + (sync_interval - 1) * mean_s / slowest_s)
+    scale_s, total_shape = mean_s / shape, sync_interval * shape
+    slowest_s = gamma.ppf(1 - 1 / num_envs, total_shape, scale=scale_s)
+    spread_s = EULER_MASCHERONI * scale_s * (1 + (total_shape - 1) * scale_s / slowest_s)
     num_intervals = num_states / (num_envs * sync_interval)
     return float(num_intervals * (spread_s + slowest_s) + num_states * actor_s / num_envs)
 

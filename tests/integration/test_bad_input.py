@@ -179,13 +179,21 @@ EVAL = {
     "mistyped key of eval": (["checkpoint=x", "episode=1"], "episode=1", "episodes?"),
     "nothing to evaluate": (["checkpoint=nowhere"], "nowhere", "does not exist"),
 }
+BENCH = {
+    "no rounds": (["bench.repeats=0"], "bench.repeats=0", "1 or more"),
+    "no time": (["bench.seconds=0"], "bench.seconds=0.0", "greater than 0"),
+    "unknown runner": (["bench.runners=[async]"], "bench.runners=", "hts, sync and serial"),
+    "mistyped key of bench": (["bench.repeat=1"], "bench.repeat=1", "bench.repeats?"),
+    "mistyped key of training": (["algo.gama=1"], "algo.gama=1", "algo.gamma?"),
+}
 COMMANDS = {
-    "no verb": ([], "train or eval", "--help"),
+    "no verb": ([], "train or eval or bench", "--help"),
     "mistyped verb": (["trian"], "trian", "did you mean train?"),
 }
 CASES = (
     {name: (["train", *words], *said) for name, (words, *said) in TRAIN.items()}
     | {name: (["eval", *words], *said) for name, (words, *said) in EVAL.items()}
+    | {name: (["bench", *words], *said) for name, (words, *said) in BENCH.items()}
     | COMMANDS
 )
 

@@ -63,6 +63,7 @@ def test_help_and_version(htsrl: Htsrl, tmp_path: Path) -> None:
     for words_shown in ("env/atari: ", "algo: a2c, ppo", "learning_rate: 0.00025", "--cfg job"):
         assert words_shown in text
     assert "greedy: false" in htsrl("eval", "--help").stdout
+    assert "repeats: 3" in htsrl("bench", "--help").stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,11 +93,12 @@ def test_completion(htsrl: Htsrl) -> None:
     def complete(line: str) -> list[str]:
         return htsrl("-sc", "query=bash", env={"COMP_LINE": line}).stdout.split()
 
-    assert complete("htsrl ") == ["train", "eval"]
+    assert complete("htsrl ") == ["train", "eval", "bench"]
     assert complete("htsrl tr") == ["train"]
     assert complete("htsrl train algo=") == ["algo=a2c", "algo=ppo"]
     assert complete("htsrl train algo.gam") == ["algo.gamma="]
     assert complete("htsrl eval gr") == ["greedy="]
+    assert complete("htsrl bench bench.rep") == ["bench.repeats="]
     assert "complete " in htsrl("-sc", "install=bash").stdout
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from htsrl_cli import benchmark
@@ -14,6 +18,8 @@ from htsrl_cli.config import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.microbenchmarks import OneThread
+from tests.fault.processes import PATIENCE_S, wait_until
+from tests.harness import environment
 
 
 def line(env_steps: int, seconds: float, **times: float) -> dict[str, float]:
@@ -90,3 +96,17 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_run_too_short_for_a_rate_is_refused() -> None:
     with pytest.raises(RunError, match=r"1 intervals.*bench\.seconds"):
         summarize("x", [line(100, 50.0)], (sample(0, 0, 0, 0), sample(1, 0, 0, 0)), 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_benchmark_that_ends_takes_its_run_with_it(tmp_path: Path, number: int) -> None:
+    words = ["env=synthetic/count", "bench.micro_seconds=0.05", "hydra.run.dir=bench"]
+    start = [sys.executable, "-m", "htsrl_cli", "bench", *words]
+    bench = subprocess.Popen(start, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
+    main = psutil.Process(bench.pid)
+    wait_until(main.children, "a run")
+    runs = main.children(recursive=True)
+    bench.send_signal(number)
+    assert bench.wait() == (128 + number if number == signal.SIGTERM else -number)
+    psutil.wait_procs(runs, PATIENCE_S)
+    assert not any(run.is_running() for run in runs)

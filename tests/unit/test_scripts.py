@@ -10,13 +10,16 @@ from scripts.asynchrony import claim_1_seconds, lockstep_seconds
 INTERVALS = 4000
 
 
-@pytest.mark.parametrize(("num_envs", "tolerance"), [(16, 0.03), (32, 0.01)])
-def test_claim_1_is_the_time_of_the_slowest_environment(num_envs: int, tolerance: float) -> None:
+@pytest.mark.parametrize("shape", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize(("num_envs", "tolerance"), [(16, 0.03), (32, 0.02)])
+def test_claim_1_is_the_time_of_the_slowest_environment(
+    num_envs: int, tolerance: float, shape: float
+) -> None:
     alpha, mean_s, actor_s = 128, 0.01, 0.001
     rng = np.random.default_rng(0)
-    parts = rng.gamma(alpha, mean_s, (INTERVALS, num_envs)) + alpha * actor_s
+    parts = rng.gamma(alpha * shape, mean_s / shape, (INTERVALS, num_envs)) + alpha * actor_s
     simulated = parts.max(axis=1).mean()
-    predicted = claim_1_seconds(alpha * num_envs, num_envs, alpha, mean_s, actor_s)
+    predicted = claim_1_seconds(alpha * num_envs, num_envs, alpha, mean_s, actor_s, shape)
     assert predicted == pytest.approx(simulated, rel=tolerance)
 
 

@@ -1,0 +1,195 @@
+"""The throughput claims of the HTS-RL paper (arXiv 2012.09849), on environments that sleep.
+
+    python -m scripts.paper_claims --seconds 15
+
+Every run is `htsrl train` in a fresh process; each environment has an executor of its own, and an
+env step takes 10 ms on average. Four series, each drawn and stored with its raw figures:
+
+    variance      Fig. 4 left: `hts` over `sync`, against the variation of step times
+    environments  Fig. 4 right: throughput of both against the number of environments
+    interval      Table 5: throughput against the synchronisation interval, and Claim 1
+    actors        Table 4: throughput against the number of actors, and the hashes of equal runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from htsrl_cli.benchmark import Run, measure
+from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
+from scripts.measured_runs import show
+
+# Shapes of gamma distributions; the standard deviation is the mean over the shape's square root.
+SHAPES = (16.0, 4.0, 1.0, 0.25)
+ENVIRONMENTS = (1, 4, 16, 64)
+INTERVALS = (4, 16, 64, 128, 256, 512)
+ACTORS = (1, 2, 4, 8)
+# Of the runs whose hashes are compared: intervals of 16 steps, without sleep.
+HASHED_STEPS = 40 * NUM_ENVS * 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run at a place on a series' horizontal axis.
+
+    Attributes:
+        x: the place.
+        line: the name of the curve that it belongs to.
+        rate: env steps per second.
+    """
+
+    x: float
+    line: str
+    rate: float
+
+
+def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> Run:
+    """One run of A2C on sleeping environments, printed."""
+    base = [
+        "env=synthetic/sleep",
+        f"env.mean_ms={1000 * MEAN_S:g}",
+        "algo=a2c",
+        f"runner.sync_interval={SYNC_INTERVAL}",
+        f"actors.num_envs={num_envs}",
+        f"actors.num_executors={num_envs}",
+    ]
+    return show(measure(name, [*base, *words], seconds))
+
+
+def gamma_words(shape: float) -> list[str]:
+    """Step times of a gamma distribution."""
+    return ["env.distribution=gamma", f"env.shape={shape:g}"]
+
+
+def variance(seconds: float) -> list[Point]:
+    """Fig. 4 left."""
+    points = []
+    for runner in RUNNERS:
+        words = [f"runner={runner}", "env.distribution=constant"]
+        points.append(Point(0.0, runner, run(f"{runner} constant", seconds, words).rate))
+        for shape in SHAPES:
+            words = [f"runner={runner}", *gamma_words(shape)]
+            rate = run(f"{runner} shape {shape:g}", seconds, words).rate
+            points.append(Point(shape**-0.5, runner, rate))
+    return points
+
+
+def environments(seconds: float) -> list[Point]:
+    """Fig. 4 right."""
+    return [
+        Point(number, runner, run(f"{runner} {number} envs", seconds, words, number).rate)
+        for number in ENVIRONMENTS
+        for runner in RUNNERS
+        for words in [[f"runner={runner}", *gamma_words(1.0)]]
+    ]
+
+
+def interval(seconds: float) -> list[Point]:
+    """Table 5, and Claim 1 with the cost of a step that constant step times show."""
+    words = ["env.distribution=constant"]
+    actor_s = 1 / run("one environment", seconds, words, num_envs=1).rate - MEAN_S
+    points = []
+    for alpha in INTERVALS:
+        words = [f"runner.sync_interval={alpha}", *gamma_words(1.0)]
+        points.append(Point(alpha, "hts", run(f"alpha {alpha}", seconds, words).rate))
+        predicted = 1 / claim_1_seconds(1, NUM_ENVS, alpha, MEAN_S, actor_s)
+        points.append(Point(alpha, "Claim 1", predicted))
+    return points
+
+
+def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
+    """Table 4: the throughput, and the hashes of complete runs by number of actors."""
+    points, hashes = [], {}
+    for number in ACTORS:
+        words = [f"actors.num_actors={number}", *gamma_words(1.0)]
+        points.append(Point(number, "hts", run(f"{number} actors", seconds, words).rate))
+        hashes[number] = hashes_of(number)
+    return points, hashes
+
+
+def hashes_of(num_actors: int) -> dict[str, str]:
+    """What a complete run with so many actors comes to."""
+    words = [
+        "env=synthetic/count",
+        "algo=a2c",
+        f"actors.num_envs={NUM_ENVS}",
+        f"actors.num_actors={num_actors}",
+        "runner.sync_interval=16",
+        f"total_steps={HASHED_STEPS}",
+    ]
+    with tempfile.TemporaryDirectory(prefix="paper-claims-") as folder:
+        command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
+        subprocess.run(command, check=True, capture_output=True)
+        summary = json.loads((Path(folder) / "summary.json").read_text())
+    return {name: summary[name] for name in summary if name.endswith("sha256")}
+
+
+def draw(series: dict[str, list[Point]], path: Path) -> None:
+    """A panel for each series."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(18, 4), layout="constrained")
+    labels = {
+        "variance": "standard deviation of a step / mean",
+        "environments": "environments",
+        "interval": "synchronisation interval",
+        "actors": "actors",
+    }
+    for axis, (name, points) in zip(axes, series.items(), strict=True):
+        for line in dict.fromkeys(point.line for point in points):
+            own = [point for point in points if point.line == line]
+            axis.plot([p.x for p in own], [p.rate for p in own], marker="o", label=line)
+        if name in ("environments", "interval"):
+            axis.set_xscale("log", base=2)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel(labels[name])
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[0].set_ylabel("env steps per second")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Measures all series; the exit code is 1 where the number of actors changes a hash."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a run (default: 15)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("scripts/results/paper_claims.png"),
+        help="the figure; the JSON lies beside it",
+    )
+    args = parser.parse_args()
+    series = {
+        "variance": variance(args.seconds),
+        "environments": environments(args.seconds),
+        "interval": interval(args.seconds),
+    }
+    series["actors"], hashes = actors(args.seconds)
+    draw(series, args.output)
+    report = {
+        "series": {name: [asdict(point) for point in points] for name, points in series.items()},
+        "hashes": hashes,
+    }
+    path = args.output.with_suffix(".json")
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
+    print(f"{args.output} and {path} written; hashes are {'equal' if equal else 'DIFFERENT'}")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
