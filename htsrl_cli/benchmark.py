@@ -1,8 +1,9 @@
 """`htsrl bench`: how fast a configuration trains on this machine, and what holds it up.
 
 Each run is `htsrl train` in a fresh process, stopped by SIGTERM when it has run for long enough;
-the runners take turns. Rates leave out start-up and the first interval, in which nothing is
-learned. Between the rounds, one-thread rates give the machine's bound (`microbenchmarks`).
+the runners take turns. Rates leave out what comes before the first line of metrics: start-up and
+at least the first interval, in which nothing is learned. Between the rounds, one-thread rates give
+the machine's bound (`microbenchmarks`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ _POLL_S = 0.1
 # A run that has to end may finish its interval and write a checkpoint.
 _GRACE_S = 120.0
 _ENDLESS = 10**12
+# Env steps from line to line of a run's metrics, unless the words say otherwise; fewer would be a
+# load of their own.
+_LOG_INTERVAL = 2000
 # The command `htsrl`, which ends with this process however that ends.
 _TRAIN = """
 import os
@@ -55,7 +59,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run measured from the end of its first interval on.
+    """What one training run measured from its first line of metrics on.
 
     Attributes:
         name: of what was run.
@@ -97,17 +101,17 @@ def read_lines(run_dir: Path) -> list[Line]:
 
 
 def measure(name: str, words: Sequence[str], seconds: float) -> Run:
-    """Runs `htsrl train WORDS` for `seconds` after its first interval, with a line for each one.
+    """Runs `htsrl train WORDS` for `seconds` after its first line of metrics.
 
     Raises:
-        RunError: the run failed, or made too few intervals in that time.
+        RunError: the run failed, or wrote too few lines in that time.
     """
     busy = busy_cores()
     with tempfile.TemporaryDirectory(prefix="htsrl-bench-") as folder:
         run_dir = Path(folder) / "run"
         code = _TRAIN.format(parent=os.getpid())
-        command = [sys.executable, "-c", code, "train", *words, "log.interval=1"]
-        command += [f"total_steps={_ENDLESS}", f"hydra.run.dir={run_dir}"]
+        options = [f"log.interval={_LOG_INTERVAL}", *words, f"total_steps={_ENDLESS}"]
+        command = [sys.executable, "-c", code, "train", *options, f"hydra.run.dir={run_dir}"]
         output = Path(folder) / "output"
         with open(output, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
@@ -175,10 +179,10 @@ def summarize(name: str, lines: Sequence[Line], samples: tuple[Sample, Sample], 
     """The figures of a run from its metrics and from samples early and late in it.
 
     Raises:
-        RunError: it made too few intervals.
+        RunError: there are too few lines.
     """
     if len(lines) < 2:
-        raise RunError(f"{name}: the run made {len(lines)} intervals: give bench.seconds more")
+        raise RunError(f"{name}: the run wrote {len(lines)} lines: give bench.seconds more")
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
     before, after = samples

@@ -357,7 +357,7 @@ class BenchConfig:
     Attributes:
         runners: what to compare.
         repeats: rounds; in each, every runner runs once.
-        seconds: of a run, start-up and the first interval aside.
+        seconds: of a run from its first line of metrics on.
         micro_seconds: of each of the three one-thread measurements of a round.
     """
 

@@ -85,7 +85,7 @@ class Bench:
     """Starts runs.
 
     Attributes:
-        seconds: of a run, its first interval aside.
+        seconds: of a run from its first line of metrics on.
     """
 
     seconds: float
@@ -107,6 +107,7 @@ class Bench:
             f"env.mean_ms={1000 * MEAN_S:g}",
             f"actors.num_envs={num_envs}",
             f"actors.num_executors={num_envs}",
+            "log.interval=1",
             *words,
         ]
         return show(measure(name, words, self.seconds))

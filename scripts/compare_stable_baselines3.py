@@ -13,7 +13,7 @@ and passes over a sample (scripts/peer_stable_baselines3.py):
 
 Stable-Baselines3 runs once as installed and once with an allocator that keeps large blocks, which
 htsrl sets for itself: targets compare with the faster of the two. Rates count env steps (of 4
-frames on Pong) and leave out start-up and the first interval.
+frames on Pong) and leave out start-up.
 
 The machine's bound is what its cores could do if they were always busy with nothing but env steps,
 forward passes and gradients, from one-thread rates that are measured between the runs.

@@ -59,6 +59,7 @@ def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENV
         f"runner.sync_interval={SYNC_INTERVAL}",
         f"actors.num_envs={num_envs}",
         f"actors.num_executors={num_envs}",
+        "log.interval=1",
     ]
     return show(measure(name, [*base, *words], seconds))
 

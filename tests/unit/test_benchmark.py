@@ -77,6 +77,7 @@ def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(report["one_thread"]) == 2
     for run in report["runs"]:
         assert run["env_steps"] % (16 * 16) == 0
+        assert run["env_steps"] > 2000
         assert 0 < run["times"]["learner_busy"] <= 1
         assert run["times"]["inference_passes_per_second"] >= run["rate"] / 8
         assert run["pss_mb"] > 10
@@ -94,7 +95,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_a_run_too_short_for_a_rate_is_refused() -> None:
-    with pytest.raises(RunError, match=r"1 intervals.*bench\.seconds"):
+    with pytest.raises(RunError, match=r"1 lines.*bench\.seconds"):
         summarize("x", [line(100, 50.0)], (sample(0, 0, 0, 0), sample(1, 0, 0, 0)), 0.0)
 
 
