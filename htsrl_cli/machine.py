@@ -47,12 +47,14 @@ def _num_executors(plain: Mapping[str, Any]) -> int:
     if not isinstance(num_envs, int) or num_envs < 1:
         return 1
     env = plain["env"]
-    if env.get("kind") == FootballConfig.kind and env.get("representation") in (
-        "pixels_gray",
-        "pixels",
-    ):
+    if env.get("kind") == FootballConfig.kind and _is_rendered(env):
         return num_envs
     return max(n for n in range(1, min(num_envs, num_cores()) + 1) if num_envs % n == 0)
+
+
+def _is_rendered(football: Mapping[str, Any]) -> bool:
+    """See `FootballConfig.is_rendered`."""
+    return str(football.get("representation")).startswith("pixels")
 
 
 def _num_actors(plain: Mapping[str, Any]) -> int:

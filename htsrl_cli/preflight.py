@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -24,6 +25,7 @@ from htsrl_cli.compose import (
 from htsrl_cli.config import EnvConfig, SyntheticConfig
 from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.job import AUTO, Job, plan_job
+from htsrl_cli.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,11 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     """
     multirun = multirun or composer.is_multirun(overrides)
     jobs = _jobs(composer, overrides, multirun)
-    for cfg in jobs:
-        to_bench_config(cfg)
-    check_environments([to_train_config(cfg).env for cfg in jobs])
+    configs = [to_train_config(cfg) for cfg in jobs]
+    for cfg, config in zip(jobs, configs, strict=True):
+        for runner in to_bench_config(cfg).runners:
+            validate(replace(config, runner=replace(config.runner, name=runner)))
+    check_environments([config.env for config in configs])
     if multirun:
         return []
     folder = output_dir(jobs[0], multirun=False)

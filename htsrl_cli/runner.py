@@ -65,6 +65,14 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
     """
     set_up_torch()
+    logger.info(
+        "%d executors, %d actors (%s), %d learner threads (%s)",
+        config.actors.num_executors,
+        config.actors.num_actors,
+        config.actors.precision,
+        config.learner.num_threads,
+        config.learner.precision,
+    )
     run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
     try:
         # Before the first interval there is nothing to save: signals end the start at once.

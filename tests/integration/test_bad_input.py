@@ -136,7 +136,12 @@ TRAIN = {
         "must be 0 with env.representation=pixels",
     ),
     "two rendered environments in an executor": (
-        ["env=football/5_vs_5", "env.representation=pixels_gray", "actors.num_envs=4"],
+        [
+            "env=football/5_vs_5",
+            "env.representation=pixels_gray",
+            "actors.num_envs=4",
+            "actors.num_executors=2",
+        ],
         "actors.num_executors=2",
         "must be 4, as actors.num_envs, with env.representation=pixels_gray",
     ),
@@ -183,6 +188,7 @@ BENCH = {
     "no rounds": (["bench.repeats=0"], "bench.repeats=0", "1 or more"),
     "no time": (["bench.seconds=0"], "bench.seconds=0.0", "greater than 0"),
     "unknown runner": (["bench.runners=[async]"], "bench.runners=", "hts, sync and serial"),
+    "actors of the baseline": (["actors.num_actors=2"], "actors.num_actors=2", "runner=sync"),
     "mistyped key of bench": (["bench.repeat=1"], "bench.repeat=1", "bench.repeats?"),
     "mistyped key of training": (["algo.gama=1"], "algo.gama=1", "algo.gamma?"),
 }
