@@ -40,17 +40,18 @@ class NatureCnn(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         x = obs.permute(0, 3, 1, 2).to(self.conv1.weight.dtype)
         # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
-        # bytes are exact in bf16 where their fractions are not.
-        x = F.relu(F.conv2d(x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4))
-        x = F.relu(self.conv2(x))
-        x = F.relu(self.conv3(x))
+        # bytes are exact in bf16 where their fractions are not. Convolutions need not keep their
+        # outputs for the backward pass: rectified in place they fill less of the caches.
+        x = F.relu_(F.conv2d(x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4))
+        x = F.relu_(self.conv2(x))
+        x = F.relu_(self.conv3(x))
         if x.device.type == "cpu" and x.dtype == torch.float32:
             # The linear layer as the convolution that it is: in fp32 torch gives convolutions to
             # oneDNN and products to MKL, which takes twice as long on AMD's processors.
             weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-            return F.relu(F.conv2d(x, weight, self.fc.bias).flatten(1))
+            return F.relu_(F.conv2d(x, weight, self.fc.bias).flatten(1))
         # Flattened in (H, W, C) order, which channels-last memory holds as it is.
-        return F.relu(self.fc(x.permute(0, 2, 3, 1).flatten(1)))
+        return F.relu_(self.fc(x.permute(0, 2, 3, 1).flatten(1)))
 
 
 class Mlp(nn.Module):
