@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on Pong or football: the other side of `compare_stable_baselines3`.
+"""Stable-Baselines3 on Pong or football: the other side of `compare_peers`.
 
 Runs by itself, in an environment that has stable-baselines3 and need not have htsrl. On Pong all is
 that library's default or published setting: its wrappers, its Nature CNN, torch's threads. On

@@ -1,19 +1,19 @@
-"""Training throughput against Stable-Baselines3 and the machine, on Pong or on football.
+"""Training throughput against other libraries and the machine, on Pong or on football.
 
-    python -m scripts.compare_stable_baselines3 pong_ppo --peer-python OTHER_VENV/bin/python
+    python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
-Every run is a fresh process; the variants take turns. Both sides have the same game, network, loss
-and passes over a sample (scripts/peer_stable_baselines3.py):
+Every run is a fresh process; the variants take turns. All have the same game, network, loss and
+passes over a sample (scripts/peer_....py):
 
     pong_ppo   4 epochs in minibatches; htsrl 16 environments x 128 steps, Stable-Baselines3 its
-               published Atari setting, 8 environments x 128
+               published Atari setting, 8 environments x 128; Sample Factory, asynchronous, 16
     pong_a2c   one pass; htsrl 16 environments x 20 steps (and x 5), Stable-Baselines3 its published
                Atari setting, 16 environments x 5
     football   PPO, 2 epochs, 16 environments x 128 steps; Stable-Baselines3's in a process each
 
-Stable-Baselines3 runs once as installed and once with an allocator that keeps large blocks, which
-htsrl sets for itself: targets compare with the faster of the two. Rates count env steps (of 4
-frames on Pong) and leave out start-up.
+Peers run in virtual environments of their own, Stable-Baselines3 once as installed and once with an
+allocator that keeps large blocks, which htsrl sets for itself; targets compare with the fastest.
+Rates count env steps (of 4 frames on Pong) and leave out start-up.
 
 The machine's bound is what its cores could do if they were always busy with nothing but env steps,
 forward passes and gradients, from one-thread rates that are measured between the runs.
@@ -26,7 +26,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,14 +40,36 @@ from scripts.measured_runs import (
     write_report,
 )
 
-# Environment variables of Stable-Baselines3's process; see htsrl_cli/torch_setup.py for the second.
-PEERS: dict[str, dict[str, str]] = {
-    "SB3": {},
-    "SB3 kept memory": {
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "MALLOC_TOP_PAD_": str(64 << 20),
-    },
+# As htsrl_cli/torch_setup.py does it.
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library.
+
+    Attributes:
+        library: `sb3` or `sample_factory`, the option that names its interpreter.
+        script: in this folder.
+        tasks: that it has.
+        variables: of its environment.
+    """
+
+    library: str
+    script: str
+    tasks: tuple[str, ...]
+    variables: dict[str, str]
+
+
+SB3_TASKS = ("pong_ppo", "pong_a2c", "football")
+PEERS = {
+    "SB3": Peer("sb3", "peer_stable_baselines3.py", SB3_TASKS, {}),
+    "SB3 kept memory": Peer("sb3", "peer_stable_baselines3.py", SB3_TASKS, KEPT_MEMORY),
+    "Sample Factory": Peer("sample_factory", "peer_sample_factory.py", ("pong_ppo",), {}),
 }
 BF16 = ("actors.precision=bf16", "learner.precision=bf16")
 FP32 = ("actors.precision=fp32", "learner.precision=fp32")
@@ -60,7 +81,7 @@ class Variant:
 
     Attributes:
         words: overrides besides the task's.
-        target: what its median over that of the faster peer has to be at least.
+        target: what its median over that of the fastest peer has to be at least.
         of_bound: what part of the machine's bound it has to reach; not measured if 0.
     """
 
@@ -100,11 +121,13 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
 
 
 def run_peer(name: str, args: argparse.Namespace) -> Run:
-    """Stable-Baselines3 with the environment variables of `PEERS[name]`."""
+    """A run of `PEERS[name]`."""
     busy = busy_cores()
-    script = Path(__file__).with_name("peer_stable_baselines3.py")
-    command = [args.peer_python, str(script), args.task, "--seconds", str(args.seconds)]
-    environment = os.environ | PEERS[name]
+    peer = PEERS[name]
+    script = Path(__file__).with_name(peer.script)
+    python = getattr(args, peer.library)
+    command = [python, str(script), args.task, "--seconds", str(args.seconds)]
+    environment = os.environ | peer.variables
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}\nended with {run.returncode}:\n{run.stderr[-2000:]}")
@@ -143,12 +166,16 @@ def main() -> int:
     parser.add_argument(
         "--micro-seconds", type=float, default=3.0, help="of a microbenchmark (default: 3)"
     )
-    parser.add_argument(
-        "--peer-python",
-        default=sys.executable,
-        help="the interpreter that has stable-baselines3 (default: this one)",
-    )
+    parser.add_argument("--sb3", help="the interpreter that has stable-baselines3")
+    parser.add_argument("--sample-factory", help="the interpreter that has sample-factory")
     args = parser.parse_args()
+    peers = [
+        name
+        for name, peer in PEERS.items()
+        if getattr(args, peer.library) and args.task in peer.tasks
+    ]
+    if not peers:
+        parser.error("name at least one peer's interpreter")
     words, variants = TASKS[args.task]
     runs: list[Run] = []
     one_thread: dict[str, list[OneThread]] = {
@@ -161,11 +188,13 @@ def main() -> int:
             rounds.append(OneThread.measure(config, args.micro_seconds))
         for name, variant in variants.items():
             runs.append(show(measure(name, [*words, *variant.words], args.seconds)))
-        runs += [show(run_peer(name, args)) for name in PEERS]
+        runs += [show(run_peer(name, args)) for name in peers]
     show_medians(runs)
-    peer = max(PEERS, key=lambda name: median(runs, name))
+    fastest = max(peers, key=lambda name: median(runs, name))
     comparisons = show_bounds(variants, one_thread, runs) + [
-        Comparison(f"{name} / {peer}", median(runs, name) / median(runs, peer), variant.target)
+        Comparison(
+            f"{name} / {fastest}", median(runs, name) / median(runs, fastest), variant.target
+        )
         for name, variant in variants.items()
     ]
     for comparison in comparisons:
@@ -174,7 +203,7 @@ def main() -> int:
         name: [{**asdict(rates), "bound": rates.bound} for rates in rounds]
         for name, rounds in one_thread.items()
     }
-    output = Path(f"runs/compare_stable_baselines3_{args.task}.json")
+    output = Path(f"runs/compare_peers_{args.task}.json")
     write_report(output, runs, comparisons, {"one_thread": bounds})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 

@@ -1,0 +1,92 @@
+"""Sample Factory's asynchronous PPO on Pong: another side of `compare_peers`.
+
+Runs by itself, in an environment that has sample-factory, gymnasium below 1.0, ale-py and
+opencv-python-headless. All is that library's own setting for Atari (network, loss, 4 epochs in
+minibatches of 256, rollouts of 128) but for the device, asynchronous collection, and the number of
+environments, 16 in two processes. Prints a JSON line with `env_steps` (that were trained on) and
+`seconds` whenever the library reports its progress.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from typing import Any
+
+import gymnasium
+from ale_py.registration import register_v0_v4_envs
+from sample_factory.envs.env_utils import register_env
+from sample_factory.train import run_rl
+from sample_factory.utils.utils import log
+from sf_examples.atari.atari_utils import make_atari_env
+from sf_examples.atari.train_atari import parse_atari_args
+
+# How a report begins; its second argument counts emulator frames, of which an env step has four.
+REPORT = "Fps is %s. Total num frames: %d."
+FRAME_SKIP = 4
+
+
+class Reports(logging.Handler):
+    """Turns reports into JSON lines, and ends the training `seconds` after the first of them."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._start: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a line for a report of env steps that were trained on."""
+        if not (record.msg.startswith(REPORT) and isinstance(record.args, tuple)):
+            return
+        frames, now = int(str(record.args[1])), time.monotonic()
+        if frames == 0:
+            return
+        self._start = now if self._start is None else self._start
+        line = {"env_steps": frames // FRAME_SKIP, "seconds": now - self._start}
+        print(json.dumps(line), flush=True)
+        if now - self._start >= self._seconds:
+            # As Ctrl-C would; the library's own limit on seconds has no effect.
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def make_pong(*args: Any, **kwargs: Any) -> Any:
+    """The library's environment, in whichever process; its Gymnasium does not find ale-py's."""
+    if "PongNoFrameskip-v4" not in gymnasium.registry:
+        register_v0_v4_envs()  # type: ignore[no-untyped-call]
+    return make_atari_env(*args, **kwargs)
+
+
+def main() -> None:
+    """Trains for `--seconds` after the first report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=["pong_ppo"])
+    parser.add_argument("--seconds", type=float, required=True)
+    args = parser.parse_args()
+    register_env("atari_pong", make_pong)
+    with tempfile.TemporaryDirectory(prefix="sample-factory-") as folder:
+        cfg = parse_atari_args(
+            [
+                "--env=atari_pong",
+                "--experiment=pong",
+                f"--train_dir={folder}",
+                "--device=cpu",
+                "--seed=1",
+                "--num_workers=2",
+                "--num_envs_per_worker=8",
+                "--worker_num_splits=2",
+                "--async_rl=True",
+            ]
+        )
+        log.addHandler(Reports(args.seconds))
+        with suppress(KeyboardInterrupt):
+            run_rl(cfg)
+
+
+if __name__ == "__main__":
+    main()
