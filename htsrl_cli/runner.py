@@ -65,6 +65,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
     """
     set_up_torch()
+    run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
     logger.info(
         "%d executors, %d actors (%s), %d learner threads (%s)",
         config.actors.num_executors,
@@ -73,7 +74,6 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         config.learner.num_threads,
         config.learner.precision,
     )
-    run = Run(config, run_dir, None if checkpoint is None else load_checkpoint(checkpoint))
     try:
         # Before the first interval there is nothing to save: signals end the start at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
