@@ -42,7 +42,7 @@ class Reports(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a line for a report of env steps that were trained on."""
-        if not (record.msg.startswith(REPORT) and isinstance(record.args, tuple)):
+        if not (str(record.msg).startswith(REPORT) and isinstance(record.args, tuple)):
             return
         frames, now = int(str(record.args[1])), time.monotonic()
         if frames == 0:
