@@ -191,6 +191,8 @@ def _run_verb(verb: str, words: list[str]) -> None:
     if not (args.hydra_help or args.shell_completion):
         composer = compose.Composer(args.config_name or verb, args.config_dir)
         if args.help or args.cfg or args.info:
+            # Whoever reads may stop early (`| head`).
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             composer.job(args.overrides)
         else:
             added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)

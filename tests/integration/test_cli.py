@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +78,15 @@ def test_configuration_is_shown_as_it_would_be_used(htsrl: Htsrl, tmp_path: Path
     assert "runs/" in htsrl("train", "--cfg", "hydra").stdout
     assert "Config search path" in htsrl("train", "--info", "searchpath").stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_may_stop_early() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "htsrl_cli", "train", "--help"]
+    run = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (-signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--cfg", "job"]])
