@@ -31,6 +31,7 @@ htsrl: high-throughput synchronous deep reinforcement learning
   htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
 
   htsrl bench [KEY=VALUE ...]                measure what a training run reaches here
+  htsrl list [GROUP ...]                     what there is to choose: env, algo, experiment ...
 
   htsrl VERB --help                 groups, keys and examples
   htsrl VERB --cfg job              the configuration as it would be used
@@ -80,6 +81,8 @@ def _dispatch(words: list[str]) -> None:
         _complete(words)
     elif first in TASKS:
         _run_verb(first, words[1:])
+    elif first == "list":
+        _list(words[1:])
     else:
         raise _unknown_verb(first)
 
@@ -87,10 +90,9 @@ def _dispatch(words: list[str]) -> None:
 def _unknown_verb(word: str) -> UsageError:
     from htsrl_cli.schema import did_you_mean
 
-    verbs = list(TASKS)
     if not word:
-        return UsageError(f"a verb is needed: {' or '.join(verbs)} (see htsrl --help)")
-    hint = did_you_mean(word, verbs) or f" ({', '.join(verbs)})"
+        return UsageError(f"a verb is needed: {' or '.join(VERBS)} (see htsrl --help)")
+    hint = did_you_mean(word, VERBS) or f" ({', '.join(VERBS)})"
     return UsageError(f"{word}: there is no such verb{hint}")
 
 
@@ -175,6 +177,19 @@ def bench(cfg: DictConfig) -> float | None:
 
 
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
+VERBS = (*TASKS, "list")
+
+
+def _list(words: list[str]) -> None:
+    """The options of the groups named, or of all."""
+    from htsrl_cli import listing
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if len(words) == 1:
+        print("\n".join(listing.lines(words[0])))
+        return
+    for group in words or listing.groups():
+        print(f"{group}:", *listing.lines(group), sep="\n  ")
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
@@ -246,8 +261,14 @@ def _complete(words: list[str]) -> None:
     program, _, rest = line.partition(" ")
     verb, space, overrides = rest.lstrip().partition(" ")
     querying = any(word.startswith("query=") for word in words)
-    if querying and not (space and verb in TASKS):
-        print(" ".join(name for name in TASKS if name.startswith(verb)))
+    if querying and not (space and verb in VERBS):
+        print(" ".join(name for name in VERBS if name.startswith(verb)))
+        return
+    if querying and verb == "list":
+        from htsrl_cli import listing
+
+        last = overrides.split(" ")[-1]
+        print(" ".join(name for name in listing.groups() if name.startswith(last)))
         return
     os.environ["COMP_LINE"] = f"{program} {overrides}"
     _run_verb(verb if querying else "train", words)

@@ -104,12 +104,26 @@ def test_completion(htsrl: Htsrl) -> None:
     def complete(line: str) -> list[str]:
         return htsrl("-sc", "query=bash", env={"COMP_LINE": line}).stdout.split()
 
-    assert complete("htsrl ") == ["train", "eval", "bench"]
+    assert complete("htsrl ") == ["train", "eval", "bench", "list"]
     assert complete("htsrl tr") == ["train"]
     assert complete("htsrl train algo=") == ["algo=a2c", "algo=ppo"]
     assert complete("htsrl train algo.gam") == ["algo.gamma="]
     assert complete("htsrl eval gr") == ["greedy="]
     assert complete("htsrl bench bench.rep") == ["bench.repeats="]
+    assert complete("htsrl list e") == ["env", "experiment"]
+
+
+def test_list(htsrl: Htsrl) -> None:
+    games = htsrl("list", "env").stdout.splitlines()
+    assert "atari/pong" in games
+    assert any(line.startswith("gym  ") and "Gymnasium" in line for line in games)
+    assert len(games) == len(set(games)) == 57 + 18 + 3 + 1
+    everything = htsrl("list").stdout
+    assert "algo:\n  a2c  Advantage actor-critic" in everything
+    assert "  cartpole_ppo" in everything
+    run = htsrl("list", "envs")
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "did you mean env?" in run.stderr
     assert "complete " in htsrl("-sc", "install=bash").stdout
 
 

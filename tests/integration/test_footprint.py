@@ -116,6 +116,7 @@ def test_memory_of_a_football_executor(tmp_path: Path) -> None:
         after = pss_kb(executor)
     finally:
         run.end()
+    print(f"PSS {before / 1000:.1f} MB after 5,000 env steps, {after / 1000:.1f} after 105,000")
     assert before < 250_000
     # The engine itself loses 4 KB at every reset, some 5 MB in all.
     assert after < before + 10_000, (before, after)
