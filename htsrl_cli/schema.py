@@ -11,7 +11,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -102,7 +102,7 @@ def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
     return ConfigError(key, shown(value), f"no such key{did_you_mean(key, known)}")
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
     """` (did you mean ...?)` for the entry of `known` closest to `word`, or an empty string.
 
     Names have parts (`algo.gamma`, `atari/pong`). The last one alone is compared, too: a forgotten

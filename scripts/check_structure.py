@@ -34,7 +34,7 @@ LAYERS = (
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
     {"runner", "evaluation", "microbenchmarks", "benchmark"},
-    {"validation", "compose", "job", "preflight"},
+    {"validation", "compose", "listing", "job", "preflight"},
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "hydra", "omegaconf"}
