@@ -30,7 +30,7 @@ from rich.table import Table
 from htsrl_cli.config import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
-from htsrl_cli.metrics import METRICS_FILE
+from htsrl_cli.metrics import read_lines
 from htsrl_cli.microbenchmarks import OneThread
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,6 @@ from htsrl_cli import cli, workers
 workers.ask_to_end_with_parent()
 raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 """
-
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,6 @@ def is_quiet(run: Run) -> bool:
 def busy_cores() -> float:
     """How many cores are busy at present, over one second."""
     return float(psutil.cpu_percent(1.0)) / 100 * (os.cpu_count() or 1)
-
-
-def read_lines(run_dir: Path) -> list[Line]:
-    """The lines of a run's `metrics.jsonl`; none where it is not there yet."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def measure(name: str, words: Sequence[str], seconds: float) -> Run:
@@ -175,7 +165,9 @@ def _sample(process: subprocess.Popen[bytes]) -> Sample:
         return Sample(time.monotonic(), dict.fromkeys(ROLES, 0.0), 0.0)
 
 
-def summarize(name: str, lines: Sequence[Line], samples: tuple[Sample, Sample], busy: float) -> Run:
+def summarize(
+    name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
+) -> Run:
     """The figures of a run from its metrics and from samples early and late in it.
 
     Raises:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from htsrl_cli.config import EvalConfig, FootballConfig, TrainConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.envs import Array, Env, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.intervals import mean_interval
 from htsrl_cli.policy import build_policies, mode, sample
 from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "eval.json"
 VIDEO_FOLDER = "videos"
-CONFIDENCE = 0.95
-NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -132,17 +130,7 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
     """Standard deviation (ddof 1) and 95 % percentile bootstrap interval of the mean."""
     if len(returns) < 2:
         return None, None
-    bootstrap = scipy.stats.bootstrap(
-        (np.asarray(returns),),
-        np.mean,
-        n_resamples=NUM_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        # Defined for constant scores, too, where the bias-corrected method divides by zero.
-        method="percentile",
-        batch=NUM_RESAMPLES // 10,
-        rng=np.random.default_rng(seed),
-    )
-    low, high = bootstrap.confidence_interval
+    low, high = mean_interval(np.asarray(returns), seed)
     return float(np.std(returns, ddof=1)), (float(low), float(high))
 
 

@@ -302,6 +302,15 @@ class _Outputs:
             self._events.close()
 
 
+def read_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, which may still grow; none where it is not there."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def _mean(values: Sequence[float] | deque[float]) -> float | None:
     return sum(values) / len(values) if values else None
 

@@ -29,7 +29,7 @@ ROLES = {"executor", "actor", "learner"}
 # From the bottom to the top. A name stands for a module, or a package with all its modules.
 LAYERS = (
     {"errors", "config"},
-    {"machine", "seeding", "schema", "durable", "line_file", "memory", "envs"},
+    {"intervals", "machine", "seeding", "schema", "durable", "line_file", "memory", "envs"},
     {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint", "video"},
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from htsrl_cli.benchmark import read_lines
+from htsrl_cli.metrics import read_lines
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from htsrl_cli.benchmark import read_lines
 from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
 from htsrl_cli.config import EnvConfig
 from htsrl_cli.envs import Array, Env, EnvSpec, make_env
-from htsrl_cli.metrics import RECENT_RETURN
+from htsrl_cli.metrics import RECENT_RETURN, read_lines
 from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, generator, reset_seed
 

@@ -1,0 +1,37 @@
+"""Confidence intervals of means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 10_000
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def mean_interval(samples: Array, seed: int = 0) -> tuple[Array, Array]:
+    """95 % percentile bootstrap interval of the mean over the first axis.
+
+    Args:
+        samples: [N, ...] with N of at least 2.
+        seed: of the resampling.
+
+    Returns:
+        low and high, of shape [...].
+    """
+    interval = scipy.stats.bootstrap(
+        (samples,),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        # Defined for constant samples, too, where the bias-corrected method divides by zero.
+        method="percentile",
+        axis=0,
+        batch=NUM_RESAMPLES // 10,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return interval.low, interval.high
