@@ -32,6 +32,7 @@ htsrl: high-throughput synchronous deep reinforcement learning
 
   htsrl bench [KEY=VALUE ...]                measure what a training run reaches here
   htsrl list [GROUP ...]                     what there is to choose: env, algo, experiment ...
+  htsrl report RUN [RUN ...] [--output DIR]  compare runs: table, learning curves, HTML page
 
   htsrl VERB --help                 groups, keys and examples
   htsrl VERB --cfg job              the configuration as it would be used
@@ -81,8 +82,8 @@ def _dispatch(words: list[str]) -> None:
         _complete(words)
     elif first in TASKS:
         _run_verb(first, words[1:])
-    elif first == "list":
-        _list(words[1:])
+    elif first in TOOLS:
+        TOOLS[first](words[1:])
     else:
         raise _unknown_verb(first)
 
@@ -177,7 +178,6 @@ def bench(cfg: DictConfig) -> float | None:
 
 
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
-VERBS = (*TASKS, "list")
 
 
 def _list(words: list[str]) -> None:
@@ -190,6 +190,34 @@ def _list(words: list[str]) -> None:
         return
     for group in words or listing.groups():
         print(f"{group}:", *listing.lines(group), sep="\n  ")
+
+
+def _report_runs(words: list[str]) -> None:
+    """Compares runs."""
+    from htsrl_cli import report
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"report: {message} (see htsrl report --help)")
+
+    parser = argparse.ArgumentParser(
+        prog="htsrl report",
+        description="Compares runs: a table, learning curves against env steps and time, and one "
+        "HTML page. Runs are grouped by what differs, the seed apart.",
+    )
+    parser.error = fail  # type: ignore[method-assign]
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder above"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
+    )
+    args = parser.parse_args(words)
+    report.run(args.runs, args.output)
+
+
+# Verbs that have no configuration.
+TOOLS: dict[str, Callable[[list[str]], None]] = {"list": _list, "report": _report_runs}
+VERBS = (*TASKS, *TOOLS)
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
@@ -269,6 +297,8 @@ def _complete(words: list[str]) -> None:
 
         last = overrides.split(" ")[-1]
         print(" ".join(name for name in listing.groups() if name.startswith(last)))
+        return
+    if querying and verb in TOOLS:
         return
     os.environ["COMP_LINE"] = f"{program} {overrides}"
     _run_verb(verb if querying else "train", words)

@@ -33,7 +33,7 @@ LAYERS = (
     {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint", "video"},
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
-    {"runner", "evaluation", "microbenchmarks", "benchmark"},
+    {"runner", "evaluation", "microbenchmarks", "benchmark", "report"},
     {"validation", "compose", "listing", "job", "preflight"},
     {"cli", "__main__"},
 )

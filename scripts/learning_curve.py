@@ -64,7 +64,7 @@ def print_table(points: Sequence[Point]) -> None:
     for point in points:
         minutes, seconds = divmod(round(point.seconds), 60)
         print(
-            f"| {point.env_steps:,} | {minutes}:{seconds:02d} | {point.games} | {point.score:.1f} |"
+            f"| {point.env_steps:,} | {minutes}:{seconds:02d} | {point.games} | {point.score:.2f} |"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -104,13 +105,14 @@ def test_completion(htsrl: Htsrl) -> None:
     def complete(line: str) -> list[str]:
         return htsrl("-sc", "query=bash", env={"COMP_LINE": line}).stdout.split()
 
-    assert complete("htsrl ") == ["train", "eval", "bench", "list"]
+    assert complete("htsrl ") == ["train", "eval", "bench", "list", "report"]
     assert complete("htsrl tr") == ["train"]
     assert complete("htsrl train algo=") == ["algo=a2c", "algo=ppo"]
     assert complete("htsrl train algo.gam") == ["algo.gamma="]
     assert complete("htsrl eval gr") == ["greedy="]
     assert complete("htsrl bench bench.rep") == ["bench.repeats="]
     assert complete("htsrl list e") == ["env", "experiment"]
+    assert complete("htsrl report ") == []
 
 
 def test_list(htsrl: Htsrl) -> None:
@@ -159,6 +161,21 @@ def test_sweep(tmp_path: Path) -> None:
     assert run.stdout == "seed 2\nseed 3\n"
     seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
     assert seeds == [2, 3]
+
+
+def test_report(htsrl: Htsrl, tmp_path: Path) -> None:
+    words = [*TINY, "env=synthetic/sleep", "env.mean_ms=0", "total_steps=4096", "log.interval=512"]
+    assert htsrl("train", "-m", *words, "algo=ppo", "seed=1,2").returncode == 0
+    run = htsrl("report", "runs", "--output", "compared")
+    assert run.returncode == 0, run.stderr
+    (row,) = json.loads((tmp_path / "compared" / "report.json").read_text())
+    assert (row["runs"], row["env steps"]) == ("2", "4,096")
+    page = (tmp_path / "compared" / "report.html").read_text()
+    for summary in tmp_path.rglob("summary.json"):
+        assert json.loads(summary.read_text())["params_sha256"] in page
+    for words in (["report"], ["report", "compared"], ["report", "runs", "--outptu=x"]):
+        run = htsrl(*words)
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
 
 
 def test_failed_run(tmp_path: Path) -> None:

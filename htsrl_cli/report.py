@@ -1,0 +1,333 @@
+"""`htsrl report`: compares runs in a table, in learning curves, and on one page to send.
+
+Runs are grouped by what differs in their configurations, the seed apart; a group is shown by its
+mean and the 95 % bootstrap interval over its runs. Environments are not compared with each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from htsrl_cli.errors import UsageError
+from htsrl_cli.intervals import Array, mean_interval
+from htsrl_cli.metrics import METRICS_FILE, RECENT_RETURN, SUMMARY_FILE, read_lines
+from htsrl_cli.schema import changes_no_result, flatten, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CONFIG_FILE = "config.yaml"
+PAGE_FILE = "report.html"
+FIGURE_FILE = "learning_curves.png"
+TABLE_FILE = "report.json"
+# Of the keys that name an environment, one stands in every kind.
+_ENV_NAMES = ("game", "id", "scenario", "name")
+# What a reader looks for first, where it differs.
+_FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
+# Differences of these make no group.
+_NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log")
+_NUM_POINTS = 200
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """A run's configuration and how its score grew.
+
+    Attributes:
+        config: values by dotted key.
+        env_steps, seconds, scores: [N] each; the score is the mean raw return of the last 100
+            episodes.
+        params_sha256: of a run that has ended.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    env_steps: Array
+    seconds: Array
+    scores: Array
+    params_sha256: str | None
+
+    @property
+    def environment(self) -> str:
+        """As `pong`, `CartPole-v1` or `academy_corner`."""
+        return str(next(self.config[f"env.{n}"] for n in _ENV_NAMES if f"env.{n}" in self.config))
+
+    @property
+    def rate(self) -> float:
+        """Env steps per second over the whole run."""
+        return float(self.env_steps[-1] / self.seconds[-1])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of an environment that differ in nothing but the seed.
+
+    Attributes:
+        label: the values that tell it from other groups of its environment.
+    """
+
+    environment: str
+    label: str
+    runs: tuple[RunCurve, ...]
+
+    def final(self) -> tuple[float, float | None, float | None]:
+        """Mean of the last scores and its interval; a single run has none."""
+        scores = np.array([run.scores[-1] for run in self.runs])
+        if len(scores) < 2:
+            return float(scores[0]), None, None
+        low, high = mean_interval(scores)
+        return float(scores.mean()), float(low), float(high)
+
+    def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
+        """Positions, mean, low and high where all runs have a score.
+
+        Args:
+            axis: `env_steps` or `seconds`.
+        """
+        places = [getattr(run, axis) for run in self.runs]
+        start, end = max(p[0] for p in places), min(p[-1] for p in places)
+        x = np.linspace(start, max(start, end), _NUM_POINTS)
+        scores = np.array(
+            [np.interp(x, p, run.scores) for p, run in zip(places, self.runs, strict=True)]
+        )
+        if len(scores) < 2:
+            return x, scores[0], None, None
+        return x, scores.mean(axis=0), *mean_interval(scores)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run folders among and below `paths`, in order and each once.
+
+    Raises:
+        UsageError: there is none at or below a path.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = sorted(config.parent for config in path.rglob(CONFIG_FILE))
+        runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
+        if not runs:
+            raise UsageError(f"{path}: there is no run with {CONFIG_FILE} and {METRICS_FILE}")
+        found |= dict.fromkeys(folder.resolve() for folder in runs)
+    return list(found)
+
+
+def load_run(folder: Path) -> RunCurve | None:
+    """A run as far as it has come; None where no episode has ended yet."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
+    assert isinstance(plain, dict)
+    lines = [line for line in read_lines(folder) if line[RECENT_RETURN] is not None]
+    if not lines:
+        return None
+    summary = folder / SUMMARY_FILE
+    ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    return RunCurve(
+        folder,
+        dict(flatten({str(key): value for key, value in plain.items()})),
+        np.array([line["env_steps"] for line in lines]),
+        np.array([line["time/seconds"] for line in lines]),
+        np.array([line[RECENT_RETURN] for line in lines]),
+        ended.get("params_sha256"),
+    )
+
+
+def group(runs: Sequence[RunCurve]) -> list[Group]:
+    """Groups, those of an environment beside each other, in order of first appearance."""
+    groups = []
+    for environment in dict.fromkeys(run.environment for run in runs):
+        own = [run for run in runs if run.environment == environment]
+        keys = _telling_keys(own)
+        names = dict.fromkeys(_values(run, keys) for run in own)
+        for values in names:
+            label = " ".join(f"{k}={shown(v)}" for k, v in zip(keys, values, strict=True))
+            members = tuple(run for run in own if _values(run, keys) == values)
+            groups.append(Group(environment, label or environment, members))
+    return groups
+
+
+def _telling_keys(runs: Sequence[RunCurve]) -> list[str]:
+    """Keys that tell all groups apart; those whose values follow from them are left out."""
+    chosen: list[str] = []
+    for key in _FIRST:
+        if _num_groups(runs, [*chosen, key]) > _num_groups(runs, chosen):
+            chosen.append(key)
+    keys = sorted({key for run in runs for key in run.config if not _is_left_out(key)})
+    # Rather what changes results than what changes the speed only.
+    keys.sort(key=changes_no_result)
+    while True:
+        number, key = max(
+            ((_num_groups(runs, [*chosen, key]), key) for key in keys), key=itemgetter(0)
+        )
+        if number == _num_groups(runs, chosen):
+            return chosen
+        chosen.append(key)
+
+
+def _num_groups(runs: Sequence[RunCurve], keys: Sequence[str]) -> int:
+    return len({_values(run, keys) for run in runs})
+
+
+def _is_left_out(key: str) -> bool:
+    return any(key == entry or key.startswith(f"{entry}.") for entry in _NOT_COMPARED)
+
+
+def _values(run: RunCurve, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(run.config.get(key)) for key in keys)
+
+
+def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """The table's cells by column, a row for each group, the best of an environment first."""
+    rows = []
+    order = list(dict.fromkeys(g.environment for g in groups))
+    for g in sorted(groups, key=lambda g: (order.index(g.environment), -g.final()[0])):
+        mean, low, high = g.final()
+        steps = [int(run.env_steps[-1]) for run in g.runs]
+        rows.append(
+            {
+                "environment": g.environment,
+                "group": g.label,
+                "runs": str(len(g.runs)),
+                "env steps": _range([f"{s:,}" for s in (min(steps), max(steps))]),
+                "score": f"{mean:.2f}",
+                "95 % interval": "-" if low is None else f"{low:.2f} to {high:.2f}",
+                "env steps/s": f"{statistics.median(run.rate for run in g.runs):.0f}",
+                "minutes": f"{statistics.median(run.seconds[-1] for run in g.runs) / 60:.1f}",
+            }
+        )
+    return rows
+
+
+def _range(ends: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """Learning curves: a row for each environment, against env steps and against time."""
+    from matplotlib.figure import Figure
+
+    environments = list(dict.fromkeys(g.environment for g in groups))
+    figure = Figure(figsize=(11, 3.8 * len(environments)), layout="constrained")
+    axes = figure.subplots(len(environments), 2, squeeze=False, sharey="row")
+    for row, environment in zip(axes, environments, strict=True):
+        own = [g for g in groups if g.environment == environment]
+        _draw_panel(row[0], own, "env_steps", 1.0)
+        _draw_panel(row[1], own, "seconds", 60.0)
+        row[0].set(title=environment, xlabel="env steps", ylabel="mean score of 100 episodes")
+        row[1].set(xlabel="minutes")
+        row[0].legend(fontsize="small")
+    return figure
+
+
+def _draw_panel(axes: Axes, groups: Sequence[Group], axis: str, unit: float) -> None:
+    for g in groups:
+        x, mean, low, high = g.curve(axis)
+        (line,) = axes.plot(x / unit, mean, label=f"{g.label} ({len(g.runs)})")
+        if low is not None and high is not None:
+            axes.fill_between(x / unit, low, high, color=line.get_color(), alpha=0.2)
+    axes.grid(alpha=0.3)
+
+
+_PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>htsrl report</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 1rem 0 2rem }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: left }}
+img {{ max-width: 100% }}
+code {{ font-size: .85em; word-break: break-all }}
+</style></head><body>
+<h1>htsrl report</h1>
+<p>Scores are means of the last 100 episodes of each run; intervals are 95 % bootstrap intervals
+of the mean over the runs of a group; rates and times are medians.</p>
+{groups}
+<img alt="learning curves" src="data:image/png;base64,{figure}">
+<h2>Runs</h2>
+{runs}
+</body></html>
+"""
+
+
+def page(groups: Sequence[Group], png: bytes) -> str:
+    """All of the report as one HTML page that needs no other file."""
+    runs = [
+        {
+            "group": g.label if g.label == g.environment else f"{g.environment} {g.label}",
+            "seed": str(run.config.get("seed")),
+            "env steps": f"{run.env_steps[-1]:,}",
+            "score": f"{run.scores[-1]:.2f}",
+            "parameters (sha256)": run.params_sha256 or "-",
+            "folder": str(run.folder),
+        }
+        for g in groups
+        for run in g.runs
+    ]
+    return _PAGE.format(
+        groups=_html_table(table_rows(groups)),
+        figure=base64.b64encode(png).decode(),
+        runs=_html_table(runs, code=("parameters (sha256)", "folder")),
+    )
+
+
+def _html_table(rows: Sequence[dict[str, str]], code: Sequence[str] = ()) -> str:
+    def cell(name: str, value: str) -> str:
+        text = html.escape(value)
+        return f"<td><code>{text}</code></td>" if name in code else f"<td>{text}</td>"
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    body = "\n".join(
+        "<tr>" + "".join(cell(name, value) for name, value in row.items()) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def run(paths: Sequence[Path], output: Path) -> None:
+    """Prints the table and writes page, figure and JSON into the folder `output`.
+
+    Raises:
+        UsageError: there is no run, matplotlib is missing, or the folder cannot be written.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError("report draws with matplotlib: pip install 'htsrl[report]'") from error
+    loaded = [run for run in map(load_run, find_runs(paths)) if run is not None]
+    if not loaded:
+        raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
+    groups = group(loaded)
+    rows = table_rows(groups)
+    Console().print(_table(rows))
+    buffer = io.BytesIO()
+    draw(groups).savefig(buffer, format="png", dpi=120)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / FIGURE_FILE).write_bytes(buffer.getvalue())
+        (output / TABLE_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (output / PAGE_FILE).write_text(page(groups, buffer.getvalue()), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {output}: {error.strerror}") from error
+    Console().print(f"{output / PAGE_FILE} shows it all; beside it {FIGURE_FILE} and {TABLE_FILE}")
+
+
+def _table(rows: Sequence[dict[str, str]]) -> Table:
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, no_wrap=name not in ("environment", "group"), overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    return table

@@ -1,0 +1,142 @@
+"""`htsrl report`: groups, means with intervals, curves, and the page."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from htsrl_cli import report
+from htsrl_cli.errors import UsageError
+from htsrl_cli.intervals import mean_interval
+
+CARTPOLE = {"kind": "gym", "id": "CartPole-v1"}
+PPO = {"name": "ppo", "learning_rate": 1e-3, "clip_coef": 0.2}
+A2C = {"name": "a2c", "learning_rate": 7e-4}
+
+
+def write_run(
+    folder: Path,
+    scores: Sequence[float | None],
+    seed: int = 1,
+    rate: float = 100.0,
+    **sections: Any,
+) -> Path:
+    """A run's folder with a line of metrics every 1000 env steps."""
+    folder.mkdir(parents=True)
+    config = {"env": CARTPOLE, "algo": PPO, "seed": seed, "log": {"interval": seed}} | sections
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    lines = [
+        {
+            "env_steps": 1000 * i,
+            "time/seconds": 1000 * i / rate,
+            "episode/return_mean_100": score,
+        }
+        for i, score in enumerate(scores, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def groups_of(*folders: Path) -> list[report.Group]:
+    runs = [report.load_run(folder) for folder in report.find_runs(folders)]
+    return report.group([run for run in runs if run is not None])
+
+
+def test_runs_are_grouped_by_what_differs(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for algo in (PPO, A2C):
+            name = algo["name"]
+            write_run(tmp_path / f"{name}_{seed}", [1.0], seed, algo=algo)
+    write_run(tmp_path / "slow", [1.0], algo=PPO | {"learning_rate": 1e-4})
+    write_run(tmp_path / "pong", [1.0], env={"kind": "atari", "game": "pong"})
+    found = {(g.environment, g.label): [r.folder.name for r in g.runs] for g in groups_of(tmp_path)}
+    # Keys that only one algorithm has follow from its name.
+    label = "algo.name={} algo.learning_rate={}".format
+    assert found == {
+        ("CartPole-v1", label("a2c", "0.0007")): ["a2c_1", "a2c_2"],
+        ("CartPole-v1", label("ppo", "0.001")): ["ppo_1", "ppo_2"],
+        ("CartPole-v1", label("ppo", "0.0001")): ["slow"],
+        ("pong", "pong"): ["pong"],
+    }
+
+
+def test_two_algorithms_are_told_apart_by_name_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0], algo=A2C)
+    write_run(tmp_path / "b", [1.0], algo=PPO)
+    assert [g.label for g in groups_of(tmp_path)] == ["algo.name=a2c", "algo.name=ppo"]
+
+
+def test_interval_of_a_mean() -> None:
+    samples = np.array([3.0, 10.0, 4.0, 8.0, 1.0])
+    means = [np.mean(chosen) for chosen in itertools.product(samples, repeat=5)]
+    assert np.allclose(mean_interval(samples), np.percentile(means, [2.5, 97.5]), atol=0.2)
+    assert [float(end) for end in mean_interval(np.array([2.0] * 3))] == [2.0, 2.0]
+    low, high = mean_interval(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert (low.tolist(), high.tolist()) == ([1.0, 5.0], [3.0, 5.0])
+
+
+def test_curves_cover_what_all_runs_have(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [None, 0.0, 10.0, 20.0], seed=1, rate=100.0)
+    write_run(tmp_path / "b", [20.0, 20.0, 20.0], seed=2, rate=200.0)
+    (both,) = groups_of(tmp_path)
+    x, mean, low, high = both.curve("env_steps")
+    assert (x[0], x[-1]) == (2000, 3000)
+    assert (mean[0], mean[-1]) == (10.0, 15.0)
+    assert low is not None
+    assert high is not None
+    assert (low[-1], high[-1]) == (10.0, 20.0)
+    assert both.curve("seconds")[0][0] == 20.0
+    assert both.final() == (20.0, 20.0, 20.0)
+    (row,) = report.table_rows([both])
+    assert (row["runs"], row["env steps"], row["env steps/s"]) == ("2", "3,000 to 4,000", "150")
+
+
+def test_page_needs_no_other_file(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "<b>", [1.0, 2.0], env=CARTPOLE | {"id": "<My&Env>-v0"})
+    report.run([tmp_path], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;My&amp;Env&gt;-v0" in page
+    assert "<My" not in page
+    sources = re.findall(r'(?:src|href)="([^"]*)', page)
+    assert len(sources) == 1
+    png = base64.b64decode(sources[0].removeprefix("data:image/png;base64,"))
+    assert png == (tmp_path / "out" / "learning_curves.png").read_bytes()
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    assert picture.std() > 10
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (row["score"], row["95 % interval"]) == ("2.00", "-")
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no run"):
+        report.run([tmp_path], tmp_path / "out")
+    run = write_run(tmp_path / "a", [None])
+    with pytest.raises(UsageError, match="no episode"):
+        report.run([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run = write_run(tmp_path / "b", [1.0])
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="--output"):
+        report.run([run], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_run_under_way(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [1.0, 2.0])
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"env_steps": 30')
+    loaded = report.load_run(run)
+    assert loaded is not None
+    assert loaded.scores.tolist() == [1.0, 2.0]
+    assert loaded.params_sha256 is None
