@@ -30,7 +30,7 @@ from rich.table import Table
 from htsrl_cli.config import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
-from htsrl_cli.metrics import read_lines
+from htsrl_cli.metrics import training_lines
 from htsrl_cli.microbenchmarks import OneThread
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def measure(name: str, words: Sequence[str], seconds: float) -> Run:
         if status != 128 + signal.SIGTERM:
             text = output.read_text(errors="replace")[-2000:]
             raise RunError(f"htsrl {' '.join(command[3:])}\nended with {status}:\n{text}")
-        lines = read_lines(run_dir)
+        lines = training_lines(run_dir)
     return summarize(name, lines, samples, busy)
 
 
@@ -149,7 +149,7 @@ def _watch(
     process: subprocess.Popen[bytes], run_dir: Path, seconds: float
 ) -> tuple[Sample, Sample]:
     """Waits until a run has run for `seconds` from its first line on; samples both moments."""
-    while not read_lines(run_dir) and process.poll() is None:
+    while not training_lines(run_dir) and process.poll() is None:
         time.sleep(_POLL_S)
     first = _sample(process)
     while process.poll() is None and time.monotonic() - first.at < seconds:

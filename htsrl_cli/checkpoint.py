@@ -132,8 +132,26 @@ class CheckpointStore:
         sync_folder(run_dir)
         remove_leftovers(self._folder)
         self._metrics = dict(_stored_metrics(self._folder))
+        self._unrated: set[int] = set()
 
-    def save(self, env_steps: int, metric: float | None, checkpoint: Checkpoint) -> bool:
+    @property
+    def unrated(self) -> list[int]:
+        """Env steps of the checkpoints that are kept until `rate` says how good they are."""
+        return sorted(self._unrated)
+
+    def unrate(self) -> None:
+        """Has all checkpoints wait for `rate`, whatever metric they were saved with."""
+        self._unrated = set(self._metrics)
+
+    def rate(self, env_steps: int, metric: float | None) -> None:
+        """Gives an unrated checkpoint its metric, and drops those no longer kept."""
+        self._metrics[env_steps] = metric
+        self._unrated.remove(env_steps)
+        self._prune()
+
+    def save(
+        self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_rated: bool = True
+    ) -> bool:
         """Saves a checkpoint, then drops those no longer kept.
 
         An `OSError` (a full disk) is logged and leaves all previous files as they are.
@@ -142,6 +160,7 @@ class CheckpointStore:
             env_steps: names the file; one of the same name is replaced.
             metric: higher is better; None or NaN never counts as best. Stored in `meta`.
             checkpoint: is not changed.
+            is_rated: the metric is this checkpoint's; else it is kept until `rate` says which is.
 
         Returns:
             Whether the checkpoint is on the disk.
@@ -152,6 +171,8 @@ class CheckpointStore:
             save_checkpoint(path, Checkpoint(checkpoint.arrays, meta))
             saved = True
             self._metrics[env_steps] = metric
+            if not is_rated:
+                self._unrated.add(env_steps)
             self._prune()
         except OSError as error:
             logger.error("checkpoint %s: %s; the previous ones are kept", path, error.strerror)
@@ -167,10 +188,11 @@ class CheckpointStore:
             if steps > env_steps:
                 path.unlink(missing_ok=True)
                 self._metrics.pop(steps, None)
+                self._unrated.discard(steps)
         sync_folder(self._folder)
 
     def _prune(self) -> None:
-        kept = set(sorted(self._metrics)[-self._keep :]) | self._best()
+        kept = set(sorted(self._metrics)[-self._keep :]) | self._best() | self._unrated
         for steps, path in _files(self._folder).items():
             if steps not in kept:
                 path.unlink(missing_ok=True)
@@ -181,7 +203,7 @@ class CheckpointStore:
         ranked = [
             (metric, -steps)
             for steps, metric in self._metrics.items()
-            if metric is not None and not math.isnan(metric)
+            if metric is not None and not math.isnan(metric) and steps not in self._unrated
         ]
         return {-max(ranked)[1]} if ranked else set()
 

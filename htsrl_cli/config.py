@@ -311,6 +311,21 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation during training, in a process of its own; it changes no result.
+
+    Attributes:
+        interval: env steps between two policies that are evaluated; 0 switches it off.
+        episodes: whole games that each of them plays.
+        targets: scores; it is logged when the final metric first reached each.
+    """
+
+    interval: int = 0
+    episodes: int = 10
+    targets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The whole resolved configuration of `htsrl train`.
 
@@ -324,6 +339,7 @@ class TrainConfig:
     runner: RunnerConfig
     checkpoint: CheckpointConfig
     log: LogConfig
+    eval: EvaluationConfig = EvaluationConfig()
     seed: int = 1
     total_steps: int = 10_000_000
 

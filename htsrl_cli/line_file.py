@@ -1,4 +1,4 @@
-"""A file of JSON lines in order of `env_steps`, which a resume cuts back."""
+"""A file of JSON lines, which a resume cuts back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from htsrl_cli.durable import write_durably
 
 
 class LineFile:
@@ -15,12 +18,16 @@ class LineFile:
 
     Args:
         path: created where it does not exist.
-        env_steps: lines after this are removed, and so is an unfinished one at the end.
+        keep: whether a line stays; an unfinished one at the end does not.
     """
 
-    def __init__(self, path: Path, env_steps: int) -> None:
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        content = path.read_bytes() if path.exists() else b""
+        kept = b"".join(line for line in content.splitlines(keepends=True) if _stays(line, keep))
+        if not content.startswith(kept):
+            write_durably(path, lambda file: file.write(kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-        self._file.truncate(_end_of_lines(path, env_steps))
+        self._file.truncate(len(kept))
 
     def append(self, line: Mapping[str, float | None]) -> None:
         """Adds a line; numbers that JSON does not have (NaN, infinities) become null.
@@ -42,23 +49,12 @@ class LineFile:
         self._file.close()
 
 
-def _end_of_lines(path: Path, env_steps: int) -> int:
-    """Size of the part of the file that is whole lines up to `env_steps`."""
-    end = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or _env_steps(line) > env_steps:
-                break
-            end += len(line)
-    return end
-
-
-def _env_steps(line: bytes) -> float:
-    """What a line says, infinity if it is no line of ours."""
+def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether `line` is a whole line of ours that is kept."""
     try:
-        return int(json.loads(line)["env_steps"])
+        return line.endswith(b"\n") and keep(json.loads(line))
     except (ValueError, LookupError, TypeError):
-        return math.inf
+        return False
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,7 +1,8 @@
 """What a run reports: lines of metrics, TensorBoard events, the summary, and progress.
 
 A line covers a window of intervals. Everything in it outside `time/` is a function of what the
-runner hands in, at barriers only, so that equal runs write equal lines, resumed or not.
+runner hands in, at barriers only, so that equal runs write equal lines, resumed or not. Evaluated
+policies have lines of their own, in order, which stand where their scores came in.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from htsrl_cli.config import LogConfig
+from htsrl_cli.config import EvaluationConfig, LogConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.event_files import EventFiles
+from htsrl_cli.final_metric import FinalMetric
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.progress import Status, open_display
 from htsrl_cli.storage import Episode
@@ -30,8 +32,11 @@ METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 RECENT_EPISODES = 100
 RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
+EVAL_RETURN = "eval/return_mean"
+FINAL_METRIC = "eval/final_metric"
 
 Line = dict[str, float | None]
+_NO_EVALUATION = EvaluationConfig()
 # Names of an episode's figures in a line.
 _FIGURES = ("return", "training_return", "length")
 
@@ -119,6 +124,7 @@ class RunLog:
         hyperparameters: plain values, nested or not, for TensorBoard.
         total_steps: env steps at the end of the run.
         env_steps: where this process begins; more than 0 after a resume.
+        evaluation: whether policies are evaluated, and the scores to reach.
         clock: seconds on a clock that never goes back.
     """
 
@@ -130,6 +136,7 @@ class RunLog:
         total_steps: int,
         env_steps: int = 0,
         *,
+        evaluation: EvaluationConfig = _NO_EVALUATION,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
@@ -142,6 +149,12 @@ class RunLog:
         self._num_episodes = 0
         self._stopwatch = _Stopwatch(clock, env_steps)
         self._outputs: _Outputs | None = None
+        self._is_evaluated = evaluation.interval > 0
+        self.final_metric = FinalMetric(evaluation.targets)
+        self._evaluated: dict[int, float] = {}
+        for line in read_lines(run_dir):
+            if EVAL_RETURN in line and line["env_steps"] <= env_steps:
+                self._take_in(line)
 
     def __enter__(self) -> Self:
         return self
@@ -156,8 +169,22 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """Mean raw return of the last 100 episodes; None before the first one ended."""
-        return _mean(self._recent)
+        """What runs are compared by; None before the first episode ended.
+
+        The final metric where policies are evaluated, else the mean raw return of the last 100
+        episodes.
+        """
+        return self.final_metric.value if self._is_evaluated else _mean(self._recent)
+
+    @property
+    def evaluated(self) -> Collection[int]:
+        """Env steps of the policies whose scores have been logged, in order."""
+        return self._evaluated.keys()
+
+    def final_metric_at(self, env_steps: int) -> float | None:
+        """The final metric of the policies up to `env_steps`; None without any."""
+        values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
+        return values[-1] if values else None
 
     @property
     def num_episodes(self) -> int:
@@ -193,6 +220,34 @@ class RunLog:
         if env_steps // self._config.interval > self._last_line // self._config.interval:
             self._write_line()
         self._open().display.barrier(self._status())
+
+    def evaluation(self, env_steps: int, seconds: float, episodes: Sequence[Episode]) -> None:
+        """Writes a line for an evaluated policy; policies come in order.
+
+        Args:
+            env_steps, seconds: of the training before it.
+            episodes: that it played.
+        """
+        line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
+        for position, name in enumerate(_FIGURES):
+            line[f"eval/{name}_mean"] = _mean([episode[position] for episode in episodes])
+        scores = [episode.raw_return for episode in episodes]
+        line |= {"eval/return_min": min(scores), "eval/return_max": max(scores)}
+        line["time/seconds"] = seconds
+        self._take_in(line)
+        line[FINAL_METRIC] = self.final_metric.value
+        for target, reached in self.final_metric.reached.items():
+            line[f"eval/env_steps_to_{target:g}"] = reached[0] if reached else None
+            line[f"time/seconds_to_{target:g}"] = reached[1] if reached else None
+        self._open().write(line)
+
+    def _take_in(self, line: Mapping[str, Any]) -> None:
+        env_steps = line["env_steps"]
+        self.final_metric.add(
+            env_steps, line["time/seconds"], line[EVAL_RETURN], line["eval/episodes"]
+        )
+        assert self.final_metric.value is not None
+        self._evaluated[env_steps] = self.final_metric.value
 
     def flush(self) -> None:
         """Writes a line for what has been taken in since the last one, if anything.
@@ -244,7 +299,12 @@ class RunLog:
             # After the last line, not after the checkpoint: a line that `flush` wrote at the end
             # of a run must go when the run is extended.
             self._outputs = _Outputs(
-                self._run_dir, self._config, self._hyperparameters, self._last_line
+                self._run_dir,
+                self._config,
+                self._hyperparameters,
+                FINAL_METRIC if self._is_evaluated else RECENT_RETURN,
+                self._last_line,
+                self._evaluated,
             )
         return self._outputs
 
@@ -252,7 +312,7 @@ class RunLog:
         outputs = self._open()
         line: Line = {"env_steps": self._env_steps}
         line |= self._window.episode_statistics()
-        line |= {RECENT_RETURN: self.metric, "episode/total": self._num_episodes}
+        line |= {RECENT_RETURN: _mean(self._recent), "episode/total": self._num_episodes}
         line |= self._window.means()
         line |= self._stopwatch.line(self._env_steps)
         outputs.write(line)
@@ -262,7 +322,7 @@ class RunLog:
 
     def _status(self) -> Status:
         rate = self._stopwatch.env_steps_per_second(self._env_steps)
-        return Status(self._env_steps, self._total_steps, rate, self.metric)
+        return Status(self._env_steps, self._total_steps, rate, _mean(self._recent))
 
 
 class _Outputs:
@@ -273,12 +333,22 @@ class _Outputs:
         run_dir: Path,
         config: LogConfig,
         hyperparameters: Mapping[str, object],
+        metric: str,
         last_line: int,
+        evaluated: Collection[int],
     ) -> None:
-        self._lines = LineFile(run_dir / METRICS_FILE, last_line)
+        def keep(line: dict[str, Any]) -> bool:
+            steps = line["env_steps"]
+            return steps in evaluated if EVAL_RETURN in line else steps <= last_line
+
+        self._lines = LineFile(run_dir / METRICS_FILE, keep)
         self._events: EventFiles | None = None
         if config.tensorboard:
-            self._events = EventFiles(run_dir, hyperparameters, RECENT_RETURN, last_line)
+            self._events = EventFiles(run_dir, hyperparameters, metric, last_line)
+            # What TensorBoard hides for the sake of the lines that will be written again.
+            for line in read_lines(run_dir):
+                if line["env_steps"] > last_line:
+                    self._events.write(line)
         self.display = open_display(sys.stderr)
 
     def write(self, line: Line) -> None:
@@ -309,6 +379,11 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def training_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """Those of `read_lines` that are of the training, not of an evaluated policy."""
+    return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
 
 
 def _mean(values: Sequence[float] | deque[float]) -> float | None:

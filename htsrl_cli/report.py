@@ -23,7 +23,7 @@ from rich.table import Table
 
 from htsrl_cli.errors import UsageError
 from htsrl_cli.intervals import Array, mean_interval
-from htsrl_cli.metrics import METRICS_FILE, RECENT_RETURN, SUMMARY_FILE, read_lines
+from htsrl_cli.metrics import METRICS_FILE, RECENT_RETURN, SUMMARY_FILE, training_lines
 from htsrl_cli.schema import changes_no_result, flatten, shown
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def load_run(folder: Path) -> RunCurve | None:
 
     plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
     assert isinstance(plain, dict)
-    lines = [line for line in read_lines(folder) if line[RECENT_RETURN] is not None]
+    lines = [line for line in training_lines(folder) if line[RECENT_RETURN] is not None]
     if not lines:
         return None
     summary = folder / SUMMARY_FILE

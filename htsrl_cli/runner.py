@@ -29,6 +29,7 @@ from htsrl_cli.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.config import EnvConfig, GymConfig, RunPlan, TrainConfig
 from htsrl_cli.envs import EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, ConfigError, RunError
+from htsrl_cli.evaluator import Evaluator
 from htsrl_cli.executor import EnvState
 from htsrl_cli.learner import Learner
 from htsrl_cli.memory import Array, NotEnoughMemoryError
@@ -48,7 +49,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        metric: mean raw return of the last 100 episodes; None before the first episode's end.
+        metric: see `RunLog.metric`.
         signum: the signal that stopped it early; None when it is complete.
     """
 
@@ -157,12 +158,21 @@ class Run:
             to_plain(self._config),
             self._plan.num_intervals * self._plan.steps_per_interval,
             env_steps,
+            evaluation=self._config.eval,
         )
+        self._evaluator = self._build_evaluator()
         self._saved_at = self._interval if checkpoint else -1
         if checkpoint is None:
             self._save_checkpoint()
         else:
             self.log.load_state(checkpoint.meta["log"])
+
+    def _build_evaluator(self) -> Evaluator | None:
+        """None where policies are not evaluated."""
+        if self._config.eval.interval == 0:
+            return None
+        self._checkpoints.unrate()
+        return Evaluator(self._run_dir, self._config.eval, self._env_steps, self.log.evaluated)
 
     @property
     def _env_steps(self) -> int:
@@ -180,13 +190,15 @@ class Run:
         while self._interval < self._plan.num_intervals and signals.signum is None:
             self._run_interval(check)
             self._log_interval()
-            if self._checkpoint_is_due():
+            self._evaluate()
+            if self._is_due(self._config.checkpoint.interval):
                 self._save_checkpoint()
         if self._saved_at != self._interval:
             self._save_checkpoint()
         if self._interval == self._plan.num_intervals:
             # After the checkpoint: an extended run writes its lines as if there had been no end.
             self.log.flush()
+            self._finish_evaluations(signals)
         self._end()
 
     def _end(self) -> None:
@@ -260,16 +272,48 @@ class Run:
         """Ends files, workers and threads."""
         # First what restores the terminal: a further signal ends the process at once.
         self.log.close()
+        if self._evaluator:
+            self._evaluator.close()
         self._collector.close(gracefully)
         self._learner.close()
         self._hasher.shutdown(cancel_futures=True)
 
-    # Checkpoints
-
-    def _checkpoint_is_due(self) -> bool:
-        interval = self._config.checkpoint.interval
+    def _is_due(self, interval: int) -> bool:
+        """Whether this barrier is the first at or after a multiple of `interval` env steps."""
         before = self._env_steps - self._plan.steps_per_interval
         return self._env_steps // interval > before // interval
+
+    # Evaluation
+
+    def _evaluate(self) -> None:
+        """Hands over the policy published at this barrier where it is due; logs what is done."""
+        if self._evaluator is None:
+            return
+        if self._is_due(self._config.eval.interval):
+            arrays = {f"params/{name}": array for name, array in self._learner.parameters().items()}
+            meta = {"env_steps": self._env_steps, "seconds": self.log.seconds}
+            self._evaluator.submit(self._env_steps, Checkpoint(arrays, meta | self._identity()))
+        self._log_evaluations(self._evaluator)
+
+    def _log_evaluations(self, evaluator: Evaluator) -> None:
+        for done in evaluator.finished():
+            self.log.evaluation(*done)
+            evaluator.forget(done.env_steps)
+        for env_steps in self._checkpoints.unrated:
+            if evaluator.next is None or env_steps < evaluator.next:
+                self._checkpoints.rate(env_steps, self.log.final_metric_at(env_steps))
+
+    def _finish_evaluations(self, signals: StopSignals) -> None:
+        """At the end of the training, waits for what is still to be played."""
+        while self._evaluator and self._evaluator.next is not None and signals.signum is None:
+            self._evaluator.wait()
+            self._log_evaluations(self._evaluator)
+
+    def _identity(self) -> dict[str, object]:
+        """What `htsrl eval` must know of a file of parameters."""
+        return {"env_spec": asdict(self._spec), "config": to_plain(self._config)}
+
+    # Checkpoints
 
     def _save_checkpoint(self) -> None:
         """Everything that going on exactly from this barrier needs."""
@@ -286,12 +330,13 @@ class Run:
             "num_episodes": [state.num_episodes for state in states],
             "training_returns": [state.training_return for state in states],
             "rollouts_sha256": self._rollouts_sha256,
-            "env_spec": asdict(self._spec),
-            "config": to_plain(self._config),
             "log": self.log.state(),
         }
-        checkpoint = Checkpoint(arrays, meta)
-        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint):
+        checkpoint = Checkpoint(arrays, meta | self._identity())
+        is_rated = self._evaluator is None
+        if self._evaluator:
+            self._evaluator.flush()
+        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_rated):
             self._saved_at = self._interval
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -328,10 +373,22 @@ class Run:
             "updates": self._learner.num_updates_done,
             "episodes": self.log.num_episodes,
             "metric": self.log.metric,
+            **self._evaluation_summary(),
             "params_sha256": _sha256(self._learner.parameters()),
             "optimizer_sha256": _sha256(self._learner.optimizer_state()),
             "rollouts_sha256": rollouts or None,
             "config_sha256": config_sha256(self._config),
+        }
+
+    def _evaluation_summary(self) -> dict[str, object]:
+        if self._evaluator is None:
+            return {}
+        reached = self.log.final_metric.reached.items()
+        return {
+            "evaluations": len(self.log.evaluated),
+            "final_metric": self.log.final_metric.value,
+            "env_steps_to": {f"{target:g}": when[0] if when else None for target, when in reached},
+            "seconds_to": {f"{target:g}": when[1] if when else None for target, when in reached},
         }
 
 

@@ -35,6 +35,7 @@ CHANGES_NO_RESULT = (
     "actors.timeout_s",
     "checkpoint",
     "env.step_timeout_s",
+    "eval",
     "learner.num_threads",
     "log",
     "runner.stop_grace_s",

@@ -62,6 +62,7 @@ DEVICE = Rule(
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
     "must be auto, cpu or cuda:N",
 )
+TARGETS = Rule(lambda scores: all(map(math.isfinite, scores)), "must be a list of finite scores")
 PRECISION = _one_of("fp32", "bf16")
 RUNNERS = Rule(
     lambda names: bool(names) and set(names) <= {"hts", "sync", "serial"},
@@ -145,6 +146,7 @@ _SECTIONS = {
     },
     "checkpoint": {"interval": COUNT, "keep": COUNT},
     "log": {"interval": COUNT},
+    "eval": {"interval": INDEX, "episodes": COUNT, "targets": TARGETS},
 }
 _VARIANTS = {
     "atari": _ATARI,

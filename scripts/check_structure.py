@@ -29,11 +29,22 @@ ROLES = {"executor", "actor", "learner"}
 # From the bottom to the top. A name stands for a module, or a package with all its modules.
 LAYERS = (
     {"errors", "config"},
-    {"intervals", "machine", "seeding", "schema", "durable", "line_file", "memory", "envs"},
+    {
+        "final_metric",
+        "intervals",
+        "machine",
+        "seeding",
+        "schema",
+        "durable",
+        "line_file",
+        "memory",
+        "envs",
+    },
     {"storage", "losses", "policy", "torch_setup", "workers", "event_files", "checkpoint", "video"},
     {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
-    {"runner", "evaluation", "microbenchmarks", "benchmark", "report"},
+    {"evaluation", "evaluator"},
+    {"runner", "microbenchmarks", "benchmark", "report"},
     {"validation", "compose", "listing", "job", "preflight"},
     {"cli", "__main__"},
 )

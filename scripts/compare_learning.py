@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
-from htsrl_cli.metrics import read_lines
+from htsrl_cli.metrics import training_lines
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],
@@ -80,7 +80,7 @@ def train(task: str, variant: str, seed: int) -> Trained:
     with tempfile.TemporaryDirectory(prefix="compare-learning-") as folder:
         command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
         subprocess.run(command, check=True, capture_output=True)
-        returns = [line["episode/return_mean"] for line in read_lines(Path(folder))]
+        returns = [line["episode/return_mean"] for line in training_lines(Path(folder))]
         last = json.loads((Path(folder) / "summary.json").read_text())["metric"]
     whole = statistics.fmean(value for value in returns if value is not None)
     print(f"  {task:<14} {variant:<9} seed {seed}: {whole:8.2f} {last:8.2f}", flush=True)

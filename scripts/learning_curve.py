@@ -22,7 +22,7 @@ import numpy as np
 from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
 from htsrl_cli.config import EnvConfig
 from htsrl_cli.envs import Array, Env, EnvSpec, make_env
-from htsrl_cli.metrics import RECENT_RETURN, read_lines
+from htsrl_cli.metrics import RECENT_RETURN, training_lines
 from htsrl_cli.schema import from_plain
 from htsrl_cli.seeding import Purpose, generator, reset_seed
 
@@ -46,7 +46,7 @@ def read_points(run_dir: Path) -> list[Point]:
     """Every line from the first ended game on."""
     return [
         Point(line["env_steps"], line["time/seconds"], line["episode/total"], line[RECENT_RETURN])
-        for line in read_lines(run_dir)
+        for line in training_lines(run_dir)
         if line[RECENT_RETURN] is not None
     ]
 

@@ -58,6 +58,10 @@ TRAIN = {
     "unknown device": (["actors.device=gpu"], "actors.device=gpu", "cuda:N"),
     "unknown host": (["actors.host=threads"], "actors.host=threads", "did you mean thread?"),
     "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
+    "negative evaluation interval": (["eval.interval=-1"], "eval.interval=-1", "0 or more"),
+    "no evaluation episode": (["eval.episodes=0"], "eval.episodes=0", "1 or more"),
+    "number for a list of targets": (["eval.targets=18"], "eval.targets=18", "[A,B]"),
+    "target that is no number": (["eval.targets=[nan]"], "eval.targets=(nan,)", "finite scores"),
     "small screen": (["env.screen_size=20"], "env.screen_size=20", "36 or more"),
     "executors that do not divide": (
         ["actors.num_executors=3"],

@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from htsrl_cli import line_file
-from htsrl_cli.config import LogConfig
+from htsrl_cli.config import EvaluationConfig, LogConfig
+from htsrl_cli.final_metric import FinalMetric
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.metrics import RunLog
 from htsrl_cli.progress import Status, TerminalBar
@@ -255,8 +256,61 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
 def test_cutting_back(tmp_path: Path, content: bytes, kept: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    LineFile(path, env_steps=2).close()
+    LineFile(path, lambda line: line["env_steps"] <= 2).close()
     assert path.read_bytes() == kept
+
+
+def test_cutting_back_keeps_what_is_to_stay_behind_what_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 3}\n{"a": 2}\n')
+    file = LineFile(path, lambda line: line["a"] <= 2)
+    file.append({"a": 4.0})
+    file.close()
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 4.0}\n'
+
+
+def test_final_metric_by_hand() -> None:
+    assert FinalMetric([]).value is None
+    final = FinalMetric([4.5, 100.0])
+    for k in range(1, 13):
+        final.add(1000 * k, 0.5 * k, float(k), episodes=1 if k == 12 else 2)
+    # Policies 3 to 12, the last with a single episode.
+    assert final.value == (2 * sum(range(3, 12)) + 12) / 19
+    # (1 + ... + 8) / 8 = 4.5.
+    assert final.reached == {4.5: (8000, 4.0), 100.0: None}
+
+
+def test_evaluated_policies_survive_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # See test_resuming_purges_later_events.
+    seconds = iter(range(2_000_000_000, 2_100_000_000))
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", seconds.__next__)
+    config = replace(CONFIG, tensorboard=True)
+    evaluation = EvaluationConfig(interval=STEPS, targets=(3.5,))
+    episodes = {j: [Episode(float(j), 0.0, 5), Episode(j + 1.0, 0.0, 7)] for j in range(1, 9)}
+    with open_log(tmp_path, config=config, evaluation=evaluation) as log:
+        assert log.metric is None
+        for j in range(8):
+            feed(log, j)
+            if j == 4:
+                state = log.state()
+        for j in (1, 3, 4, 5, 6):
+            log.evaluation(j * STEPS, float(j), episodes[j])
+        assert log.final_metric_at(4 * STEPS) == (1.5 + 3.5 + 4.5) / 3
+    before = lines(tmp_path)
+    with open_log(tmp_path, 5 * STEPS, config=config, evaluation=evaluation) as log:
+        log.load_state(state)
+        # Of 320 env steps: the last line of the training is of 256.
+        assert list(log.evaluated) == [STEPS, 3 * STEPS, 4 * STEPS, 5 * STEPS]
+        assert log.metric == log.final_metric.value == (1.5 + 3.5 + 4.5 + 5.5) / 4
+        feed(log, 5)
+        log.evaluation(6 * STEPS, 6.0, episodes[6])
+    assert lines(tmp_path)[1:] == [line for line in before if "eval/return_mean" in line]
+    last = lines(tmp_path)[-1]
+    assert (last["eval/env_steps_to_3.5"], last["time/seconds_to_3.5"]) == (5 * STEPS, 5.0)
+    read = scalars(tmp_path)["eval/return_mean"]
+    assert read == [(j * STEPS, j + 0.5) for j in (1, 3, 4, 5, 6)]
 
 
 def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(

@@ -1,0 +1,203 @@
+"""Evaluation during training: a process of its own plays whole games with a barrier's policy.
+
+    barrier          queue on the disk                 evaluator
+    θ[j] published   evaluations/policy_<steps>.ckpt   plays, answers with the scores
+    a later barrier  the file is removed        ◄──    the scores are logged
+
+A policy stays on the disk until its scores are in `metrics.jsonl`: whatever is killed, no
+evaluation is lost, and none changes what is learned. Policies are played in order, with resets and
+actions seeded by their env steps, as `htsrl eval ... seed=<env steps>` would.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+from htsrl_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from htsrl_cli.config import EvalConfig, EvaluationConfig
+from htsrl_cli.durable import remove_leftovers, sync_folder
+from htsrl_cli.errors import HtsrlError, WorkerError
+from htsrl_cli.storage import Episode
+from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.workers import Worker, start_process, stop_workers
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "evaluations"
+_NAME = re.compile(r"policy_(\d{12})\.ckpt")
+# The training goes first where both want a core.
+_NICE = 19
+# A policy at which the process died so often ends the run.
+_MOST_DEATHS = 3
+_WAIT_S = 1.0
+
+
+class Evaluated(NamedTuple):
+    """What a policy came to.
+
+    Attributes:
+        env_steps: that it was trained for.
+        seconds: of training before it was published.
+        episodes: in order of number.
+    """
+
+    env_steps: int
+    seconds: float
+    episodes: list[Episode]
+
+
+class Evaluator:
+    """The queue of policies, and the process that plays them.
+
+    Args:
+        run_dir: the run's folder.
+        config: how many episodes.
+        env_steps: where the run begins or goes on; policies of a later time are removed.
+        logged: env steps of the policies whose scores are in the log; theirs are removed, too.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: EvaluationConfig, env_steps: int, logged: Collection[int]
+    ) -> None:
+        self._folder = run_dir / FOLDER
+        self._config = config
+        self._folder.mkdir(exist_ok=True)
+        sync_folder(run_dir)
+        remove_leftovers(self._folder)
+        self._queue: deque[int] = deque()
+        for steps in sorted(self._stored()):
+            if steps > env_steps or steps in logged:
+                self._path(steps).unlink()
+            else:
+                self._queue.append(steps)
+        self._writer = ThreadPoolExecutor(1, "policy-writer")
+        self._writing: deque[tuple[int, Future[None]]] = deque()
+        self._deaths = 0
+        self._worker = self._start()
+        for steps in self._queue:
+            self._ask(steps)
+
+    def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
+        """Adds a policy to the queue.
+
+        Args:
+            checkpoint: parameters that nobody writes to, and what `htsrl eval` needs in `meta`,
+                besides `seconds`.
+        """
+        path = self._path(env_steps)
+        self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
+
+    def flush(self) -> None:
+        """Waits until all policies are on the disk, before a checkpoint that counts on them."""
+        while self._writing:
+            self._take_written()
+
+    def finished(self) -> list[Evaluated]:
+        """Policies that have been played since the last call, in order.
+
+        Raises:
+            HtsrlError: the evaluation fails each time it is tried.
+        """
+        while self._writing and self._writing[0][1].done():
+            self._take_written()
+        results = []
+        while self._queue and self._worker.control.poll():
+            try:
+                answer, value = self._worker.control.recv()
+            except (EOFError, OSError):
+                self._restart()
+                break
+            if answer == "error":
+                raise _as_error(value, self._queue[0])
+            self._deaths = 0
+            results.append(Evaluated(self._queue.popleft(), *value))
+        return results
+
+    def wait(self) -> None:
+        """Returns once there is something for `finished` to say, or after a second."""
+        self.flush()
+        if self._queue:
+            connection.wait([self._worker.control, self._worker.sentinel], _WAIT_S)
+
+    @property
+    def next(self) -> int | None:
+        """Env steps of the first policy whose scores are not in yet; None where all are."""
+        waiting = [*self._queue, *(steps for steps, _ in self._writing)]
+        return waiting[0] if waiting else None
+
+    def forget(self, env_steps: int) -> None:
+        """Removes a policy whose scores are in the log."""
+        self._path(env_steps).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Ends process and thread; what is in the queue stays on the disk."""
+        self._writer.shutdown()
+        stop_workers([self._worker], gracefully=False)
+
+    def _start(self) -> Worker:
+        return start_process("evaluator", 0, 0.0, run_evaluator, self._config.episodes)
+
+    def _take_written(self) -> None:
+        env_steps, written = self._writing.popleft()
+        try:
+            written.result()
+        except OSError as error:
+            path = self._path(env_steps)
+            logger.error("%s: %s; this policy is not evaluated", path, error.strerror)
+            return
+        self._queue.append(env_steps)
+        self._ask(env_steps)
+
+    def _ask(self, env_steps: int) -> None:
+        self._worker.send("play", str(self._path(env_steps)))
+
+    def _restart(self) -> None:
+        """Starts the process anew after it died, with all that it has not answered."""
+        self._deaths += 1
+        if self._deaths == _MOST_DEATHS:
+            raise WorkerError(
+                f"the evaluator died {_MOST_DEATHS} times at the policy of {self._queue[0]:,} env "
+                f"steps; switch evaluation off with eval.interval=0, or lower eval.episodes"
+            )
+        logger.warning("the evaluator died at the policy of %d env steps: again", self._queue[0])
+        stop_workers([self._worker], gracefully=False)
+        self._worker = self._start()
+        for steps in self._queue:
+            self._ask(steps)
+
+    def _path(self, env_steps: int) -> Path:
+        return self._folder / f"policy_{env_steps:012d}.ckpt"
+
+    def _stored(self) -> list[int]:
+        names = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
+        return [int(match[1]) for match in names if match]
+
+
+def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
+    if isinstance(words, HtsrlError):
+        return words
+    return WorkerError(f"evaluator, policy of {env_steps:,} env steps, raised\n{words.strip()}")
+
+
+def run_evaluator(control: Connection, _: int, episodes: int) -> None:
+    """The evaluator's life: plays the policies that it is told to, in order."""
+    # Loads what the training has no use for.
+    from htsrl_cli import evaluation
+
+    os.nice(_NICE)
+    set_up_torch()
+    while True:
+        path = control.recv()[1]
+        checkpoint = load_checkpoint(Path(path))
+        config = EvalConfig(path, episodes, seed=checkpoint.meta["env_steps"])
+        played = evaluation.play(checkpoint, config, Path(path))
+        control.send(("play", (checkpoint.meta["seconds"], played)))

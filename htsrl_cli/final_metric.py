@@ -1,0 +1,31 @@
+"""The paper's measures of a run: final metric, and required time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+NUM_POLICIES = 10
+
+
+class FinalMetric:
+    """Mean score of the last ten evaluated policies, and when it first reached given scores.
+
+    Attributes:
+        value: the mean over all episodes of the last ten policies; None before the first.
+        reached: by target the env steps and seconds of training; None where not yet.
+    """
+
+    def __init__(self, targets: Sequence[float]) -> None:
+        self.value: float | None = None
+        self.reached: dict[float, tuple[int, float] | None] = dict.fromkeys(targets)
+        self._means: deque[tuple[float, int]] = deque(maxlen=NUM_POLICIES)
+
+    def add(self, env_steps: int, seconds: float, mean: float, episodes: int) -> None:
+        """Takes in the next policy: how long it was trained, and its mean score over episodes."""
+        self._means.append((mean, episodes))
+        number = sum(count for _, count in self._means)
+        self.value = sum(score * count for score, count in self._means) / number
+        for target, when in self.reached.items():
+            if when is None and self.value >= target:
+                self.reached[target] = (env_steps, seconds)

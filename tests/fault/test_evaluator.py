@@ -1,0 +1,154 @@
+"""Evaluation during training: it changes nothing, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
+from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
+from tests.harness import Fingerprint, htsrl
+
+INTERVAL = 320
+EVAL = (f"eval.interval={INTERVAL}", "eval.episodes=3", "eval.targets=[1,1000]")
+EVALUATED_STEPS = list(range(INTERVAL, TOTAL_STEPS + 1, INTERVAL))
+
+Line = dict[str, Any]
+
+
+def lines(run_dir: Path) -> tuple[list[Line], list[Line]]:
+    """Lines of the training, and of evaluated policies; both without wall-clock."""
+    everything = [
+        {name: value for name, value in json.loads(line).items() if name[:5] != "time/"}
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    training = [line for line in everything if "eval/return_mean" not in line]
+    return training, [line for line in everything if "eval/return_mean" in line]
+
+
+def evaluator(run: Run) -> psutil.Process | None:
+    """The evaluator's process: it starts after all other workers."""
+    workers = run.workers()
+    return workers[-1] if len(workers) == NUM_EXECUTORS + 2 else None
+
+
+def kill_evaluator(run: Run) -> None:
+    wait_until(lambda: evaluator(run), "an evaluator")
+    process = evaluator(run)
+    assert process is not None
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small run with evaluation, which nothing happens to."""
+    words = ("checkpoint.interval=320", "checkpoint.keep=100")
+    run = Run(tmp_path_factory.mktemp("evaluated"), "train", *WORDS, TOTAL, *EVAL, *words)
+    assert run.wait() == 0, run.stderr
+    assert not run.leftovers()
+    return run.folder
+
+
+def test_training_is_the_same(evaluated: Path, uninterrupted: Fingerprint) -> None:
+    summary = json.loads((evaluated / "summary.json").read_text())
+    assert summary["params_sha256"] == uninterrupted.params
+    assert summary["optimizer_sha256"] == uninterrupted.optimizer
+    assert summary["rollouts_sha256"] == uninterrupted.rollouts
+    training, policies = lines(evaluated)
+    assert training == uninterrupted.metrics
+    assert [line["env_steps"] for line in policies] == EVALUATED_STEPS
+    assert list((evaluated / "evaluations").iterdir()) == []
+
+
+def test_scores_are_those_of_the_verb(evaluated: Path) -> None:
+    _, policies = lines(evaluated)
+    scores: list[list[float]] = []
+    for line in policies:
+        steps = line["env_steps"]
+        path = f"{evaluated}/checkpoints/step_{steps:012d}.ckpt"
+        run = htsrl("eval", f"checkpoint={path}", "episodes=3", f"seed={steps}", cwd=evaluated)
+        assert run.returncode == 0, run.stderr
+        result = json.loads((evaluated / "eval.json").read_text())
+        scores.append(result["returns"])
+        assert line["eval/return_mean"] == np.mean(result["returns"])
+        assert line["eval/final_metric"] == pytest.approx(np.mean(scores[-10:]), rel=1e-12)
+    summary = json.loads((evaluated / "summary.json").read_text())
+    assert summary["metric"] == summary["final_metric"] == policies[-1]["eval/final_metric"]
+    assert summary["evaluations"] == len(EVALUATED_STEPS)
+    assert summary["env_steps_to"] == {"1": INTERVAL, "1000": None}
+    assert 0 < summary["seconds_to"]["1"] < summary["seconds"]
+
+
+def test_best_checkpoint_is_that_of_the_final_metric(train: Train, evaluated: Path) -> None:
+    run = train(TOTAL, *EVAL, "checkpoint.interval=320", "checkpoint.keep=1")
+    assert run.wait() == 0, run.stderr
+    _, policies = lines(evaluated)
+    best = max(policies, key=lambda line: (line["eval/final_metric"], -line["env_steps"]))
+    kept = sorted(int(path.stem[5:]) for path in (run.folder / "checkpoints").iterdir())
+    assert kept == sorted({best["env_steps"], TOTAL_STEPS})
+
+
+def test_killed_evaluator(train: Train, evaluated: Path) -> None:
+    run = train(TOTAL, *EVAL)
+    kill_evaluator(run)
+    run.wait_for_steps(TOTAL_STEPS // 2)
+    kill_evaluator(run)
+    assert run.wait() == 0, run.stderr
+    assert lines(run.folder) == lines(evaluated)
+    assert "the evaluator died" in run.stderr
+
+
+def test_evaluator_that_dies_again_and_again(train: Train) -> None:
+    run = train(TOTAL, *EVAL, "eval.episodes=1_000_000")
+    run.wait_for_steps(INTERVAL)
+    pids = set()
+    while run.process.poll() is None:
+        process = evaluator(run)
+        if process is not None and process.pid not in pids:
+            pids.add(process.pid)
+            process.kill()
+    assert run.wait() == 1
+    assert f"policy of {INTERVAL} env steps" in run.stderr
+    assert len(pids) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_run(
+    train: Train, start: Callable[..., Run], evaluated: Path, number: signal.Signals
+) -> None:
+    run = train(TOTAL, *EVAL)
+    run.wait_for_steps(TOTAL_STEPS // 2)
+    run.signal(number)
+    assert run.wait() in (-number, 128 + number)
+    assert not run.leftovers()
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    training, policies = lines(run.folder)
+    assert training == lines(evaluated)[0]
+    assert sorted(policies, key=lambda line: line["env_steps"]) == lines(evaluated)[1]
+
+
+def test_stopped_while_the_queue_is_drained(
+    train: Train, start: Callable[..., Run], tmp_path: Path
+) -> None:
+    words = (TOTAL, f"eval.interval={TOTAL_STEPS}", "eval.episodes=20_000")
+    run = train(*words)
+    wait_until(
+        lambda: run.env_steps == TOTAL_STEPS and (run.folder / "evaluations").exists(), "the end"
+    )
+    run.signal(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+    assert len(list((run.folder / "evaluations").iterdir())) == 1
+    resumed = start("train", "resume=run", "eval.episodes=4")
+    assert resumed.wait() == 0, resumed.stderr
+    _, (policy,) = lines(run.folder)
+    assert (policy["env_steps"], policy["eval/episodes"]) == (TOTAL_STEPS, 4)
+    assert json.loads((run.folder / "summary.json").read_text())["evaluations"] == 1
