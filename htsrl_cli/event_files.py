@@ -8,9 +8,31 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+# The charts of TensorBoard's page "Custom scalars", by group.
+LAYOUT = {
+    "Score": {
+        "training, mean of 100 episodes": ["Multiline", ["episode/return_mean_100"]],
+        "evaluation": ["Multiline", ["eval/return_mean", "eval/final_metric"]],
+        "episode length": ["Multiline", ["episode/length_mean"]],
+    },
+    "Learning": {
+        "entropy": ["Multiline", ["loss/entropy"]],
+        "KL divergence and clipping": ["Multiline", ["loss/kl", "loss/clip_fraction"]],
+        "explained variance": ["Multiline", ["loss/explained_variance"]],
+        "gradient norm": ["Multiline", ["learner/grad_norm"]],
+    },
+    "Speed": {
+        "env steps per second": ["Multiline", ["time/env_steps_per_second"]],
+        "busy": [
+            "Multiline",
+            ["time/executors_busy", "time/actors_busy", "time/learner_busy"],
+        ],
+    },
+}
+
 
 class EventFiles:
-    """Writes scalars, and once the hyperparameters.
+    """Writes scalars, and once the hyperparameters and the layout of the charts that matter.
 
     Args:
         run_dir: the run's folder; a resume adds a file beside the earlier ones.
@@ -25,6 +47,7 @@ class EventFiles:
         self._writer = SummaryWriter(str(run_dir), purge_step=env_steps + 1)
         if env_steps == 0:
             self._write_hyperparameters(dict(_flat(hyperparameters)), metric)
+            self._writer.add_custom_scalars(LAYOUT)
 
     def write(self, line: Mapping[str, float | None]) -> None:
         """Adds the line's scalars and puts them on the disk.

@@ -20,6 +20,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from htsrl_cli import line_file
 from htsrl_cli.config import EvaluationConfig, LogConfig
@@ -28,6 +29,7 @@ from htsrl_cli.line_file import LineFile
 from htsrl_cli.metrics import RunLog
 from htsrl_cli.progress import Status, TerminalBar
 from htsrl_cli.storage import Episode
+from tests.harness import STEPS_PER_INTERVAL, run, small_config
 
 STEPS = 64  # of an interval
 CONFIG = LogConfig(interval=200, tensorboard=False)
@@ -385,6 +387,19 @@ def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path)
     assert b"|algo.lr|0.1|" in text.tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_event_files_hold_a_layout_of_tags_that_runs_have(tmp_path: Path) -> None:
+    with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
+        feed(log, 0)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (tensor,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(tensor.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["Score", "Learning", "Speed"]
+    tags = {tag for category in layout.category for c in category.chart for tag in c.multiline.tag}
+    config = small_config("terminating", "ppo", runner="serial")
+    run(replace(config, eval=EvaluationConfig(STEPS_PER_INTERVAL, 1)), tmp_path / "run")
+    assert tags <= {tag for line in lines(tmp_path / "run") for tag in line}
 
 
 def test_resuming_purges_later_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
