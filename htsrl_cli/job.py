@@ -142,8 +142,8 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
         old = old_values.get(key)
         if not _may_change(key, old, value):
             remedy = (
-                f"the run has {shown(old)}; a resume can change worker counts, timeouts, logging "
-                "and checkpoints, and raise total_steps"
+                f"the run has {shown(old)}; a resume can change worker counts, timeouts, logging, "
+                "evaluation and checkpoints, and raise total_steps"
             )
             raise ConfigError(key, shown(value), remedy)
         merged[key] = value

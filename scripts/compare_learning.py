@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from htsrl_cli.intervals import CONFIDENCE, NUM_RESAMPLES
 from htsrl_cli.metrics import training_lines
 
 TASKS = {
@@ -37,7 +38,6 @@ VARIANTS = {
     "hts bf16": ["runner=hts", "actors.precision=bf16", "learner.precision=bf16"],
 }
 COMPARED = [("hts fp32", "sync fp32"), ("hts bf16", "hts fp32")]
-NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def difference(
         samples,
         lambda ours, theirs, axis: np.mean(ours, axis=axis) - np.mean(theirs, axis=axis),
         n_resamples=NUM_RESAMPLES,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
