@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -134,15 +135,25 @@ def train(cfg: DictConfig) -> float | None:
 
     from htsrl_cli import runner
     from htsrl_cli.compose import typed_words
-    from htsrl_cli.job import plan_job, write_config
+    from htsrl_cli.job import hold_folder, plan_job, write_config
+    from htsrl_cli.workers import ask_to_end_with_parent
 
     hydra = HydraConfig.get()
     typed = typed_words(hydra, "task")
     # A log file that cannot be written (a full disk) fills the terminal with tracebacks otherwise.
     logging.raiseExceptions = False
-    job = plan_job(cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
-    write_config(job.config, job.run_dir)
-    outcome = runner.train(job.config, job.run_dir, job.checkpoint)
+    if multiprocessing.current_process().name != "MainProcess":
+        # A launcher's: where a sweep is killed, its jobs stop as if it had asked them to.
+        ask_to_end_with_parent(signal.SIGTERM)
+    plan = functools.partial(
+        plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
+    )
+    job = plan()
+    with hold_folder(job.run_dir, job.config.runner.stop_grace_s) as has_waited:
+        if has_waited:
+            job = plan()
+        write_config(job.config, job.run_dir)
+        outcome = runner.train(job.config, job.run_dir, job.checkpoint)
     if outcome.signum is not None:
         raise SystemExit(128 + outcome.signum)
     return outcome.metric
@@ -292,13 +303,15 @@ def _complete(words: list[str]) -> None:
     if querying and not (space and verb in VERBS):
         print(" ".join(name for name in VERBS if name.startswith(verb)))
         return
-    if querying and verb == "list":
+    if querying:
         from htsrl_cli import listing
 
         last = overrides.split(" ")[-1]
-        print(" ".join(name for name in listing.groups() if name.startswith(last)))
-        return
-    if querying and verb in TOOLS:
-        return
+        found = listing.completions(last)
+        if verb == "list":
+            found = [name for name in listing.groups() if name.startswith(last)]
+        if found or verb in TOOLS:
+            print(" ".join(found))
+            return
     os.environ["COMP_LINE"] = f"{program} {overrides}"
     _run_verb(verb if querying else "train", words)

@@ -21,7 +21,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -260,6 +260,9 @@ class Composer:
 
     def _explain(self, error: Exception, overrides: list[Override]) -> UsageError:
         """What the user has to change, found by looking at one override after the other."""
+        if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
+            name = error.missing_cfg_file
+            return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
         fixed = [override for override in overrides if not override.is_sweep_override()]
         for override in fixed:
             if problem := self._group_problem(override):
@@ -311,6 +314,11 @@ class Composer:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return ConfigError(key, value, _first_line(error.__cause__ or error))
         return None
+
+
+def _is_plugin(name: str | None) -> bool:
+    """Whether a configuration comes with a plugin of Hydra."""
+    return name is not None and name.startswith(("hydra/sweeper/", "hydra/launcher/"))
 
 
 def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:

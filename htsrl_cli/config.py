@@ -303,11 +303,15 @@ class LogConfig:
         interval: env steps between two lines of metrics.
         rollouts_sha256: hash every slot into the summary's `rollouts_sha256`.
         tensorboard: write event files.
+        wandb: a project of Weights & Biases that gets the lines, too.
+        mlflow: an experiment of MLflow that gets them.
     """
 
     interval: int = 10_000
     rollouts_sha256: bool = True
     tensorboard: bool = True
+    wandb: str | None = None
+    mlflow: str | None = None
 
 
 @dataclass(frozen=True)
@@ -317,11 +321,13 @@ class EvaluationConfig:
     Attributes:
         interval: env steps between two policies that are evaluated; 0 switches it off.
         episodes: whole games that each of them plays.
+        video_interval: env steps between two of those policies whose first game is filmed; 0: none.
         targets: scores; it is logged when the final metric first reached each.
     """
 
     interval: int = 0
     episodes: int = 10
+    video_interval: int = 0
     targets: tuple[float, ...] = ()
 
 

@@ -77,7 +77,11 @@ def run(config: EvalConfig) -> EvalResult:
     set_up_torch()
     path = find_checkpoint(Path(config.checkpoint))
     checkpoint = load_checkpoint(path)
-    episodes = play(checkpoint, config, path)
+    with ExitStack() as stack:
+        videos = None
+        if config.video:
+            videos = stack.enter_context(VideoFolder(_result_folder(path) / VIDEO_FOLDER))
+        episodes = play(checkpoint, config, path, videos=videos)
     returns, training_returns, lengths = zip(*episodes, strict=True)
     std, interval = spread(returns, config.seed)
     result = EvalResult(
@@ -98,7 +102,11 @@ def run(config: EvalConfig) -> EvalResult:
 
 
 def play(
-    checkpoint: Checkpoint, config: EvalConfig, path: Path, side_by_side: int | None = None
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    path: Path,
+    side_by_side: int | None = None,
+    videos: VideoFolder | None = None,
 ) -> list[Episode]:
     """Plays `config.episodes` games; returns them in order of number.
 
@@ -107,15 +115,13 @@ def play(
         config: the number of games, their seed, and how actions are chosen.
         path: of the checkpoint, for messages.
         side_by_side: games at a time; by default as many as the rows of a forward pass serve.
+        videos: films games where it is given.
     """
     train_config = _train_config(checkpoint, path)
     num_rows = train_config.actors.inference_batch
-    num_envs = min(config.episodes, side_by_side or _most_games(config, train_config))
-    renderer = config.football_renderer if config.video else None
+    renderer = config.football_renderer if videos else None
+    num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
-        videos = None
-        if config.video:
-            videos = stack.enter_context(VideoFolder(_result_folder(path) / VIDEO_FOLDER))
         # All are number 0: an environment may depend on its index, a score must not.
         envs = [
             stack.enter_context(closing(make_env(train_config.env, 0, renderer)))
@@ -134,11 +140,10 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
     return float(np.std(returns, ddof=1)), (float(low), float(high))
 
 
-def _most_games(config: EvalConfig, train_config: TrainConfig) -> int:
+def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
     """Games at a time that the rows of a forward pass serve; one where football is rendered."""
     env = train_config.env
-    by_engine = config.video and config.football_renderer == "engine"
-    if isinstance(env, FootballConfig) and (env.is_rendered or by_engine):
+    if isinstance(env, FootballConfig) and (env.is_rendered or renderer == "engine"):
         return 1
     return max(1, train_config.actors.inference_batch // env.num_players)
 

@@ -6,7 +6,8 @@
 
 A policy stays on the disk until its scores are in `metrics.jsonl`: whatever is killed, no
 evaluation is lost, and none changes what is learned. Policies are played in order, with resets and
-actions seeded by their env steps, as `htsrl eval ... seed=<env steps>` would.
+actions seeded by their env steps, as `htsrl eval ... seed=<env steps>` would. Now and then
+the first game is filmed: `evaluations/videos/policy_<steps>.mp4`, its beginning in TensorBoard.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ class Evaluated(NamedTuple):
         env_steps: that it was trained for.
         seconds: of training before it was published.
         episodes: in order of number.
+        animation: a GIF of the first of them where it was filmed.
     """
 
     env_steps: int
     seconds: float
     episodes: list[Episode]
+    animation: bytes | None
 
 
 class Evaluator:
@@ -91,7 +94,7 @@ class Evaluator:
 
         Args:
             checkpoint: parameters that nobody writes to, and what `htsrl eval` needs in `meta`,
-                besides `seconds`.
+                besides `seconds` of training.
         """
         path = self._path(env_steps)
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
@@ -144,7 +147,7 @@ class Evaluator:
         stop_workers([self._worker], gracefully=False)
 
     def _start(self) -> Worker:
-        return start_process("evaluator", 0, 0.0, run_evaluator, self._config.episodes)
+        return start_process("evaluator", 0, 0.0, run_evaluator, self._config)
 
     def _take_written(self) -> None:
         env_steps, written = self._writing.popleft()
@@ -188,16 +191,38 @@ def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
     return WorkerError(f"evaluator, policy of {env_steps:,} env steps, raised\n{words.strip()}")
 
 
-def run_evaluator(control: Connection, _: int, episodes: int) -> None:
+def run_evaluator(control: Connection, _: int, config: EvaluationConfig) -> None:
     """The evaluator's life: plays the policies that it is told to, in order."""
-    # Loads what the training has no use for.
-    from htsrl_cli import evaluation
-
     os.nice(_NICE)
     set_up_torch()
     while True:
-        path = control.recv()[1]
-        checkpoint = load_checkpoint(Path(path))
-        config = EvalConfig(path, episodes, seed=checkpoint.meta["env_steps"])
-        played = evaluation.play(checkpoint, config, Path(path))
-        control.send(("play", (checkpoint.meta["seconds"], played)))
+        control.send(("play", _evaluate(Path(control.recv()[1]), config)))
+
+
+def _evaluate(path: Path, config: EvaluationConfig) -> tuple[float, list[Episode], bytes | None]:
+    """Plays a policy; returns what `Evaluated` holds but for the env steps."""
+    # Loads what the training has no use for.
+    from htsrl_cli import evaluation
+    from htsrl_cli.video import VideoFolder, animation
+
+    checkpoint = load_checkpoint(path)
+    env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]
+    games = EvalConfig(str(path), config.episodes, seed=env_steps)
+    if not _is_filmed(env_steps, config):
+        return seconds, evaluation.play(checkpoint, games, path), None
+    film = path.parent / evaluation.VIDEO_FOLDER / f"{path.stem}.mp4"
+    with VideoFolder(film.parent, film.name, most=1) as videos:
+        played = evaluation.play(checkpoint, games, path, videos=videos)
+    try:
+        return seconds, played, animation(film)
+    except OSError as error:
+        logger.error("%s; TensorBoard shows no video", error)
+        return seconds, played, None
+
+
+def _is_filmed(env_steps: int, config: EvaluationConfig) -> bool:
+    """Whether this is the first evaluated policy at or after a multiple of `video_interval`."""
+    if config.video_interval == 0:
+        return False
+    due = env_steps // config.interval * config.interval
+    return due // config.video_interval > (due - config.interval) // config.video_interval

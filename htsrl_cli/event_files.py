@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Mapping
 from pathlib import Path
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+# Of a hyperparameter, as TensorBoard takes it.
+Plain = bool | int | float | str
 
 # The charts of TensorBoard's page "Custom scalars", by group.
 LAYOUT = {
@@ -36,17 +41,17 @@ class EventFiles:
 
     Args:
         run_dir: the run's folder; a resume adds a file beside the earlier ones.
-        hyperparameters: plain values, nested or not.
+        hyperparameters: values by dotted name.
         metric: the tag by which TensorBoard compares runs.
         env_steps: TensorBoard hides what earlier processes wrote after this.
     """
 
     def __init__(
-        self, run_dir: Path, hyperparameters: Mapping[str, object], metric: str, env_steps: int
+        self, run_dir: Path, hyperparameters: Mapping[str, Plain], metric: str, env_steps: int
     ) -> None:
         self._writer = SummaryWriter(str(run_dir), purge_step=env_steps + 1)
         if env_steps == 0:
-            self._write_hyperparameters(dict(_flat(hyperparameters)), metric)
+            self._write_hyperparameters(hyperparameters, metric)
             self._writer.add_custom_scalars(LAYOUT)
 
     def write(self, line: Mapping[str, float | None]) -> None:
@@ -61,28 +66,23 @@ class EventFiles:
                 self._writer.add_scalar(tag, value, env_steps)
         self._writer.flush()
 
-    def close(self) -> None:
+    def write_animation(self, gif: bytes, env_steps: int) -> None:
+        """Adds a GIF of an evaluated game, which TensorBoard plays."""
+        # A GIF begins with "GIF89a", width and height.
+        width, height = struct.unpack_from("<HH", gif, 6)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag="eval/game", image=image)])
+        self._writer.file_writer.add_summary(summary, env_steps)  # type: ignore[attr-defined]
+        self._writer.flush()
+
+    def close(self, is_complete: bool) -> None:
         """Ends the writer's thread."""
         self._writer.close()
 
-    def _write_hyperparameters(
-        self, values: dict[str, bool | int | float | str], metric: str
-    ) -> None:
+    def _write_hyperparameters(self, values: Mapping[str, Plain], metric: str) -> None:
         rows = "".join(f"|{name}|{value}|\n" for name, value in values.items())
         self._writer.add_text("hyperparameters", f"|key|value|\n|-|-|\n{rows}", 0)
         # `SummaryWriter.add_hparams` would open a folder of its own, a second run to TensorBoard.
-        for summary in hparams(values, {metric: 0.0}):  # type: ignore[no-untyped-call]
+        for summary in hparams(dict(values), {metric: 0.0}):  # type: ignore[no-untyped-call]
             self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.flush()
-
-
-def _flat(
-    values: Mapping[str, object], prefix: str = ""
-) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Dotted names, and values of the types that TensorBoard takes."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            known = isinstance(value, bool | int | float | str)
-            yield f"{prefix}{name}", value if known else str(value)  # type: ignore[misc]

@@ -6,8 +6,12 @@ The command line plans every job before Hydra runs, and each job plans itself ag
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,10 @@ from htsrl_cli.machine import fill_auto
 from htsrl_cli.schema import changes_no_result, equivalent, flatten, from_plain, shown, to_plain
 from htsrl_cli.validation import validate
 
+logger = logging.getLogger(__name__)
+
 AUTO = "auto"
+_LOCK_PERIOD_S = 0.2
 # They decide which other keys there are, so a difference in them is named first.
 _SCHEMA_KEYS = ("env.kind", "algo.name")
 
@@ -72,6 +79,40 @@ def holds_run(run_dir: Path) -> bool:
     """Whether `run_dir` has checkpoints, damaged ones included."""
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
+
+
+@contextmanager
+def hold_folder(run_dir: Path, patience_s: float) -> Iterator[bool]:
+    """Keeps other processes from training in `run_dir`; yields whether it had to wait for one.
+
+    Raises:
+        ConfigError: another process still trains there after `patience_s` seconds.
+    """
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        deadline, has_waited = time.monotonic() + patience_s, False
+        while not _try_lock(folder):
+            if not has_waited:
+                logger.info("another process trains in %s: waiting for its end", run_dir)
+            has_waited = True
+            if time.monotonic() > deadline:
+                remedy = "another process trains in this folder: end it first, or choose another"
+                raise ConfigError("hydra.run.dir", run_dir, remedy)
+            time.sleep(_LOCK_PERIOD_S)
+        yield has_waited
+    finally:
+        os.close(folder)
+
+
+def _try_lock(folder: int) -> bool:
+    """Locks a folder; False where another process has. Some network file systems have no locks."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:

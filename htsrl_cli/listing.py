@@ -36,6 +36,15 @@ def lines(group: str) -> list[str]:
     return [f"{name:<{width}}  {options[name]}".rstrip() for name in sorted(options)]
 
 
+def completions(word: str) -> list[str]:
+    """What `GROUP=` and the beginning of an option can become; options lie in folders, too."""
+    group, equals, begun = word.partition("=")
+    if not equals or group not in groups():
+        return []
+    names = sorted(name for name, _ in _options(configs_dir() / group))
+    return [f"{group}={name}" for name in names if name.startswith(begun)]
+
+
 def _options(folder: Path) -> Iterator[tuple[str, str]]:
     for path in folder.rglob("*.yaml"):
         yield path.relative_to(folder).with_suffix("").as_posix(), _description(path)

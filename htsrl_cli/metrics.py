@@ -1,4 +1,4 @@
-"""What a run reports: lines of metrics, TensorBoard events, the summary, and progress.
+"""What a run reports: lines of metrics, to TensorBoard and others, the summary, and progress.
 
 A line covers a window of intervals. Everything in it outside `time/` is a function of what the
 runner hands in, at barriers only, so that equal runs write equal lines, resumed or not. Evaluated
@@ -12,7 +12,8 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,12 @@ from typing import Any, Self
 
 from htsrl_cli.config import EvaluationConfig, LogConfig
 from htsrl_cli.durable import write_durably
-from htsrl_cli.event_files import EventFiles
+from htsrl_cli.event_files import EventFiles, Plain
 from htsrl_cli.final_metric import FinalMetric
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.progress import Status, open_display
 from htsrl_cli.storage import Episode
+from htsrl_cli.trackers import MlflowTracker, Tracker, WandbTracker
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ class RunLog:
     Args:
         run_dir: the run's folder.
         config: the interval between lines, and whether to write event files.
-        hyperparameters: plain values, nested or not, for TensorBoard.
+        hyperparameters: plain values, nested or not, for TensorBoard and other trackers.
         total_steps: env steps at the end of the run.
         env_steps: where this process begins; more than 0 after a resume.
         evaluation: whether policies are evaluated, and the scores to reach.
@@ -221,12 +223,19 @@ class RunLog:
             self._write_line()
         self._open().display.barrier(self._status())
 
-    def evaluation(self, env_steps: int, seconds: float, episodes: Sequence[Episode]) -> None:
+    def evaluation(
+        self,
+        env_steps: int,
+        seconds: float,
+        episodes: Sequence[Episode],
+        animation: bytes | None = None,
+    ) -> None:
         """Writes a line for an evaluated policy; policies come in order.
 
         Args:
             env_steps, seconds: of the training before it.
             episodes: that it played.
+            animation: a GIF of one of them.
         """
         line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
         for position, name in enumerate(_FIGURES):
@@ -240,6 +249,8 @@ class RunLog:
             line[f"eval/env_steps_to_{target:g}"] = reached[0] if reached else None
             line[f"time/seconds_to_{target:g}"] = reached[1] if reached else None
         self._open().write(line)
+        if animation is not None:
+            self._open().show(animation, env_steps)
 
     def _take_in(self, line: Mapping[str, Any]) -> None:
         env_steps = line["env_steps"]
@@ -292,7 +303,7 @@ class RunLog:
     def close(self) -> None:
         """Closes the files and restores the terminal; what is pending is not written."""
         if self._outputs is not None:
-            self._outputs.close()
+            self._outputs.close(self._env_steps == self._total_steps)
 
     def _open(self) -> _Outputs:
         if self._outputs is None:
@@ -326,7 +337,7 @@ class RunLog:
 
 
 class _Outputs:
-    """Where lines go. A file that cannot be written is an error in the log, not the run's end."""
+    """Where lines go. What cannot be written is an error in the log, not the run's end."""
 
     def __init__(
         self,
@@ -342,13 +353,22 @@ class _Outputs:
             return steps in evaluated if EVAL_RETURN in line else steps <= last_line
 
         self._lines = LineFile(run_dir / METRICS_FILE, keep)
-        self._events: EventFiles | None = None
+        values = dict(_plain(hyperparameters))
+        self._trackers: dict[str, Tracker] = {}
         if config.tensorboard:
-            self._events = EventFiles(run_dir, hyperparameters, metric, last_line)
+            events = EventFiles(run_dir, values, metric, last_line)
             # What TensorBoard hides for the sake of the lines that will be written again.
             for line in read_lines(run_dir):
                 if line["env_steps"] > last_line:
-                    self._events.write(line)
+                    events.write(line)
+            self._trackers["TensorBoard"] = events
+        if config.wandb is not None:
+            with self._reported("Weights & Biases"):
+                tracker: Tracker = WandbTracker(config.wandb, run_dir, hyperparameters)
+                self._trackers["Weights & Biases"] = tracker
+        if config.mlflow is not None:
+            with self._reported("MLflow"):
+                self._trackers["MLflow"] = MlflowTracker(config.mlflow, run_dir, values)
         self.display = open_display(sys.stderr)
 
     def write(self, line: Line) -> None:
@@ -356,20 +376,32 @@ class _Outputs:
             self._lines.append(line)
         except OSError as error:
             logger.error("%s: %s; a line is lost", METRICS_FILE, error.strerror)
-        if self._events is None:
-            return
-        try:
-            self._events.write(line)
-        except OSError as error:
-            # The writer's thread has ended with the error and cannot be revived.
-            logger.error("TensorBoard: %s; no more events are written", error.strerror)
-            self._events = None
+        for name, tracker in list(self._trackers.items()):
+            with self._reported(name):
+                tracker.write(line)
 
-    def close(self) -> None:
+    def show(self, animation: bytes, env_steps: int) -> None:
+        events = self._trackers.get("TensorBoard")
+        if isinstance(events, EventFiles):
+            with self._reported("TensorBoard"):
+                events.write_animation(animation, env_steps)
+
+    def close(self, is_complete: bool) -> None:
         self.display.close()
         self._lines.close()
-        if self._events is not None:
-            self._events.close()
+        for name, tracker in list(self._trackers.items()):
+            with self._reported(name):
+                tracker.close(is_complete)
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Whatever a tracker raises is logged; none can be used after it has failed."""
+        try:
+            yield
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            logger.error("%s: %s; no more is written there", name, reason)
+            self._trackers.pop(name, None)
 
 
 def read_lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -384,6 +416,15 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:
     """Those of `read_lines` that are of the training, not of an evaluated policy."""
     return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
+
+
+def _plain(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Plain]]:
+    """Dotted names, and values of the types that trackers take."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _plain(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, Plain) else str(value)
 
 
 def _mean(values: Sequence[float] | deque[float]) -> float | None:

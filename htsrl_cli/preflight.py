@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from htsrl_cli.compose import (
     to_train_config,
     typed_words,
 )
-from htsrl_cli.config import EnvConfig, SyntheticConfig
+from htsrl_cli.config import EnvConfig, SyntheticConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.job import AUTO, Job, plan_job
 from htsrl_cli.validation import validate
@@ -53,6 +54,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
         remedy = f"a resume writes into {job.run_dir}: leave this key out"
         raise ConfigError("hydra.run.dir", folder, remedy)
     check_environments([job.config.env])
+    check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
     # The first start's record stays.
@@ -122,6 +124,34 @@ def check_environments(configs: Iterable[EnvConfig]) -> None:
             logger.debug("%r cannot be built here", config, exc_info=True)
 
 
+def check_extras(configs: Iterable[TrainConfig]) -> None:
+    """Looks for what only some runs need: packages of trackers, and of videos.
+
+    Raises:
+        ConfigError: a package is missing, or an environment that is to be filmed has no picture.
+    """
+    from htsrl_cli import trackers
+
+    filmed: dict[str, TrainConfig] = {}
+    for config in configs:
+        trackers.check_packages(config.log)
+        if config.eval.video_interval:
+            filmed[repr(config.env)] = config
+    if not filmed:
+        return
+    from htsrl_cli import video
+    from htsrl_cli.envs import make_env
+
+    for config in filmed.values():
+        key, value = "eval.video_interval", config.eval.video_interval
+        video.check_packages(key, value)
+        try:
+            with closing(make_env(config.env, 0, "pitch")) as env:
+                video.check_picture(env, key, value)
+        except ConfigError as error:
+            raise ConfigError(key, value, error.remedy) from error
+
+
 def claim_folder(key: str, folder: Path) -> None:
     """Creates `folder`, which the configuration's `key` names, and tries to write into it.
 
@@ -150,6 +180,7 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
             raise ConfigError("resume", cfg.resume, remedy)
         plans.append(_plan(cfg, output_dir(cfg, multirun=True)))
     check_environments([job.config.env for job in plans])
+    check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
     claim_folder("hydra.sweep.dir", folder)
     return [_assign("hydra.sweep.dir", folder)]

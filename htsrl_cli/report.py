@@ -2,6 +2,8 @@
 
 Runs are grouped by what differs in their configurations, the seed apart; a group is shown by its
 mean and the 95 % bootstrap interval over its runs. Environments are not compared with each other.
+A score is the final metric where all runs of an environment were evaluated, else the mean raw
+return of the last 100 episodes of the training.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -23,7 +25,14 @@ from rich.table import Table
 
 from htsrl_cli.errors import UsageError
 from htsrl_cli.intervals import Array, mean_interval
-from htsrl_cli.metrics import METRICS_FILE, RECENT_RETURN, SUMMARY_FILE, training_lines
+from htsrl_cli.metrics import (
+    EVAL_RETURN,
+    FINAL_METRIC,
+    METRICS_FILE,
+    RECENT_RETURN,
+    SUMMARY_FILE,
+    read_lines,
+)
 from htsrl_cli.schema import changes_no_result, flatten, shown
 
 if TYPE_CHECKING:
@@ -39,26 +48,35 @@ _ENV_NAMES = ("game", "id", "scenario", "name")
 # What a reader looks for first, where it differs.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
 # Differences of these make no group.
-_NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log")
+_NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
 _NUM_POINTS = 200
+FINAL_SCORE = "final metric"
+RECENT_SCORE = "mean score of 100 episodes"
+
+
+class Curve(NamedTuple):
+    """How a score grew; [N] each."""
+
+    env_steps: Array
+    seconds: Array
+    scores: Array
 
 
 @dataclass(frozen=True)
-class RunCurve:
-    """A run's configuration and how its score grew.
+class Run:
+    """A run's configuration and how it went.
 
     Attributes:
         config: values by dotted key.
-        env_steps, seconds, scores: [N] each; the score is the mean raw return of the last 100
-            episodes.
+        training: mean raw return of the last 100 episodes.
+        evaluation: the final metric; None where no policy was evaluated.
         params_sha256: of a run that has ended.
     """
 
     folder: Path
     config: dict[str, Any]
-    env_steps: Array
-    seconds: Array
-    scores: Array
+    training: Curve
+    evaluation: Curve | None
     params_sha256: str | None
 
     @property
@@ -69,7 +87,7 @@ class RunCurve:
     @property
     def rate(self) -> float:
         """Env steps per second over the whole run."""
-        return float(self.env_steps[-1] / self.seconds[-1])
+        return float(self.training.env_steps[-1] / self.training.seconds[-1])
 
 
 @dataclass(frozen=True)
@@ -78,15 +96,18 @@ class Group:
 
     Attributes:
         label: the values that tell it from other groups of its environment.
+        curves: of each run, by the score that all of the environment have.
     """
 
     environment: str
     label: str
-    runs: tuple[RunCurve, ...]
+    runs: tuple[Run, ...]
+    curves: tuple[Curve, ...]
+    score: str
 
     def final(self) -> tuple[float, float | None, float | None]:
         """Mean of the last scores and its interval; a single run has none."""
-        scores = np.array([run.scores[-1] for run in self.runs])
+        scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
             return float(scores[0]), None, None
         low, high = mean_interval(scores)
@@ -98,11 +119,11 @@ class Group:
         Args:
             axis: `env_steps` or `seconds`.
         """
-        places = [getattr(run, axis) for run in self.runs]
+        places = [getattr(curve, axis) for curve in self.curves]
         start, end = max(p[0] for p in places), min(p[-1] for p in places)
         x = np.linspace(start, max(start, end), _NUM_POINTS)
         scores = np.array(
-            [np.interp(x, p, run.scores) for p, run in zip(places, self.runs, strict=True)]
+            [np.interp(x, p, curve.scores) for p, curve in zip(places, self.curves, strict=True)]
         )
         if len(scores) < 2:
             return x, scores[0], None, None
@@ -125,42 +146,58 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def load_run(folder: Path) -> RunCurve | None:
+def load_run(folder: Path) -> Run | None:
     """A run as far as it has come; None where no episode has ended yet."""
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
     assert isinstance(plain, dict)
-    lines = [line for line in training_lines(folder) if line[RECENT_RETURN] is not None]
-    if not lines:
+    lines = read_lines(folder)
+    training = _curve([line for line in lines if EVAL_RETURN not in line], RECENT_RETURN)
+    if training is None:
         return None
     summary = folder / SUMMARY_FILE
     ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-    return RunCurve(
+    return Run(
         folder,
         dict(flatten({str(key): value for key, value in plain.items()})),
-        np.array([line["env_steps"] for line in lines]),
-        np.array([line["time/seconds"] for line in lines]),
-        np.array([line[RECENT_RETURN] for line in lines]),
+        training,
+        _curve([line for line in lines if EVAL_RETURN in line], FINAL_METRIC),
         ended.get("params_sha256"),
     )
 
 
-def group(runs: Sequence[RunCurve]) -> list[Group]:
+def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
+    """Of the lines that have a score, in order of env steps; None without any."""
+    scored = sorted(
+        (line["env_steps"], line["time/seconds"], line[score])
+        for line in lines
+        if line[score] is not None
+    )
+    return Curve(*map(np.array, zip(*scored, strict=True))) if scored else None
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
     """Groups, those of an environment beside each other, in order of first appearance."""
     groups = []
     for environment in dict.fromkeys(run.environment for run in runs):
         own = [run for run in runs if run.environment == environment]
         keys = _telling_keys(own)
         names = dict.fromkeys(_values(run, keys) for run in own)
+        is_evaluated = all(run.evaluation for run in own)
         for values in names:
             label = " ".join(f"{k}={shown(v)}" for k, v in zip(keys, values, strict=True))
             members = tuple(run for run in own if _values(run, keys) == values)
-            groups.append(Group(environment, label or environment, members))
+            curves = tuple(
+                run.evaluation if is_evaluated and run.evaluation else run.training
+                for run in members
+            )
+            score = FINAL_SCORE if is_evaluated else RECENT_SCORE
+            groups.append(Group(environment, label or environment, members, curves, score))
     return groups
 
 
-def _telling_keys(runs: Sequence[RunCurve]) -> list[str]:
+def _telling_keys(runs: Sequence[Run]) -> list[str]:
     """Keys that tell all groups apart; those whose values follow from them are left out."""
     chosen: list[str] = []
     for key in _FIRST:
@@ -178,7 +215,7 @@ def _telling_keys(runs: Sequence[RunCurve]) -> list[str]:
         chosen.append(key)
 
 
-def _num_groups(runs: Sequence[RunCurve], keys: Sequence[str]) -> int:
+def _num_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
     return len({_values(run, keys) for run in runs})
 
 
@@ -186,7 +223,7 @@ def _is_left_out(key: str) -> bool:
     return any(key == entry or key.startswith(f"{entry}.") for entry in _NOT_COMPARED)
 
 
-def _values(run: RunCurve, keys: Sequence[str]) -> tuple[str, ...]:
+def _values(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(run.config.get(key)) for key in keys)
 
 
@@ -196,7 +233,7 @@ def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     order = list(dict.fromkeys(g.environment for g in groups))
     for g in sorted(groups, key=lambda g: (order.index(g.environment), -g.final()[0])):
         mean, low, high = g.final()
-        steps = [int(run.env_steps[-1]) for run in g.runs]
+        steps = [int(run.training.env_steps[-1]) for run in g.runs]
         rows.append(
             {
                 "environment": g.environment,
@@ -206,7 +243,7 @@ def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
                 "score": f"{mean:.2f}",
                 "95 % interval": "-" if low is None else f"{low:.2f} to {high:.2f}",
                 "env steps/s": f"{statistics.median(run.rate for run in g.runs):.0f}",
-                "minutes": f"{statistics.median(run.seconds[-1] for run in g.runs) / 60:.1f}",
+                "minutes": f"{statistics.median(r.training.seconds[-1] for r in g.runs) / 60:.1f}",
             }
         )
     return rows
@@ -227,7 +264,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         own = [g for g in groups if g.environment == environment]
         _draw_panel(row[0], own, "env_steps", 1.0)
         _draw_panel(row[1], own, "seconds", 60.0)
-        row[0].set(title=environment, xlabel="env steps", ylabel="mean score of 100 episodes")
+        row[0].set(title=environment, xlabel="env steps", ylabel=own[0].score)
         row[1].set(xlabel="minutes")
         row[0].legend(fontsize="small")
     return figure
@@ -253,8 +290,9 @@ img {{ max-width: 100% }}
 code {{ font-size: .85em; word-break: break-all }}
 </style></head><body>
 <h1>htsrl report</h1>
-<p>Scores are means of the last 100 episodes of each run; intervals are 95 % bootstrap intervals
-of the mean over the runs of a group; rates and times are medians.</p>
+<p>A run's score is its final metric, the mean over the last ten evaluated policies; where runs
+were not evaluated, it is the mean of the last 100 episodes of the training. Intervals are 95 %
+bootstrap intervals of the mean over the runs of a group; rates and times are medians.</p>
 {groups}
 <img alt="learning curves" src="data:image/png;base64,{figure}">
 <h2>Runs</h2>
@@ -269,13 +307,13 @@ def page(groups: Sequence[Group], png: bytes) -> str:
         {
             "group": g.label if g.label == g.environment else f"{g.environment} {g.label}",
             "seed": str(run.config.get("seed")),
-            "env steps": f"{run.env_steps[-1]:,}",
-            "score": f"{run.scores[-1]:.2f}",
+            "env steps": f"{run.training.env_steps[-1]:,}",
+            "score": f"{curve.scores[-1]:.2f}",
             "parameters (sha256)": run.params_sha256 or "-",
             "folder": str(run.folder),
         }
         for g in groups
-        for run in g.runs
+        for run, curve in zip(g.runs, g.curves, strict=True)
     ]
     return _PAGE.format(
         groups=_html_table(table_rows(groups)),

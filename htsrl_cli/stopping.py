@@ -1,4 +1,8 @@
-"""Stop signals: the first asks the run to end at its next barrier, the second ends it at once."""
+"""Stop signals: the first asks the run to end at its next barrier, the second ends it at once.
+
+Slurm and submitit announce the end of a job's time by SIGUSR2. Where submitit has a handler for it,
+which queues the job again, that is called once the checkpoint is written.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ ONE_SIGNAL_S = 0.5
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are noted instead of raised; main thread only.
+    """While entered, stop signals are noted instead of raised; main thread only.
 
     Args:
         grace_s: how long the interval under way may take after a signal.
@@ -40,6 +44,8 @@ class StopSignals:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.signum == signal.SIGUSR2 and callable(self._previous[signal.SIGUSR2]):
+            signal.raise_signal(signal.SIGUSR2)
 
     def check(self) -> None:
         """Ends the run without a further checkpoint once the grace is over.

@@ -146,7 +146,12 @@ _SECTIONS = {
     },
     "checkpoint": {"interval": COUNT, "keep": COUNT},
     "log": {"interval": COUNT},
-    "eval": {"interval": INDEX, "episodes": COUNT, "targets": TARGETS},
+    "eval": {
+        "interval": INDEX,
+        "episodes": COUNT,
+        "video_interval": INDEX,
+        "targets": TARGETS,
+    },
 }
 _VARIANTS = {
     "atari": _ATARI,
@@ -173,6 +178,9 @@ def validate(config: TrainConfig) -> None:
     _check_workers(config)
     _check_renderers(config)
     _check_sizes(config)
+    if config.eval.video_interval and not config.eval.interval:
+        remedy = "films policies that are evaluated: give eval.interval, too"
+        raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)
 
 
 def validate_eval(config: EvalConfig) -> None:

@@ -1,10 +1,11 @@
 """Videos of games: H.264 in MP4, written picture by picture by ffmpeg, which imageio-ffmpeg brings.
 
-A file appears whole, at the end of its game.
+A file appears whole, at the end of its game. Score and env step stand below the picture.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Generator
@@ -23,23 +24,34 @@ logger = logging.getLogger(__name__)
 
 # Pictures whose shorter side has fewer pixels are enlarged by an integer.
 SMALLEST_SIDE = 360
+# Of the strip below the picture, in pixels.
+CAPTION_HEIGHT = 32
 # Constant rate factor of x264: 0 is lossless, 23 its default.
 _QUALITY = 20
 _OUTPUT = ["-crf", str(_QUALITY), "-movflags", "+faststart", "-f", "mp4"]
+# What is shown in TensorBoard: pictures in a second, and at most.
+_GIF_RATE = 10.0
+_GIF_FRAMES = 300
 
 
 class VideoFolder:
-    """A folder for the videos of games, `game_0000.mp4` and so on; those of before are replaced.
+    """A folder for the videos of games; those of before are replaced.
 
     Leaving its context removes what was written of games that have not ended.
+
+    Args:
+        name: of a file, with the game's number.
+        most: games that are filmed, from number 0 on; all if None.
 
     Raises:
         ConfigError: a package is missing, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        _check_packages()
+    def __init__(self, folder: Path, name: str = "game_{:04}.mp4", most: int | None = None) -> None:
+        check_packages("video", "true")
         self._folder = folder
+        self._name = name
+        self._most = most
         self._videos: list[Video] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,15 +72,17 @@ class VideoFolder:
         for video in self._videos:
             video.discard()
 
-    def video(self, env: Env, number: int) -> Video:
-        """Begins the video of game `number`, which `env` plays.
+    def video(self, env: Env, number: int) -> Video | None:
+        """Begins the video of game `number`, which `env` plays; None if it is not filmed.
 
         Raises:
             ConfigError: the environment cannot be pictured.
         """
-        if not isinstance(env, PicturedEnv):
-            raise ConfigError("video", "true", "this environment has no picture: leave the key out")
-        video = Video(env, self._folder / f"game_{number:04}.mp4")
+        if self._most is not None and number >= self._most:
+            return None
+        check_picture(env, "video", "true")
+        assert isinstance(env, PicturedEnv)
+        video = Video(env, self._folder / self._name.format(number))
         self._videos.append(video)
         return video
 
@@ -93,6 +107,7 @@ class Video:
         if self._is_over:
             return
         frame = _enlarge(self._env.render())
+        frame = _add_caption(frame, f"score {self._env.score:g}   step {self._num_frames}")
         try:
             if self._ffmpeg is None:
                 self._ffmpeg = _start_ffmpeg(self._part, frame, self._env.frame_rate)
@@ -132,14 +147,56 @@ class Video:
             self._ffmpeg = None
 
 
-def _check_packages() -> None:
+def check_packages(key: str, value: object) -> None:
+    """Whether videos, which the configuration's `key` asks for, can be written here.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
     try:
         import imageio_ffmpeg
 
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ModuleNotFoundError, RuntimeError) as error:
         remedy = "needs imageio-ffmpeg: pip install 'htsrl[video]'"
-        raise ConfigError("video", "true", remedy) from error
+        raise ConfigError(key, value, remedy) from error
+
+
+def check_picture(env: Env, key: str, value: object) -> None:
+    """Whether `env`, of which the configuration's `key` asks for a video, can be pictured.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not isinstance(env, PicturedEnv):
+        raise ConfigError(key, value, "this environment has no picture: leave the key out")
+
+
+def animation(path: Path) -> bytes:
+    """The first half minute of a video as a GIF, half as large, for TensorBoard.
+
+    Raises:
+        OSError: the file holds no video.
+    """
+    from PIL import Image
+
+    file = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    step = max(1, round(file.get(cv2.CAP_PROP_FPS) / _GIF_RATE))
+    pictures: list[Image.Image] = []
+    while len(pictures) < _GIF_FRAMES and file.grab():
+        _, frame = file.retrieve()
+        small = cv2.resize(frame[..., ::-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        pictures.append(Image.fromarray(small))
+        for _ in range(step - 1):
+            file.grab()
+    seconds = step / file.get(cv2.CAP_PROP_FPS)
+    file.release()
+    if not pictures:
+        raise OSError(f"{path} holds no video")
+    buffer = io.BytesIO()
+    first, *others = pictures
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 * seconds, loop=0)
+    return buffer.getvalue()
 
 
 def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None, Array, None]:
@@ -179,3 +236,12 @@ def _enlarge(frame: Array) -> Array:
     if height % 2 or width % 2:
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
     return np.ascontiguousarray(frame)
+
+
+def _add_caption(frame: Array, text: str) -> Array:
+    """The picture with a dark strip below it, which holds `text`; uint8 [H + 32, W, 3]."""
+    captioned = cv2.copyMakeBorder(frame, 0, CAPTION_HEIGHT, 0, 0, cv2.BORDER_CONSTANT, value=0)
+    place = (10, len(captioned) - 10)
+    white = (255, 255, 255)
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    return cv2.putText(captioned, text, place, font, 0.6, white, 1, cv2.LINE_AA)

@@ -1,6 +1,6 @@
 """Worker processes: how they start, how they are told what to do, and how they end.
 
-A worker is a spawned process. It ignores SIGINT and SIGTERM, since stopping is the runner's word;
+A worker is a spawned process. It ignores stop signals, since stopping is the runner's word;
 it leaves when the runner's process is gone; and it says on SIGUSR1 where it stands. Free of torch
 and hydra: executors import this module.
 """
@@ -33,7 +33,7 @@ import numpy as np
 from htsrl_cli.errors import HtsrlError
 
 CONTEXT = multiprocessing.get_context("spawn")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # How long a worker that was told to stop may take before it is killed.
 STOP_GRACE_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -228,11 +228,11 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def ask_to_end_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends; Linux only."""
+def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Has the kernel send `signum` when the thread that started this process ends; Linux only."""
     if sys.platform == "linux":
         with suppress(OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
 
 
 def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:

@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("task", choices=["pong_ppo"])
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args()
+    # A shell starts background jobs with SIGINT ignored, and the training would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     register_env("atari_pong", make_pong)
     with tempfile.TemporaryDirectory(prefix="sample-factory-") as folder:
         cfg = parse_atari_args(

@@ -96,6 +96,10 @@ class PicturedEnv(Env, Protocol):
 
     frame_rate: float
 
+    @property
+    def score(self) -> float:
+        """Raw score of the game so far."""
+
     def render(self) -> Array:
         """A picture of the present state, uint8 [H, W, 3], RGB; of constant size. Changes nothing.
 

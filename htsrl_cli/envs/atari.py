@@ -111,6 +111,11 @@ class AtariEnv:
         self._length, self._starts_game = meta["length"], meta["starts_game"]
         return self._observation()
 
+    @property
+    def score(self) -> float:
+        """Raw score of the game so far."""
+        return float(self._score)
+
     def render(self) -> Array:
         """The emulator's own screen in colour, uint8 [210, 160, 3] in most games.
 
@@ -152,7 +157,7 @@ class AtariEnv:
     def _info(self) -> dict[str, Any]:
         if not self._starts_game:
             return {}
-        return {"episode": {"r": float(self._score), "l": self._length}}
+        return {"episode": {"r": self.score, "l": self._length}}
 
     def _push_screen(self) -> None:
         oldest = self._screens.pop(0)

@@ -99,8 +99,7 @@ class FootballEnv:
         truncated = self._match.out_of_time and not terminated
         info = {}
         if terminated or truncated:
-            score = self._goal_difference() * (1 if self._is_left[0] else -1)
-            info["episode"] = {"r": float(score), "l": self._length}
+            info["episode"] = {"r": self.score, "l": self._length}
         reward = rewards if len(rewards) > 1 else float(rewards[0])
         return self._shown(), reward, terminated, truncated, info
 
@@ -126,6 +125,11 @@ class FootballEnv:
         for start in range(0, len(played), len(self._is_left)):
             self._play(list(played[start : start + len(self._is_left)]))
         return self._shown()
+
+    @property
+    def score(self) -> float:
+        """Goal difference, as the first controlled player sees it."""
+        return float(self._goal_difference() * (1 if self._is_left[0] else -1))
 
     def render(self) -> Array:
         """The pitch from above, uint8 [640, 960, 3], or the engine's picture, [720, 1280, 3]."""

@@ -57,7 +57,7 @@ class GymEnv:
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
         self._seed: int | None = None
         self._actions = bytearray()
-        self._return = 0.0
+        self.score = 0.0
         self._length = 0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
@@ -65,7 +65,7 @@ class GymEnv:
         obs, _ = self._env.reset(seed=seed)
         self._seed = seed
         self._actions.clear()
-        self._return = 0.0
+        self.score = 0.0
         self._length = 0
         return self._to_obs(obs), {}
 
@@ -74,10 +74,10 @@ class GymEnv:
         taken = np.asarray(action, self.env_spec.actions.dtype)
         self._actions += taken.tobytes()
         obs, reward, terminated, truncated, _ = self._env.step(self._to_action(taken))
-        self._return += float(reward)
+        self.score += float(reward)
         self._length += 1
         ended = terminated or truncated
-        info = {"episode": {"r": self._return, "l": self._length}} if ended else {}
+        info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
         return self._to_obs(obs), float(reward), bool(terminated), bool(truncated), info
 
     def get_state(self) -> bytes:

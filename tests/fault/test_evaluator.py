@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from htsrl_cli.video import CAPTION_HEIGHT, animation
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
-from tests.harness import Fingerprint, htsrl
+from tests.harness import Fingerprint, fingerprint, htsrl
 
 INTERVAL = 320
 EVAL = (f"eval.interval={INTERVAL}", "eval.episodes=3", "eval.targets=[1,1000]")
@@ -152,3 +154,41 @@ def test_stopped_while_the_queue_is_drained(
     _, (policy,) = lines(run.folder)
     assert (policy["env_steps"], policy["eval/episodes"]) == (TOTAL_STEPS, 4)
     assert json.loads((run.folder / "summary.json").read_text())["evaluations"] == 1
+
+
+def test_filmed_games(start: Callable[..., Run], tmp_path: Path) -> None:
+    words = (
+        "env=gym",
+        "env.id=CartPole-v1",
+        "runner=serial",
+        "runner.sync_interval=16",
+        "actors.num_envs=4",
+        "algo.num_minibatches=1",
+        "learner.micro_batch=64",
+        "total_steps=1280",
+        "hydra.run.dir=pole",
+    )
+    evaluation = ("eval.interval=128", "eval.episodes=2", "eval.video_interval=500")
+    assert start("train", *words, *evaluation).wait() == 0
+    folder = tmp_path / "pole"
+    videos = sorted((folder / "evaluations" / "videos").iterdir())
+    # The first evaluated policies at or after 500 and 1000 env steps.
+    assert [path.name for path in videos] == [f"policy_{n:012d}.mp4" for n in (512, 1024)]
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    images = events.Images("eval/game")
+    assert [image.step for image in images] == [512, 1024]
+    for image, path in zip(images, videos, strict=True):
+        assert image.encoded_image_string == animation(path)
+        assert (image.width, image.height) == (300, (400 + CAPTION_HEIGHT) // 2)
+    plain = start("train", *words, "hydra.run.dir=plain")
+    assert plain.wait() == 0
+    assert fingerprint(tmp_path / "plain").params == fingerprint(folder).params
+
+
+def test_what_cannot_be_filmed(tmp_path: Path) -> None:
+    words = ("env=synthetic/count", "eval.interval=100", "eval.video_interval=100")
+    run = htsrl("train", *words, cwd=tmp_path)
+    assert run.returncode == 2
+    remedy = "this environment has no picture: leave the key out"
+    assert run.stderr == f"htsrl: error: eval.video_interval=100: {remedy}\n"
+    assert list(tmp_path.iterdir()) == []

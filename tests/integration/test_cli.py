@@ -113,6 +113,7 @@ def test_completion(htsrl: Htsrl) -> None:
     assert complete("htsrl bench bench.rep") == ["bench.repeats="]
     assert complete("htsrl list e") == ["env", "experiment"]
     assert complete("htsrl report ") == []
+    assert "complete " in htsrl("-sc", "install=bash").stdout
 
 
 def test_list(htsrl: Htsrl) -> None:
@@ -126,7 +127,6 @@ def test_list(htsrl: Htsrl) -> None:
     run = htsrl("list", "envs")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "did you mean env?" in run.stderr
-    assert "complete " in htsrl("-sc", "install=bash").stdout
 
 
 def test_user_configurations(htsrl: Htsrl, tmp_path: Path) -> None:

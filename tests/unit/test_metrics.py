@@ -430,17 +430,17 @@ def test_tensorboard_failing_is_reported_once_and_the_lines_go_on(
         log.interval(200, {}, [], {})
         outputs = log._outputs
         assert outputs is not None
-        assert outputs._events is not None
+        events = outputs._trackers["TensorBoard"]
 
         def fail(line: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        events, outputs._events.write = outputs._events, fail  # type: ignore[method-assign]
+        events.write = fail  # type: ignore[method-assign]
         log.interval(400, {}, [], {})
         log.interval(600, {}, [], {})
-        events.close()
+        events.close(is_complete=False)
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 400, 600]
-    assert caplog.text.count("no more events are written") == 1
+    assert caplog.text.count("TensorBoard: No space left on device; no more is written") == 1
 
 
 def test_the_summary_is_replaced_whole(tmp_path: Path) -> None:

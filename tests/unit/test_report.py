@@ -101,6 +101,24 @@ def test_curves_cover_what_all_runs_have(tmp_path: Path) -> None:
     assert (row["runs"], row["env steps"], row["env steps/s"]) == ("2", "3,000 to 4,000", "150")
 
 
+def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = write_run(tmp_path / str(seed), [1.0, 2.0, 3.0], seed)
+        with open(run / "metrics.jsonl", "a") as file:
+            # They stand where their scores came in.
+            for steps in (3000, 1000):
+                line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
+                file.write(json.dumps(line | {"eval/final_metric": steps * seed}) + "\n")
+    (both,) = groups_of(tmp_path)
+    assert both.score == report.FINAL_SCORE
+    assert [curve.scores.tolist() for curve in both.curves] == [[1000, 3000], [2000, 6000]]
+    assert both.final()[0] == 4500
+    write_run(tmp_path / "3", [1.0, 2.0, 6.0], 3)
+    (three,) = groups_of(tmp_path)
+    assert three.score == report.RECENT_SCORE
+    assert three.final()[0] == 4
+
+
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "<b>", [1.0, 2.0], env=CARTPOLE | {"id": "<My&Env>-v0"})
     report.run([tmp_path], tmp_path / "out")
@@ -138,5 +156,5 @@ def test_a_run_under_way(tmp_path: Path) -> None:
         file.write('{"env_steps": 30')
     loaded = report.load_run(run)
     assert loaded is not None
-    assert loaded.scores.tolist() == [1.0, 2.0]
+    assert loaded.training.scores.tolist() == [1.0, 2.0]
     assert loaded.params_sha256 is None

@@ -14,6 +14,8 @@ import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from htsrl_cli import evaluation
 from htsrl_cli.checkpoint import CheckpointStore, save_checkpoint
@@ -29,7 +31,7 @@ from htsrl_cli.envs import Array, PicturedEnv, make_env
 from htsrl_cli.envs.match import View
 from htsrl_cli.envs.pitch import draw_pitch
 from htsrl_cli.errors import ConfigError
-from htsrl_cli.video import VideoFolder
+from htsrl_cli.video import CAPTION_HEIGHT, VideoFolder, animation
 from tests.unit.test_evaluation import make_checkpoint
 
 CARTPOLE = GymConfig("CartPole-v1")
@@ -85,7 +87,7 @@ def test_every_game_has_a_video_and_the_same_score_as_without(
     assert [file.name for file in files] == [f"game_{number:04}.mp4" for number in range(3)]
     for file, length in zip(files, without.lengths, strict=True):
         frames, meta = read_back(file)
-        assert frames.shape == (length + 1, size[1], size[0], 3)
+        assert frames.shape == (length + 1, size[1] + CAPTION_HEIGHT, size[0], 3)
         assert meta == {"fps": fps, "count": length + 1, "codec": "h264", "pixels": "I420"}
         assert frames.std(axis=0).max() > 20, "nothing moves"
 
@@ -96,6 +98,7 @@ def test_a_video_shows_the_states_that_were_played(tmp_path: Path) -> None:
     expected = []
     with VideoFolder(tmp_path) as videos:
         video = videos.video(env, 7)
+        assert video is not None
         env.reset(seed=5)
         for _ in range(8):
             video.add_frame()
@@ -104,9 +107,63 @@ def test_a_video_shows_the_states_that_were_played(tmp_path: Path) -> None:
         video.finish()
     env.close()
     frames, _ = read_back(tmp_path / "game_0007.mp4")
+    frames = frames[:, :-CAPTION_HEIGHT]
     errors = [np.abs(frames.astype(int) - picture).mean(axis=(1, 2, 3)) for picture in expected]
     assert [int(np.argmin(row)) for row in errors] == list(range(8))
     assert max(row.min() for row in errors) < 4
+
+
+def test_captions_tell_score_and_step(tmp_path: Path) -> None:
+    """The same words make the same strip; other words another one."""
+    env = pictured(CARTPOLE)
+    with VideoFolder(tmp_path) as videos:
+        for number in range(2):
+            video = videos.video(env, number)
+            assert video is not None
+            env.reset(seed=number)
+            for _ in range(6):
+                video.add_frame()
+                env.step(np.array([number]))
+            assert env.score == 6
+            video.finish()
+    first, second = (
+        read_back(tmp_path / f"game_{number:04}.mp4")[0][:, -CAPTION_HEIGHT:].astype(int)
+        for number in range(2)
+    )
+    assert np.abs(first - second).mean() < 1
+    changes = np.abs(np.diff(first, axis=0)).max(axis=(1, 2, 3))
+    assert changes.min() > 100
+
+
+def test_only_the_first_games_are_filmed(tmp_path: Path) -> None:
+    env = pictured(CARTPOLE)
+    with VideoFolder(tmp_path, "one.mp4", most=1) as videos:
+        assert videos.video(env, 0) is not None
+        assert videos.video(env, 1) is None
+
+
+def test_animation_shows_the_beginning_at_the_same_pace(tmp_path: Path) -> None:
+    env = pictured(PONG)
+    with VideoFolder(tmp_path) as videos:
+        video = videos.video(env, 0)
+        assert video is not None
+        env.reset(seed=1)
+        for _ in range(45):
+            video.add_frame()
+            env.step(np.array([2]))
+        video.finish()
+    (tmp_path / "game.gif").write_bytes(animation(tmp_path / "game_0000.mp4"))
+    with Image.open(tmp_path / "game.gif") as gif:
+        assert isinstance(gif, GifImageFile)
+        assert gif.size == (240, (630 + CAPTION_HEIGHT) // 2)
+        seconds = 0.0
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            seconds += gif.info["duration"] / 1000
+        assert gif.n_frames >= 20
+    assert seconds == pytest.approx(45 / 15, rel=0.1)
+    with pytest.raises(OSError, match="holds no video"):
+        animation(tmp_path / "none.mp4")
 
 
 def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
@@ -293,6 +350,7 @@ def test_unfinished_videos_are_removed(tmp_path: Path) -> None:
         with VideoFolder(tmp_path) as videos:
             assert list(tmp_path.iterdir()) == []
             video = videos.video(env, 0)
+            assert video is not None
             video.add_frame()
             assert [path.suffix for path in tmp_path.iterdir()] in ([], [".part"])
             raise KeyboardInterrupt
@@ -306,6 +364,7 @@ def test_unfinished_videos_are_removed(tmp_path: Path) -> None:
 def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> None:
     class Still:
         frame_rate = 12.5
+        score = -3.5
 
         def __getattr__(self, name: str) -> object:
             return name  # whatever else an environment has
@@ -316,14 +375,18 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
     env: Any = Still()
     with VideoFolder(tmp_path) as videos:
         video = videos.video(env, 0)
+        assert video is not None
         video.add_frame()
         video.finish()
     frames, meta = read_back(tmp_path / "game_0000.mp4")
+    frames, captions = frames[:, :-CAPTION_HEIGHT], frames[:, -CAPTION_HEIGHT:]
     height, width = shape
     factor = 36 if height == 10 else 1
     assert frames.shape[1:3] == (height * factor + height % 2, width * factor + width % 2)
     assert meta["fps"] == 12.5
-    assert np.abs(frames.astype(int) - (200, 60, 20)).max() < 8
+    assert captions.min() < 20 < 200 < captions.max(), "nothing is written there"
+    # The strip's blackness reaches a block of the compression into the picture.
+    assert np.abs(frames[:, :-16].astype(int) - (200, 60, 20)).max() < 8
 
 
 @pytest.mark.slow
@@ -335,6 +398,6 @@ def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
     assert evaluate(tmp_path, config, episodes=2, seed=1, **keys) == without
     for number, length in enumerate(without.lengths):
         frames, _ = read_back(tmp_path / "videos" / f"game_{number:04}.mp4")
-        assert frames.shape == (length + 1, 720, 1280, 3)
+        assert frames.shape == (length + 1, 720 + CAPTION_HEIGHT, 1280, 3)
         red, green, blue = frames[-1].mean(axis=(0, 1))
         assert green > max(red, blue), "no grass"

@@ -1,0 +1,138 @@
+"""Sweeps with Hydra's plugins: they end, fail, are killed and go on as a user expects."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import Htsrl
+from tests.fault.conftest import TOTAL, TOTAL_STEPS
+from tests.fault.processes import WORDS, Run, wait_until
+from tests.harness import Fingerprint, fingerprint
+
+# Eight trials, two at a time; those with three minibatches fail.
+SEARCH = (
+    "train",
+    "-m",
+    "experiment=cartpole_ppo_sweep",
+    "runner=serial",
+    "total_steps=2048",
+    "hydra.sweep.dir=sweep",
+    "algo.num_minibatches=choice(3, 4, 8)",
+)
+
+
+def summaries(folder: Path) -> dict[str, Any]:
+    """What complete jobs of a sweep came to, without wall-clock."""
+    found = {}
+    for path in folder.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        named = {k: v for k, v in summary.items() if "second" not in k}
+        found[str(path.parent.relative_to(folder))] = named
+    return found
+
+
+@pytest.mark.slow
+def test_search_that_is_killed_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Run]
+) -> None:
+    whole = tmp_path_factory.mktemp("whole")
+    run = Run(whole, *SEARCH)
+    assert run.wait() == 0, run.stderr
+    results = OmegaConf.load(whole / "sweep" / "optimization_results.yaml")
+    complete = summaries(whole / "sweep")
+    assert 1 < len(complete) < 8
+    assert "algo.num_minibatches=3: must divide" in run.stderr
+    # What the sampler saw, and took for the best.
+    assert results.best_value == max(summary["metric"] for summary in complete.values())
+
+    killed = start(*SEARCH)
+    wait_until(lambda: len(summaries(tmp_path / "sweep")) >= 2, "two complete jobs")
+    killed.signal(signal.SIGKILL)
+    killed.wait()
+    # Its jobs end with it.
+    wait_until(lambda: not killed.processes(), "the jobs' end")
+    assert len(summaries(tmp_path / "sweep")) < len(complete)
+    again = start(*SEARCH, "resume=auto")
+    assert again.wait() == 0, again.stderr
+    assert summaries(tmp_path / "sweep") == complete
+    assert OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml") == results
+
+
+def test_timeout_of_a_batch_system(
+    tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    """SIGUSR2 comes before the time is over: a checkpoint, a place in the queue, and on it goes."""
+    run = start(
+        "train",
+        "-m",
+        *(word for word in WORDS if "run.dir" not in word),
+        TOTAL,
+        "launcher=local",
+        "hydra.sweep.dir=run",
+        "resume=auto",
+    )
+    run.folder = tmp_path / "run" / "0"
+    run.wait_for_steps(TOTAL_STEPS // 3)
+    (job,) = [
+        process
+        for process in run.processes()
+        if "submitit.core._submit" in " ".join(process.cmdline())
+    ]
+    # As Slurm does: all processes of the job.
+    for process in [job, *job.children(recursive=True)]:
+        process.send_signal(signal.SIGUSR2)
+    assert run.wait() == 0, run.stderr
+    said = (run.folder / "train.log").read_text()
+    assert "SIGUSR2: stopping after this interval" in said
+    assert "resumed at" in said
+    assert fingerprint(run.folder) == uninterrupted
+
+
+def test_user_signal_without_a_batch_system(
+    start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = start("train", *WORDS, TOTAL)
+    run.wait_for_steps(TOTAL_STEPS // 3)
+    run.signal(signal.SIGUSR2, group=True)
+    assert run.wait() == 128 + signal.SIGUSR2, run.stderr
+    assert run.checkpoint().meta["env_steps"] == run.env_steps < TOTAL_STEPS
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.fingerprint() == uninterrupted
+
+
+def test_two_processes_do_not_train_in_one_folder(start: Callable[..., Run]) -> None:
+    first = start("train", *WORDS, TOTAL)
+    first.wait_for_steps(TOTAL_STEPS // 6)
+    psutil.Process(first.process.pid).suspend()
+    second = start("train", "resume=run", "runner.stop_grace_s=1")
+    assert second.wait() == 2
+    assert "another process trains in this folder" in second.stderr.splitlines()[-1]
+    psutil.Process(first.process.pid).resume()
+    # A third waits for the first one's end, and finds nothing left to do.
+    third = start("train", "resume=run")
+    assert first.wait() == 0, first.stderr
+    before = first.fingerprint()
+    assert third.wait() == 0, third.stderr
+    assert third.fingerprint() == before
+
+
+def test_slurm_is_asked_for_what_a_requeue_needs(htsrl: Htsrl, tmp_path: Path) -> None:
+    shown = OmegaConf.create(htsrl("train", "launcher=slurm", "--cfg", "all").stdout)
+    assert shown.resume == "auto"
+    assert shown.hydra.launcher._target_.endswith("SlurmLauncher")
+    assert shown.hydra.launcher.max_num_timeout > 0
+    assert shown.hydra.launcher.signal_delay_s > shown.runner.stop_grace_s
+    # Whoever queues again must find the folder.
+    run = htsrl("train", "-m", "launcher=slurm", "seed=1,2")
+    assert run.returncode == 2
+    assert run.stderr.startswith("htsrl: error: resume=auto: needs the sweep's folder")
+    assert list(tmp_path.iterdir()) == []
