@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -136,15 +135,13 @@ def train(cfg: DictConfig) -> float | None:
     from htsrl_cli import runner
     from htsrl_cli.compose import typed_words
     from htsrl_cli.job import hold_folder, plan_job, write_config
-    from htsrl_cli.workers import ask_to_end_with_parent
+    from htsrl_cli.workers import settle_in_launcher
 
     hydra = HydraConfig.get()
     typed = typed_words(hydra, "task")
     # A log file that cannot be written (a full disk) fills the terminal with tracebacks otherwise.
     logging.raiseExceptions = False
-    if multiprocessing.current_process().name != "MainProcess":
-        # A launcher's: where a sweep is killed, its jobs stop as if it had asked them to.
-        ask_to_end_with_parent(signal.SIGTERM)
+    settle_in_launcher()
     plan = functools.partial(
         plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
     )

@@ -235,6 +235,17 @@ def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
 
 
+def settle_in_launcher() -> None:
+    """In a process that a launcher of a sweep (joblib) started: makes it fit for a run.
+
+    Where the sweep is killed, the run stops as if it had been asked to. And the launcher's own
+    start method, which processes would hand on to those they start, is unknown to ours.
+    """
+    if multiprocessing.current_process().name != "MainProcess":
+        ask_to_end_with_parent(signal.SIGTERM)
+        multiprocessing.set_start_method("spawn", force=True)
+
+
 def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
     """Ends all workers and waits for them: asked first where `gracefully`, killed otherwise."""
     for worker in workers:

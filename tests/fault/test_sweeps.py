@@ -22,7 +22,6 @@ SEARCH = (
     "train",
     "-m",
     "experiment=cartpole_ppo_sweep",
-    "runner=serial",
     "total_steps=2048",
     "hydra.sweep.dir=sweep",
     "algo.num_minibatches=choice(3, 4, 8)",
