@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2 as hp
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+
+from htsrl_cli.schema import changes_no_result
+from htsrl_cli.trackers import run_name
 
 # Of a hyperparameter, as TensorBoard takes it.
 Plain = bool | int | float | str
@@ -49,6 +52,7 @@ class EventFiles:
     def __init__(
         self, run_dir: Path, hyperparameters: Mapping[str, Plain], metric: str, env_steps: int
     ) -> None:
+        self._name = run_name(run_dir)
         self._writer = SummaryWriter(str(run_dir), purge_step=env_steps + 1)
         if env_steps == 0:
             self._write_hyperparameters(hyperparameters, metric)
@@ -83,6 +87,9 @@ class EventFiles:
         rows = "".join(f"|{name}|{value}|\n" for name, value in values.items())
         self._writer.add_text("hyperparameters", f"|key|value|\n|-|-|\n{rows}", 0)
         # `SummaryWriter.add_hparams` would open a folder of its own, a second run to TensorBoard.
-        for summary in hparams(dict(values), {metric: 0.0}):  # type: ignore[no-untyped-call]
+        shown = [name for name in values if not changes_no_result(name)]
+        experiment = hp.hparams_config_pb([hp.HParam(name) for name in shown], [hp.Metric(metric)])
+        session = hp.hparams_pb({name: values[name] for name in shown}, self._name)
+        for summary in (experiment, session):
             self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.flush()

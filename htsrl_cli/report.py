@@ -349,7 +349,8 @@ def run(paths: Sequence[Path], output: Path) -> None:
         raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
     groups = group(loaded)
     rows = table_rows(groups)
-    Console().print(_table(rows))
+    for environment in dict.fromkeys(row["environment"] for row in rows):
+        Console().print(_table([row for row in rows if row["environment"] == environment]))
     buffer = io.BytesIO()
     draw(groups).savefig(buffer, format="png", dpi=120)
     try:
@@ -363,9 +364,12 @@ def run(paths: Sequence[Path], output: Path) -> None:
 
 
 def _table(rows: Sequence[dict[str, str]]) -> Table:
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, no_wrap=name not in ("environment", "group"), overflow="fold")
+    """Of the groups of one environment."""
+    # Narrow: a terminal of 80 columns shall leave room for the group.
+    table = Table(title=rows[0]["environment"], box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    names = [name for name in rows[0] if name != "environment"]
+    for name in names:
+        table.add_column(name, no_wrap=name != "group", overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[name] for name in names))
     return table

@@ -51,7 +51,7 @@ class WandbTracker:
             # The same at every resume.
             id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
             resume="allow",
-            name="/".join(folder.parts[-3:]),
+            name=run_name(run_dir),
             dir=str(folder),
             config=dict(hyperparameters),
             settings=wandb.Settings(console="off", silent=True),
@@ -114,11 +114,16 @@ class MlflowTracker:
 
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment)
-        run = self._client.create_run(number, run_name="/".join(run_dir.resolve().parts[-3:]))
+        run = self._client.create_run(number, run_name=run_name(run_dir))
         params = [Param(name, str(value)) for name, value in hyperparameters.items()]
         self._client.log_batch(run.info.run_id, params=params)
         run_id: str = run.info.run_id
         return run_id
+
+
+def run_name(run_dir: Path) -> str:
+    """The folder and the two above: they tell runs apart, those of a sweep, too."""
+    return "/".join(run_dir.resolve().parts[-3:])
 
 
 def check_packages(config: LogConfig) -> None:

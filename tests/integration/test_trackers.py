@@ -12,18 +12,12 @@ from typing import Any
 import pytest
 
 from tests.harness import command, environment
+from tests.integration.test_cli import TINY
 
 WORDS = (
+    *TINY,
     "env=synthetic/sleep",
     "env.episode_length=10",
-    "runner=serial",
-    "runner.sync_interval=8",
-    "actors.num_envs=4",
-    "actors.inference_batch=4",
-    "algo.num_minibatches=1",
-    "algo.update_epochs=1",
-    "algo.hidden_sizes=[8]",
-    "learner.micro_batch=32",
     "log.interval=64",
     "eval.interval=128",
     "eval.episodes=2",

@@ -385,6 +385,7 @@ def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path)
     events = EventAccumulator(str(tmp_path)).Reload()
     (text,) = events.Tensors("hyperparameters/text_summary")
     assert b"|algo.lr|0.1|" in text.tensor_proto.string_val[0]
+    assert "_hparams_/experiment" in events.summary_metadata
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
