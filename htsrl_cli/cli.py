@@ -297,8 +297,9 @@ def _complete(words: list[str]) -> None:
     program, _, rest = line.partition(" ")
     verb, space, overrides = rest.lstrip().partition(" ")
     querying = any(word.startswith("query=") for word in words)
+    separator = "\n" if "query=fish" in words else " "
     if querying and not (space and verb in VERBS):
-        print(" ".join(name for name in VERBS if name.startswith(verb)))
+        print(separator.join(name for name in VERBS if name.startswith(verb)))
         return
     if querying:
         from htsrl_cli import listing
@@ -308,7 +309,7 @@ def _complete(words: list[str]) -> None:
         if verb == "list":
             found = [name for name in listing.groups() if name.startswith(last)]
         if found or verb in TOOLS:
-            print(" ".join(found))
+            print(separator.join(found))
             return
     os.environ["COMP_LINE"] = f"{program} {overrides}"
     _run_verb(verb if querying else "train", words)

@@ -152,7 +152,7 @@ def draw(series: dict[str, list[Point]], path: Path) -> None:
             axis.plot([p.x for p in own], [p.rate for p in own], marker="o", label=line)
         if name in ("environments", "interval"):
             axis.set_xscale("log", base=2)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(point.rate for point in points))
         axis.set_xlabel(labels[name])
         axis.set_title(name)
         axis.grid(alpha=0.3)

@@ -113,7 +113,11 @@ def test_completion(htsrl: Htsrl) -> None:
     assert complete("htsrl bench bench.rep") == ["bench.repeats="]
     assert complete("htsrl list e") == ["env", "experiment"]
     assert complete("htsrl report ") == []
+    assert complete("htsrl train env=atari/ms_p") == ["env=atari/ms_pacman"]
     assert "complete " in htsrl("-sc", "install=bash").stdout
+    # Fish takes a line for a candidate.
+    fish = htsrl("-sc", "query=fish", env={"COMP_LINE": "htsrl train algo="})
+    assert fish.stdout == "algo=a2c\nalgo=ppo\n"
 
 
 def test_list(htsrl: Htsrl) -> None:
