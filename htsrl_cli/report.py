@@ -15,7 +15,6 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -186,8 +185,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
         names = dict.fromkeys(_values(run, keys) for run in own)
         is_evaluated = all(run.evaluation for run in own)
         for values in names:
-            label = " ".join(f"{k}={shown(v)}" for k, v in zip(keys, values, strict=True))
             members = tuple(run for run in own if _values(run, keys) == values)
+            label = " ".join(f"{key}={_short(members[0].config.get(key))}" for key in keys)
             curves = tuple(
                 run.evaluation if is_evaluated and run.evaluation else run.training
                 for run in members
@@ -198,25 +197,34 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def _telling_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys that tell all groups apart; those whose values follow from them are left out."""
+    """Keys that tell groups apart: some that are looked at first, and what differs beside them.
+
+    An algorithm's own defaults follow from its name and are left out.
+    """
     chosen: list[str] = []
     for key in _FIRST:
         if _num_groups(runs, [*chosen, key]) > _num_groups(runs, chosen):
             chosen.append(key)
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_values(run, chosen), []).append(run)
     keys = sorted({key for run in runs for key in run.config if not _is_left_out(key)})
-    # Rather what changes results than what changes the speed only.
+    # What changes results before what changes the speed only.
     keys.sort(key=changes_no_result)
-    while True:
-        number, key = max(
-            ((_num_groups(runs, [*chosen, key]), key) for key in keys), key=itemgetter(0)
-        )
-        if number == _num_groups(runs, chosen):
-            return chosen
-        chosen.append(key)
+    return chosen + [
+        key
+        for key in keys
+        if key not in chosen and any(_num_groups(members, [key]) > 1 for members in alike.values())
+    ]
 
 
 def _num_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
     return len({_values(run, keys) for run in runs})
+
+
+def _short(value: Any) -> str:
+    """A configuration's value; four digits of a number tell those of a search apart."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
 def _is_left_out(key: str) -> bool:

@@ -76,6 +76,16 @@ def test_two_algorithms_are_told_apart_by_name_alone(tmp_path: Path) -> None:
     assert [g.label for g in groups_of(tmp_path)] == ["algo.name=a2c", "algo.name=ppo"]
 
 
+def test_a_search_is_shown_with_all_its_keys(tmp_path: Path) -> None:
+    for number, (rate, coef) in enumerate([(0.00123456, 0.1), (0.00223456, 0.2)]):
+        algo = PPO | {"learning_rate": rate, "clip_coef": coef}
+        write_run(tmp_path / str(number), [1.0], algo=algo)
+    assert [g.label for g in groups_of(tmp_path)] == [
+        "algo.clip_coef=0.1 algo.learning_rate=0.001235",
+        "algo.clip_coef=0.2 algo.learning_rate=0.002235",
+    ]
+
+
 def test_interval_of_a_mean() -> None:
     samples = np.array([3.0, 10.0, 4.0, 8.0, 1.0])
     means = [np.mean(chosen) for chosen in itertools.product(samples, repeat=5)]
