@@ -78,9 +78,20 @@ def writes_checkpoint(pid: int) -> bool:
         return False
 
 
-def kill(process: subprocess.Popen[bytes], rng: random.Random, in_checkpoint: bool) -> bool:
+def newest_step(run_dir: Path) -> int:
+    """Env steps of the newest checkpoint; -1 without any."""
+    names = [path.stem for path in (run_dir / "checkpoints").glob("step_*.ckpt")]
+    return max((int(name.removeprefix("step_")) for name in names), default=-1)
+
+
+def kill(
+    process: subprocess.Popen[bytes], run_dir: Path, rng: random.Random, in_checkpoint: bool
+) -> bool:
     """SIGKILLs a run at a random moment after its first progress; whether it was writing."""
-    time.sleep(rng.uniform(4.0, 9.0))
+    before = newest_step(run_dir)
+    while process.poll() is None and newest_step(run_dir) <= before:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0.0, 1.5))
     deadline = time.monotonic() + 3.0
     while process.poll() is None:
         process.send_signal(signal.SIGSTOP)
@@ -116,7 +127,7 @@ def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[
     killed = writing = 0
     while killed < num_kills:
         process = start(*arguments, *workers(rng), cwd=folder)
-        writing += kill(process, rng, in_checkpoint=killed % 2 == 1)
+        writing += kill(process, run_dir, rng, in_checkpoint=killed % 2 == 1)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, (folder / "output").read_text()[-2000:]
