@@ -146,9 +146,9 @@ def train(cfg: DictConfig) -> float | None:
         plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
     )
     job = plan()
-    with hold_folder(job.run_dir, job.config.runner.stop_grace_s) as has_waited:
-        if has_waited:
-            job = plan()
+    with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
+        # Until now another process may have trained there.
+        job = plan()
         write_config(job.config, job.run_dir)
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
     if outcome.signum is not None:
@@ -305,7 +305,7 @@ def _complete(words: list[str]) -> None:
         from htsrl_cli import listing
 
         last = overrides.split(" ")[-1]
-        found = listing.completions(last)
+        found = listing.completions(last) if verb in ("train", "bench") else []
         if verb == "list":
             found = [name for name in listing.groups() if name.startswith(last)]
         if found or verb in TOOLS:

@@ -61,6 +61,13 @@ __all__ = [
 VERSION_BASE = "1.3"
 # So many options of a group fit on a line.
 _FEW = 8
+_PLUGINS = (
+    "hydra/sweeper/optuna",
+    "hydra/launcher/joblib",
+    "hydra/launcher/ray",
+    "hydra/launcher/submitit_local",
+    "hydra/launcher/submitit_slurm",
+)
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
@@ -318,7 +325,7 @@ class Composer:
 
 def _is_plugin(name: str | None) -> bool:
     """Whether a configuration comes with a plugin of Hydra."""
-    return name is not None and name.startswith(("hydra/sweeper/", "hydra/launcher/"))
+    return name in _PLUGINS
 
 
 def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:

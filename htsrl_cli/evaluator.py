@@ -27,13 +27,13 @@ from htsrl_cli.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.config import EvalConfig, EvaluationConfig
 from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import HtsrlError, WorkerError
+from htsrl_cli.metrics import EVALUATIONS_FOLDER, film_path
 from htsrl_cli.storage import Episode
 from htsrl_cli.torch_setup import set_up_torch
 from htsrl_cli.workers import Worker, start_process, stop_workers
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "evaluations"
 _NAME = re.compile(r"policy_(\d{12})\.ckpt")
 # The training goes first where both want a core.
 _NICE = 19
@@ -71,7 +71,7 @@ class Evaluator:
     def __init__(
         self, run_dir: Path, config: EvaluationConfig, env_steps: int, logged: Collection[int]
     ) -> None:
-        self._folder = run_dir / FOLDER
+        self._folder = run_dir / EVALUATIONS_FOLDER
         self._config = config
         self._folder.mkdir(exist_ok=True)
         sync_folder(run_dir)
@@ -94,7 +94,7 @@ class Evaluator:
 
         Args:
             checkpoint: parameters that nobody writes to, and what `htsrl eval` needs in `meta`,
-                besides `seconds` of training.
+                besides `seconds` of training and whether the first game is `filmed`.
         """
         path = self._path(env_steps)
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
@@ -147,7 +147,7 @@ class Evaluator:
         stop_workers([self._worker], gracefully=False)
 
     def _start(self) -> Worker:
-        return start_process("evaluator", 0, 0.0, run_evaluator, self._config)
+        return start_process("evaluator", 0, 0.0, run_evaluator, self._config.episodes)
 
     def _take_written(self) -> None:
         env_steps, written = self._writing.popleft()
@@ -191,15 +191,15 @@ def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
     return WorkerError(f"evaluator, policy of {env_steps:,} env steps, raised\n{words.strip()}")
 
 
-def run_evaluator(control: Connection, _: int, config: EvaluationConfig) -> None:
+def run_evaluator(control: Connection, _: int, episodes: int) -> None:
     """The evaluator's life: plays the policies that it is told to, in order."""
     os.nice(_NICE)
     set_up_torch()
     while True:
-        control.send(("play", _evaluate(Path(control.recv()[1]), config)))
+        control.send(("play", _evaluate(Path(control.recv()[1]), episodes)))
 
 
-def _evaluate(path: Path, config: EvaluationConfig) -> tuple[float, list[Episode], bytes | None]:
+def _evaluate(path: Path, episodes: int) -> tuple[float, list[Episode], bytes | None]:
     """Plays a policy; returns what `Evaluated` holds but for the env steps."""
     # Loads what the training has no use for.
     from htsrl_cli import evaluation
@@ -207,22 +207,14 @@ def _evaluate(path: Path, config: EvaluationConfig) -> tuple[float, list[Episode
 
     checkpoint = load_checkpoint(path)
     env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]
-    games = EvalConfig(str(path), config.episodes, seed=env_steps)
-    if not _is_filmed(env_steps, config):
-        return seconds, evaluation.play(checkpoint, games, path), None
-    film = path.parent / evaluation.VIDEO_FOLDER / f"{path.stem}.mp4"
-    with VideoFolder(film.parent, film.name, most=1) as videos:
-        played = evaluation.play(checkpoint, games, path, videos=videos)
-    try:
-        return seconds, played, animation(film)
-    except OSError as error:
-        logger.error("%s; TensorBoard shows no video", error)
-        return seconds, played, None
-
-
-def _is_filmed(env_steps: int, config: EvaluationConfig) -> bool:
-    """Whether this is the first evaluated policy at or after a multiple of `video_interval`."""
-    if config.video_interval == 0:
-        return False
-    due = env_steps // config.interval * config.interval
-    return due // config.video_interval > (due - config.interval) // config.video_interval
+    config = EvalConfig(str(path), episodes, seed=env_steps)
+    if checkpoint.meta["filmed"]:
+        film = film_path(path.parent.parent, env_steps)
+        try:
+            with VideoFolder(film.parent, film.name, most=1) as videos:
+                played = evaluation.play(checkpoint, config, path, videos=videos)
+            return seconds, played, animation(film)
+        except Exception as error:
+            # Whatever renders, fails or lacks disk, the scores count.
+            logger.error("%s: %s; this policy is not filmed", film, " ".join(str(error).split()))
+    return seconds, evaluation.play(checkpoint, config, path), None

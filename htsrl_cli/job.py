@@ -6,6 +6,7 @@ The command line plans every job before Hydra runs, and each job plans itself ag
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +30,10 @@ from htsrl_cli.validation import validate
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+_LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
+# What flock(2) answers where the file system has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # They decide which other keys there are, so a difference in them is named first.
 _SCHEMA_KEYS = ("env.kind", "algo.name")
 
@@ -82,36 +86,36 @@ def holds_run(run_dir: Path) -> bool:
 
 
 @contextmanager
-def hold_folder(run_dir: Path, patience_s: float) -> Iterator[bool]:
-    """Keeps other processes from training in `run_dir`; yields whether it had to wait for one.
+def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
+    """Keeps other processes from training in `run_dir`, and waits for one that does.
 
     Raises:
         ConfigError: another process still trains there after `patience_s` seconds.
     """
-    folder = os.open(run_dir, os.O_RDONLY)
-    try:
-        deadline, has_waited = time.monotonic() + patience_s, False
-        while not _try_lock(folder):
-            if not has_waited:
+    # Writable, as network file systems want it, which lock files by POSIX's record locks.
+    with (run_dir / _LOCK_FILE).open("a") as file:
+        deadline, is_waiting = time.monotonic() + patience_s, False
+        while not _try_lock(file):
+            if not is_waiting:
                 logger.info("another process trains in %s: waiting for its end", run_dir)
-            has_waited = True
+            is_waiting = True
             if time.monotonic() > deadline:
                 remedy = "another process trains in this folder: end it first, or choose another"
                 raise ConfigError("hydra.run.dir", run_dir, remedy)
             time.sleep(_LOCK_PERIOD_S)
-        yield has_waited
-    finally:
-        os.close(folder)
+        yield
 
 
-def _try_lock(folder: int) -> bool:
-    """Locks a folder; False where another process has. Some network file systems have no locks."""
+def _try_lock(file: IO[str]) -> bool:
+    """Locks a file; False where another process has."""
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: %s; nothing keeps others from training here", file.name, error.strerror)
     return True
 
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+EVALUATIONS_FOLDER = "evaluations"
 RECENT_EPISODES = 100
 RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
 EVAL_RETURN = "eval/return_mean"
@@ -361,6 +362,8 @@ class _Outputs:
             for line in read_lines(run_dir):
                 if line["env_steps"] > last_line:
                     events.write(line)
+                    if EVAL_RETURN in line:
+                        _write_film(events, run_dir, line["env_steps"])
             self._trackers["TensorBoard"] = events
         if config.wandb is not None:
             with self._reported("Weights & Biases"):
@@ -402,6 +405,20 @@ class _Outputs:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             logger.error("%s: %s; no more is written there", name, reason)
             self._trackers.pop(name, None)
+
+
+def film_path(run_dir: Path, env_steps: int) -> Path:
+    """The video of the first game of an evaluated policy."""
+    return run_dir / EVALUATIONS_FOLDER / "videos" / f"policy_{env_steps:012d}.mp4"
+
+
+def _write_film(events: EventFiles, run_dir: Path, env_steps: int) -> None:
+    """Shows a policy's video again where there is one."""
+    film = film_path(run_dir, env_steps)
+    if film.exists():
+        from htsrl_cli.video import animation
+
+        events.write_animation(animation(film), env_steps)
 
 
 def read_lines(run_dir: Path) -> list[dict[str, Any]]:

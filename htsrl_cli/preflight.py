@@ -147,9 +147,13 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
         video.check_packages(key, value)
         try:
             with closing(make_env(config.env, 0, "pitch")) as env:
-                video.check_picture(env, key, value)
+                picture = video.check_picture(env, key, value)
+                env.reset(seed=0)
+                picture.render()
         except ConfigError as error:
             raise ConfigError(key, value, error.remedy) from error
+        except Exception as error:
+            raise ConfigError(key, value, f"this environment shows no picture: {error}") from error
 
 
 def claim_folder(key: str, folder: Path) -> None:

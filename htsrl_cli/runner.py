@@ -291,9 +291,23 @@ class Run:
             return
         if self._is_due(self._config.eval.interval):
             arrays = {f"params/{name}": array for name, array in self._learner.parameters().items()}
-            meta = {"env_steps": self._env_steps, "seconds": self.log.seconds}
+            meta = {
+                "env_steps": self._env_steps,
+                "seconds": self.log.seconds,
+                "filmed": self._is_filmed(),
+            }
             self._evaluator.submit(self._env_steps, Checkpoint(arrays, meta | self._identity()))
         self._log_evaluations(self._evaluator)
+
+    def _is_filmed(self) -> bool:
+        """Whether `eval.video_interval` has passed a multiple since the policy before."""
+        config, steps = self._config.eval, self._plan.steps_per_interval
+        if config.video_interval == 0:
+            return False
+        # That one came at the barrier that first reached the last multiple of `eval.interval`.
+        multiple = (self._env_steps - steps) // config.interval * config.interval
+        previous = -(-multiple // steps) * steps
+        return self._env_steps // config.video_interval > previous // config.video_interval
 
     def _log_evaluations(self, evaluator: Evaluator) -> None:
         for done in evaluator.finished():

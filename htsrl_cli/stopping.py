@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from types import FrameType
+from types import FrameType, TracebackType
 
 from htsrl_cli.workers import STOP_SIGNALS
 
@@ -41,10 +41,17 @@ class StopSignals:
             signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self.signum == signal.SIGUSR2 and callable(self._previous[signal.SIGUSR2]):
+        # A failure is reported instead.
+        stopped = kind is None or issubclass(kind, SystemExit)
+        if stopped and self.signum == signal.SIGUSR2 and callable(self._previous[signal.SIGUSR2]):
             signal.raise_signal(signal.SIGUSR2)
 
     def check(self) -> None:

@@ -7,10 +7,10 @@ lines that it writes again are the same lines.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from htsrl_cli.config import LogConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import ConfigError
 
-# Where MLflow's identifier of the run is kept, in the run's folder.
+# Where the run's identifiers are kept, in its folder.
+WANDB_FILE = "wandb_run_id"
 MLFLOW_FILE = "mlflow_run_id"
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
@@ -45,14 +46,12 @@ class WandbTracker:
     def __init__(self, project: str, run_dir: Path, hyperparameters: Mapping[str, object]) -> None:
         import wandb
 
-        folder = run_dir.resolve()
         self._run: Any = wandb.init(
             project=project,
-            # The same at every resume.
-            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+            id=_stored(run_dir / WANDB_FILE, lambda: uuid.uuid4().hex),
             resume="allow",
             name=run_name(run_dir),
-            dir=str(folder),
+            dir=str(run_dir.resolve()),
             config=dict(hyperparameters),
             settings=wandb.Settings(console="off", silent=True),
         )
@@ -81,13 +80,10 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient()
-        stored = run_dir / MLFLOW_FILE
-        if stored.exists():
-            self._run_id = stored.read_text(encoding="utf-8")
-            self._client.update_run(self._run_id, status="RUNNING")
-        else:
-            self._run_id = self._create_run(experiment, run_dir, hyperparameters)
-            write_durably(stored, lambda file: file.write(self._run_id.encode()))
+        self._run_id = _stored(
+            run_dir / MLFLOW_FILE, lambda: self._create_run(experiment, run_dir, hyperparameters)
+        )
+        self._client.update_run(self._run_id, status="RUNNING")
 
     def write(self, line: Mapping[str, float | None]) -> None:
         from mlflow.entities import Metric
@@ -119,6 +115,14 @@ class MlflowTracker:
         self._client.log_batch(run.info.run_id, params=params)
         run_id: str = run.info.run_id
         return run_id
+
+
+def _stored(path: Path, make: Callable[[], str]) -> str:
+    """What is in the file; at first what `make` gives."""
+    if not path.exists():
+        identifier = make().encode()
+        write_durably(path, lambda file: file.write(identifier))
+    return path.read_text(encoding="utf-8")
 
 
 def run_name(run_dir: Path) -> str:

@@ -80,9 +80,8 @@ class VideoFolder:
         """
         if self._most is not None and number >= self._most:
             return None
-        check_picture(env, "video", "true")
-        assert isinstance(env, PicturedEnv)
-        video = Video(env, self._folder / self._name.format(number))
+        picture = check_picture(env, "video", "true")
+        video = Video(picture, self._folder / self._name.format(number))
         self._videos.append(video)
         return video
 
@@ -162,14 +161,15 @@ def check_packages(key: str, value: object) -> None:
         raise ConfigError(key, value, remedy) from error
 
 
-def check_picture(env: Env, key: str, value: object) -> None:
-    """Whether `env`, of which the configuration's `key` asks for a video, can be pictured.
+def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
+    """`env`, of which the configuration's `key` asks for a video, as one that can be pictured.
 
     Raises:
         ConfigError: it cannot.
     """
     if not isinstance(env, PicturedEnv):
         raise ConfigError(key, value, "this environment has no picture: leave the key out")
+    return env
 
 
 def animation(path: Path) -> bytes:
@@ -181,7 +181,8 @@ def animation(path: Path) -> bytes:
     from PIL import Image
 
     file = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    step = max(1, round(file.get(cv2.CAP_PROP_FPS) / _GIF_RATE))
+    frame_rate = file.get(cv2.CAP_PROP_FPS)
+    step = max(1, round(frame_rate / _GIF_RATE))
     pictures: list[Image.Image] = []
     while len(pictures) < _GIF_FRAMES and file.grab():
         _, frame = file.retrieve()
@@ -189,10 +190,10 @@ def animation(path: Path) -> bytes:
         pictures.append(Image.fromarray(small))
         for _ in range(step - 1):
             file.grab()
-    seconds = step / file.get(cv2.CAP_PROP_FPS)
     file.release()
     if not pictures:
         raise OSError(f"{path} holds no video")
+    seconds = step / frame_rate
     buffer = io.BytesIO()
     first, *others = pictures
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 * seconds, loop=0)

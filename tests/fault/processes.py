@@ -45,7 +45,7 @@ WORDS = (
 ENDLESS = "total_steps=1_000_000_000"
 # All that may lie in a run's folder, whenever its process ended.
 KNOWN_FILES = re.compile(
-    r"\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl"
+    r"\.lock|\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl"
     r"|(summary|eval)\.json|checkpoints/step_\d{12}\.ckpt|evaluations/policy_\d{12}\.ckpt"
 )
 

@@ -94,16 +94,7 @@ def test_wandb(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     stored = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(stored) == 2
-    read = [
-        subprocess.run(
-            [sys.executable, "-c", READ_WANDB, str(path)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for path in stored
-    ]
-    records = [json.loads(line) for out in read for line in out.stdout.splitlines()]
+    records = [record for path in stored for record in read_wandb(path)]
     runs = [record for record in records if "run" in record]
     assert len({record["run"] for record in runs}) == 1
     assert {record["project"] for record in runs} == {"pole"}
