@@ -117,12 +117,17 @@ def _reported(task: Task) -> Task:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from htsrl_cli.workers import leave_launcher
+
         try:
             return task(cfg)
         except HtsrlError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             raise SystemExit(_report(error)) from error
+        except SystemExit as error:
+            leave_launcher(int(error.code or 0))
+            raise
 
     return run
 

@@ -246,6 +246,13 @@ def settle_in_launcher() -> None:
         multiprocessing.set_start_method("spawn", force=True)
 
 
+def leave_launcher(status: int) -> None:
+    """Ends a process that a launcher started; joblib would catch an exit and wait for more jobs."""
+    if multiprocessing.current_process().name != "MainProcess":
+        logging.shutdown()
+        os._exit(status)
+
+
 def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
     """Ends all workers and waits for them: asked first where `gracefully`, killed otherwise."""
     for worker in workers:
