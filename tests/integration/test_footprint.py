@@ -17,14 +17,14 @@ from tests.harness import environment
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 OBS_BYTES = 84 * 84 * 4
-# In every process: on SIGUSR2 it writes the names of its modules.
+# In every process: on SIGRTMIN it writes the names of its modules.
 MODULES_ON_SIGNAL = """
 import os, signal, sys
 def write_modules(number, frame):
     with open(f"modules.{os.getpid()}.part", "w") as file:
         print(*sys.modules, file=file)
     os.rename(file.name, file.name.removesuffix(".part"))
-signal.signal(signal.SIGUSR2, write_modules)
+signal.signal(signal.SIGRTMIN, write_modules)
 """
 
 
@@ -137,7 +137,7 @@ def test_modules_of_an_executor(pong: Run) -> None:
 def modules_of(run: Run, process: psutil.Process) -> set[str]:
     """Names of the modules that a process of the run has imported so far."""
     path = run.folder.with_name(f"modules.{process.pid}")
-    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGRTMIN)
     wait_until(path.exists, "a list of modules")
     return set(path.read_text().split())
 

@@ -26,6 +26,7 @@ from htsrl_cli.storage import Board
 from htsrl_cli.watcher import Watcher
 from htsrl_cli.workers import (
     STOP_GRACE_S,
+    STOP_SIGNALS,
     Pipe,
     Worker,
     start_process,
@@ -318,12 +319,12 @@ def test_first_process_is_born_with_stop_signals_blocked() -> None:
     )
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{[int(signal.SIGINT), int(signal.SIGTERM)]}\n"
+    assert done.stdout == f"{sorted(map(int, STOP_SIGNALS))}\n"
 
 
 def test_stop_signals_do_not_end_a_process(hire: Callable[..., Crew]) -> None:
     crew = hire((start_process, role))
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         process_of(crew.workers[0]).send_signal(number)
     assert crew.ask("double", 3) == 6
 
