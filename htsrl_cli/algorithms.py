@@ -20,8 +20,12 @@ from htsrl_cli.seeding import minibatch_orders
 Indices = npt.NDArray[np.int64]
 
 
-class Behaviour(NamedTuple):
-    """What the behaviour policy said about rows: log-probabilities and values, float32 [n]."""
+class OldPolicy(NamedTuple):
+    """What the policy before the update says about rows: log-probabilities and values, float32 [n].
+
+    With `Algorithm.reevaluates` it is the one that the update starts from, else the one that
+    collected the data.
+    """
 
     log_probs: Tensor
     values: Tensor
@@ -48,9 +52,12 @@ class Algorithm(Protocol):
     Attributes:
         at_behaviour: the gradient is taken at the parameters that collected the data (A2C) and
             not where the update has come to (PPO).
+        reevaluates: where the data are one update older than the parameters, log-probabilities
+            and values are computed anew with the parameters that the update starts from.
     """
 
     at_behaviour: bool
+    reevaluates: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer: ...
 
@@ -67,7 +74,7 @@ class Algorithm(Protocol):
         """A minibatch's advantages as they enter the loss."""
 
     def loss(
-        self, now: Prediction, then: Behaviour, targets: Targets, num_rows: int, remaining: float
+        self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A micro-batch's share of the loss of a minibatch of `num_rows`, and what to log."""
 
@@ -76,6 +83,7 @@ class A2c:
     """Advantage actor-critic: one full-batch step a slot, returns to the slot's end."""
 
     at_behaviour = True
+    reevaluates = False
 
     def __init__(self, config: A2cConfig) -> None:
         self._config = config
@@ -105,7 +113,7 @@ class A2c:
         return advantages
 
     def loss(
-        self, now: Prediction, then: Behaviour, targets: Targets, num_rows: int, remaining: float
+        self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
         return a2c_loss(*now, *targets, config.entropy_coef, config.value_coef, num_rows)
@@ -118,6 +126,7 @@ class Ppo:
 
     def __init__(self, config: PpoConfig) -> None:
         self._config = config
+        self.reevaluates = config.reevaluate
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         config = self._config
@@ -145,12 +154,12 @@ class Ppo:
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
     def loss(
-        self, now: Prediction, then: Behaviour, targets: Targets, num_rows: int, remaining: float
+        self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
         return ppo_loss(
             *now,
-            *then,
+            *old,
             *targets,
             clip_coef=config.clip_coef * (remaining if config.anneal_clip_coef else 1.0),
             clip_value_loss=config.clip_value_loss,

@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms import Behaviour, Prediction, Targets, build_algorithm
+from htsrl_cli.algorithms import OldPolicy, Prediction, Targets, build_algorithm
 from htsrl_cli.config import AlgoConfig, LearnerConfig
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
 
     obs: Tensor
     actions: Tensor
-    then: Behaviour
+    old: OldPolicy
     targets: Targets
 
 
@@ -118,9 +119,7 @@ class Learner:
             # A2C: the data are on-policy for the parameters that collected them. There the
             # gradient is taken; it is applied to θ[j].
             at_previous = self._algorithm.at_behaviour and self._lag
-            source = self._previous if at_previous else self._parameters
-            with torch.no_grad():
-                torch._foreach_copy_(self._compute_parameters, source)
+            self._compute_with(self._previous if at_previous else self._parameters)
             logged.append(self._minibatch(batch, torch.from_numpy(rows).to(self._device)))
         self._previous = started_from
         means = {name: float(np.mean([entry[name] for entry in logged])) for name in logged[0]}
@@ -128,6 +127,10 @@ class Learner:
         means["learner/learning_rate"] = self._learning_rate()
         self.num_updates_done += 1
         return means
+
+    @torch.no_grad()
+    def _compute_with(self, parameters: list[Tensor]) -> None:
+        torch._foreach_copy_(self._compute_parameters, parameters)
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """One optimizer step on `rows` of every policy's share of the batch."""
@@ -170,7 +173,7 @@ class Learner:
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
-            Behaviour(*(array[rows] for array in batch.then)),
+            OldPolicy(*(array[rows] for array in batch.old)),
             Targets(advantages, batch.targets.returns[rows]),
             num_rows,
             self._remaining(),
@@ -206,20 +209,51 @@ class Learner:
         def tensor(array: Array) -> Tensor:
             return torch.from_numpy(array).to(self._device)
 
+        obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
+        old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
+        if self._lag and self._algorithm.reevaluates:
+            old = self._evaluate(obs, actions)
         rollout = Rollout(
             tensor(slot.rewards),
             tensor(slot.terminated),
             tensor(slot.truncated),
-            tensor(slot.values),
+            old.values.view(slot.values.shape),
             tensor(slot.final_values),
         )
-        targets = self._algorithm.targets(rollout)
-        return Batch(
-            tensor(slot.obs[:-1]).flatten(0, 1),
-            tensor(slot.actions).flatten(0, 1),
-            Behaviour(tensor(slot.log_probs).flatten(), rollout.values[:-1].flatten()),
-            Targets(*(array.flatten() for array in targets)),
-        )
+        targets = Targets(*(array.flatten() for array in self._algorithm.targets(rollout)))
+        num_rows = len(actions)
+        return Batch(obs[:num_rows], actions, old._replace(values=old.values[:num_rows]), targets)
+
+    def _evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
+        """What θ[j] says of a slot: log-probabilities [N] and values [N + B].
+
+        Args:
+            obs: [N + B, *obs_shape]; the last B have no action.
+            actions: [N, D].
+        """
+        self._compute_with(self._parameters)
+        num_policies = len(self.policies)
+        said = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
+
+        @torch.no_grad()
+        def evaluate(piece: tuple[int, slice]) -> None:
+            policy, rows = piece
+            params, said.values[rows] = self._compute[policy](obs[rows])
+            chosen = actions[rows]
+            log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
+            said.log_probs[rows] = log_probs
+
+        num_rows = len(obs) // num_policies
+        number = num_micro_batches(num_rows, self._micro_batch)
+        edges = [num_policies * (num_rows * k // number) for k in range(number + 1)]
+        pieces = [
+            (policy, slice(start + policy, stop + policy, num_policies))
+            for policy in range(num_policies)
+            for start, stop in pairwise(edges)
+        ]
+        for _ in self._pool.map(evaluate, pieces):
+            pass
+        return said
 
     def _remaining(self) -> float:
         return 1.0 - self.num_updates_done / self._num_updates
@@ -294,7 +328,7 @@ def _explained_variance(batch: Batch) -> float:
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than a constant."""
     returns = batch.targets.returns
     variance = float(returns.var(correction=0))
-    residual = float((returns - batch.then.values).var(correction=0))
+    residual = float((returns - batch.old.values).var(correction=0))
     return 1 - residual / variance if variance else 0.0
 
 

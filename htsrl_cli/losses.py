@@ -21,7 +21,7 @@ class Rollout(NamedTuple):
         terminated, truncated: bool [T, B]; the episode ended with this step.
         values: float32 [T + 1, B]; row T values the observation after the last step.
         final_values: float32 [T, B]; value of a truncated episode's last observation.
-    All values come from the behaviour policy.
+    All values come from one policy, `final_values` from the one that collected the data.
     """
 
     rewards: Tensor
@@ -110,7 +110,7 @@ def ppo_loss(
 
     Args:
         log_probs, entropy, values: of the policy that is being differentiated, [N].
-        old_log_probs, old_values: of the behaviour policy, [N].
+        old_log_probs, old_values: of the policy before the update, [N].
         advantages, returns: constants, [N].
         clip_value_loss: the larger of the clipped and unclipped squared errors, as in the
             authors' implementation.

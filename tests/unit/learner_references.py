@@ -155,7 +155,11 @@ class A2cReference:
 
 
 class PpoReference:
-    """The clipped objective in epochs of shuffled minibatches, applied by Adam."""
+    """The clipped objective in epochs of shuffled minibatches, applied by Adam.
+
+    Where the configuration reevaluates, the slot is first given the log-probabilities and values
+    of the policy that the update starts from.
+    """
 
     def __init__(self, config: PpoConfig, theta: Theta, num_updates: int) -> None:
         self.config = config
@@ -185,6 +189,8 @@ class PpoReference:
 
     def update(self, slot: Slot, number: int) -> None:
         config = self.config
+        if config.reevaluate:
+            slot = reevaluated(slot, self.theta)
         remaining = 1 - number / self.num_updates
         rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
         clip = config.clip_coef * (remaining if config.anneal_clip_coef else 1.0)
@@ -237,16 +243,25 @@ class PpoReference:
             )
 
 
+def reevaluated(slot: Slot, theta: Theta) -> Slot:
+    """The slot with the log-probabilities and values of the policy θ, final ones apart."""
+    log_probs, values = np.empty((T, B)), np.empty((T + 1, B))
+    for t in range(T + 1):
+        log_p, v = network(theta, slot.obs[t])
+        values[t] = v.numpy()
+        if t < T:
+            log_probs[t] = log_p.numpy()[np.arange(B), slot.actions[t, :, 0]]
+    return Slot(**(slot.arrays() | {"log_probs": log_probs, "values": values}))
+
+
 def collect(theta: Theta, seed: int) -> Slot:
     """A slot whose log-probabilities and values are those of the policy θ that collected it."""
     slot = make_slot(SPEC, seed)
+    said = reevaluated(slot, theta)
+    slot.log_probs[:], slot.values[:] = said.log_probs, said.values
     rng = np.random.default_rng(seed)
-    for t in range(T + 1):
-        log_p, values = network(theta, slot.obs[t])
-        slot.values[t] = values.numpy()
-        if t < T:
-            slot.log_probs[t] = log_p.numpy()[np.arange(B), slot.actions[t, :, 0]]
-            # The last observation of a truncated episode is in no slot; its value is.
-            final = network(theta, rng.standard_normal((B, OBS)))[1].numpy()
-            slot.final_values[t] = np.where(slot.truncated[t], final, 0.0)
+    for t in range(T):
+        # The last observation of a truncated episode is in no slot; its value is.
+        final = network(theta, rng.standard_normal((B, OBS)))[1].numpy()
+        slot.final_values[t] = np.where(slot.truncated[t], final, 0.0)
     return slot

@@ -53,6 +53,8 @@ from tests.unit.learner_references import (
 )
 
 TOLERANCE = 2e-6
+# Learns from the log-probabilities and values of the slot.
+SLOT_PPO = replace(PPO, reevaluate=False)
 
 
 @pytest.fixture(autouse=True)
@@ -146,10 +148,12 @@ def test_a2c_rate_falls_with_the_updates() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [5, 12])
-def test_ppo_equals_a_slow_reference(micro_batch: int) -> None:
+@pytest.mark.parametrize("reevaluate", [True, False])
+def test_ppo_equals_a_slow_reference(reevaluate: bool, micro_batch: int) -> None:
     """Three updates of 3 epochs and 4 minibatches; random slots, so that both clips are at work."""
-    learner = make_learner(PPO, num_updates=5, micro_batch=micro_batch)
-    reference = PpoReference(PPO, theta_of(learner), num_updates=5)
+    config = replace(PPO, reevaluate=reevaluate)
+    learner = make_learner(config, num_updates=5, micro_batch=micro_batch)
+    reference = PpoReference(config, theta_of(learner), num_updates=5)
     for number in range(3):
         slot = make_slot(SPEC, number)
         reference.update(slot, number)
@@ -173,6 +177,7 @@ WRONG = {
     "adam_eps": 2e-5,
     "update_epochs": 2,
     "num_minibatches": 3,
+    "reevaluate": False,
 }
 
 
@@ -186,6 +191,16 @@ def test_the_ppo_comparison_feels_every_key(key: str) -> None:
         reference.update(slot, number)
         learner.update(slot, no_check)
     assert differ(reference.theta, theta_of(learner))
+
+
+def test_ppo_without_lag_has_nothing_to_reevaluate() -> None:
+    """The slot's log-probabilities and values are taken as they are."""
+    learner = make_learner(PPO, lag=0)
+    reference = PpoReference(SLOT_PPO, theta_of(learner), num_updates=10)
+    slot = make_slot(SPEC, 0)
+    reference.update(slot, 0)
+    learner.update(slot, no_check)
+    assert not differ(reference.theta, theta_of(learner))
 
 
 # Clipping, lag, and whose values they are
@@ -225,7 +240,7 @@ def test_a_small_gradient_is_left_alone() -> None:
     assert norms == pytest.approx([logged["learner/grad_norm"]], rel=1e-5)
 
 
-@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("algo", [A2C, SLOT_PPO], ids=["a2c", "ppo"])
 def test_all_values_come_from_the_slot(algo: AlgoConfig) -> None:
     """The observation after the last step is never looked at: its value stands in the slot."""
     expected, got = make_learner(algo), make_learner(algo)
@@ -236,7 +251,7 @@ def test_all_values_come_from_the_slot(algo: AlgoConfig) -> None:
     assert_same_state(expected, got)
 
 
-@pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
+@pytest.mark.parametrize("algo", [A2C, SLOT_PPO], ids=["a2c", "ppo"])
 @pytest.mark.parametrize("name", ["values", "final_values"])
 def test_the_values_of_the_slot_matter(algo: AlgoConfig, name: str) -> None:
     one, other = make_learner(algo), make_learner(algo)
@@ -413,12 +428,12 @@ def test_check_may_give_up_between_minibatches() -> None:
 
 def test_explained_variance() -> None:
     """1 where values are the returns; 0 where they are constant."""
-    learner = make_learner(replace(PPO, gamma=0.0))
+    learner = make_learner(replace(SLOT_PPO, gamma=0.0))
     slot = make_slot(SPEC, 0)
     slot.values[:T] = slot.rewards
     assert learner.update(slot, no_check)["loss/explained_variance"] == pytest.approx(1.0)
     slot.values[:T] = 0.5
-    got = make_learner(replace(PPO, gamma=0.0, gae_lambda=0.0)).update(slot, no_check)
+    got = make_learner(replace(SLOT_PPO, gamma=0.0, gae_lambda=0.0)).update(slot, no_check)
     assert got["loss/explained_variance"] == pytest.approx(0.0, abs=1e-5)
 
 
