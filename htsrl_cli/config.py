@@ -244,7 +244,7 @@ class ActorsConfig:
         num_actors: hosts that infer.
         inference_batch: rows of every forward pass, a constant of the run.
         device: `auto`, `cpu` or `cuda:N`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32` or `bf16` (heads stay fp32).
         host: `process`, `thread` (of the learner's process) or `auto`: threads on a GPU.
         timeout_s: a forward pass longer than this is a hang.
     """

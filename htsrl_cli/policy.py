@@ -74,9 +74,10 @@ class Mlp(nn.Module):
 class ActorCritic(nn.Module):
     """A trunk with a policy and a value head.
 
-    The trunk computes in the parameters' precision, the heads' outputs are float32. Images of at
-    least 36x36 take the Nature CNN; everything else two separate perceptrons, as is usual for
-    vector observations.
+    The trunks compute in the policy's precision, the heads in float32: bf16 has 8 bits for a value
+    or a logit, and advantages and ratios come from small differences of them. Images of at least
+    36x36 take the Nature CNN; everything else two separate perceptrons, as is usual for vector
+    observations.
     """
 
     def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:
@@ -97,12 +98,12 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [N, *obs_shape] to distribution parameters [N, P] and values [N]."""
-        features = self.trunk(obs)
-        value_features = features if self.value_trunk is None else self.value_trunk(obs)
-        params = self.policy_head(features).float()
+        features = self.trunk(obs).float()
+        value_features = features if self.value_trunk is None else self.value_trunk(obs).float()
+        params = self.policy_head(features)
         if self.actions.kind == "gaussian":
-            params = torch.cat([params, self.log_std.float().expand_as(params)], dim=1)
-        return params, self.value_head(value_features).float().squeeze(1)
+            params = torch.cat([params, self.log_std.expand_as(params)], dim=1)
+        return params, self.value_head(value_features).squeeze(1)
 
 
 @torch.no_grad()
@@ -129,9 +130,12 @@ def initialize(policy: ActorCritic, seed: int, index: int = 0) -> None:
 def build_policy(
     spec: EnvSpec, algo: AlgoConfig, precision: str, device: torch.device
 ) -> ActorCritic:
-    """A policy with parameters in `precision` on `device`, their values not yet meaningful."""
-    policy = ActorCritic(spec, algo.hidden_sizes)
-    return policy.to(device=device, dtype=PRECISIONS[precision])
+    """A policy with trunks in `precision` on `device`, its parameters not yet meaningful."""
+    policy = ActorCritic(spec, algo.hidden_sizes).to(device)
+    for trunk in (policy.trunk, policy.value_trunk):
+        if trunk is not None:
+            trunk.to(PRECISIONS[precision])
+    return policy
 
 
 def build_policies(

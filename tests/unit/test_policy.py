@@ -14,6 +14,7 @@ from torch.nn import functional as fn
 from htsrl_cli.config import A2cConfig
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.policy import (
+    PRECISIONS,
     ActorCritic,
     NatureCnn,
     build_policy,
@@ -223,9 +224,8 @@ def test_everything_else_takes_two_perceptrons(spec: EnvSpec, scale: float) -> N
 @pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
 def test_outputs_are_float32(spec: EnvSpec, precision: str) -> None:
     policy = make_policy(spec, precision)
-    assert {p.dtype for p in policy.parameters()} == {
-        torch.float32 if precision == "fp32" else torch.bfloat16
-    }
+    for name, p in policy.named_parameters():
+        assert p.dtype == (PRECISIONS[precision] if "trunk" in name else torch.float32), name
     params, values = policy(random_obs(spec, 3))
     assert (params.dtype, params.shape) == (torch.float32, (3, 4))
     assert (values.dtype, values.shape) == (torch.float32, (3,))
@@ -279,8 +279,19 @@ def test_flat_parameters_are_the_same_policy(spec: EnvSpec) -> None:
         assert torch.equal(expected, got)
 
 
-def test_bf16_parameters_are_rounded_ones() -> None:
-    flat = flatten_parameters(make_policy(VECTORS))
-    policy = make_policy(VECTORS, "bf16", seed=1)
-    load_parameters(policy, flat)
-    assert torch.equal(flatten_parameters(policy), flat.bfloat16().float())
+def test_bf16_rounds_the_trunks_and_not_the_heads() -> None:
+    exact, policy = make_policy(VECTORS), make_policy(VECTORS, "bf16", seed=1)
+    load_parameters(policy, flatten_parameters(exact))
+    loaded = dict(policy.named_parameters())
+    for name, p in exact.named_parameters():
+        assert torch.equal(loaded[name].float(), p.bfloat16().float() if "trunk" in name else p)
+
+
+def test_bf16_values_are_finer_than_bf16() -> None:
+    """A value of some 60 would otherwise move in steps of a quarter."""
+    policy = make_policy(VECTORS, "bf16")
+    with torch.no_grad():
+        policy.value_head.bias.fill_(60.0)
+    values = policy(random_obs(VECTORS, 64))[1]
+    assert not torch.equal(values, values.bfloat16().float())
+    assert len(values.unique()) > 32
