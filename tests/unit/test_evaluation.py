@@ -206,11 +206,11 @@ def test_every_forward_pass_has_the_constant_shape(
 def test_the_actors_precision_is_used(
     lives_envs: list[LivesEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dtypes = []
+    dtypes: list[torch.dtype] = []
     forward = ActorCritic.forward
 
     def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
-        dtypes.append(self.policy_head.weight.dtype)
+        dtypes.extend(p.dtype for p in self.trunk.parameters())
         return forward(self, obs)
 
     monkeypatch.setattr(ActorCritic, "forward", recorded)
