@@ -178,7 +178,8 @@ class PpoConfig:
         reevaluate: `hts` and `serial` compute a slot's log-probabilities and values anew with the
             parameters that the update starts from, which are one update newer than those that
             acted: the ratio begins at 1 and advantages rest on the newer values, as in `sync`. It
-            costs a forward pass over the slot. Without it both are those of the actors.
+            costs a forward pass over the slot, and pays where an update moves the policy far.
+            Otherwise both are those of the actors, as in the paper.
         max_grad_norm: every minibatch's gradient is clipped to this global norm.
         adam_eps: Adam's epsilon.
         hidden_sizes: of the multilayer perceptron that serves vector observations.
@@ -197,7 +198,7 @@ class PpoConfig:
     normalize_advantage: bool = True
     update_epochs: int = 4
     num_minibatches: int = 4
-    reevaluate: bool = True
+    reevaluate: bool = False
     entropy_coef: float = 0.01
     value_coef: float = 0.5
     max_grad_norm: float = 0.5

@@ -118,8 +118,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     """Rows per second through forward and backward passes in micro-batches and the optimizer.
 
     An optimizer step follows as many micro-batches as make the run's minibatch. What else an
-    update does (evaluating the slot anew, targets, gathering rows, clipping) is left out: this is
-    a bound.
+    update does (targets, gathering rows, clipping) is left out: this is a bound.
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)

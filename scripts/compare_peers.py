@@ -97,7 +97,7 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
         {
             "bf16": Variant(BF16, 3.0, 0.9),
             "fp32": Variant(FP32, 1.6, 0.9),
-            "bf16 as acted": Variant((*BF16, "algo.reevaluate=false"), 3.0, 0.9),
+            "bf16 reevaluated": Variant((*BF16, "algo.reevaluate=true"), 1.0),
             "sync fp32": Variant(("runner=sync", *FP32), 1.0),
         },
     ),

@@ -40,7 +40,7 @@ ENVS: dict[str, EnvConfig] = {
 }
 # Micro-batches smaller than minibatches: several threads have something to share.
 ALGOS: dict[str, AlgoConfig] = {
-    "ppo": PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3),
+    "ppo": PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
     "a2c": A2cConfig(),
 }
 

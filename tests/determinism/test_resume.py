@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from htsrl_cli.checkpoint import find_checkpoint
-from htsrl_cli.config import CheckpointConfig, EnvConfig, FootballConfig, TrainConfig
+from htsrl_cli.config import CheckpointConfig, EnvConfig, FootballConfig, PpoConfig, TrainConfig
 from tests import harness
 from tests.fault.processes import wait_until
 from tests.harness import STEPS_PER_INTERVAL
@@ -33,12 +33,14 @@ def env_words(env: EnvConfig) -> list[str]:
 
 def words(config: TrainConfig) -> list[str]:
     """The command line that gives `config`'s run, for PPO as in the harness."""
+    assert isinstance(config.algo, PpoConfig)
     return [
         *env_words(config.env),
         "algo=ppo",
         f"algo.policies={config.algo.policies}",
         "algo.update_epochs=2",
         "algo.learning_rate=1e-3",
+        f"algo.reevaluate={config.algo.reevaluate}",
         f"actors.num_envs={config.actors.num_envs}",
         f"learner.micro_batch={config.learner.micro_batch}",
         f"runner.sync_interval={config.runner.sync_interval}",

@@ -33,6 +33,7 @@ PPO = PpoConfig(
     gae_lambda=0.8,
     update_epochs=3,
     num_minibatches=4,
+    reevaluate=True,
     max_grad_norm=0.05,
     hidden_sizes=(7,),
 )
