@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 from htsrl_cli.workers import STOP_SIGNALS
 
@@ -41,12 +41,7 @@ class StopSignals:
             signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         # A failure is reported instead.

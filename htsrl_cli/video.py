@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Generator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -63,12 +62,7 @@ class VideoFolder:
     def __enter__(self) -> VideoFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for video in self._videos:
             video.discard()
 
