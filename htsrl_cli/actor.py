@@ -20,6 +20,7 @@ from torch import Tensor
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.policy import build_policies, load_parameters, sample
+from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring
 from htsrl_cli.torch_setup import set_up_torch
 from htsrl_cli.workers import Pipe
@@ -208,6 +209,7 @@ def run_actor(
     pipes: ActorPipes,
 ) -> None:
     """An actor's life, in a process or a thread: serves until `control` says anything."""
+    wake_promptly()
     device = torch.device(setup.device)
     if device.type == "cpu":
         set_up_torch()

@@ -17,6 +17,7 @@ import numpy as np
 from htsrl_cli.config import EnvConfig
 from htsrl_cli.envs import Env, make_env
 from htsrl_cli.memory import Array
+from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage import Board, Request, Ring
 from htsrl_cli.workers import Pipe
@@ -214,6 +215,7 @@ def run_executor(
     pipes: ExecutorPipes,
 ) -> None:
     """An executor process: does what the runner says on `control` until that says `stop`."""
+    wake_promptly()
     executor = Executor(env, indices, seed, ring, board, worker)
     try:
         while True:

@@ -7,9 +7,6 @@ cores are better used than by threads inside an operation.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -26,10 +23,8 @@ from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.losses import Rollout
 from htsrl_cli.memory import Array
 from htsrl_cli.policy import ActorCritic, build_policies, initialize, log_prob_entropy
+from htsrl_cli.scheduling import stay_in_background
 from htsrl_cli.storage import Slot
-
-# Of the learner's threads on a processor.
-_NICE = 10
 
 
 class Batch(NamedTuple):
@@ -92,8 +87,8 @@ class Learner:
         self._previous = _clones(self._parameters)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
         self.num_updates_done = 0
-        in_background = _in_background if device.type == "cpu" else None
-        self._pool = ThreadPoolExecutor(config.num_threads, "learner", in_background)
+        begin = stay_in_background if device.type == "cpu" else None
+        self._pool = ThreadPoolExecutor(config.num_threads, "learner", begin)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -301,15 +296,6 @@ class Learner:
                 # Laid out in memory like the parameter, as the optimizer's own state is.
                 like = torch.empty_like(parameters[name]) if value.ndim else value.clone()
                 self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
-
-
-def _in_background() -> None:
-    """Has this thread wait for executors and actors, which wait for each other, where they compete.
-
-    The slot is then filled early, and what is left of learning fills all cores by itself.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def num_micro_batches(num_rows: int, most: int) -> int:

@@ -33,6 +33,7 @@ LAYERS = (
         "final_metric",
         "intervals",
         "machine",
+        "scheduling",
         "seeding",
         "schema",
         "durable",

@@ -1,0 +1,58 @@
+"""Who goes first where roles compete for a core; on Linux, and without privileges.
+
+Executors and actors wait for each other, the learner for nobody: where they go first, the slot is
+filled early, and what is left of learning fills all cores by itself. Free of torch and hydra.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+import threading
+
+# Of the learner's threads on a processor.
+_BACKGROUND_NICE = 10
+# The shortest slice that the kernel grants.
+_SHORT_SLICE_NS = 100_000
+# glibc has no function for this call.
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+
+
+class _SchedAttr(ctypes.Structure):
+    """`struct sched_attr`, see sched_setattr(2)."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+def stay_in_background() -> None:
+    """Has this thread stand back where it competes with others."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
+
+
+def wake_promptly() -> None:
+    """Has this thread run as soon as it is woken, for less at a time; its share stays the same.
+
+    Whoever is running otherwise keeps the core for a slice of some milliseconds, which is an env
+    step of several environments. A thread with a short slice does not wait for that (Linux 6.12;
+    older kernels take the request and ignore it).
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    size = ctypes.sizeof(_SchedAttr)
+    attributes = _SchedAttr(size, os.SCHED_OTHER, 0, nice, 0, _SHORT_SLICE_NS, 0, 0)
+    # A sandbox may forbid the call: then things are as they were.
+    ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)

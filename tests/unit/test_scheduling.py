@@ -1,0 +1,92 @@
+"""What the kernel is asked for: short slices for those who are waited for, patience of the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from htsrl_cli.runner import Run
+from htsrl_cli.scheduling import stay_in_background, wake_promptly
+from tests import harness
+
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
+KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
+needs_slices = pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() not in SCHED_GETATTR or KERNEL < (6, 12),
+    reason="threads choose no slices before Linux 6.12",
+)
+SHORT_NS = 100_000
+
+
+def slice_ns(thread: int) -> int:
+    """`sched_runtime` of sched_getattr(2), which is at byte 24."""
+    attributes = (ctypes.c_uint64 * 6)()
+    size = ctypes.sizeof(attributes)
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = SCHED_GETATTR[platform.machine()]
+    assert libc.syscall(number, thread, attributes, size, 0) == 0, os.strerror(ctypes.get_errno())
+    return attributes[3]
+
+
+def nice(thread: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread)
+
+
+def in_thread(*calls: Callable[[], object]) -> object:
+    """What the last call returns when all are made in a thread of their own."""
+    with ThreadPoolExecutor(1) as pool:
+        return [pool.submit(call).result() for call in calls][-1]
+
+
+def own_slice_and_nice() -> tuple[int, int]:
+    return slice_ns(0), nice(0)
+
+
+@needs_slices
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_short_slice_at_the_same_priority(more: int) -> None:
+    niceness = nice(0) + more
+
+    def be_nice() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+    before = in_thread(be_nice, own_slice_and_nice)
+    assert isinstance(before, tuple)
+    assert before[0] > SHORT_NS
+    assert in_thread(be_nice, wake_promptly, own_slice_and_nice) == (SHORT_NS, niceness)
+
+
+def test_only_this_thread_stands_back() -> None:
+    before = nice(0)
+    assert in_thread(stay_in_background, lambda: nice(0)) == 10 != before
+    assert nice(0) == before
+
+
+@needs_slices
+def test_workers_go_first_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    log_interval = Run._log_interval
+
+    def look(run: Run) -> None:
+        log_interval(run)
+        workers = {child.name(): child.pid for child in psutil.Process().children()}
+        threads = {thread.name: thread.native_id or 0 for thread in threading.enumerate()}
+        for name, number in {**workers, **threads}.items():
+            seen[name] = slice_ns(number), nice(number)
+
+    monkeypatch.setattr(Run, "_log_interval", look)
+    harness.run(harness.with_workers(harness.small_config("terminating", "a2c"), 2, 1, 2), tmp_path)
+    usual = seen["MainThread"]
+    assert usual[0] > SHORT_NS
+    for name in ("executor 0", "executor 1", "actor 0"):
+        assert seen[name] == (SHORT_NS, usual[1]), name
+    learners = [seen[name] for name in seen if name.startswith("learner")]
+    assert learners == [(usual[0], 10)] * 2
