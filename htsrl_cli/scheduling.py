@@ -36,9 +36,11 @@ class _SchedAttr(ctypes.Structure):
 
 
 def stay_in_background() -> None:
-    """Has this thread stand back where it competes with others."""
+    """Has this thread stand back where it competes with others; a nicer one stays as it is."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
+        thread = threading.get_native_id()
+        niceness = max(_BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def wake_promptly() -> None:

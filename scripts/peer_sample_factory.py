@@ -1,10 +1,11 @@
 """Sample Factory's asynchronous PPO on Pong: another side of `compare_peers`.
 
-Runs by itself, in an environment that has sample-factory, gymnasium below 1.0, ale-py and
-opencv-python-headless. All is that library's own setting for Atari (network, loss, 4 epochs in
-minibatches of 256, rollouts of 128) but for the device, asynchronous collection, and the number of
-environments, 16 in two processes. Prints a JSON line with `env_steps` (that were trained on) and
-`seconds` whenever the library reports its progress.
+Runs by itself, in an environment that has sample-factory, gymnasium below 1.0 without its extra
+"atari" (which brings too old an ale-py), ale-py 0.10 or later, and opencv-python-headless. All is
+that library's own setting for Atari (network, loss, 4 epochs in minibatches of 256, rollouts of
+128) but for the device, asynchronous collection, and the number of environments, 16 in two
+processes. Prints a JSON line with `env_steps` (that were trained on) and `seconds` whenever the
+library reports its progress.
 """
 
 from __future__ import annotations

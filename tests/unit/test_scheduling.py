@@ -8,6 +8,7 @@ import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -40,6 +41,10 @@ def nice(thread: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, thread)
 
 
+def become_nice(niceness: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
 def in_thread(*calls: Callable[[], object]) -> object:
     """What the last call returns when all are made in a thread of their own."""
     with ThreadPoolExecutor(1) as pool:
@@ -54,10 +59,7 @@ def own_slice_and_nice() -> tuple[int, int]:
 @pytest.mark.parametrize("more", [0, 3])
 def test_a_short_slice_at_the_same_priority(more: int) -> None:
     niceness = nice(0) + more
-
-    def be_nice() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
-
+    be_nice = partial(become_nice, niceness)
     before = in_thread(be_nice, own_slice_and_nice)
     assert isinstance(before, tuple)
     assert before[0] > SHORT_NS
@@ -68,6 +70,11 @@ def test_only_this_thread_stands_back() -> None:
     before = nice(0)
     assert in_thread(stay_in_background, lambda: nice(0)) == 10 != before
     assert nice(0) == before
+
+
+def test_a_nicer_thread_is_not_made_less_nice() -> None:
+    """Which the kernel refuses to those without privileges."""
+    assert in_thread(partial(become_nice, 15), stay_in_background, lambda: nice(0)) == 15
 
 
 @needs_slices
