@@ -1,9 +1,9 @@
 """Files that appear whole or not at all, whatever kills the process.
 
 On Linux the content goes to an anonymous file (`O_TMPFILE`), reaches the disk, and only then gets
-its name: nothing is left behind when the process is killed on the way. Where the file system
-has no such files, a temporary name is renamed; a kill can then leave it, and `remove_leftovers`
-clears it.
+its name: nothing is left behind when the process is killed on the way. To replace a file, and where
+the file system has no such files, a temporary name is renamed; a kill can leave it, and
+`remove_leftovers` clears it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,13 +72,17 @@ def _write_and_link(
 ) -> None:
     with open(descriptor, "w+b") as file:
         _write_through(file, write)
-        # linkat(2) never replaces a name. Renaming over the old file would need a second name,
-        # which a kill could leave behind; instead the old name is gone for an instant.
-        with suppress(FileNotFoundError):
-            os.unlink(path.name, dir_fd=folder)
         # A directory descriptor makes Python call linkat with AT_SYMLINK_FOLLOW; plain link(2)
         # would try to link the symbolic link in /proc itself.
-        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=folder)
+        nameless = f"/proc/self/fd/{file.fileno()}"
+        try:
+            os.link(nameless, path.name, dst_dir_fd=folder)
+        except FileExistsError:
+            # Only renaming replaces a name.
+            temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+            temporary.unlink(missing_ok=True)
+            os.link(nameless, temporary.name, dst_dir_fd=folder)
+            os.replace(temporary, path)
 
 
 def _write_and_rename(path: Path, write: Callable[[BinaryIO], object]) -> None:

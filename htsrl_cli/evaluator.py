@@ -18,6 +18,7 @@ import re
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +40,9 @@ _NAME = re.compile(r"policy_(\d{12})\.ckpt")
 _NICE = 19
 # A policy at which the process died so often ends the run.
 _MOST_DEATHS = 3
+# Policies that the process is told of: one to play, and one to go on with until the next barrier.
+# All of them might fill the pipe, and the training would wait.
+_MOST_ASKED = 2
 _WAIT_S = 1.0
 
 
@@ -76,6 +80,7 @@ class Evaluator:
         self._folder.mkdir(exist_ok=True)
         sync_folder(run_dir)
         remove_leftovers(self._folder)
+        self._played: deque[Evaluated] = deque()
         self._queue: deque[int] = deque()
         for steps in sorted(self._stored()):
             if steps > env_steps or steps in logged:
@@ -84,10 +89,9 @@ class Evaluator:
                 self._queue.append(steps)
         self._writer = ThreadPoolExecutor(1, "policy-writer")
         self._writing: deque[tuple[int, Future[None]]] = deque()
-        self._deaths = 0
+        self._asked = self._deaths = 0
         self._worker = self._start()
-        for steps in self._queue:
-            self._ask(steps)
+        self._ask()
 
     def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
         """Adds a policy to the queue.
@@ -105,14 +109,13 @@ class Evaluator:
             self._take_written()
 
     def finished(self) -> list[Evaluated]:
-        """Policies that have been played since the last call, in order.
+        """Policies that have been played and not been forgotten, in order.
 
         Raises:
             HtsrlError: the evaluation fails each time it is tried.
         """
         while self._writing and self._writing[0][1].done():
             self._take_written()
-        results = []
         while self._queue and self._worker.control.poll():
             try:
                 answer, value = self._worker.control.recv()
@@ -122,8 +125,10 @@ class Evaluator:
             if answer == "error":
                 raise _as_error(value, self._queue[0])
             self._deaths = 0
-            results.append(Evaluated(self._queue.popleft(), *value))
-        return results
+            self._played.append(Evaluated(self._queue.popleft(), *value))
+            self._asked -= 1
+            self._ask()
+        return list(self._played)
 
     def wait(self) -> None:
         """Returns once there is something for `finished` to say, or after a second."""
@@ -132,14 +137,14 @@ class Evaluator:
             connection.wait([self._worker.control, self._worker.sentinel], _WAIT_S)
 
     @property
-    def next(self) -> int | None:
-        """Env steps of the first policy whose scores are not in yet; None where all are."""
-        waiting = [*self._queue, *(steps for steps, _ in self._writing)]
-        return waiting[0] if waiting else None
+    def waiting(self) -> list[int]:
+        """Env steps of the policies that have not been forgotten, in order."""
+        played = (done.env_steps for done in self._played)
+        return [*played, *self._queue, *(steps for steps, _ in self._writing)]
 
-    def forget(self, env_steps: int) -> None:
-        """Removes a policy whose scores are in the log."""
-        self._path(env_steps).unlink(missing_ok=True)
+    def forget_first(self) -> None:
+        """Removes the first policy: its scores are in the log."""
+        self._path(self._played.popleft().env_steps).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Ends process and thread; what is in the queue stays on the disk."""
@@ -158,13 +163,16 @@ class Evaluator:
             logger.error("%s: %s; this policy is not evaluated", path, error.strerror)
             return
         self._queue.append(env_steps)
-        self._ask(env_steps)
+        self._ask()
 
-    def _ask(self, env_steps: int) -> None:
-        self._worker.send("play", str(self._path(env_steps)))
+    def _ask(self) -> None:
+        """Tells the process of the next policies."""
+        for env_steps in islice(self._queue, self._asked, _MOST_ASKED):
+            self._worker.send("play", str(self._path(env_steps)))
+            self._asked += 1
 
     def _restart(self) -> None:
-        """Starts the process anew after it died, with all that it has not answered."""
+        """Starts the process anew after it died, with what it has not answered."""
         self._deaths += 1
         if self._deaths == _MOST_DEATHS:
             raise WorkerError(
@@ -174,8 +182,8 @@ class Evaluator:
         logger.warning("the evaluator died at the policy of %d env steps: again", self._queue[0])
         stop_workers([self._worker], gracefully=False)
         self._worker = self._start()
-        for steps in self._queue:
-            self._ask(steps)
+        self._asked = 0
+        self._ask()
 
     def _path(self, env_steps: int) -> Path:
         return self._folder / f"policy_{env_steps:012d}.ckpt"

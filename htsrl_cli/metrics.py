@@ -7,6 +7,7 @@ policies have lines of their own, in order, which stand where their scores came 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from htsrl_cli.config import EvaluationConfig, LogConfig
-from htsrl_cli.durable import write_durably
+from htsrl_cli.durable import remove_leftovers, write_durably
 from htsrl_cli.event_files import EventFiles, Plain
 from htsrl_cli.final_metric import FinalMetric
 from htsrl_cli.line_file import LineFile
@@ -83,6 +84,7 @@ class _Stopwatch:
         self._clock = clock
         self._started = self._line_started = clock()
         self._first_steps = self._line_steps = env_steps
+        self._stopped: float | None = None
         self._busy: dict[str, float] = {}
         self.seconds_before = 0.0
 
@@ -90,17 +92,21 @@ class _Stopwatch:
         for name, value in seconds.items():
             self._busy[name] = self._busy.get(name, 0.0) + value
 
+    def stop(self) -> None:
+        """No more time passes."""
+        self._stopped = self._clock()
+
     def seconds(self) -> float:
         """Of the whole run so far."""
-        return self.seconds_before + self._clock() - self._started
+        return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:
         """Since this process started."""
-        return _rate(env_steps - self._first_steps, self._clock() - self._started)
+        return _rate(env_steps - self._first_steps, self._now() - self._started)
 
     def line(self, env_steps: int) -> Line:
         """Figures since the last line; then the next window begins."""
-        now = self._clock()
+        now = self._now()
         elapsed = now - self._line_started
         line: Line = {
             "time/seconds": self.seconds(),
@@ -112,12 +118,15 @@ class _Stopwatch:
         self._line_started, self._line_steps, self._busy = now, env_steps, {}
         return line
 
+    def _now(self) -> float:
+        return self._clock() if self._stopped is None else self._stopped
+
 
 class RunLog:
     """Collects what happens at barriers and writes it out.
 
     `metrics.jsonl` and the event files are opened, and on a resume cut back, by the first call of
-    `interval` or `flush`: a process that fails while starting changes nothing. Close the log, or
+    `interval` or `finish`: a process that fails while starting changes nothing. Close the log, or
     use it as a context manager, so that the terminal is restored however the run ends.
 
     Args:
@@ -190,7 +199,7 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the run, that of earlier processes up to the resume included."""
+        """Wall-clock time of the training, with that of earlier processes up to the resume."""
         return self._stopwatch.seconds()
 
     def interval(
@@ -224,14 +233,18 @@ class RunLog:
         seconds: float,
         episodes: Sequence[Episode],
         animation: bytes | None = None,
-    ) -> None:
+    ) -> bool:
         """Writes a line for an evaluated policy; policies come in order.
 
         Args:
             env_steps, seconds: of the training before it.
             episodes: that it played.
             animation: a GIF of one of them.
+
+        Returns:
+            Whether there was space for it; otherwise nothing has changed.
         """
+        before = copy.deepcopy(self.final_metric)
         line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
         for position, name in enumerate(_FIGURES):
             line[f"eval/{name}_mean"] = _mean([episode[position] for episode in episodes])
@@ -243,9 +256,13 @@ class RunLog:
         for target, reached in self.final_metric.reached.items():
             line[f"eval/env_steps_to_{target:g}"] = reached[0] if reached else None
             line[f"time/seconds_to_{target:g}"] = reached[1] if reached else None
-        self._open().write(line)
+        if not self._open().write(line):
+            self.final_metric = before
+            del self._evaluated[env_steps]
+            return False
         if animation is not None:
             self._open().show(animation, env_steps)
+        return True
 
     def _take_in(self, line: Mapping[str, Any]) -> None:
         env_steps = line["env_steps"]
@@ -255,11 +272,16 @@ class RunLog:
         assert self.final_metric.value is not None
         self._evaluated[env_steps] = self.final_metric.value
 
-    def flush(self) -> None:
-        """Writes a line for what has been taken in since the last one, if anything.
+    def finish(self) -> None:
+        """Stops the clock and writes a line for what came after the last one, if anything.
 
         For the end of the training only: a run that stops early leaves its window to the resume.
         """
+        self._stopwatch.stop()
+        stored = [] if self._outputs else training_lines(self._run_dir)
+        if any(line["env_steps"] == self._env_steps for line in stored):
+            # The training had ended before the resume.
+            self._last_line = self._env_steps
         if self._env_steps > self._last_line:
             self._write_line()
 
@@ -302,7 +324,7 @@ class RunLog:
 
     def _open(self) -> _Outputs:
         if self._outputs is None:
-            # After the last line, not after the checkpoint: a line that `flush` wrote at the end
+            # After the last line, not after the checkpoint: a line that `finish` wrote at the end
             # of a run must go when the run is extended.
             self._outputs = _Outputs(
                 self._run_dir,
@@ -347,6 +369,7 @@ class _Outputs:
             steps = line["env_steps"]
             return steps in evaluated if EVAL_RETURN in line else steps <= last_line
 
+        remove_leftovers(run_dir)
         self._lines = LineFile(run_dir / METRICS_FILE, keep)
         values = dict(_plain(hyperparameters))
         self._trackers: dict[str, Tracker] = {}
@@ -368,14 +391,18 @@ class _Outputs:
                 self._trackers["MLflow"] = MlflowTracker(config.mlflow, run_dir, values)
         self.display = open_display(sys.stderr)
 
-    def write(self, line: Line) -> None:
+    def write(self, line: Line) -> bool:
+        """Whether there was space for the line: otherwise it goes nowhere."""
         try:
             self._lines.append(line)
         except OSError as error:
-            logger.error("%s: %s; a line is lost", METRICS_FILE, error.strerror)
+            steps = line["env_steps"]
+            logger.error("%s: %s; no line at %d env steps", METRICS_FILE, error.strerror, steps)
+            return False
         for name, tracker in list(self._trackers.items()):
             with self._reported(name):
                 tracker.write(line)
+        return True
 
     def show(self, animation: bytes, env_steps: int) -> None:
         events = self._trackers.get("TensorBoard")

@@ -197,8 +197,9 @@ class Run:
             self._save_checkpoint()
         if self._interval == self._plan.num_intervals:
             # After the checkpoint: an extended run writes its lines as if there had been no end.
-            self.log.flush()
-            self._finish_evaluations(signals)
+            self.log.finish()
+            if self._evaluator:
+                self._finish_evaluations(self._evaluator, signals)
         self._end()
 
     def _end(self) -> None:
@@ -309,19 +310,35 @@ class Run:
         previous = -(-multiple // steps) * steps
         return self._env_steps // config.video_interval > previous // config.video_interval
 
-    def _log_evaluations(self, evaluator: Evaluator) -> None:
-        for done in evaluator.finished():
-            self.log.evaluation(*done)
-            evaluator.forget(done.env_steps)
+    def _log_evaluations(self, evaluator: Evaluator) -> bool:
+        """Logs the scores that are in and rates checkpoints; whether there was space for all."""
+        played = evaluator.finished()
+        num_logged = 0
+        for done in played:
+            if not self.log.evaluation(*done):
+                break
+            evaluator.forget_first()
+            num_logged += 1
+        waiting = evaluator.waiting
         for env_steps in self._checkpoints.unrated:
-            if evaluator.next is None or env_steps < evaluator.next:
+            if not waiting or env_steps < waiting[0]:
                 self._checkpoints.rate(env_steps, self.log.final_metric_at(env_steps))
+        return num_logged == len(played)
 
-    def _finish_evaluations(self, signals: StopSignals) -> None:
-        """At the end of the training, waits for what is still to be played."""
-        while self._evaluator and self._evaluator.next is not None and signals.signum is None:
-            self._evaluator.wait()
-            self._log_evaluations(self._evaluator)
+    def _finish_evaluations(self, evaluator: Evaluator, signals: StopSignals) -> None:
+        """At the end of the training, waits for what is still to be played.
+
+        Raises:
+            RunError: scores could not be written.
+        """
+        told = 0
+        while (number := len(evaluator.waiting)) and signals.signum is None:
+            if number != told:
+                logger.info("the training is complete; policies to evaluate: %d", number)
+                told = number
+            evaluator.wait()
+            if not self._log_evaluations(evaluator):
+                raise RunError("scores could not be written; resume when there is space")
 
     def _identity(self) -> dict[str, object]:
         """What `htsrl eval` must know of a file of parameters."""

@@ -108,6 +108,23 @@ def test_killed_evaluator(train: Train, evaluated: Path) -> None:
     assert "the evaluator died" in run.stderr
 
 
+def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
+    """However many policies wait: more than go into a pipe."""
+    number = 320
+    words = ("eval.interval=64", "eval.episodes=1", f"total_steps={64 * number}")
+    run = train(*words)
+    wait_until(lambda: evaluator(run), "an evaluator")
+    process = evaluator(run)
+    assert process is not None
+    process.suspend()
+    run.wait_for_steps(64 * number)
+    process.resume()
+    assert run.wait() == 0, run.stderr
+    _, policies = lines(run.folder)
+    assert [line["env_steps"] for line in policies] == [64 * k for k in range(1, number + 1)]
+    assert f"the training is complete; policies to evaluate: {number}" in run.stderr
+
+
 def test_evaluator_that_dies_again_and_again(train: Train) -> None:
     run = train(TOTAL, *EVAL, "eval.episodes=1_000_000")
     run.wait_for_steps(INTERVAL)

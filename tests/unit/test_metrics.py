@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import (
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from htsrl_cli import line_file
-from htsrl_cli.config import EvaluationConfig, LogConfig
+from htsrl_cli.checkpoint import find_checkpoint
+from htsrl_cli.config import EvaluationConfig, LogConfig, TrainConfig
+from htsrl_cli.errors import RunError
 from htsrl_cli.final_metric import FinalMetric
 from htsrl_cli.line_file import LineFile
 from htsrl_cli.metrics import RunLog
@@ -80,7 +83,7 @@ def play(run_dir: Path, num_intervals: int) -> None:
     with open_log(run_dir) as log:
         for j in range(num_intervals):
             feed(log, j)
-        log.flush()
+        log.finish()
 
 
 def test_a_line_is_written_where_a_multiple_of_the_interval_is_crossed(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_an_interval_that_crosses_several_multiples_writes_one_line(tmp_path: Pa
     with open_log(tmp_path) as log:
         log.interval(1000, {"a": 1.0}, [], {})
         log.interval(2000, {"a": 3.0}, [], {})
-        log.flush()
+        log.finish()
     assert [(line["env_steps"], line["a"]) for line in lines(tmp_path)] == [(1000, 1), (2000, 3)]
 
 
@@ -194,7 +197,7 @@ def test_a_resumed_run_writes_identical_lines(tmp_path: Path, stop: int, further
         )
         for j in range(stop, 12):
             feed(log, j)
-        log.flush()
+        log.finish()
     assert deterministic(resumed) == deterministic(whole)
 
 
@@ -207,13 +210,13 @@ def test_extending_a_finished_run_drops_its_final_partial_line(tmp_path: Path) -
         for j in range(5):
             feed(log, j)
         state = log.state()
-        log.flush()
+        log.finish()
     assert lines(extended)[-1]["env_steps"] == 5 * STEPS
     with open_log(extended, 5 * STEPS) as log:
         log.load_state(state)
         for j in range(5, 12):
             feed(log, j)
-        log.flush()
+        log.finish()
     assert deterministic(extended) == deterministic(whole)
 
 
@@ -226,11 +229,37 @@ def test_a_process_that_fails_while_starting_changes_nothing(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_flush_without_anything_new_writes_no_line(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_no_line(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.flush()
+        for j in range(5):
+            feed(log, j)
+        state = log.state()
+        log.finish()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    evaluation = EvaluationConfig(interval=STEPS)
+    with open_log(tmp_path, 5 * STEPS, evaluation=evaluation) as log:
+        log.load_state(state)
+        log.finish()
+        log.evaluation(5 * STEPS, 1.0, [Episode(1.0, 1.0, 1)])
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
+    assert len(lines(tmp_path)) == len(before.splitlines()) + 1
+
+
+def test_the_clock_stops_with_the_training(tmp_path: Path) -> None:
+    clock = Clock()
+    with open_log(tmp_path, clock=clock) as log:
+        feed(log, 0)
+        clock.now += 3.0
+        log.finish()
+        clock.now += 100.0
+        assert log.seconds == 3.0
+
+
+def test_finishing_without_anything_new_writes_no_line(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.finish()
         log.interval(200, {}, [], {})
-        log.flush()
+        log.finish()
     assert len(lines(tmp_path)) == 1
 
 
@@ -260,6 +289,20 @@ def test_cutting_back(tmp_path: Path, content: bytes, kept: bytes) -> None:
     path.write_bytes(content)
     LineFile(path, lambda line: line["env_steps"] <= 2).close()
     assert path.read_bytes() == kept
+
+
+def test_failing_to_cut_back_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"env_steps": 3}\n{"env_steps": 1}\n')
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        LineFile(path, lambda line: line["env_steps"] < 2)
+    assert path.read_bytes() == before
 
 
 def test_cutting_back_keeps_what_is_to_stay_behind_what_goes(tmp_path: Path) -> None:
@@ -333,7 +376,64 @@ def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
         log.interval(600, {"a": 3.0}, [], {})
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 600]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.getMessage() == "metrics.jsonl: No space left on device; a line is lost"
+    message = "metrics.jsonl: No space left on device; no line at 400 env steps"
+    assert record.getMessage() == message
+
+
+def fill_disk(patch: pytest.MonkeyPatch, is_full: Callable[[Any], bool]) -> None:
+    """Lines for which `is_full` find no space."""
+    append = LineFile.append
+
+    def append_if_possible(file: LineFile, line: Any) -> None:
+        if is_full(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(file, line)
+
+    patch.setattr(LineFile, "append", append_if_possible)
+
+
+def evaluated_config() -> TrainConfig:
+    config = small_config("terminating", "a2c")
+    evaluation = EvaluationConfig(interval=STEPS_PER_INTERVAL, episodes=2)
+    return replace(config, eval=evaluation, total_steps=12 * STEPS_PER_INTERVAL)
+
+
+def evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    found = [line for line in lines(run_dir) if "eval/return_mean" in line]
+    return [{name: line[name] for name in line if name[:5] != "time/"} for line in found]
+
+
+def test_scores_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = EvaluationConfig(interval=STEPS, targets=(1.0, 2.0))
+    policies = [(j * STEPS, 0.5 * j, [Episode(float(j), 0.0, 7)]) for j in (1, 2)]
+    expected, late = tmp_path / "expected", tmp_path / "late"
+    for folder in (expected, late):
+        folder.mkdir()
+    with open_log(expected, evaluation=evaluation) as log:
+        assert [log.evaluation(*policy) for policy in policies] == [True, True]
+    with open_log(late, evaluation=evaluation) as log:
+        assert log.evaluation(*policies[0])
+        with monkeypatch.context() as patch:
+            fill_disk(patch, lambda line: True)
+            assert not log.evaluation(*policies[1])
+        assert (list(log.evaluated), log.metric) == ([STEPS], 1.0)
+        assert log.evaluation(*policies[1])
+    assert lines(late) == lines(expected)
+
+
+def test_scores_without_space_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fill_disk(patch, lambda line: line["env_steps"] > 5 * STEPS_PER_INTERVAL)
+        with pytest.raises(RunError, match="scores could not be written"):
+            run(evaluated_config(), tmp_path)
+    stored = evaluations(tmp_path)
+    assert len(stored) <= 5
+    run(evaluated_config(), tmp_path, find_checkpoint(tmp_path))
+    assert [line["env_steps"] for line in evaluations(tmp_path)] == [
+        k * STEPS_PER_INTERVAL for k in range(1, 13)
+    ]
 
 
 def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +513,7 @@ def test_resuming_purges_later_events(tmp_path: Path, monkeypatch: pytest.Monkey
             feed(log, j)
             if j == 4:
                 state = log.state()
-        log.flush()
+        log.finish()
     first = scalars(tmp_path)["loss/policy"]
     assert [step for step, _ in first] == [256, 448, 640, 768]
     with open_log(tmp_path, 5 * STEPS, config=config) as log:
@@ -471,8 +571,11 @@ def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         confirmed = max([50, *map(int, child.stdout.read().split())])
     assert [line["env_steps"] for line in lines(tmp_path)][:confirmed] == [*range(1, confirmed + 1)]
-    # Replacing the summary takes its name away for an instant.
-    assert {path.name for path in tmp_path.iterdir()} - {"summary.json"} == {"metrics.jsonl"}
+    names = {path.name for path in tmp_path.iterdir()}
+    # A kill while the summary is replaced leaves its new content under another name.
+    assert names - {"summary.json.part"} == {"metrics.jsonl", "summary.json"}
+    play(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "summary.json"}
 
 
 def test_status_in_words() -> None:
