@@ -208,8 +208,8 @@ def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
         return str(run.config.get("seed")), *_values(run, keys)
 
     longest: dict[tuple[str, ...], Run] = {}
-    for run in sorted(loaded, key=lambda run: -run.env_steps):
-        longest.setdefault(identity(run), run)
+    for candidate in sorted(loaded, key=lambda run: -run.env_steps):
+        longest.setdefault(identity(candidate), candidate)
     scores = _scores(longest.values())
     runs, left_out = [], []
     for folder, run in found.items():
