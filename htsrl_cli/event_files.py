@@ -42,6 +42,8 @@ LAYOUT = {
 class EventFiles:
     """Writes scalars, and once the hyperparameters and the layout of the charts that matter.
 
+    Once is at the run's beginning, or later where it had no event file before.
+
     Args:
         run_dir: the run's folder; a resume adds a file beside the earlier ones.
         hyperparameters: values by dotted name.
@@ -53,10 +55,11 @@ class EventFiles:
         self, run_dir: Path, hyperparameters: Mapping[str, Plain], metric: str, env_steps: int
     ) -> None:
         self._name = run_name(run_dir)
+        is_first = env_steps == 0 or not any(run_dir.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(run_dir), purge_step=env_steps + 1)
-        if env_steps == 0:
-            self._write_hyperparameters(hyperparameters, metric)
+        if is_first:
             self._writer.add_custom_scalars(LAYOUT)
+            self._write_hyperparameters(hyperparameters, metric)
 
     def write(self, line: Mapping[str, float | None]) -> None:
         """Adds the line's scalars and puts them on the disk.

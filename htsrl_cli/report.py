@@ -1,9 +1,10 @@
 """`htsrl report`: compares runs in a table, in learning curves, and on one page to send.
 
 Runs are grouped by what differs in their configurations, the seed apart; a group is shown by its
-mean and the 95 % bootstrap interval over its runs. Environments are not compared with each other.
-A score is the final metric where all runs of an environment were evaluated, else the mean raw
-return of the last 100 episodes of the training.
+mean and the 95 % bootstrap interval over its runs. Equal configurations and seeds give equal runs:
+one of them counts. Environments are not compared with each other. A score is the final metric where
+all runs of an environment were evaluated, else the mean raw return of the last 100 episodes of the
+training.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import html
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,8 +48,9 @@ TABLE_FILE = "report.json"
 _ENV_NAMES = ("game", "id", "scenario", "name")
 # What a reader looks for first, where it differs.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
-# Differences of these make no group.
+# Differences of these make no group; of total_steps they do where a schedule spans the run.
 _NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
+_SCHEDULES = ("algo.anneal_learning_rate", "algo.anneal_clip_coef")
 _NUM_POINTS = 200
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
@@ -67,15 +70,16 @@ class Run:
 
     Attributes:
         config: values by dotted key.
-        training: mean raw return of the last 100 episodes.
-        evaluation: the final metric; None where no policy was evaluated.
+        curves: by score, those of FINAL_SCORE and RECENT_SCORE that it has.
+        env_steps, seconds: so far.
         params_sha256: of a run that has ended.
     """
 
     folder: Path
     config: dict[str, Any]
-    training: Curve
-    evaluation: Curve | None
+    curves: dict[str, Curve]
+    env_steps: int
+    seconds: float
     params_sha256: str | None
 
     @property
@@ -83,10 +87,15 @@ class Run:
         """As `pong`, `CartPole-v1` or `academy_corner`."""
         return str(next(self.config[f"env.{n}"] for n in _ENV_NAMES if f"env.{n}" in self.config))
 
-    @property
-    def rate(self) -> float:
-        """Env steps per second over the whole run."""
-        return float(self.training.env_steps[-1] / self.training.seconds[-1])
+    @cached_property
+    def treatment(self) -> dict[str, Any]:
+        """The values of `config` that tell groups apart."""
+        has_schedule = any(self.config.get(key) for key in _SCHEDULES)
+        return {
+            key: value
+            for key, value in self.config.items()
+            if not _is_left_out(key) or (has_schedule and key == "total_steps")
+        }
 
 
 @dataclass(frozen=True)
@@ -146,22 +155,30 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def load_run(folder: Path) -> Run | None:
-    """A run as far as it has come; None where no episode has ended yet."""
+    """A run as far as it has come; None where it has no score yet."""
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
     assert isinstance(plain, dict)
     lines = read_lines(folder)
-    training = _curve([line for line in lines if EVAL_RETURN not in line], RECENT_RETURN)
-    if training is None:
+    training = [line for line in lines if EVAL_RETURN not in line]
+    evaluated = [line for line in lines if EVAL_RETURN in line]
+    found = {
+        FINAL_SCORE: _curve(evaluated, FINAL_METRIC),
+        RECENT_SCORE: _curve(training, RECENT_RETURN),
+    }
+    curves = {score: curve for score, curve in found.items() if curve is not None}
+    if not curves:
         return None
+    env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
     summary = folder / SUMMARY_FILE
     ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     return Run(
         folder,
         dict(flatten({str(key): value for key, value in plain.items()})),
-        training,
-        _curve([line for line in lines if EVAL_RETURN in line], FINAL_METRIC),
+        curves,
+        env_steps,
+        seconds,
         ended.get("params_sha256"),
     )
 
@@ -176,24 +193,58 @@ def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
     return Curve(*map(np.array, zip(*scored, strict=True))) if scored else None
 
 
+def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
+    """The runs that are compared, and the others as `FOLDER (REASON)`.
+
+    Of runs with the same configuration and seed the one with the most env steps is compared.
+
+    Args:
+        found: runs by folder; None where there is no score.
+    """
+    loaded = [run for run in found.values() if run is not None]
+    keys = sorted({key for run in loaded for key in run.treatment})
+
+    def identity(run: Run) -> tuple[str, ...]:
+        return str(run.config.get("seed")), *_values(run, keys)
+
+    longest: dict[tuple[str, ...], Run] = {}
+    for candidate in sorted(loaded, key=lambda run: -run.env_steps):
+        longest.setdefault(identity(candidate), candidate)
+    scores = _scores(longest.values())
+    runs, left_out = [], []
+    for folder, run in found.items():
+        if run is None:
+            left_out.append(f"{folder} (no episode has ended yet)")
+        elif (equal := longest[identity(run)]) is not run:
+            left_out.append(f"{folder} (same configuration and seed as {equal.folder})")
+        elif scores[run.environment] not in run.curves:
+            left_out.append(f"{folder} (no episode has ended yet, and others were not evaluated)")
+        else:
+            runs.append(run)
+    return runs, left_out
+
+
 def group(runs: Sequence[Run]) -> list[Group]:
     """Groups, those of an environment beside each other, in order of first appearance."""
     groups = []
-    for environment in dict.fromkeys(run.environment for run in runs):
+    for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
         keys = _telling_keys(own)
         names = dict.fromkeys(_values(run, keys) for run in own)
-        is_evaluated = all(run.evaluation for run in own)
         for values in names:
             members = tuple(run for run in own if _values(run, keys) == values)
-            label = " ".join(f"{key}={_short(members[0].config.get(key))}" for key in keys)
-            curves = tuple(
-                run.evaluation if is_evaluated and run.evaluation else run.training
-                for run in members
-            )
-            score = FINAL_SCORE if is_evaluated else RECENT_SCORE
+            treatment = members[0].treatment
+            label = " ".join(f"{key}={_short(treatment[key])}" for key in keys if key in treatment)
+            curves = tuple(run.curves[score] for run in members)
             groups.append(Group(environment, label or environment, members, curves, score))
     return groups
+
+
+def _scores(runs: Collection[Run]) -> dict[str, str]:
+    """By environment, in order of first appearance: the score that its runs are compared by."""
+    return {run.environment: FINAL_SCORE for run in runs} | {
+        run.environment: RECENT_SCORE for run in runs if FINAL_SCORE not in run.curves
+    }
 
 
 def _telling_keys(runs: Sequence[Run]) -> list[str]:
@@ -208,7 +259,7 @@ def _telling_keys(runs: Sequence[Run]) -> list[str]:
     alike: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         alike.setdefault(_values(run, chosen), []).append(run)
-    keys = sorted({key for run in runs for key in run.config if not _is_left_out(key)})
+    keys = sorted({key for run in runs for key in run.treatment})
     # What changes results before what changes the speed only.
     keys.sort(key=changes_no_result)
     return chosen + [
@@ -232,7 +283,7 @@ def _is_left_out(key: str) -> bool:
 
 
 def _values(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(run.config.get(key)) for key in keys)
+    return tuple(str(run.treatment.get(key)) for key in keys)
 
 
 def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
@@ -241,17 +292,18 @@ def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     order = list(dict.fromkeys(g.environment for g in groups))
     for g in sorted(groups, key=lambda g: (order.index(g.environment), -g.final()[0])):
         mean, low, high = g.final()
-        steps = [int(run.training.env_steps[-1]) for run in g.runs]
+        steps = [run.env_steps for run in g.runs]
         rows.append(
             {
                 "environment": g.environment,
                 "group": g.label,
                 "runs": str(len(g.runs)),
                 "env steps": _range([f"{s:,}" for s in (min(steps), max(steps))]),
+                "measure": g.score,
                 "score": f"{mean:.2f}",
                 "95 % interval": "-" if low is None else f"{low:.2f} to {high:.2f}",
-                "env steps/s": f"{statistics.median(run.rate for run in g.runs):.0f}",
-                "minutes": f"{statistics.median(r.training.seconds[-1] for r in g.runs) / 60:.1f}",
+                "env steps/s": f"{statistics.median(r.env_steps / r.seconds for r in g.runs):.0f}",
+                "minutes": f"{statistics.median(r.seconds for r in g.runs) / 60:.1f}",
             }
         )
     return rows
@@ -298,24 +350,26 @@ img {{ max-width: 100% }}
 code {{ font-size: .85em; word-break: break-all }}
 </style></head><body>
 <h1>htsrl report</h1>
-<p>A run's score is its final metric, the mean over the last ten evaluated policies; where runs
-were not evaluated, it is the mean of the last 100 episodes of the training. Intervals are 95 %
-bootstrap intervals of the mean over the runs of a group; rates and times are medians.</p>
+<p>A run's score is its final metric, the mean over the last ten evaluated policies; where not all
+runs of an environment were evaluated, it is the mean of the last 100 episodes of the training.
+Intervals are 95 % bootstrap intervals of the mean over the runs of a group; rates and times are
+medians.</p>
 {groups}
 <img alt="learning curves" src="data:image/png;base64,{figure}">
 <h2>Runs</h2>
 {runs}
+{left_out}
 </body></html>
 """
 
 
-def page(groups: Sequence[Group], png: bytes) -> str:
+def page(groups: Sequence[Group], left_out: Sequence[str], png: bytes) -> str:
     """All of the report as one HTML page that needs no other file."""
     runs = [
         {
             "group": g.label if g.label == g.environment else f"{g.environment} {g.label}",
             "seed": str(run.config.get("seed")),
-            "env steps": f"{run.training.env_steps[-1]:,}",
+            "env steps": f"{run.env_steps:,}",
             "score": f"{curve.scores[-1]:.2f}",
             "parameters (sha256)": run.params_sha256 or "-",
             "folder": str(run.folder),
@@ -327,6 +381,7 @@ def page(groups: Sequence[Group], png: bytes) -> str:
         groups=_html_table(table_rows(groups)),
         figure=base64.b64encode(png).decode(),
         runs=_html_table(runs, code=("parameters (sha256)", "folder")),
+        left_out="\n".join(f"<p>left out: {html.escape(run)}</p>" for run in left_out),
     )
 
 
@@ -352,20 +407,22 @@ def run(paths: Sequence[Path], output: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError("report draws with matplotlib: pip install 'htsrl[report]'") from error
-    loaded = [run for run in map(load_run, find_runs(paths)) if run is not None]
-    if not loaded:
+    runs, left_out = select({folder: load_run(folder) for folder in find_runs(paths)})
+    if not runs:
         raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
-    groups = group(loaded)
+    groups = group(runs)
     rows = table_rows(groups)
     for environment in dict.fromkeys(row["environment"] for row in rows):
         Console().print(_table([row for row in rows if row["environment"] == environment]))
+    for excluded in left_out:
+        Console().out(f"left out: {excluded}", highlight=False)
     buffer = io.BytesIO()
     draw(groups).savefig(buffer, format="png", dpi=120)
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / FIGURE_FILE).write_bytes(buffer.getvalue())
         (output / TABLE_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (output / PAGE_FILE).write_text(page(groups, buffer.getvalue()), encoding="utf-8")
+        (output / PAGE_FILE).write_text(page(groups, left_out, buffer.getvalue()), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
     Console().print(f"{output / PAGE_FILE} shows it all; beside it {FIGURE_FILE} and {TABLE_FILE}")
@@ -374,8 +431,9 @@ def run(paths: Sequence[Path], output: Path) -> None:
 def _table(rows: Sequence[dict[str, str]]) -> Table:
     """Of the groups of one environment."""
     # Narrow: a terminal of 80 columns shall leave room for the group.
-    table = Table(title=rows[0]["environment"], box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    names = [name for name in rows[0] if name != "environment"]
+    title = f"{rows[0]['environment']}, score: {rows[0]['measure']}"
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    names = [name for name in rows[0] if name not in ("environment", "measure")]
     for name in names:
         table.add_column(name, no_wrap=name != "group", overflow="fold")
     for row in rows:

@@ -108,13 +108,25 @@ class MlflowTracker:
     ) -> str:
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else self._client.create_experiment(experiment)
-        run = self._client.create_run(number, run_name=run_name(run_dir))
+        run = self._client.create_run(self._experiment_id(experiment), run_name=run_name(run_dir))
         params = [Param(name, str(value)) for name, value in hyperparameters.items()]
         self._client.log_batch(run.info.run_id, params=params)
         run_id: str = run.info.run_id
         return run_id
+
+    def _experiment_id(self, name: str) -> str:
+        """Of the experiment, made where there is none; another job may make it meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,12 @@ _GIF_FRAMES = 300
 
 
 class VideoFolder:
-    """A folder for the videos of games; those of before are replaced.
+    """A folder for the videos of games; numbered ones of before are removed.
 
     Leaving its context removes what was written of games that have not ended.
 
     Args:
-        name: of a file, with the game's number.
+        name: of a file, with `{:04}` for the game's number where several are filmed.
         most: games that are filmed, from number 0 on; all if None.
 
     Raises:
@@ -55,6 +56,7 @@ class VideoFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
+            _remove_numbered(folder, name)
         except OSError as error:
             remedy = f"{folder} cannot be written ({error.strerror})"
             raise ConfigError("video", "true", remedy) from error
@@ -192,6 +194,15 @@ def animation(path: Path) -> bytes:
     first, *others = pictures
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 * seconds, loop=0)
     return buffer.getvalue()
+
+
+def _remove_numbered(folder: Path, name: str) -> None:
+    """Removes the files that `name` has named with any number; none where it takes none."""
+    before, _, after = name.partition("{:04}")
+    numbered = re.compile(rf"{re.escape(before)}\d{{4,}}{re.escape(after)}")
+    for path in folder.iterdir():
+        if numbered.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None, Array, None]:

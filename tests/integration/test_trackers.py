@@ -141,6 +141,38 @@ print(json.dumps({"status": run.info.status, "params": run.data.params, "history
                 assert [line["env_steps"], pytest.approx(value)] in stored["history"][name]
 
 
+def test_two_jobs_make_the_same_mlflow_experiment(tmp_path: Path) -> None:
+    """The other one does between this one's look and its own making."""
+    script = """
+import sys
+from pathlib import Path
+from mlflow.tracking import MlflowClient
+from htsrl_cli.trackers import MlflowTracker
+
+make = MlflowClient.create_experiment
+
+def make_second(client, name):
+    other = make(client, name)
+    client.create_run(other)
+    return make(client, name)
+
+MlflowClient.create_experiment = make_second
+MlflowTracker("pole", Path(sys.argv[1]), {}).close(True)
+client = MlflowClient()
+(experiment,) = [e for e in client.search_experiments() if e.name == "pole"]
+print(*(run.info.status for run in client.search_runs([experiment.experiment_id])))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        env=environment() | {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/tracked"} | FILE_STORE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert sorted(run.stdout.split()) == ["FINISHED", "RUNNING"]
+
+
 def test_a_tracker_that_fails_costs_no_run(tmp_path: Path) -> None:
     (tmp_path / "in_the_way").write_text("")
     run = train(

@@ -490,6 +490,25 @@ def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.parametrize("tensorboard", [False, True], ids=["off", "on"])
+def test_event_files_hold_hyperparameters_and_layout_once(
+    tmp_path: Path, tensorboard: bool
+) -> None:
+    """Those of a run whose first processes wrote none, too."""
+    with open_log(tmp_path, config=replace(CONFIG, tensorboard=tensorboard)) as log:
+        for j in range(5):
+            feed(log, j)
+        state = log.state()
+    for _ in range(2):
+        with open_log(tmp_path, 5 * STEPS, config=replace(CONFIG, tensorboard=True)) as log:
+            log.load_state(state)
+            feed(log, 5)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert len(events.Tensors("hyperparameters/text_summary")) == 1
+    assert len(events.Tensors("custom_scalars__config__")) == 1
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
 def test_event_files_hold_a_layout_of_tags_that_runs_have(tmp_path: Path) -> None:
     with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
         feed(log, 0)

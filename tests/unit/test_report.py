@@ -48,8 +48,17 @@ def write_run(
 
 
 def groups_of(*folders: Path) -> list[report.Group]:
-    runs = [report.load_run(folder) for folder in report.find_runs(folders)]
-    return report.group([run for run in runs if run is not None])
+    found = {folder: report.load_run(folder) for folder in report.find_runs(folders)}
+    runs, _ = report.select(found)
+    return report.group(runs)
+
+
+def evaluate(run: Path, *env_steps: int, score: float = 5.0) -> None:
+    """Adds evaluated policies, all with the same final metric."""
+    with open(run / "metrics.jsonl", "a") as file:
+        for steps in env_steps:
+            line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
+            file.write(json.dumps(line | {"eval/final_metric": score}) + "\n")
 
 
 def test_runs_are_grouped_by_what_differs(tmp_path: Path) -> None:
@@ -129,6 +138,83 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
     assert three.final()[0] == 4
 
 
+def test_a_configuration_and_seed_counts_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its longest run; equal runs are no independent samples."""
+    runs = tmp_path / "runs"
+    write_run(runs / "a", [1.0, 2.0], seed=1)
+    write_run(runs / "b[red]", [1.0, 2.0, 3.0], seed=1)
+    write_run(runs / "c", [1.0, 2.0, 3.0], seed=1)
+    write_run(runs / "d", [5.0], seed=2)
+    write_run(runs / "e", [5.0], seed=2, algo=A2C)
+    found = {g.label: [run.folder.name for run in g.runs] for g in groups_of(runs)}
+    assert found == {"algo.name=ppo": ["b[red]", "d"], "algo.name=a2c": ["e"]}
+    report.run([runs], tmp_path / "out")
+    lines = [
+        f"left out: {runs}/{name} (same configuration and seed as {runs}/b[red])"
+        for name in ("a", "c")
+    ]
+    assert [line for line in capsys.readouterr().out.splitlines() if "left" in line] == lines
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("left out") == 2
+    assert all(page.index(line) > page.rindex("</table>") for line in lines)
+
+
+@pytest.mark.parametrize("schedule", ["anneal_learning_rate", "anneal_clip_coef"])
+def test_total_steps_tell_groups_apart_where_a_schedule_spans_them(
+    tmp_path: Path, schedule: str
+) -> None:
+    for steps in (2000, 3000):
+        for name in ("with", "without"):
+            algo = PPO | {schedule: name == "with"}
+            write_run(tmp_path / f"{name}_{steps}", [1.0], steps, algo=algo, total_steps=steps)
+    found = {g.label: [run.folder.name for run in g.runs] for g in groups_of(tmp_path)}
+    assert found == {
+        f"algo.{schedule}=true total_steps=2000": ["with_2000"],
+        f"algo.{schedule}=true total_steps=3000": ["with_3000"],
+        f"algo.{schedule}=false": ["without_2000", "without_3000"],
+    }
+
+
+def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    evaluate(write_run(runs / "early", [None, None], seed=1), 1000, score=7.0)
+    write_run(runs / "nothing", [None], seed=2)
+    report.run([runs], tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (row["measure"], row["score"]) == ("final metric", "7.00")
+    assert (row["env steps"], row["env steps/s"], row["minutes"]) == ("2,000", "100", "0.3")
+    assert f"left out: {runs}/nothing (no episode has ended yet)\n" in capsys.readouterr().out
+    # Beside a run that was not evaluated it has no score to compare.
+    write_run(runs / "late", [1.0], seed=3)
+    assert [[run.folder.name for run in g.runs] for g in groups_of(runs)] == [["late"]]
+    report.run([runs], tmp_path / "out")
+    assert f"left out: {runs}/early (no episode has ended yet, and" in capsys.readouterr().out
+
+
+def test_the_score_of_an_environment_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(write_run(tmp_path / "a", [1.0]), 1000)
+    write_run(tmp_path / "b", [1.0], env={"kind": "atari", "game": "pong"})
+    report.run([tmp_path], tmp_path / "out")
+    title = "{}, score: {}".format
+    printed = " ".join(capsys.readouterr().out.split())
+    assert title("CartPole-v1", report.FINAL_SCORE) in printed
+    assert title("pong", report.RECENT_SCORE) in printed
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(row["environment"], row["measure"]) for row in rows] == [
+        ("CartPole-v1", report.FINAL_SCORE),
+        ("pong", report.RECENT_SCORE),
+    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<td>{report.FINAL_SCORE}</td><td>5.00</td>" in page
+    assert f"<td>{report.RECENT_SCORE}</td><td>1.00</td>" in page
+
+
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "<b>", [1.0, 2.0], env=CARTPOLE | {"id": "<My&Env>-v0"})
     report.run([tmp_path], tmp_path / "out")
@@ -166,5 +252,5 @@ def test_a_run_under_way(tmp_path: Path) -> None:
         file.write('{"env_steps": 30')
     loaded = report.load_run(run)
     assert loaded is not None
-    assert loaded.training.scores.tolist() == [1.0, 2.0]
+    assert loaded.curves[report.RECENT_SCORE].scores.tolist() == [1.0, 2.0]
     assert loaded.params_sha256 is None

@@ -135,6 +135,20 @@ def test_captions_tell_score_and_step(tmp_path: Path) -> None:
     assert changes.min() > 100
 
 
+def test_fewer_games_replace_all_of_before(tmp_path: Path) -> None:
+    evaluate(tmp_path, CARTPOLE, episodes=3, video=True)
+    videos = tmp_path / "videos"
+    others = {"game_1.mp4", "game_0001.mp4.txt", "my_game_0001.mp4", "policy_000000000064.mp4"}
+    for name in others:
+        (videos / name).write_bytes(b"kept")
+    (videos / "game_12345.mp4").write_bytes(b"of a long evaluation")
+    evaluate(tmp_path, CARTPOLE, episodes=1, seed=5, video=True)
+    assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
+    # As the evaluator does, which films policy after policy.
+    VideoFolder(videos, "policy_000000000128.mp4", most=1)
+    assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
+
+
 def test_only_the_first_games_are_filmed(tmp_path: Path) -> None:
     env = pictured(CARTPOLE)
     with VideoFolder(tmp_path, "one.mp4", most=1) as videos:
