@@ -111,7 +111,7 @@ def test_killed_evaluator(train: Train, evaluated: Path) -> None:
 def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
     """However many policies wait: more than go into a pipe."""
     number = 320
-    words = ("eval.interval=64", "eval.episodes=1", f"total_steps={64 * number}")
+    words = ("env.mean_ms=0", "eval.interval=64", "eval.episodes=1", f"total_steps={64 * number}")
     run = train(*words)
     wait_until(lambda: evaluator(run), "an evaluator")
     process = evaluator(run)
