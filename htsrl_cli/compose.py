@@ -7,6 +7,7 @@ one line that names the key, the value and the remedy. Free of torch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -44,12 +46,14 @@ from htsrl_cli.validation import validate, validate_bench, validate_eval
 __all__ = [
     "CHANGES_NO_RESULT",
     "Composer",
+    "FolderNames",
     "config_sha256",
     "configs_dir",
     "from_plain",
     "output_dir",
     "parse_overrides",
     "resolved",
+    "short_name",
     "to_bench_config",
     "to_eval_config",
     "to_plain",
@@ -61,6 +65,8 @@ __all__ = [
 VERSION_BASE = "1.3"
 # So many options of a group fit on a line.
 _FEW = 8
+# File systems take names of 255 bytes; a digest comes on top.
+_LONGEST_NAME = 200
 _PLUGINS = (
     "hydra/sweeper/optuna",
     "hydra/launcher/joblib",
@@ -69,6 +75,26 @@ _PLUGINS = (
     "hydra/launcher/submitit_slurm",
 )
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+
+
+def short_name(name: str) -> str:
+    """A folder's name as it is or, where it is long, its beginning and a digest of all of it."""
+    data = name.encode()
+    if len(data) <= _LONGEST_NAME:
+        return name
+    beginning = data[:_LONGEST_NAME].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(data).hexdigest()[:12]}"
+
+
+OmegaConf.register_new_resolver("short_name", short_name, replace=True)
+
+
+class FolderNames(Callback):
+    """Makes `${short_name:...}` known to the processes of launchers, too.
+
+    They name a job's folder before they import anything of ours. But they unpickle a sweep's
+    callbacks, and that imports this module.
+    """
 
 
 def configs_dir() -> Path:
