@@ -167,6 +167,31 @@ TRAIN = {
         "algo.gamma=interval(0,1)",
         "range()",
     ),
+    "mistyped key of a search": (
+        ["-m", "sweeper=optuna", "algo.learnin_rate=interval(1e-5,1e-3)"],
+        "algo.learnin_rate=interval(1e-5,1e-3)",
+        "algo.learning_rate?",
+    ),
+    "mistyped key of a search's file": (
+        ["-m", "experiment=cartpole_ppo_sweep", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
+        "algo.gama=range(0,1)",
+        "algo.gamma?",
+    ),
+    "mistyped option of a search": (
+        ["-m", "sweeper=optuna", "algo=choice(ppo,a3c)"],
+        "algo=a3c",
+        "did you mean a2c?",
+    ),
+    "key of one of the algorithms of a search": (
+        ["-m", "sweeper=optuna", "algo=choice(ppo,a2c)", "algo.clip_coef=interval(0.1,0.3)"],
+        "algo.clip_coef=interval(0.1,0.3)",
+        "no such key with algo=a2c",
+    ),
+    "pattern in a search": (
+        ["-m", "sweeper=optuna", "algo=glob(*)"],
+        "algo=glob(*)",
+        "choice(A,B)",
+    ),
     "broken interpolation": (["seed=${sede}"], "seed=${sede}", "sede"),
     "nothing to resume": (["resume=nowhere"], "nowhere", "does not exist"),
     "automatic resume without a folder": (["resume=auto"], "resume=auto", "hydra.run.dir=RUN_DIR"),

@@ -176,6 +176,21 @@ def test_sweep_gives_every_combination() -> None:
     assert [job.hydra.job.num for job in jobs] == list(range(8))
 
 
+def test_search_is_tried_with_each_option_of_its_groups() -> None:
+    words = [
+        "sweeper=optuna",
+        "env=gym",
+        "env.id=choice(CartPole-v1,Acrobot-v1)",
+        "algo=choice(ppo,a2c)",
+        "algo.gamma=tag(log,interval(0.1,1))",
+        "seed=range(5,9)",
+    ]
+    configs = [to_train_config(job) for job in Composer("train").sweep(words)[1]]
+    assert [config.algo for config in configs] == [PpoConfig(), A2cConfig()]
+    for config in configs:
+        assert (config.env, config.seed) == (GymConfig("CartPole-v1"), 1)
+
+
 def test_long_folder_names_are_cut_and_stay_different() -> None:
     assert short_name("0_algo.gamma=0.9,seed=1") == "0_algo.gamma=0.9,seed=1"
     assert short_name("é" * 100) == "é" * 100
