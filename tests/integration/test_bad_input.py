@@ -59,6 +59,11 @@ TRAIN = {
     "unknown host": (["actors.host=threads"], "actors.host=threads", "did you mean thread?"),
     "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
     "negative evaluation interval": (["eval.interval=-1"], "eval.interval=-1", "0 or more"),
+    "evaluation after the end": (
+        ["total_steps=5000", "eval.interval=6145"],
+        "eval.interval=6145",
+        "6144 or less",
+    ),
     "no evaluation episode": (["eval.episodes=0"], "eval.episodes=0", "1 or more"),
     "number for a list of targets": (["eval.targets=18"], "eval.targets=18", "[A,B]"),
     "target that is no number": (["eval.targets=[nan]"], "eval.targets=(nan,)", "finite scores"),
