@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from htsrl_cli.errors import HtsrlError, UsageError
+from htsrl_cli.errors import HtsrlError, RunError, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +40,8 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  tab completion
 """
 _EXIT_INTERRUPTED = 130
+# What Optuna raises at a search's end that has no best trial.
+_NO_TRIALS = "No trials are completed yet."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,6 +237,8 @@ VERBS = (*TASKS, *TOOLS)
 
 def _run_verb(verb: str, words: list[str]) -> None:
     """Checks everything that can be checked, then hands over to Hydra."""
+    from concurrent.futures.process import BrokenProcessPool
+
     import hydra
     from hydra.errors import HydraException
 
@@ -261,6 +265,25 @@ def _run_verb(verb: str, words: list[str]) -> None:
         decorate(TASKS[verb])()
     except HydraException as error:
         raise UsageError(str(error)) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
+            f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
+        ) from error
+    except ValueError as error:
+        if str(error) != _NO_TRIALS:
+            raise
+        raise RunError(
+            f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
+            "folders say why"
+        ) from error
+
+
+def _sweep_dir() -> str:
+    """The folder of the sweep that has just ended."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().sweep.dir)
 
 
 def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
