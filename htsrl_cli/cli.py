@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -329,15 +330,18 @@ def _complete(words: list[str]) -> None:
     if querying and not (space and verb in VERBS):
         print(separator.join(name for name in VERBS if name.startswith(verb)))
         return
-    if querying:
-        from htsrl_cli import listing
+    if not querying:
+        _run_verb("train", words)
+        return
+    from htsrl_cli import listing
 
-        last = overrides.split(" ")[-1]
-        found = listing.completions(last) if verb in ("train", "bench") else []
-        if verb == "list":
-            found = [name for name in listing.groups() if name.startswith(last)]
-        if found or verb in TOOLS:
-            print(separator.join(found))
-            return
-    os.environ["COMP_LINE"] = f"{program} {overrides}"
-    _run_verb(verb if querying else "train", words)
+    *before, last = overrides.split(" ")
+    found = listing.completions(verb, last)
+    if found or verb in TOOLS or last.startswith("-"):
+        print(separator.join(found))
+        return
+    # Flags, sweeps and words that are no overrides would be Hydra's errors, in the user's prompt.
+    known = [word for word in before if listing.is_fixed(word)]
+    os.environ["COMP_LINE"] = " ".join([program, *known, last])
+    with suppress(Exception):
+        _run_verb(verb, words)
