@@ -13,11 +13,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from htsrl_cli.errors import HtsrlError, UsageError
+from htsrl_cli.errors import HtsrlError, RunError, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,8 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  tab completion
 """
 _EXIT_INTERRUPTED = 130
+# What Optuna raises at a search's end that has no best trial.
+_NO_TRIALS = "No trials are completed yet."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,6 +238,8 @@ VERBS = (*TASKS, *TOOLS)
 
 def _run_verb(verb: str, words: list[str]) -> None:
     """Checks everything that can be checked, then hands over to Hydra."""
+    from concurrent.futures.process import BrokenProcessPool
+
     import hydra
     from hydra.errors import HydraException
 
@@ -261,6 +266,25 @@ def _run_verb(verb: str, words: list[str]) -> None:
         decorate(TASKS[verb])()
     except HydraException as error:
         raise UsageError(str(error)) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
+            f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
+        ) from error
+    except ValueError as error:
+        if str(error) != _NO_TRIALS:
+            raise
+        raise RunError(
+            f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
+            "folders say why"
+        ) from error
+
+
+def _sweep_dir() -> str:
+    """The folder of the sweep that has just ended."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().sweep.dir)
 
 
 def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -306,15 +330,18 @@ def _complete(words: list[str]) -> None:
     if querying and not (space and verb in VERBS):
         print(separator.join(name for name in VERBS if name.startswith(verb)))
         return
-    if querying:
-        from htsrl_cli import listing
+    if not querying:
+        _run_verb("train", words)
+        return
+    from htsrl_cli import listing
 
-        last = overrides.split(" ")[-1]
-        found = listing.completions(last) if verb in ("train", "bench") else []
-        if verb == "list":
-            found = [name for name in listing.groups() if name.startswith(last)]
-        if found or verb in TOOLS:
-            print(separator.join(found))
-            return
-    os.environ["COMP_LINE"] = f"{program} {overrides}"
-    _run_verb(verb if querying else "train", words)
+    *before, last = overrides.split(" ")
+    found = listing.completions(verb, last)
+    if found or verb in TOOLS or last.startswith("-"):
+        print(separator.join(found))
+        return
+    # Flags, sweeps and words that are no overrides would be Hydra's errors, in the user's prompt.
+    known = [word for word in before if listing.is_fixed(word)]
+    os.environ["COMP_LINE"] = " ".join([program, *known, last])
+    with suppress(Exception):
+        _run_verb(verb, words)

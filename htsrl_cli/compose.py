@@ -7,6 +7,8 @@ one line that names the key, the value and the remedy. Free of torch.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -44,12 +47,14 @@ from htsrl_cli.validation import validate, validate_bench, validate_eval
 __all__ = [
     "CHANGES_NO_RESULT",
     "Composer",
+    "FolderNames",
     "config_sha256",
     "configs_dir",
     "from_plain",
     "output_dir",
     "parse_overrides",
     "resolved",
+    "short_name",
     "to_bench_config",
     "to_eval_config",
     "to_plain",
@@ -61,6 +66,8 @@ __all__ = [
 VERSION_BASE = "1.3"
 # So many options of a group fit on a line.
 _FEW = 8
+# File systems take names of 255 bytes; a digest comes on top.
+_LONGEST_NAME = 200
 _PLUGINS = (
     "hydra/sweeper/optuna",
     "hydra/launcher/joblib",
@@ -69,6 +76,26 @@ _PLUGINS = (
     "hydra/launcher/submitit_slurm",
 )
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
+
+
+def short_name(name: str) -> str:
+    """A folder's name as it is or, where it is long, its beginning and a digest of all of it."""
+    data = name.encode()
+    if len(data) <= _LONGEST_NAME:
+        return name
+    beginning = data[:_LONGEST_NAME].decode(errors="ignore")
+    return f"{beginning}-{hashlib.sha256(data).hexdigest()[:12]}"
+
+
+OmegaConf.register_new_resolver("short_name", short_name, replace=True)
+
+
+class FolderNames(Callback):
+    """Makes `${short_name:...}` known to the processes of launchers, too.
+
+    They name a job's folder before they import anything of ours. But they unpickle a sweep's
+    callbacks, and that imports this module.
+    """
 
 
 def configs_dir() -> Path:
@@ -216,7 +243,7 @@ class Composer:
         """The multirun's own configuration and that of each job.
 
         Jobs are known beforehand for Hydra's basic sweeper. Another sweeper chooses values as it
-        goes; then the only job is the one without the keys that are swept.
+        goes; then the jobs are those of `_samples`.
 
         Raises:
             UsageError: as for `job`, in any of the jobs.
@@ -242,19 +269,59 @@ class Composer:
 
     def _batches(self, master: DictConfig) -> list[list[str]]:
         """The overrides of each job of a multirun."""
-        words = typed_words(master.hydra, "task")
-        if master.hydra.sweeper.get("_target_") != _BASIC_SWEEPER:
-            parsed = parse_overrides(words)
-            return [[o.input_line or "" for o in parsed if not o.is_sweep_override()]]
-        params = master.hydra.sweeper.params or {}
-        words = [f"{key}={value}" for key, value in params.items()] + words
-        parsed = parse_overrides(words)
+        params = master.hydra.sweeper.get("params") or {}
+        words = [f"{key}={value}" for key, value in params.items()]
+        parsed = parse_overrides(words + typed_words(master.hydra, "task"))
         for override in parsed:
             override.config_loader = self._loader
+        if master.hydra.sweeper.get("_target_") != _BASIC_SWEEPER:
+            return self._samples(typed_words(master.hydra, "hydra"), parsed)
+        for override in parsed:
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 remedy = "an interval needs a sweeper that samples: list values, or use range()"
                 raise ConfigError(override.key_or_group, override.get_value_string(), remedy)
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+
+    def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
+        """The overrides of a job for each combination of the groups that a sampler chooses from.
+
+        Other keys of the search keep their defaults: whether a value is any good shows in its
+        trial. But every combination must have the keys, and one without a default gets a sample.
+
+        Args:
+            fixed: Hydra's own overrides.
+            parsed: all others.
+
+        Raises:
+            ConfigError: a combination lacks a key, or a sampler cannot choose from a sweep.
+        """
+        last = {override.key_or_group: override for override in parsed}
+        plain = [o.input_line or "" for o in last.values() if not o.is_sweep_override()]
+        choices, samples = [], {}
+        for key, override in last.items():
+            name = override.get_key_element()
+            if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+                remedy = "glob() is for the basic sweeper: list the options, as in choice(A,B)"
+                raise ConfigError(key, override.get_value_string(), remedy)
+            if override.is_choice_sweep() and self.group_options(key):
+                choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+            elif override.is_sweep_override():
+                samples[key] = f"{name}={_first(override)}"
+        batches = []
+        for choice in itertools.product(*choices):
+            batch = [*plain, *choice]
+            values = OmegaConf.to_container(self.job([*fixed, *batch]), resolve=False)
+            try:
+                self.job([*fixed, *batch, *samples.values()])
+            except ConfigError as error:
+                if error.key not in samples:
+                    raise
+                value, where = last[error.key].get_value_string(), " ".join(["", *choice])
+                remedy = f"{error.remedy}{where and f' with{where}'}"
+                raise ConfigError(error.key, value, remedy) from error
+            needed = [word for key, word in samples.items() if _look_up(values, key) == "???"]
+            batches.append(batch + needed)
+        return batches
 
     def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
         parsed = parse_overrides(overrides)
@@ -321,6 +388,14 @@ class Composer:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             return ConfigError(key, value, _first_line(error.__cause__ or error))
         return None
+
+
+def _first(override: Override) -> object:
+    """A value of a sweep, as it is typed."""
+    value = override.value()
+    if isinstance(value, IntervalSweep | RangeSweep):
+        return value.start
+    return next(override.sweep_string_iterator())
 
 
 def _is_plugin(name: str | None) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from htsrl_cli.compose import configs_dir
+from htsrl_cli.compose import configs_dir, parse_overrides
 from htsrl_cli.errors import UsageError
 from htsrl_cli.schema import did_you_mean
 
 # Parts that other files are made of, and Hydra's own.
 _NOT_CHOSEN = ("base", "hydra")
+# Each verb's key that names a run folder or a checkpoint.
+_PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
 def groups() -> list[str]:
@@ -36,13 +40,32 @@ def lines(group: str) -> list[str]:
     return [f"{name:<{width}}  {options[name]}".rstrip() for name in sorted(options)]
 
 
-def completions(word: str) -> list[str]:
-    """What `GROUP=` and the beginning of an option can become; options lie in folders, too."""
-    group, equals, begun = word.partition("=")
-    if not equals or group not in groups():
+def completions(verb: str, word: str) -> list[str]:
+    """What the beginning of a word after `verb` can become, as far as Hydra does not know.
+
+    That are the verb `list`'s groups, options, which lie in folders, too, and paths.
+    """
+    if verb == "list":
+        return [name for name in groups() if name.startswith(word)]
+    key, equals, begun = word.partition("=")
+    if not equals:
         return []
-    names = sorted(name for name, _ in _options(configs_dir() / group))
-    return [f"{group}={name}" for name in names if name.startswith(begun)]
+    if key == _PATHS.get(verb):
+        paths = sorted(glob.glob(f"{glob.escape(begun)}*"))
+        return [f"{key}={path}{os.sep if os.path.isdir(path) else ''}" for path in paths]
+    if verb == "eval" or key not in groups():
+        return []
+    names = sorted(name for name, _ in _options(configs_dir() / key))
+    return [f"{key}={name}" for name in names if name.startswith(begun)]
+
+
+def is_fixed(word: str) -> bool:
+    """Whether `word` gives a key one value."""
+    try:
+        (override,) = parse_overrides([word])
+    except UsageError:
+        return False
+    return not override.is_sweep_override()
 
 
 def _options(folder: Path) -> Iterator[tuple[str, str]]:

@@ -178,9 +178,7 @@ def validate(config: TrainConfig) -> None:
     _check_workers(config)
     _check_renderers(config)
     _check_sizes(config)
-    if config.eval.video_interval and not config.eval.interval:
-        remedy = "films policies that are evaluated: give eval.interval, too"
-        raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)
+    _check_evaluation(config)
 
 
 def validate_eval(config: EvalConfig) -> None:
@@ -291,3 +289,15 @@ def _check_sizes(config: TrainConfig) -> None:
             f"the second: give more than {plan.steps_per_interval}, or lower runner.sync_interval "
             "or actors.num_envs",
         )
+
+
+def _check_evaluation(config: TrainConfig) -> None:
+    """A run that evaluates its policies evaluates one, and films those that are evaluated."""
+    plan, interval = RunPlan.of(config), config.eval.interval
+    steps = plan.num_intervals * plan.steps_per_interval
+    if interval > steps:
+        remedy = f"the run has {steps} env steps: give {steps} or less, or 0 to evaluate none"
+        raise ConfigError("eval.interval", interval, remedy)
+    if config.eval.video_interval and not interval:
+        remedy = "films policies that are evaluated: give eval.interval, too"
+        raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)

@@ -29,6 +29,8 @@ SEARCH = (
     "algo.learning_rate=choice(1e-3, 3e-4)",
     "algo.entropy_coef=choice(0.0, 0.01)",
 )
+# A small job of a sweep.
+JOB_WORDS = (*(word for word in WORDS if "run.dir" not in word), "hydra.sweep.dir=sweep")
 
 
 def summaries(folder: Path) -> dict[str, Any]:
@@ -68,6 +70,45 @@ def test_search_that_is_killed_goes_on(
     assert OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml") == results
 
 
+def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> None:
+    """No game ends in so few steps. Names of the trials' folders would be too long."""
+    run = start(
+        "train",
+        "-m",
+        *JOB_WORDS,
+        "sweeper=optuna",
+        "launcher=joblib",
+        "hydra.sweeper.n_trials=2",
+        "env.episode_length=1000",
+        "total_steps=256",
+        "algo.learning_rate=tag(log, interval(1e-5, 1e-2))",
+        "algo.entropy_coef=interval(0.0, 0.02)",
+    )
+    assert run.wait() == 1, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("htsrl: error: no trial of sweep gave a metric")
+    assert "Traceback" not in run.stderr
+    assert len(summaries(tmp_path / "sweep")) == 2
+
+
+def test_job_whose_process_is_killed(
+    tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    """As the kernel does where memory runs out: joblib cannot go on, the same command can."""
+    words = ("train", "-m", *JOB_WORDS, TOTAL, "launcher=joblib", "seed=1,2")
+    run = start(*words)
+    run.folder = tmp_path / "sweep" / "0"
+    run.wait_for_steps(TOTAL_STEPS // 3)
+    jobs = [process for process in run.processes() if "loky" in " ".join(process.cmdline())]
+    job = next(process for process in jobs if process.children())
+    job.kill()
+    assert run.wait() == 1, run.stderr
+    assert "htsrl: error: the process of a job of sweep died" in run.stderr
+    assert "Traceback" not in run.stderr
+    again = start(*words, "resume=auto")
+    assert again.wait() == 0, again.stderr
+    assert fingerprint(tmp_path / "sweep" / "0") == uninterrupted
+
+
 def test_timeout_of_a_batch_system(
     tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
@@ -75,12 +116,11 @@ def test_timeout_of_a_batch_system(
     run = start(
         "train",
         "-m",
-        *(word for word in WORDS if "run.dir" not in word),
+        *JOB_WORDS,
         TOTAL,
         "launcher=local",
-        "hydra.sweep.dir=run",
     )
-    run.folder = tmp_path / "run" / "0"
+    run.folder = tmp_path / "sweep" / "0"
     run.wait_for_steps(TOTAL_STEPS // 3)
     (job,) = [
         process

@@ -59,6 +59,11 @@ TRAIN = {
     "unknown host": (["actors.host=threads"], "actors.host=threads", "did you mean thread?"),
     "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
     "negative evaluation interval": (["eval.interval=-1"], "eval.interval=-1", "0 or more"),
+    "evaluation after the end": (
+        ["total_steps=5000", "eval.interval=6145"],
+        "eval.interval=6145",
+        "6144 or less",
+    ),
     "no evaluation episode": (["eval.episodes=0"], "eval.episodes=0", "1 or more"),
     "number for a list of targets": (["eval.targets=18"], "eval.targets=18", "[A,B]"),
     "target that is no number": (["eval.targets=[nan]"], "eval.targets=(nan,)", "finite scores"),
@@ -166,6 +171,31 @@ TRAIN = {
         ["-m", "algo.gamma=interval(0,1)"],
         "algo.gamma=interval(0,1)",
         "range()",
+    ),
+    "mistyped key of a search": (
+        ["-m", "sweeper=optuna", "algo.learnin_rate=interval(1e-5,1e-3)"],
+        "algo.learnin_rate=interval(1e-5,1e-3)",
+        "algo.learning_rate?",
+    ),
+    "mistyped key of a search's file": (
+        ["-m", "experiment=cartpole_ppo_sweep", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
+        "algo.gama=range(0,1)",
+        "algo.gamma?",
+    ),
+    "mistyped option of a search": (
+        ["-m", "sweeper=optuna", "algo=choice(ppo,a3c)"],
+        "algo=a3c",
+        "did you mean a2c?",
+    ),
+    "key of one of the algorithms of a search": (
+        ["-m", "sweeper=optuna", "algo=choice(ppo,a2c)", "algo.clip_coef=interval(0.1,0.3)"],
+        "algo.clip_coef=interval(0.1,0.3)",
+        "no such key with algo=a2c",
+    ),
+    "pattern in a search": (
+        ["-m", "sweeper=optuna", "algo=glob(*)"],
+        "algo=glob(*)",
+        "choice(A,B)",
     ),
     "broken interpolation": (["seed=${sede}"], "seed=${sede}", "sede"),
     "nothing to resume": (["resume=nowhere"], "nowhere", "does not exist"),

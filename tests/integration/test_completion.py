@@ -47,7 +47,7 @@ class Bash:
         self._read_until(r"loaded\s+" + re.escape(PROMPT))
 
     def complete(self, line: str, expected: str) -> None:
-        """Types `line` and the tab key; `expected` must appear, a regular expression."""
+        """Types `line` and the tab key; the regular expression `expected` must appear, no error."""
         self._type(line + "\t")
         self._read_until(expected)
         # Ctrl-U deletes the line, wherever the cursor stands.
@@ -72,12 +72,14 @@ class Bash:
             ready, _, _ = select.select([self._fd], [], [], deadline - time.monotonic())
             assert ready, f"{expected!r} does not come after {shown!r}"
             shown += os.read(self._fd, 4096).decode().replace("\a", "")
+            assert not re.search("error|usage|Traceback", shown)
 
 
 @pytest.fixture
 def bash(tmp_path: Path) -> Iterator[Bash]:
-    """In a folder that has a folder."""
+    """In a folder that has a folder with a file."""
     (tmp_path / "some_runs").mkdir()
+    (tmp_path / "some_runs" / "step.ckpt").touch()
     shell = Bash(tmp_path)
     yield shell
     shell.close()
@@ -94,6 +96,19 @@ def test_every_verb_is_completed(bash: Bash) -> None:
     bash.complete("htsrl eval gre", r"htsrl eval greedy=")
     bash.complete("htsrl bench bench.rep", r"htsrl bench bench\.repeats=")
     bash.complete("htsrl list exp", r"htsrl list experiment")
+
+
+def test_what_is_no_value_of_a_key_does_not_disturb(bash: Bash) -> None:
+    bash.complete("htsrl train -m 'seed=range(1,3)' algo.gam", r"algo\.gamma=")
+    bash.complete("htsrl train --multirun seed=1,2 algo=a2c algo.rmsprop_e", r"algo\.rmsprop_eps=")
+    bash.complete("htsrl train --c", "")
+    bash.complete("htsrl train algo=none algo.gam", "")
+
+
+def test_runs_are_completed(bash: Bash) -> None:
+    bash.complete("htsrl train resume=some", r"resume=some_runs/")
+    bash.complete("htsrl eval checkpoint=some_runs/st", r"checkpoint=some_runs/step\.ckpt")
+    bash.complete("htsrl eval checkpoint=./some_runs/st", r"checkpoint=\./some_runs/step\.ckpt")
 
 
 def test_report_completes_folders(bash: Bash) -> None:

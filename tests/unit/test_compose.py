@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from htsrl_cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
 from htsrl_cli.config import (
     A2cConfig,
     AtariConfig,
@@ -174,6 +174,32 @@ def test_sweep_gives_every_combination() -> None:
         (seed, name, gamma) for seed in (1, 2) for name in ("ppo", "a2c") for gamma in (0.9, 0.99)
     }
     assert [job.hydra.job.num for job in jobs] == list(range(8))
+
+
+def test_search_is_tried_with_each_option_of_its_groups() -> None:
+    words = [
+        "sweeper=optuna",
+        "env=gym",
+        "env.id=choice(CartPole-v1,Acrobot-v1)",
+        "algo=choice(ppo,a2c)",
+        "algo.gamma=tag(log,interval(0.1,1))",
+        "seed=range(5,9)",
+    ]
+    configs = [to_train_config(job) for job in Composer("train").sweep(words)[1]]
+    assert [config.algo for config in configs] == [PpoConfig(), A2cConfig()]
+    for config in configs:
+        assert (config.env, config.seed) == (GymConfig("CartPole-v1"), 1)
+
+
+def test_long_folder_names_are_cut_and_stay_different() -> None:
+    assert short_name("0_algo.gamma=0.9,seed=1") == "0_algo.gamma=0.9,seed=1"
+    assert short_name("é" * 100) == "é" * 100
+    names = {short_name(f"0_{'é' * 126}{end}") for end in ("", "a", "b")}
+    assert len(names) == 3
+    assert all(len(name.encode()) <= 255 and name.startswith("0_é") for name in names)
+    words = [f"+env.kwargs.{letter * 30}=1" for letter in "abcdef"]
+    (job,) = Composer("train").sweep(["sweeper=optuna", "env=gym", *words])[1]
+    assert len(output_dir(job, multirun=True).name) <= 255
 
 
 def test_hash_ignores_what_changes_no_result() -> None:
