@@ -122,17 +122,16 @@ class Group:
         return float(scores.mean()), float(low), float(high)
 
     def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
-        """Positions, mean, low and high where all runs have a score.
+        """Positions, mean, low and high from where to where all runs have a score.
 
         Args:
-            axis: `env_steps` or `seconds`.
+            axis: `env_steps`, or `seconds` that the runs took for them on average.
         """
-        places = [getattr(curve, axis) for curve in self.curves]
-        start, end = max(p[0] for p in places), min(p[-1] for p in places)
-        x = np.linspace(start, max(start, end), _NUM_POINTS)
-        scores = np.array(
-            [np.interp(x, p, curve.scores) for p, curve in zip(places, self.curves, strict=True)]
-        )
+        starts, ends = zip(*((c.env_steps[0], c.env_steps[-1]) for c in self.curves), strict=True)
+        steps = np.linspace(max(starts), max(*starts, min(ends)), _NUM_POINTS)
+        places = [np.interp(steps, c.env_steps, getattr(c, axis)) for c in self.curves]
+        scores = np.array([np.interp(steps, c.env_steps, c.scores) for c in self.curves])
+        x = np.mean(places, axis=0)
         if len(scores) < 2:
             return x, scores[0], None, None
         return x, scores.mean(axis=0), *mean_interval(scores)
@@ -325,7 +324,7 @@ def draw(groups: Sequence[Group]) -> Figure:
         _draw_panel(row[0], own, "env_steps", 1.0)
         _draw_panel(row[1], own, "seconds", 60.0)
         row[0].set(title=environment, xlabel="env steps", ylabel=own[0].score)
-        row[1].set(xlabel="minutes")
+        row[1].set(xlabel="minutes, mean over the runs")
         row[0].legend(fontsize="small")
     return figure
 

@@ -114,7 +114,10 @@ def test_curves_cover_what_all_runs_have(tmp_path: Path) -> None:
     assert low is not None
     assert high is not None
     assert (low[-1], high[-1]) == (10.0, 20.0)
-    assert both.curve("seconds")[0][0] == 20.0
+    # 20 s and 10 s for 2000 env steps, 30 s and 15 s for 3000.
+    seconds, *others = both.curve("seconds")
+    assert (seconds[0], seconds[-1]) == (15.0, 22.5)
+    np.testing.assert_array_equal(others, [mean, low, high])
     assert both.final() == (20.0, 20.0, 20.0)
     (row,) = report.table_rows([both])
     assert (row["runs"], row["env steps"], row["env steps/s"]) == ("2", "3,000 to 4,000", "150")
