@@ -269,13 +269,13 @@ class LearnerConfig:
         precision: `fp32` or `bf16` (parameters, optimizer and heads stay fp32).
         num_threads: threads that compute micro-batches; changes no result.
         micro_batch: rows at most that one thread computes at a time; gradients are summed in
-            order.
+            order. More take less time, fewer keep more threads busy with a minibatch.
     """
 
     device: str = "auto"
     precision: str = "fp32"
     num_threads: int = 2
-    micro_batch: int = 128
+    micro_batch: int = 256
 
 
 @dataclass(frozen=True)

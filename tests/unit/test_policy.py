@@ -20,6 +20,7 @@ from htsrl_cli.policy import (
     build_policy,
     flatten_parameters,
     initialize,
+    join_columns,
     load_parameters,
     log_prob_entropy,
     mode,
@@ -32,6 +33,8 @@ GAUSSIAN = ActionSpec("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0))
 VECTORS = EnvSpec((6,), "float32", SINGLE)
 PIXELS = EnvSpec((84, 84, 4), "uint8", SINGLE)
 WIDE = EnvSpec((72, 96, 16), "uint8", SINGLE)
+# No stride divides its sides.
+ODD = EnvSpec((61, 55, 3), "uint8", SINGLE)
 BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
@@ -182,7 +185,7 @@ def plain_nature_cnn(cnn: NatureCnn, obs: Tensor) -> Tensor:
     return fn.relu(fn.linear(x.flatten(1), weight, cnn.fc.bias.double()))
 
 
-@pytest.mark.parametrize("spec", [PIXELS, WIDE], ids=["84x84x4", "72x96x16"])
+@pytest.mark.parametrize("spec", [PIXELS, WIDE, ODD], ids=["84x84x4", "72x96x16", "61x55x3"])
 def test_nature_cnn_equals_a_plain_one(spec: EnvSpec) -> None:
     """float32 against float64, and bf16 with its 8 bits in each layer."""
     obs = random_obs(spec, 3)
@@ -197,6 +200,18 @@ def test_nature_cnn_equals_a_plain_one(spec: EnvSpec) -> None:
             got = policy.trunk(obs).double()
         assert got.shape == (3, 512)
         assert float((got - expected).norm() / expected.norm()) < tolerance
+
+
+def test_columns_are_joined_without_a_copy() -> None:
+    cnn = make_policy(PIXELS, "bf16").trunk
+    assert isinstance(cnn, NatureCnn)
+    images = randn(3, 20, 20, 32).permute(0, 3, 1, 2)
+    for x, stride in ((cnn.conv1.weight, 4), (cnn.conv2.weight, 2), (images, 2)):
+        joined = join_columns(x, stride)
+        n, channels, height, width = x.shape
+        assert joined.shape == (n, stride * channels, height, width // stride)
+        assert joined.is_contiguous(memory_format=torch.channels_last)
+        assert joined.data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize(
