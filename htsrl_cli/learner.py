@@ -301,13 +301,16 @@ class Learner:
 def num_micro_batches(num_rows: int, most: int) -> int:
     """How many micro-batches a minibatch is cut into.
 
-    They are equal but for a row; their number is even, or one, so that two threads end together.
+    They are equal but for a row. Their number is even, so that two threads end together; only a
+    minibatch of half a micro-batch or less is not cut.
 
     Args:
         most: rows of a micro-batch.
     """
+    if 2 * num_rows <= most:
+        return 1
     number = -(-num_rows // most)
-    return number if number == 1 else number + number % 2
+    return number + number % 2
 
 
 def _explained_variance(batch: Batch) -> float:

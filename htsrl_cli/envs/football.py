@@ -74,10 +74,8 @@ class FootballEnv:
             actions=ActionSpec("categorical", sizes=(NUM_ACTIONS,)),
             num_players=config.num_players,
         )
-        # [P, *shape, depth * frame_stack]; the newest is in the last `depth` entries.
-        self._stack = np.zeros(
-            (config.num_players, *self.env_spec.obs_shape), self.env_spec.obs_dtype
-        )
+        # The last `frame_stack` observations of all players, the newest last: [P, *shape, depth].
+        self._frames: list[Array] = []
         self._depth = depth
         # Checkpoints that each player has been rewarded for.
         self._collected = [0] * config.num_players
@@ -149,9 +147,7 @@ class FootballEnv:
         self._collected = [0] * len(self._is_left)
         self._length = 0
         self._take_frame()
-        newest = self._observe()
-        for start in range(0, self._stack.shape[-1], self._depth):
-            self._stack[..., start : start + self._depth] = newest
+        self._frames = [self._observe()] * self._config.frame_stack
 
     def _play(self, actions: list[int]) -> Array:
         """One env step; returns the rewards, float32 [P]."""
@@ -161,8 +157,7 @@ class FootballEnv:
         self._length += 1
         self._take_frame()
         rewards = self._rewards(self._goal_difference() - difference)
-        self._stack[..., : -self._depth] = self._stack[..., self._depth :]
-        self._stack[..., -self._depth :] = self._observe()
+        self._frames = [*self._frames[1:], self._observe()]
         if self._length % STEPS_BETWEEN_KEYFRAMES == 0:
             self._take_keyframe()
         return rewards
@@ -176,14 +171,17 @@ class FootballEnv:
         """Saves the match and restores it: whoever restores it later sees the same."""
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
-        self._keyframe = (meta, [engine, self._stack.tobytes()])
+        self._keyframe = (meta, [engine, self._stacked().tobytes()])
         self._played.clear()
         self._restore(*self._keyframe)
 
     def _restore(self, meta: dict[str, Any], blobs: list[bytes]) -> None:
         engine, stack = blobs
         self._match.set_state(meta, engine)
-        self._stack[...] = np.frombuffer(stack, self._stack.dtype).reshape(self._stack.shape)
+        shape = (self._config.num_players, *self.env_spec.obs_shape)
+        stacked = np.frombuffer(stack, self.env_spec.obs_dtype).reshape(shape)
+        parts = np.split(stacked, self._config.frame_stack, axis=-1)
+        self._frames = [np.ascontiguousarray(part) for part in parts]
         self._collected, self._length = list(meta["collected"]), meta["length"]
 
     def _goal_difference(self) -> int:
@@ -228,9 +226,17 @@ class FootballEnv:
         small = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         return np.stack([small.reshape(HEIGHT, WIDTH, self._depth)] * len(self._is_left))
 
+    def _stacked(self) -> Array:
+        """The frames in one array, [P, *shape, depth * frame_stack]."""
+        dtype = np.dtype(self.env_spec.obs_dtype)
+        # A pixel is one item to numpy, which would copy its bytes one by one.
+        pixel = np.dtype((np.void, self._depth * dtype.itemsize))
+        return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
+
     def _shown(self) -> Array:
-        """A copy of the stack; of a single player's without the players' axis."""
-        return (self._stack if len(self._stack) > 1 else self._stack[0]).copy()
+        """What is stacked; of a single player without the players' axis."""
+        stacked = self._stacked()
+        return stacked if len(stacked) > 1 else stacked[0]
 
     def _identity(self) -> dict[str, Any]:
         config = self._config
@@ -256,10 +262,9 @@ def _minimap(view: View, active: int) -> Array:
     image = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     itself = view.own[[active]] if active != NOBODY else view.own[:0]
     layers = (view.own, view.other, view.ball[None, :2], itself)
-    for layer, points in enumerate(layers):
-        cells = ((points - _MAP_LOW) / _MAP_SPAN * _MAP_CELLS).astype(np.int64)
-        x, y = cells.clip(0, _MAP_CELLS - 1).T
-        image[y, x, layer] = _MARK
+    cells = ((np.concatenate(layers) - _MAP_LOW) / _MAP_SPAN * _MAP_CELLS).astype(np.int64)
+    x, y = np.minimum(np.maximum(cells, 0), _MAP_CELLS - 1).T
+    image[y, x, np.repeat(range(4), [len(points) for points in layers])] = _MARK
     return image
 
 

@@ -185,7 +185,7 @@ class Match:
             raise CheckpointError("the football state is damaged: it holds no state of the engine")
         self.start(meta["seed"])
         self._engine.set_state(state)
-        self._look()
+        self._read(self._engine.get_info())
         self._mode_before, self._owner_before = meta["mode_before"], meta["owner_before"]
         self.over, self.out_of_time = meta["over"], meta["out_of_time"]
 
@@ -209,8 +209,13 @@ class Match:
         return football_action_set.action_right
 
     def _look(self) -> bool:
-        """Reads what there is to see; returns whether the ball is in play."""
+        """Whether the ball is in play; if so, reads what there is to see."""
         info = self._engine.get_info()
+        if info.is_in_play:
+            self._read(info)
+        return bool(info.is_in_play)
+
+    def _read(self, info: Any) -> None:
         own, own_direction = _team(info.left_team)
         other, other_direction = _team(info.right_team)
         left, right = self._scenario.left_agents, self._scenario.right_agents
@@ -230,7 +235,6 @@ class Match:
         self._right_controlled = _controlled(info.right_controllers, right)
         self.score = (info.left_goals, info.right_goals)
         self._step = info.step
-        return bool(info.is_in_play)
 
     def _judge(self) -> None:
         """Whether the episode is over, by the scenario's rules."""
@@ -286,8 +290,8 @@ def _check_players(config: FootballConfig, scenario: Any) -> None:
 
 def _team(players: Any) -> tuple[Array, Array]:
     """Positions and directions, float64 [players, 2]."""
-    cells = [(p.position[0], p.position[1], p.direction[0], p.direction[1]) for p in players]
-    table = np.array(cells)
+    seen = [(player.position, player.direction) for player in players]
+    table = np.array([(at[0], at[1], to[0], to[1]) for at, to in seen])
     return table[:, :2], table[:, 2:]
 
 
