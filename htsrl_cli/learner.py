@@ -301,8 +301,8 @@ class Learner:
 def num_micro_batches(num_rows: int, most: int) -> int:
     """How many micro-batches a minibatch is cut into.
 
-    They are equal but for a row. Their number is even, so that two threads end together; only a
-    minibatch of half a micro-batch or less is not cut.
+    They are equal but for a row, and none is empty. Their number is even where the rows allow it,
+    so that two threads end together; only a minibatch of half a micro-batch or less is not cut.
 
     Args:
         most: rows of a micro-batch.
@@ -310,7 +310,7 @@ def num_micro_batches(num_rows: int, most: int) -> int:
     if 2 * num_rows <= most:
         return 1
     number = -(-num_rows // most)
-    return number + number % 2
+    return min(number + number % 2, num_rows)
 
 
 def _explained_variance(batch: Batch) -> float:

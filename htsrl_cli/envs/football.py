@@ -263,7 +263,7 @@ def _minimap(view: View, active: int) -> Array:
     itself = view.own[[active]] if active != NOBODY else view.own[:0]
     layers = (view.own, view.other, view.ball[None, :2], itself)
     cells = ((np.concatenate(layers) - _MAP_LOW) / _MAP_SPAN * _MAP_CELLS).astype(np.int64)
-    x, y = np.minimum(np.maximum(cells, 0), _MAP_CELLS - 1).T
+    x, y = cells.clip(0, _MAP_CELLS - 1).T
     image[y, x, np.repeat(range(4), [len(points) for points in layers])] = _MARK
     return image
 

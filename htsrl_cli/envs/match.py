@@ -216,6 +216,7 @@ class Match:
         return bool(info.is_in_play)
 
     def _read(self, info: Any) -> None:
+        """Takes in what the engine reports."""
         own, own_direction = _team(info.left_team)
         other, other_direction = _team(info.right_team)
         left, right = self._scenario.left_agents, self._scenario.right_agents

@@ -439,7 +439,16 @@ def test_explained_variance() -> None:
 
 @pytest.mark.parametrize(
     ("num_rows", "most", "number"),
-    [(512, 128, 4), (320, 128, 4), (64, 128, 1), (65, 128, 2), (129, 128, 2), (640, 128, 6)],
+    [
+        (512, 128, 4),
+        (320, 128, 4),
+        (64, 128, 1),
+        (65, 128, 2),
+        (129, 128, 2),
+        (640, 128, 6),
+        (3, 1, 3),
+        (1, 1, 1),
+    ],
 )
 def test_two_threads_get_equal_numbers_of_micro_batches(
     num_rows: int, most: int, number: int
