@@ -70,8 +70,8 @@ class Inference:
             policy: number of the network to use.
         """
         params, values = self.policies[policy](self._obs.to(self._device))
-        actions, log_probs = sample(self._actions, params, self._noise.to(self._device))
-        return actions.cpu(), log_probs.cpu(), values.cpu()
+        actions, log_probs = sample(self._actions, params.cpu(), self._noise)
+        return actions, log_probs, values.cpu()
 
 
 class Actor:

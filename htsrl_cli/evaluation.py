@@ -229,14 +229,12 @@ class _Batch:
         """Actions for at most as many rows as a pass has; the others hold what they last held."""
         self._obs[: len(obs)] = obs
         self._noise[: len(obs)] = noise
-        params, _ = policy(torch.from_numpy(self._obs).to(self._device))
+        params = policy(torch.from_numpy(self._obs).to(self._device))[0].cpu()
         if self._greedy:
             actions = mode(self._spec.actions, params)
         else:
-            actions, _ = sample(
-                self._spec.actions, params, torch.from_numpy(self._noise).to(self._device)
-            )
-        chosen: Array = actions[: len(obs)].cpu().numpy()
+            actions, _ = sample(self._spec.actions, params, torch.from_numpy(self._noise))
+        chosen: Array = actions[: len(obs)].numpy()
         return chosen
 
 

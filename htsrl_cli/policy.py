@@ -196,6 +196,10 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
 
     Categorical actions invert the cumulative distribution at a uniform number; Gaussian ones
     scale a standard normal number. Every row depends on its own inputs only.
+
+    Args:
+        params: [N, P], on the CPU: so few numbers are sooner copied than a GPU's kernels are
+            started, and there torch has no deterministic `cumsum`.
     """
     if actions.kind == "gaussian":
         mean, log_std = params.chunk(2, dim=1)

@@ -1,0 +1,156 @@
+"""Training, resuming and evaluating on a GPU, as far as a pretended one can show.
+
+Its kernels are the CPU's, so runs on both have equal bits: a number that is left on the wrong
+device raises, and one that takes another way shows in the hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness import environment, fingerprint
+
+ON_GPU = ["learner.device=cuda", "actors.device=cuda", "actors.host=thread"]
+SMALL = [
+    *("env=gym", "actors.num_envs=4", "runner.sync_interval=32", "learner.micro_batch=32"),
+    *("algo.anneal_learning_rate=false", "total_steps=1024"),
+]
+PPO = ["algo=ppo", "algo.update_epochs=2"]
+RUNS = {
+    "PPO": [*SMALL, *PPO, "env.id=CartPole-v1", "algo.reevaluate=true"],
+    "A2C": [*SMALL, "algo=a2c", "env.id=CartPole-v1"],
+    "Gaussian actions": [*SMALL, *PPO, "env.id=Pendulum-v1"],
+    "images in bf16": [
+        *("env=atari/pong", "algo=ppo", "actors.num_envs=4", "runner.sync_interval=16"),
+        *("algo.update_epochs=1", "total_steps=256", "learner.precision=bf16"),
+        "actors.precision=bf16",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of a run of `RUNS` on `cpu` or `gpu`, trained when it is first asked for."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, device: str) -> Path:
+        run_dir = folder / f"{name}-{device}".replace(" ", "_")
+        if not run_dir.exists():
+            train(device, run_dir, *RUNS[name])
+        return run_dir
+
+    return run
+
+
+def python(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a module or a text in an interpreter of its own, which keeps its devices."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def htsrl(device: str, *words: str, folder: Path) -> None:
+    """`htsrl WORDS` with a CPU or a pretended GPU where the configuration names CUDA."""
+    module = {"cpu": "htsrl_cli", "gpu": "tests.pretend_gpu"}[device]
+    done = python("-m", module, *words, folder=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def train(device: str, run_dir: Path, *words: str) -> None:
+    """`htsrl train WORDS` in fp32 unless they say otherwise."""
+    fp32 = ["learner.precision=fp32", "actors.precision=fp32", "learner.num_threads=1"]
+    common = [*fp32, "log.tensorboard=false", f"hydra.run.dir={run_dir}"]
+    where = ON_GPU if device == "gpu" else []
+    htsrl(device, "train", *common, *where, *words, folder=run_dir.parent)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_a_gpu_does_the_same_as_on_the_cpu(
+    name: str, trained: Callable[[str, str], Path]
+) -> None:
+    assert fingerprint(trained(name, "gpu")) == fingerprint(trained(name, "cpu"))
+
+
+def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
+    trained: Callable[[str, str], Path],
+) -> None:
+    scores = []
+    for device in ("cpu", "gpu"):
+        run_dir = trained("PPO", device)
+        htsrl(device, "eval", f"checkpoint={run_dir}", "episodes=4", folder=run_dir.parent)
+        scores.append(json.loads((run_dir / "eval.json").read_text())["returns"])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C"])
+def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
+    name: str, trained: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """The optimizer's state, the slot not yet learned and θ[j-1] go to the GPU again."""
+    part = tmp_path / "part"
+    train("gpu", part, *RUNS[name], "total_steps=512")
+    htsrl("gpu", "train", f"resume={part}", "total_steps=1024", folder=tmp_path)
+    assert fingerprint(part) == fingerprint(trained(name, "gpu"))
+
+
+MEASURES = """
+from tests import pretend_gpu
+from tests.harness import small_config
+from dataclasses import replace
+from htsrl_cli import microbenchmarks
+gpu = pretend_gpu.set_up()
+microbenchmarks.resolve_device = lambda key, name: gpu
+rates = microbenchmarks.OneThread.measure(small_config("terminating", "ppo"), 0.05)
+assert rates.devices == ("cpu", "gpu:0", "gpu:0"), rates
+assert rates.bound > 0
+"""
+
+
+def test_one_thread_rates_are_measured_on_a_gpu(tmp_path: Path) -> None:
+    done = python("-c", MEASURES, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+REFUSES = """
+import torch
+from tests import pretend_gpu
+gpu = pretend_gpu.set_up()
+torch.use_deterministic_algorithms(True)
+numbers = torch.ones(3).to(gpu)
+assert numbers.device == gpu and torch.zeros(3, device=gpu).device == gpu
+assert (numbers + numbers).cpu().tolist() == [2, 2, 2]
+for refused in (
+    lambda: numbers + torch.ones(3),
+    lambda: torch.ones(3) * numbers,
+    lambda: numbers.numpy(),
+    lambda: numbers.cumsum(0),
+):
+    try:
+        refused()
+    except (RuntimeError, TypeError) as error:
+        print(error)
+    else:
+        print("not refused")
+"""
+
+
+def test_the_pretended_gpu_refuses_what_a_real_one_does(tmp_path: Path) -> None:
+    done = python("-c", REFUSES, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "add: tensors of gpu:0 and of the CPU",
+        "mul: tensors of gpu:0 and of the CPU",
+        ".numpy() is not supported for tensor subclasses.",
+        "cumsum has no deterministic implementation on a GPU",
+    ]

@@ -1,0 +1,128 @@
+"""A GPU for machines that have none: tensors that say they are on `gpu:0` and hold CPU memory.
+
+    python -m tests.pretend_gpu train env=... learner.device=cuda actors.device=cuda
+
+is `htsrl` with this device wherever the configuration names CUDA. As on a GPU, numbers of the two
+devices do not mix, numpy sees none of its tensors, and operations that torch does not have in
+deterministic form on CUDA raise. Everything is computed by the CPU's kernels: speed, streams and
+the bits of a real GPU are not what this can show.
+
+Torch's PrivateUse1 backend is made for such devices; a process that has registered one has it to
+its end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from htsrl_cli import evaluation, microbenchmarks, runner
+from htsrl_cli.cli import main
+
+# Of those that `torch.use_deterministic_algorithms` names, the ones that a trainer might call.
+REFUSED = {"cumsum", "histc", "put_", "bincount", "median", "nll_loss_forward"}
+# What moves numbers between devices.
+COPIES = {"_to_copy", "copy_", "_foreach_copy_"}
+_KERNELS = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+
+
+class GpuTensor(Tensor):
+    """Says that it is on `gpu:0`; its numbers are in `held`."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> GpuTensor:
+        tensor: GpuTensor = Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device("gpu:0"),
+        )
+        tensor.held = held
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # Wrappers made in inference mode could not be viewed.
+        with torch.inference_mode(False), torch.no_grad():
+            return _run(func, tuple(args), kwargs or {})
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation with at least one `GpuTensor` among its arguments."""
+    name = func.name()
+    if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
+        return func.decompose(*args, **kwargs)
+    plain = name.removeprefix("aten::").partition(".")[0]
+    _check(plain, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+    target = kwargs.get("device")
+    held_args, held_kwargs = tree_map_only(GpuTensor, lambda tensor: tensor.held, (args, kwargs))
+    if target is not None:
+        held_kwargs["device"] = torch.device("cpu")
+    result = func(*held_args, **held_kwargs)
+    if target is not None and torch.device(target).type == "cpu":
+        return result
+    if plain in COPIES and not isinstance(tree_leaves(args[0])[0], GpuTensor):
+        return args[0]
+    wrapped = tree_map_only(Tensor, GpuTensor, result)
+    return return_and_correct_aliasing(  # type: ignore[no-untyped-call]
+        func, args, kwargs, wrapped
+    )
+
+
+def _check(plain: str, tensors: list[Tensor]) -> None:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if plain in REFUSED and deterministic and tensors[0].is_floating_point():
+        raise RuntimeError(f"{plain} has no deterministic implementation on a GPU")
+    # A single number may come from the CPU.
+    if plain not in COPIES and not all(isinstance(t, GpuTensor) or t.ndim == 0 for t in tensors):
+        raise RuntimeError(f"{plain}: tensors of gpu:0 and of the CPU")
+
+
+def _empty(size: Sequence[int], *, memory_format: Any = None, **kwargs: Any) -> Tensor:
+    return GpuTensor(torch.empty(size, dtype=kwargs.get("dtype"), memory_format=memory_format))
+
+
+def _empty_strided(size: Sequence[int], stride: Sequence[int], **kwargs: Any) -> Tensor:
+    return GpuTensor(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
+
+
+def set_up() -> torch.device:
+    """Registers the device, before the first backward pass of the process; returns it."""
+    _setup_privateuseone_for_python_backend("gpu")
+    _KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
+    _KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")  # type: ignore[no-untyped-call]
+    # `Module.to` would otherwise put new numbers into old wrappers.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    return torch.device("gpu:0")
+
+
+def htsrl(words: list[str]) -> int:
+    """`htsrl WORDS` with this device for every CUDA device that the configuration names."""
+    gpu = set_up()
+
+    def resolve_device(key: str, name: str) -> torch.device:
+        return gpu if name.startswith("cuda") else torch.device(name)
+
+    modules = (runner, evaluation, microbenchmarks)
+    patches = [patch.object(module, "resolve_device", resolve_device) for module in modules]
+    for change in patches:
+        change.start()
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(htsrl(sys.argv[1:]))
