@@ -256,6 +256,8 @@ class Learner:
     def _learning_rate(self) -> float:
         return self._algorithm.learning_rate(self._remaining())
 
+    # Arrays may share the learner's memory: they say what they say until the next update.
+
     def optimizer_state(self) -> dict[str, Array]:
         """The optimizer's arrays by name, `<quantity>/<parameter>`."""
         return {
@@ -326,4 +328,5 @@ def _clones(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _numpy(tensor: Tensor) -> Array:
-    return tensor.detach().cpu().contiguous().numpy().copy()
+    array: Array = tensor.detach().cpu().contiguous().numpy()
+    return array

@@ -291,7 +291,9 @@ class Run:
         if self._evaluator is None:
             return
         if self._is_due(self._config.eval.interval):
-            arrays = {f"params/{name}": array for name, array in self._learner.parameters().items()}
+            # Written while the learner goes on.
+            parameters = self._learner.parameters().items()
+            arrays = {f"params/{name}": array.copy() for name, array in parameters}
             meta = {
                 "env_steps": self._env_steps,
                 "seconds": self.log.seconds,
