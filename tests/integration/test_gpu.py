@@ -107,7 +107,6 @@ def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
 MEASURES = """
 from tests import pretend_gpu
 from tests.harness import small_config
-from dataclasses import replace
 from htsrl_cli import microbenchmarks
 gpu = pretend_gpu.set_up()
 microbenchmarks.resolve_device = lambda key, name: gpu
