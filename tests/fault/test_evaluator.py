@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from htsrl_cli.checkpoint import Checkpoint
+from htsrl_cli.config import EvaluationConfig
+from htsrl_cli.evaluator import Evaluator
 from htsrl_cli.video import CAPTION_HEIGHT, animation
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
-from tests.harness import Fingerprint, fingerprint, htsrl
+from tests.harness import STEPS_PER_INTERVAL, Fingerprint, fingerprint, htsrl, small_config
+from tests.harness import run as harness_run
 
 INTERVAL = 320
 EVAL = (f"eval.interval={INTERVAL}", "eval.episodes=3", "eval.targets=[1,1000]")
@@ -68,6 +73,26 @@ def test_training_is_the_same(evaluated: Path, uninterrupted: Fingerprint) -> No
     assert training == uninterrupted.metrics
     assert [line["env_steps"] for line in policies] == EVALUATED_STEPS
     assert list((evaluated / "evaluations").iterdir()) == []
+
+
+def test_a_policy_that_waits_to_be_written_is_not_changed_by_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[tuple[Checkpoint, dict[str, bytes]]] = []
+
+    def submit(self: Evaluator, env_steps: int, checkpoint: Checkpoint) -> None:
+        arrays = {name: array.tobytes() for name, array in checkpoint.arrays.items()}
+        submitted.append((checkpoint, arrays))
+
+    monkeypatch.setattr(Evaluator, "submit", submit)
+    config = small_config("terminating", "ppo")
+    steps = 4 * STEPS_PER_INTERVAL
+    evaluation = EvaluationConfig(interval=STEPS_PER_INTERVAL, episodes=1)
+    harness_run(replace(config, total_steps=steps, eval=evaluation), tmp_path / "run")
+    assert len(submitted) == 4
+    assert submitted[0][1] != submitted[-1][1]
+    for checkpoint, arrays in submitted:
+        assert {name: array.tobytes() for name, array in checkpoint.arrays.items()} == arrays
 
 
 def test_scores_are_those_of_the_verb(evaluated: Path) -> None:
