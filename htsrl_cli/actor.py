@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
+from htsrl_cli.memory import Array
 from htsrl_cli.policy import build_policies, load_parameters, sample
 from htsrl_cli.scheduling import wake_promptly
-from htsrl_cli.storage import Board, ParameterStore, Request, Ring
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.storage import Board, ParameterStore, Request, Ring, Slot
+from htsrl_cli.torch_setup import record, set_up_torch
 from htsrl_cli.workers import Pipe
 
 
@@ -48,6 +49,9 @@ class ActorSetup:
 class Inference:
     """The policies of a run and the buffers of a forward pass of constant shape.
 
+    On a GPU a pass is recorded once and then replayed, copies in both directions included, on a
+    stream of its own that the learner's kernels give way to.
+
     Attributes:
         policies: the networks, `ActorCritic`s.
         obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
@@ -57,21 +61,64 @@ class Inference:
         self._device = torch.device(setup.device)
         self.policies = build_policies(setup.spec, setup.algo, setup.precision, self._device)
         self._actions = setup.spec.actions
-        self.obs = np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
-        self.noise = np.zeros((setup.batch, setup.spec.actions.num_dims), np.float32)
-        self._obs = torch.from_numpy(self.obs)
-        self._noise = torch.from_numpy(self.noise)
+        self._obs = torch.from_numpy(
+            np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
+        )
+        self._noise = torch.zeros(setup.batch, setup.spec.actions.num_dims)
+        self._on_stream: AbstractContextManager[object] = nullcontext()
+        self._recorded: list[tuple[torch.cuda.CUDAGraph, list[Tensor]]] = []
+        if self._device.type == "cuda":
+            self._obs = self._obs.pin_memory()
+            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+                self._device, priority=-1
+            )
+            self._on_stream = torch.cuda.stream(self._stream)
+            self._recorded = [self._record(policy) for policy in range(len(self.policies))]
+        self.obs: Array = self._obs.numpy()
+        self.noise: Array = self._noise.numpy()
+
+    def load(self, parameters: Tensor) -> None:
+        """Takes over parameters, float32 [P]; see `load_parameters`."""
+        with self._on_stream:
+            load_parameters(self.policies, parameters)
 
     @torch.inference_mode()
     def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
         """Actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
 
+        They say what they say until the next run.
+
         Args:
             policy: number of the network to use.
         """
-        params, values = self.policies[policy](self._obs.to(self._device))
-        actions, log_probs = sample(self._actions, params.cpu(), self._noise)
-        return actions, log_probs, values.cpu()
+        if self._recorded:
+            graph, (params, values) = self._recorded[policy]
+            with self._on_stream:
+                graph.replay()
+            self._stream.synchronize()
+        else:
+            params, values = (said.cpu() for said in self._forward(policy))
+        actions, log_probs = sample(self._actions, params, self._noise)
+        return actions, log_probs, values
+
+    def _forward(self, policy: int) -> tuple[Tensor, Tensor]:
+        params, values = self.policies[policy](self._obs.to(self._device, non_blocking=True))
+        return params, values
+
+    @torch.inference_mode()
+    def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+        """A network's pass, and where its parameters and values are then found."""
+        said: list[Tensor] = []
+
+        def work() -> None:
+            results = self._forward(policy)
+            if not said:
+                said.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
+            for kept, result in zip(said, results, strict=True):
+                kept.copy_(result, non_blocking=True)
+
+        graph, _ = record(work, self._stream)
+        return graph, said
 
 
 class Actor:
@@ -91,6 +138,7 @@ class Actor:
         self._worker = worker
         board.enter(worker)
         self._inference = Inference(setup)
+        self._every_row = np.arange(setup.batch)
         self._version = -1
         board.leave(worker)
 
@@ -107,16 +155,16 @@ class Actor:
 
     def _load_parameters(self) -> None:
         if self._version != self._store.version:
-            load_parameters(self._inference.policies, torch.from_numpy(self._store.values))
+            self._inference.load(torch.from_numpy(self._store.values))
             self._version = self._store.version
 
-    def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Sequence[Request]]]:
+    def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[Array, Sequence[Request]]]:
         """Splits one policy's requests into passes; yields the row of each request in its pass."""
         batch = self._setup.batch
         if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
                 chunk = requests[start : start + batch]
-                yield list(range(len(chunk))), chunk
+                yield self._every_row[: len(chunk)], chunk
             return
         passes: list[dict[int, Request]] = []
         for request in requests:
@@ -127,26 +175,44 @@ class Actor:
             else:
                 free[row] = request
         for taken in passes:
-            yield list(taken), list(taken.values())
+            yield np.array(list(taken)), list(taken.values())
 
-    def _serve_pass(self, policy: int, rows: list[int], requests: Sequence[Request]) -> None:
-        slot, num_steps = self._ring.slot(self._ring.interval), self._ring.num_steps
-        obs, noise = self._inference.obs, self._inference.noise
-        for row, (c, t) in zip(rows, requests, strict=True):
-            obs[row] = self._ring.final_obs[c] if t < 0 else slot.obs[t, c]
-            if 0 <= t < num_steps:
-                noise[row] = slot.noise[t, c]
+    def _serve_pass(self, policy: int, rows: Array, requests: Sequence[Request]) -> None:
+        """Answers requests [n] in rows [n] of a pass."""
+        slot = self._ring.slot(self._ring.interval)
+        columns, steps = np.array(requests).T
+        self._fill(slot, rows, columns, steps)
         actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
         self._board.count_pass(self._worker)
-        for row, (c, t) in zip(rows, requests, strict=True):
-            if t < 0:
-                slot.final_values[-1 - t, c] = values[row]
-                continue
-            slot.values[t, c] = values[row]
-            slot.versions[t, c] = self._version
-            if t < num_steps:
-                slot.actions[t, c] = actions[row]
-                slot.log_probs[t, c] = log_probs[row]
+        if steps.min() < 0:
+            final = steps < 0
+            slot.final_values[-1 - steps[final], columns[final]] = values[rows[final]]
+            rows, columns, steps = rows[~final], columns[~final], steps[~final]
+        slot.values[steps, columns] = values[rows]
+        slot.versions[steps, columns] = self._version
+        acts = steps < self._ring.num_steps
+        rows, columns, steps = rows[acts], columns[acts], steps[acts]
+        slot.actions[steps, columns] = actions[rows]
+        slot.log_probs[steps, columns] = log_probs[rows]
+
+    def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
+        """Brings what requests are about, see `Request`, into the rows of the pass, each [n].
+
+        What is not in the slot, and rows without a request, are filled with anything.
+        """
+        inference = self._inference
+        cells = steps * self._ring.num_columns + columns
+        if self._setup.fixed_rows:
+            cells_of_rows = np.zeros_like(self._every_row)
+            cells_of_rows[rows] = cells
+            cells = cells_of_rows
+        for source, target in ((slot.obs, inference.obs), (slot.noise, inference.noise)):
+            every_cell = source.reshape(-1, *source.shape[2:])
+            every_cell.take(cells, axis=0, out=target[: len(cells)], mode="clip")
+        if steps.min() < 0:
+            for row, c, t in zip(rows, columns, steps, strict=True):
+                if t < 0:
+                    inference.obs[row] = self._ring.final_obs[c]
 
 
 def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
@@ -156,7 +222,7 @@ def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
         parameters: float32 [P], what `load_parameters` takes.
     """
     inference = Inference(setup)
-    load_parameters(inference.policies, parameters)
+    inference.load(parameters)
     rng = np.random.default_rng(0)
     inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
     obs = _random_obs(rng, inference.obs)
@@ -210,28 +276,19 @@ def run_actor(
 ) -> None:
     """An actor's life, in a process or a thread: serves until `control` says anything."""
     wake_promptly()
-    device = torch.device(setup.device)
-    if device.type == "cpu":
-        set_up_torch()
-    # On a GPU the learner's kernels must not delay a forward pass that executors wait for.
-    stream = (
-        torch.cuda.stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
-        if device.type == "cuda"
-        else nullcontext()
-    )
-    with stream:
-        actor = Actor(setup, ring, store, board, worker)
-        poll = select.poll()
-        poll.register(pipes.requests, select.POLLIN)
-        poll.register(control, select.POLLIN)
-        held: list[Request] = []
-        while control.fileno() not in {fd for fd, _ in poll.poll()}:
-            numbers = pipes.requests.read(setup.batch)
-            held += zip(numbers[::2], numbers[1::2], strict=True)
-            if not pipes.lockstep or sum(t >= 0 for _, t in held) == ring.num_columns:
-                actor.serve(held)
-                _answer(held, pipes)
-                held = []
+    set_up_torch()
+    actor = Actor(setup, ring, store, board, worker)
+    poll = select.poll()
+    poll.register(pipes.requests, select.POLLIN)
+    poll.register(control, select.POLLIN)
+    held: list[Request] = []
+    while control.fileno() not in {fd for fd, _ in poll.poll()}:
+        numbers = pipes.requests.read(setup.batch)
+        held += zip(numbers[::2], numbers[1::2], strict=True)
+        if not pipes.lockstep or sum(t >= 0 for _, t in held) == ring.num_columns:
+            actor.serve(held)
+            _answer(held, pipes)
+            held = []
 
 
 def _answer(requests: Sequence[Request], pipes: ActorPipes) -> None:

@@ -54,10 +54,12 @@ class Algorithm(Protocol):
             not where the update has come to (PPO).
         reevaluates: where the data are one update older than the parameters, log-probabilities
             and values are computed anew with the parameters that the update starts from.
+        anneals_loss: the loss changes from update to update (a clipping range that is annealed).
     """
 
     at_behaviour: bool
     reevaluates: bool
+    anneals_loss: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer: ...
 
@@ -84,6 +86,7 @@ class A2c:
 
     at_behaviour = True
     reevaluates = False
+    anneals_loss = False
 
     def __init__(self, config: A2cConfig) -> None:
         self._config = config
@@ -127,6 +130,7 @@ class Ppo:
     def __init__(self, config: PpoConfig) -> None:
         self._config = config
         self.reevaluates = config.reevaluate
+        self.anneals_loss = config.anneal_clip_coef
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         config = self._config

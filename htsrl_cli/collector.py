@@ -66,6 +66,7 @@ class ProcessCollector:
         self.board = Board(actors.num_executors + actors.num_actors)
         self._ring = ring
         per_executor = actors.num_envs // actors.num_executors
+        on_gpu = setup.device != "cpu"
         requests = Pipe(REQUEST_WIDTH)
         answers = [Pipe() for _ in range(actors.num_executors)]
         self._executors: list[Worker] = []
@@ -84,14 +85,12 @@ class ProcessCollector:
                         config.seed,
                         ring,
                         self.board,
-                        ExecutorPipes(requests, answers[i]),
+                        ExecutorPipes(requests, answers[i], one_by_one=on_gpu),
                     )
                 )
             columns = per_executor * config.env.num_players
             pipes = ActorPipes(requests, answers, columns, config.runner.name == "sync")
-            in_thread = actors.host == "thread" or (
-                actors.host == "auto" and setup.device.startswith("cuda")
-            )
+            in_thread = actors.host == "thread" or (actors.host == "auto" and on_gpu)
             for i in range(actors.num_actors):
                 self._actors.append(
                     (start_thread if in_thread else start_process)(

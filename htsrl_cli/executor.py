@@ -198,10 +198,17 @@ def _request(seat: _Seat, t: int, requests: list[Request]) -> None:
 
 @dataclass(frozen=True)
 class ExecutorPipes:
-    """Columns that are ready, to whichever actor is free; columns that were answered, back."""
+    """Columns that are ready, to whichever actor is free; columns that were answered, back.
+
+    Attributes:
+        one_by_one: a column asks as soon as it is ready, not together with all that were answered
+            with it. The others are stepped while it is served, but passes are less full: of use
+            where they take time and not the processor's, on a GPU.
+    """
 
     requests: Pipe
     answers: Pipe
+    one_by_one: bool
 
 
 def run_executor(
@@ -241,10 +248,8 @@ def _run_interval(
     poll = select.poll()
     poll.register(pipes.answers, select.POLLIN)
     poll.register(control, select.POLLIN)
-    requests = executor.begin()
+    _ask(executor.begin(), pipes)
     while True:
-        if requests:
-            pipes.requests.write([number for request in requests for number in request])
         board.leave(worker)
         if executor.finished:
             return True
@@ -252,4 +257,12 @@ def _run_interval(
         if control.fileno() in ready:
             return False
         board.enter(worker)
-        requests = executor.advance(pipes.answers.read(2 * executor.num_columns))
+        answered = pipes.answers.read(2 * executor.num_columns)
+        together = 1 if pipes.one_by_one else len(answered)
+        for start in range(0, len(answered), together):
+            _ask(executor.advance(answered[start : start + together]), pipes)
+
+
+def _ask(requests: list[Request], pipes: ExecutorPipes) -> None:
+    if requests:
+        pipes.requests.write([number for request in requests for number in request])

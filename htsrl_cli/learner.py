@@ -7,7 +7,7 @@ cores are better used than by threads inside an operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from htsrl_cli.memory import Array
 from htsrl_cli.policy import ActorCritic, build_policies, initialize, log_prob_entropy
 from htsrl_cli.scheduling import stay_in_background
 from htsrl_cli.storage import Slot
+from htsrl_cli.torch_setup import pin, record, sleep_until_done, unpin
 
 
 class Batch(NamedTuple):
@@ -42,6 +43,21 @@ class _Piece(NamedTuple):
     policy: int
     rows: Tensor
     advantages: Tensor
+
+
+class _Gradient(NamedTuple):
+    """Of a minibatch.
+
+    Attributes:
+        of_policies: float32, by policy and parameter.
+        norms: of those of each policy, float32 [parameters].
+        names, losses: parts of the loss, float32 [micro-batches, parts].
+    """
+
+    of_policies: list[list[Tensor]]
+    norms: list[Tensor]
+    names: list[str]
+    losses: Tensor
 
 
 class Learner:
@@ -89,10 +105,26 @@ class Learner:
         self.num_updates_done = 0
         begin = stay_in_background if device.type == "cpu" else None
         self._pool = ThreadPoolExecutor(config.num_threads, "learner", begin)
+        on_cuda = device.type == "cuda"
+        self._map = map if on_cuda else self._pool.map
+        # The gradient of a minibatch is recorded, where the loss stays the same function.
+        self._replays = on_cuda and not self._algorithm.anneals_loss
+        self._recorded: tuple[torch.cuda.CUDAGraph, _Gradient] | None = None
+        self._kept: Batch | None = None
+        self._pinned: list[Array] = []
+
+    def expect(self, slots: Sequence[Slot]) -> None:
+        """Prepares for copies of these slots' observations to a GPU."""
+        if self._device.type == "cuda":
+            for slot in slots:
+                pin(slot.obs)
+                self._pinned.append(slot.obs)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, and what `expect` began."""
         self._pool.shutdown(cancel_futures=True)
+        while self._pinned:
+            unpin(self._pinned.pop())
 
     def update(self, slot: Slot, check: Callable[[], None]) -> dict[str, float]:
         """Learns from a full slot: θ[j] becomes θ[j+1]. Returns what to log.
@@ -107,6 +139,8 @@ class Learner:
         """
         started_from = _clones(self._parameters)
         batch = self._batch(slot)
+        if self._replays:
+            batch = self._in_place(batch)
         logged = []
         num_rows = len(batch.targets.returns) // len(self.policies)
         for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
@@ -129,31 +163,63 @@ class Learner:
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """One optimizer step on `rows` of every policy's share of the batch."""
+        gradient = (self._replay if self._replays else self._gradient)(batch, rows)
+        sleep_until_done(self._device)
+        sums = [sum(parts) for parts in zip(*gradient.losses.cpu().tolist(), strict=True)]
+        logged = {
+            f"loss/{name}": total / len(self.policies)
+            for name, total in zip(gradient.names, sums, strict=True)
+        }
+        logged["learner/grad_norm"] = self._apply(gradient, logged)
+        return logged
+
+    def _replay(self, batch: Batch, rows: Tensor) -> _Gradient:
+        """As `_gradient`, in one call; `batch` is from `_in_place`."""
+        if self._recorded is None:
+            self._rows = rows.clone()
+            self._recorded = record(
+                lambda: self._gradient(batch, self._rows),
+                torch.cuda.Stream(self._device),  # type: ignore[no-untyped-call]
+            )
+        graph, gradient = self._recorded
+        self._rows.copy_(rows)
+        graph.replay()
+        return gradient
+
+    def _in_place(self, batch: Batch) -> Batch:
+        """The batch in memory of the first one: recordings read from there."""
+        if self._kept is None:
+            self._kept = batch
+        else:
+            for kept, tensor in zip(_tensors(self._kept), _tensors(batch), strict=True):
+                kept.copy_(tensor)
+        return self._kept
+
+    def _gradient(self, batch: Batch, rows: Tensor) -> _Gradient:
         num_policies, num_rows = len(self.policies), len(rows)
 
-        def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, float]]:
+        def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
             loss, parts = self._loss(batch, piece, num_rows)
             gradient = torch.autograd.grad(loss, list(self._compute[piece.policy].parameters()))
-            return [g.float() for g in gradient], {n: part.item() for n, part in parts.items()}
+            return [g.float() for g in gradient], parts
 
         pieces = [
             piece
             for policy in range(num_policies)
             for piece in self._pieces(batch, rows * num_policies + policy, policy)
         ]
-        results = self._pool.map(micro_batch, pieces)
         gradients: list[list[Tensor]] = []
-        losses: dict[str, float] = {}
-        for piece, (gradient, parts) in zip(pieces, results, strict=True):
+        losses: list[Tensor] = []
+        for piece, (gradient, parts) in zip(pieces, self._map(micro_batch, pieces), strict=True):
             if piece.policy == len(gradients):
                 gradients.append(gradient)
             else:
                 torch._foreach_add_(gradients[piece.policy], gradient)
-            for name, part in parts.items():
-                losses[name] = losses.get(name, 0.0) + part
-        logged = {f"loss/{name}": loss / num_policies for name, loss in losses.items()}
-        logged["learner/grad_norm"] = self._apply(gradients, logged)
-        return logged
+            losses.append(torch.stack([*parts.values()]))
+        norms = [
+            torch.stack([torch.linalg.vector_norm(g) for g in gradient]) for gradient in gradients
+        ]
+        return _Gradient(gradients, norms, [*parts], torch.stack(losses))
 
     def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
         """One policy's rows of a minibatch, cut into micro-batches."""
@@ -174,17 +240,18 @@ class Learner:
             self._remaining(),
         )
 
-    def _apply(self, gradients: list[list[Tensor]], losses: dict[str, float]) -> float:
+    def _apply(self, gradient: _Gradient, losses: dict[str, float]) -> float:
         """Clips each policy's gradient and steps the optimizer; returns their mean norm before."""
-        norms = [
-            torch.stack([torch.linalg.vector_norm(g) for g in gradient]) for gradient in gradients
-        ]
-        totals = [float(torch.linalg.vector_norm(parts)) for parts in norms]
+        totals: list[float] = (
+            torch.stack([torch.linalg.vector_norm(norms) for norms in gradient.norms])
+            .cpu()
+            .tolist()
+        )
         if not np.isfinite([*totals, *losses.values()]).all():
-            raise NonFiniteError(self._name_non_finite(losses, torch.cat(norms)))
-        for gradient, norm in zip(gradients, totals, strict=True):
-            torch._foreach_mul_(gradient, min(1.0, self._max_grad_norm / (norm + 1e-6)))
-        flat = [g for gradient in gradients for g in gradient]
+            raise NonFiniteError(self._name_non_finite(losses, torch.cat(gradient.norms).cpu()))
+        for of_policy, norm in zip(gradient.of_policies, totals, strict=True):
+            torch._foreach_mul_(of_policy, min(1.0, self._max_grad_norm / (norm + 1e-6)))
+        flat = [g for of_policy in gradient.of_policies for g in of_policy]
         for parameter, g in zip(self._parameters, flat, strict=True):
             parameter.grad = g
         self._optimizer.param_groups[0]["lr"] = self._learning_rate()
@@ -202,20 +269,25 @@ class Learner:
 
     def _batch(self, slot: Slot) -> Batch:
         def tensor(array: Array) -> Tensor:
-            return torch.from_numpy(array).to(self._device)
+            return torch.from_numpy(array).to(self._device, non_blocking=True)
 
         obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
+        values = torch.from_numpy(slot.values)
         old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
         if self._lag and self._algorithm.reevaluates:
             old = self._evaluate(obs, actions)
+            values = old.values.cpu().view(values.shape)
+        # On the CPU: hundreds of operations on a few numbers each.
         rollout = Rollout(
-            tensor(slot.rewards),
-            tensor(slot.terminated),
-            tensor(slot.truncated),
-            old.values.view(slot.values.shape),
-            tensor(slot.final_values),
+            torch.from_numpy(slot.rewards),
+            torch.from_numpy(slot.terminated),
+            torch.from_numpy(slot.truncated),
+            values,
+            torch.from_numpy(slot.final_values),
         )
-        targets = Targets(*(array.flatten() for array in self._algorithm.targets(rollout)))
+        targets = Targets(
+            *(array.flatten().to(self._device) for array in self._algorithm.targets(rollout))
+        )
         num_rows = len(actions)
         return Batch(obs[:num_rows], actions, old._replace(values=old.values[:num_rows]), targets)
 
@@ -246,7 +318,7 @@ class Learner:
             for policy in range(num_policies)
             for start, stop in pairwise(edges)
         ]
-        for _ in self._pool.map(evaluate, pieces):
+        for _ in self._map(evaluate, pieces):
             pass
         return said
 
@@ -313,6 +385,10 @@ def num_micro_batches(num_rows: int, most: int) -> int:
         return 1
     number = -(-num_rows // most)
     return min(number + number % 2, num_rows)
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    return batch.obs, batch.actions, *batch.old, *batch.targets
 
 
 def _explained_variance(batch: Batch) -> float:

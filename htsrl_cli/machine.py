@@ -1,6 +1,7 @@
 """What this machine has, and what `auto` stands for here.
 
-Worker counts change no result. Precisions do: what `auto` came to is stored with the run.
+Worker counts change no result. Precisions and sizes of batches do: what `auto` came to is stored
+with the run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from htsrl_cli.config import FootballConfig
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # One actor keeps up with so many cores' executors.
 _CORES_PER_ACTOR = 16
+# Rows of a forward pass and of a micro-batch: few stay in a core's cache, many fill a GPU.
+_INFERENCE_BATCH = {"cpu": 8, "gpu": 64}
+_MICRO_BATCH = {"cpu": 256, "gpu": 8192}
 
 
 def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -65,6 +69,19 @@ def _num_threads(plain: Mapping[str, Any]) -> int:
     return 1 if _is_gpu(plain["learner"].get("device")) else num_cores()
 
 
+def _inference_batch(plain: Mapping[str, Any]) -> int:
+    """On a GPU at most the number of environments: a wider pass would never be full."""
+    if not _is_gpu(plain["actors"].get("device")):
+        return _INFERENCE_BATCH["cpu"]
+    num_envs = plain["actors"].get("num_envs")
+    most = num_envs if isinstance(num_envs, int) and num_envs > 0 else 1
+    return min(most, _INFERENCE_BATCH["gpu"])
+
+
+def _micro_batch(plain: Mapping[str, Any]) -> int:
+    return _MICRO_BATCH["gpu" if _is_gpu(plain["learner"].get("device")) else "cpu"]
+
+
 def _precision(section: str) -> Callable[[Mapping[str, Any]], str]:
     def choose(plain: Mapping[str, Any]) -> str:
         fast = _is_gpu(plain[section].get("device")) or has_bf16()
@@ -76,8 +93,10 @@ def _precision(section: str) -> Callable[[Mapping[str, Any]], str]:
 _AUTO: dict[tuple[str, str], Callable[[Mapping[str, Any]], int | str]] = {
     ("actors", "num_executors"): _num_executors,
     ("actors", "num_actors"): _num_actors,
+    ("actors", "inference_batch"): _inference_batch,
     ("actors", "precision"): _precision("actors"),
     ("learner", "num_threads"): _num_threads,
+    ("learner", "micro_batch"): _micro_batch,
     ("learner", "precision"): _precision("learner"),
 }
 

@@ -235,7 +235,10 @@ def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tup
     entropy = torch.zeros_like(params[:, 0])
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
-        log_probs = log_probs + log_p.gather(1, chosen[:, d : d + 1]).squeeze(1)
+        # Not `gather`: its gradient is a `scatter_add`, which a GPU can only do deterministically
+        # by sorting.
+        others = chosen[:, d : d + 1] != torch.arange(logits.shape[1], device=logits.device)
+        log_probs = log_probs + log_p.masked_fill(others, 0.0).sum(dim=1)
         entropy = entropy - (log_p.exp() * log_p).sum(dim=1)
     return log_probs, entropy
 

@@ -102,6 +102,7 @@ class Run:
         if checkpoint is not None:
             _check_fit(checkpoint, self._spec, self._learner)
         self._ring = _build_ring(config, self._spec, self._plan)
+        self._learner.expect(self._ring.slots)
         self._store = ParameterStore(len(flatten_parameters(self._learner.policies)))
         self._collector = self._build_collector()
         # Hashes a slot while the learner learns from it (hashlib releases the GIL).

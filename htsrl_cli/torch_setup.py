@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 
 from htsrl_cli.errors import ConfigError
+from htsrl_cli.memory import Array
 
+T = TypeVar("T")
+
+# While a thread records, no other may wait for the whole device, as recording begins with.
+_RECORDING = threading.Lock()
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # glibc refuses an mmap threshold above 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX).
 _OPTIONS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}
@@ -60,3 +68,48 @@ def resolve_device(key: str, name: str) -> torch.device:
     if (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(key, name, f"there are {torch.cuda.device_count()} GPUs, from cuda:0")
     return device
+
+
+def sleep_until_done(device: torch.device) -> None:
+    """Waits for what this thread has asked of a GPU; on the CPU everything is done at once.
+
+    Reading a result would wait by itself, but keep a core busy that an executor could use.
+    """
+    if device.type == "cuda":
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        event.synchronize()
+
+
+def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Has a GPU do some work twice, and records it the second time (a CUDA graph).
+
+    `replay` does it again in one call, where Python would take longer to start the many small
+    kernels than they run.
+
+    Returns:
+        The recording, and what `work` returned: every replay writes its results there.
+    """
+    with _RECORDING, torch.cuda.stream(stream):
+        torch.cuda.synchronize()
+        # What libraries set up when they are first used must not be part of the recording.
+        work()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on using the device.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            results = work()
+    return graph, results
+
+
+def pin(array: Array) -> None:
+    """Keeps an array's memory in place, so that a GPU copies it itself; until `unpin`."""
+    status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
+        array.ctypes.data, array.nbytes, 0
+    )
+    torch.cuda.check_error(int(status))
+
+
+def unpin(array: Array) -> None:
+    """Ends `pin`, before the array's memory is freed."""
+    torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)  # type: ignore[no-untyped-call]

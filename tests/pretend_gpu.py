@@ -13,9 +13,10 @@ its end.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -124,5 +125,16 @@ def htsrl(words: list[str]) -> int:
     return main(words)
 
 
+def leave(status: int) -> NoReturn:
+    """Ends the process without the interpreter's own end.
+
+    Torch's thread for backward passes on this device does not always survive that: "terminate
+    called without an active exception".
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(htsrl(sys.argv[1:]))
+    leave(htsrl(sys.argv[1:]))

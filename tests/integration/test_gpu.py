@@ -113,6 +113,7 @@ microbenchmarks.resolve_device = lambda key, name: gpu
 rates = microbenchmarks.OneThread.measure(small_config("terminating", "ppo"), 0.05)
 assert rates.devices == ("cpu", "gpu:0", "gpu:0"), rates
 assert rates.bound > 0
+pretend_gpu.leave(0)
 """
 
 

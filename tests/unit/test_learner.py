@@ -34,6 +34,7 @@ from htsrl_cli.config import (
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learner import Learner, num_micro_batches
+from htsrl_cli.memory import Array
 from htsrl_cli.runner import train
 from htsrl_cli.storage import Request
 from htsrl_cli.torch_setup import set_up_torch
@@ -299,9 +300,7 @@ def test_a_slot_of_two_versions_stops_the_run(
 ) -> None:
     serve = Actor._serve_pass
 
-    def serve_as_newer(
-        self: Actor, policy: int, rows: list[int], requests: Sequence[Request]
-    ) -> None:
+    def serve_as_newer(self: Actor, policy: int, rows: Array, requests: Sequence[Request]) -> None:
         serve(self, policy, rows, requests)
         if (0, 4) in requests:
             self._ring.slot(self._ring.interval).versions[4, 0] += 1

@@ -1,0 +1,106 @@
+"""The determinism contract on a GPU: the same bits whatever the workers, and after a resume.
+
+Skipped where there is none; what can be shown without one is in tests/integration/test_gpu.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from htsrl_cli.actor import ActorSetup, Inference
+from htsrl_cli.config import PpoConfig, TrainConfig
+from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.learner import Batch, Learner
+from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize
+from htsrl_cli.torch_setup import set_up_torch
+from tests.harness import Fingerprint, fingerprint, run, small_config, with_workers
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", sizes=(6,)))
+
+
+def gpu_config(algo: str) -> TrainConfig:
+    """Both roles on the GPU: PPO in bf16, A2C in fp32."""
+    config = small_config("atari", algo, "bf16" if algo == "ppo" else "fp32")
+    return replace(
+        config,
+        actors=replace(config.actors, device="cuda:0"),
+        learner=replace(config.learner, device="cuda:0"),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of PPO or A2C, trained when it is first asked for."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def whole(algo: str) -> Path:
+        if not (folder / algo).exists():
+            run(gpu_config(algo), folder / algo)
+        return folder / algo
+
+    return whole
+
+
+def variant(name: str, algo: str) -> TrainConfig:
+    """The same run, by other workers."""
+    config = gpu_config(algo)
+    if name == "serial":
+        return replace(config, runner=replace(config.runner, name="serial"))
+    if name == "processes":
+        return replace(config, actors=replace(config.actors, host="process"))
+    return with_workers(config, num_executors=8, num_actors=2, num_threads=1)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+@pytest.mark.parametrize("name", ["more", "processes", "serial"])
+def test_runs_are_equal_whatever_the_workers(
+    name: str, algo: str, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert run(variant(name, algo), tmp_path) == fingerprint(trained(algo))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_a_resumed_run_equals_the_whole_one(
+    algo: str, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoints = sorted((trained(algo) / "checkpoints").glob("*.ckpt"))
+    resumed = run(gpu_config(algo), tmp_path, checkpoints[0])
+    assert without_metrics(resumed) == without_metrics(fingerprint(trained(algo)))
+
+
+def without_metrics(of_run: Fingerprint) -> Fingerprint:
+    return replace(of_run, metrics=[])
+
+
+def test_recorded_gradients_are_those_of_the_kernels_one_by_one(
+    trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_by_one(self: Learner, batch: Batch, rows: torch.Tensor) -> object:
+        return self._gradient(batch, rows)
+
+    monkeypatch.setattr(Learner, "_replay", one_by_one)
+    assert run(gpu_config("ppo"), tmp_path) == fingerprint(trained("ppo"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_passes_are_those_of_the_kernels_one_by_one(precision: str) -> None:
+    set_up_torch()
+    config = PpoConfig()
+    inference = Inference(ActorSetup(PIXELS, config, 32, False, "cuda:0", precision))
+    rng = np.random.default_rng(0)
+    for seed in (1, 2):
+        policy = ActorCritic(PIXELS, config.hidden_sizes)
+        initialize(policy, seed)
+        inference.load(flatten_parameters(policy))
+        inference.obs[:] = rng.integers(0, 256, inference.obs.shape)
+        _, _, values = inference.run(0)
+        with torch.inference_mode():
+            expected = inference.policies[0](torch.from_numpy(inference.obs).cuda())[1]
+        assert torch.equal(values, expected.cpu())
