@@ -49,8 +49,8 @@ class ActorSetup:
 class Inference:
     """The policies of a run and the buffers of a forward pass of constant shape.
 
-    On a GPU a pass is recorded once and then replayed, copies in both directions included, on a
-    stream of its own that the learner's kernels give way to.
+    On a GPU a pass is recorded once and then replayed, sampling and copies in both directions
+    included, on a stream of its own that the learner's kernels give way to.
 
     Attributes:
         policies: the networks, `ActorCritic`s.
@@ -68,7 +68,7 @@ class Inference:
         self._on_stream: AbstractContextManager[object] = nullcontext()
         self._recorded: list[tuple[torch.cuda.CUDAGraph, list[Tensor]]] = []
         if self._device.type == "cuda":
-            self._obs = self._obs.pin_memory()
+            self._obs, self._noise = self._obs.pin_memory(), self._noise.pin_memory()
             self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
                 self._device, priority=-1
             )
@@ -92,33 +92,33 @@ class Inference:
             policy: number of the network to use.
         """
         if self._recorded:
-            graph, (params, values) = self._recorded[policy]
+            graph, (actions, log_probs, values) = self._recorded[policy]
             with self._on_stream:
                 graph.replay()
             self._stream.synchronize()
-        else:
-            params, values = (said.cpu() for said in self._forward(policy))
-        actions, log_probs = sample(self._actions, params, self._noise)
-        return actions, log_probs, values
-
-    def _forward(self, policy: int) -> tuple[Tensor, Tensor]:
-        params, values = self.policies[policy](self._obs.to(self._device, non_blocking=True))
-        return params, values
+            return actions, log_probs, values
+        params, values = self.policies[policy](self._obs.to(self._device))
+        actions, log_probs = sample(self._actions, params.cpu(), self._noise)
+        return actions, log_probs, values.cpu()
 
     @torch.inference_mode()
     def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        """A network's pass, and where its parameters and values are then found."""
-        said: list[Tensor] = []
+        """A network's pass, and where its actions, log-probabilities and values are then found."""
+        found: list[Tensor] = []
 
         def work() -> None:
-            results = self._forward(policy)
-            if not said:
-                said.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
-            for kept, result in zip(said, results, strict=True):
+            obs, noise = (
+                array.to(self._device, non_blocking=True) for array in (self._obs, self._noise)
+            )
+            params, values = self.policies[policy](obs)
+            results = (*sample(self._actions, params, noise), values)
+            if not found:
+                found.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
+            for kept, result in zip(found, results, strict=True):
                 kept.copy_(result, non_blocking=True)
 
         graph, _ = record(work, self._stream)
-        return graph, said
+        return graph, found
 
 
 class Actor:

@@ -198,8 +198,7 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
     scale a standard normal number. Every row depends on its own inputs only.
 
     Args:
-        params: [N, P], on the CPU: so few numbers are sooner copied than a GPU's kernels are
-            started, and there torch has no deterministic `cumsum`.
+        params: [N, P].
     """
     if actions.kind == "gaussian":
         mean, log_std = params.chunk(2, dim=1)
@@ -208,13 +207,22 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
     chosen, log_probs = [], torch.zeros_like(noise[:, 0])
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
-        cumulative = log_p.exp().cumsum(dim=1)
+        cumulative = _cumulative(log_p.exp())
         # Rounding may leave the last entry below 1: scale the number, not the distribution.
         threshold = noise[:, d : d + 1] * cumulative[:, -1:]
         choice = (cumulative <= threshold).sum(dim=1, keepdim=True).clamp(max=logits.shape[1] - 1)
         chosen.append(choice)
         log_probs = log_probs + log_p.gather(1, choice).squeeze(1)
     return torch.cat(chosen, dim=1), log_probs
+
+
+def _cumulative(probabilities: Tensor) -> Tensor:
+    """Of [N, n], summed along the rows; on CUDA torch has no deterministic `cumsum`."""
+    if probabilities.device.type != "cuda":
+        return probabilities.cumsum(dim=1)
+    size = probabilities.shape[1]
+    up_to = torch.ones(size, size, device=probabilities.device).tril()
+    return (probabilities.unsqueeze(1) * up_to).sum(dim=2)
 
 
 def mode(actions: ActionSpec, params: Tensor) -> Tensor:

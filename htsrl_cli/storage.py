@@ -18,12 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.memory import Array, Layout, SharedArrays
+from htsrl_cli.memory import ALIGNMENT, Array, Layout, SharedArrays
 
 # What an executor asks of an actor is a pair (column, t): act on row t; value row t where t == T;
 # value the column's `final_obs` for step -1 - t where t < 0.
 Request = tuple[int, int]
 REQUEST_WIDTH = 2
+# Of a worker's line on the board, see `Board`.
+_SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
 class Episode(NamedTuple):
@@ -226,10 +228,9 @@ class Board:
     """
 
     def __init__(self, num_workers: int) -> None:
-        cells: tuple[tuple[int, ...], str] = ((num_workers,), "float64")
-        self._memory = SharedArrays(
-            {"since": cells, "busy_s": cells, "left_at": cells, "passes": cells}
-        )
+        # A worker's numbers are a cache line of their own: the others write on other cores.
+        layout: Layout = {"lines": ((num_workers, ALIGNMENT // 8), "float64")}
+        self._memory = SharedArrays(layout)
 
     def enter(self, worker: int) -> None:
         """The worker starts something that may hang; what it did before counts as busy."""
@@ -238,30 +239,30 @@ class Board:
     def leave(self, worker: int) -> None:
         """The worker goes to wait; the time since `enter` counts as busy."""
         self._account(worker, 0.0)
-        self._memory["left_at"][worker] = time.monotonic()
+        self._memory["lines"][worker, _LEFT_AT] = time.monotonic()
 
     def count_pass(self, worker: int) -> None:
         """The worker has made a forward pass."""
-        self._memory["passes"][worker] += 1
+        self._memory["lines"][worker, _PASSES] += 1
 
     def _account(self, worker: int, since: float) -> None:
-        cells = self._memory["since"]
-        if cells[worker]:
-            self._memory["busy_s"][worker] += time.monotonic() - cells[worker]
-        cells[worker] = since
+        line = self._memory["lines"][worker]
+        if line[_SINCE]:
+            line[_BUSY_S] += time.monotonic() - line[_SINCE]
+        line[_SINCE] = since
 
     def since(self) -> Array:
         """When each worker entered what it is busy with, [workers]; 0 while it waits; a copy."""
-        return self._memory["since"].copy()
+        return self._memory["lines"][:, _SINCE].copy()
 
     def left_at(self) -> Array:
         """When each worker last went to wait, [workers], by `time.monotonic`; a copy."""
-        return self._memory["left_at"].copy()
+        return self._memory["lines"][:, _LEFT_AT].copy()
 
     def num_passes(self) -> int:
         """Forward passes that all workers have made."""
-        return int(self._memory["passes"].sum())
+        return int(self._memory["lines"][:, _PASSES].sum())
 
     def busy_s(self) -> Array:
         """Seconds that each worker has been busy in all, [workers]; a copy."""
-        return self._memory["busy_s"].copy()
+        return self._memory["lines"][:, _BUSY_S].copy()
