@@ -23,7 +23,7 @@ from htsrl_cli.memory import Array
 from htsrl_cli.policy import build_policies, load_parameters, sample
 from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring, Slot
-from htsrl_cli.torch_setup import record, set_up_torch
+from htsrl_cli.torch_setup import record, set_up_torch, sleep_until_done
 from htsrl_cli.workers import Pipe
 
 
@@ -95,7 +95,7 @@ class Inference:
             graph, (actions, log_probs, values) = self._recorded[policy]
             with self._on_stream:
                 graph.replay()
-            self._stream.synchronize()
+                sleep_until_done(self._device)
             return actions, log_probs, values
         params, values = self.policies[policy](self._obs.to(self._device))
         actions, log_probs = sample(self._actions, params.cpu(), self._noise)

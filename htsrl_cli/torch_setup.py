@@ -77,7 +77,7 @@ def sleep_until_done(device: torch.device) -> None:
     """
     if device.type == "cuda":
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(device))
         event.synchronize()
 
 

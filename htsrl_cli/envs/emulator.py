@@ -17,6 +17,7 @@ itself is restored at every keyframe, so that whoever restores it later sees the
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ class Emulator:
         self._repeat_probability = config.repeat_action_probability
         self._last_action = NOOP
         height, width = self._ale.getScreenDims()
-        self._frame = np.zeros((height, width), np.uint8)
-        self._frame_before = np.zeros((height, width), np.uint8)
+        self._frame, self._frame_before = _frames(height, width)
         self.screen = np.zeros((config.screen_size, config.screen_size), np.uint8)
         self._pictured = pictured
         self.picture = np.zeros((height, width, 3), np.uint8)
@@ -195,6 +195,16 @@ class Emulator:
     def _shrink(self) -> None:
         size = (self.screen.shape[1], self.screen.shape[0])
         cv2.resize(self._frame, size, dst=self.screen, interpolation=cv2.INTER_AREA)
+
+
+@cache
+def _frames(height: int, width: int) -> tuple[Array, Array]:
+    """Where a game draws its last two frames, before they are pooled and shrunk.
+
+    All games of a process use the same: an executor runs several by turns, and what they all need
+    should fit in its core's cache.
+    """
+    return np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
 
 
 def _load(config: AtariConfig) -> ale_py.ALEInterface:

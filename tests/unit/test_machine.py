@@ -23,8 +23,15 @@ def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("six_cores")
 @pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
 def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
-    made = config(f"actors.num_envs={num_envs}", "actors.num_executors=auto")
-    assert made.actors.num_executors == executors
+    words = [f"actors.num_envs={num_envs}", "actors.num_executors=auto"]
+    assert config(*words, "actors.device=cpu").actors.num_executors == executors
+
+
+@pytest.mark.usefixtures("six_cores")
+def test_beside_a_gpu_there_are_two_executors_for_a_core() -> None:
+    words = ["actors.num_executors=auto", "actors.device=cuda:0"]
+    assert config("actors.num_envs=48", *words).actors.num_executors == 12
+    assert config("actors.num_envs=8", *words).actors.num_executors == 8
 
 
 @pytest.mark.usefixtures("six_cores")
@@ -62,6 +69,21 @@ def test_a_gpu_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_bf16", lambda: False)
     made = config("learner.device=cuda:0", "learner.precision=auto", "learner.num_threads=auto")
     assert (made.learner.precision, made.learner.num_threads) == ("bf16", 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_envs", "inference_batch", "micro_batch"),
+    [("cpu", 128, 8, 256), ("cuda:0", 128, 64, 8192), ("cuda:0", 16, 16, 8192)],
+)
+def test_batches_suit_the_device(
+    device: str, num_envs: int, inference_batch: int, micro_batch: int
+) -> None:
+    devices = [f"actors.device={device}", f"learner.device={device}"]
+    made = config(*devices, f"actors.num_envs={num_envs}")
+    assert made.actors.inference_batch == inference_batch
+    assert made.learner.micro_batch == micro_batch
+    made = config(*devices, "actors.inference_batch=3", "learner.micro_batch=5")
+    assert (made.actors.inference_batch, made.learner.micro_batch) == (3, 5)
 
 
 @pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1), ("50000 100000", 1)])
