@@ -113,15 +113,15 @@ class Learner:
         self._kept: Batch | None = None
         self._pinned: list[Array] = []
 
-    def expect(self, slots: Sequence[Slot]) -> None:
-        """Prepares for copies of these slots' observations to a GPU."""
+    def pin(self, slots: Sequence[Slot]) -> None:
+        """Has a GPU copy the observations of these slots by itself."""
         if self._device.type == "cuda":
             for slot in slots:
                 pin(slot.obs)
                 self._pinned.append(slot.obs)
 
     def close(self) -> None:
-        """Ends the threads, and what `expect` began."""
+        """Ends the threads, and what `pin` began."""
         self._pool.shutdown(cancel_futures=True)
         while self._pinned:
             unpin(self._pinned.pop())

@@ -102,15 +102,16 @@ class Run:
         if checkpoint is not None:
             _check_fit(checkpoint, self._spec, self._learner)
         self._ring = _build_ring(config, self._spec, self._plan)
-        self._learner.expect(self._ring.slots)
         self._store = ParameterStore(len(flatten_parameters(self._learner.policies)))
         self._collector = self._build_collector()
         # Hashes a slot while the learner learns from it (hashlib releases the GIL).
         self._hasher = ThreadPoolExecutor(1, "hasher")
         try:
+            self._learner.pin(self._ring.slots)
             self._begin(checkpoint)
         except BaseException:
             self._collector.close(gracefully=False)
+            self._learner.close()
             raise
 
     def _build_learner(self) -> Learner:
