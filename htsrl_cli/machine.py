@@ -17,9 +17,6 @@ from htsrl_cli.config import FootballConfig
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 # One actor keeps up with so many cores' executors.
 _CORES_PER_ACTOR = 16
-# Beside a GPU's actor and learner, which keep some cores half busy, executors of equal shares would
-# wait for those on such a core; of more than one a core, the others go on there.
-_EXECUTORS_PER_CORE = {"cpu": 1, "gpu": 2}
 # Rows of a forward pass and of a micro-batch: few stay in a core's cache, many fill a GPU.
 _INFERENCE_BATCH = {"cpu": 8, "gpu": 64}
 _MICRO_BATCH = {"cpu": 256, "gpu": 8192}
@@ -49,16 +46,14 @@ def fill_auto(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _num_executors(plain: Mapping[str, Any]) -> int:
-    """Processes with equal shares of the environments: one for each core, two beside a GPU."""
+    """At most one process for each core, with equal shares of the environments."""
     num_envs = plain["actors"].get("num_envs")
     if not isinstance(num_envs, int) or num_envs < 1:
         return 1
     env = plain["env"]
     if env.get("kind") == FootballConfig.kind and _is_rendered(env):
         return num_envs
-    device = "gpu" if _is_gpu(plain["actors"].get("device")) else "cpu"
-    most = min(num_envs, num_cores() * _EXECUTORS_PER_CORE[device])
-    return max(n for n in range(1, most + 1) if num_envs % n == 0)
+    return max(n for n in range(1, min(num_envs, num_cores()) + 1) if num_envs % n == 0)
 
 
 def _is_rendered(football: Mapping[str, Any]) -> bool:

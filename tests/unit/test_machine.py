@@ -23,15 +23,8 @@ def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("six_cores")
 @pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
 def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
-    words = [f"actors.num_envs={num_envs}", "actors.num_executors=auto"]
-    assert config(*words, "actors.device=cpu").actors.num_executors == executors
-
-
-@pytest.mark.usefixtures("six_cores")
-def test_beside_a_gpu_there_are_two_executors_for_a_core() -> None:
-    words = ["actors.num_executors=auto", "actors.device=cuda:0"]
-    assert config("actors.num_envs=48", *words).actors.num_executors == 12
-    assert config("actors.num_envs=8", *words).actors.num_executors == 8
+    made = config(f"actors.num_envs={num_envs}", "actors.num_executors=auto")
+    assert made.actors.num_executors == executors
 
 
 @pytest.mark.usefixtures("six_cores")
