@@ -23,7 +23,7 @@ from htsrl_cli.memory import Array
 from htsrl_cli.policy import build_policies, load_parameters, sample
 from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring, Slot
-from htsrl_cli.torch_setup import record, set_up_torch, sleep_until_done
+from htsrl_cli.torch_setup import record, set_up_torch, settle_on, sleep_until_done
 from htsrl_cli.workers import Pipe
 
 
@@ -101,7 +101,8 @@ class Inference:
         actions, log_probs = sample(self._actions, params.cpu(), self._noise)
         return actions, log_probs, values.cpu()
 
-    @torch.inference_mode()
+    # Not in inference mode: what torch makes there for all recordings, others could not change.
+    @torch.no_grad()
     def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
         """A network's pass, and where its actions, log-probabilities and values are then found."""
         found: list[Tensor] = []
@@ -277,6 +278,7 @@ def run_actor(
     """An actor's life, in a process or a thread: serves until `control` says anything."""
     wake_promptly()
     set_up_torch()
+    settle_on(torch.device(setup.device))
     actor = Actor(setup, ring, store, board, worker)
     poll = select.poll()
     poll.register(pipes.requests, select.POLLIN)

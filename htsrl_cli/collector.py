@@ -66,7 +66,7 @@ class ProcessCollector:
         self.board = Board(actors.num_executors + actors.num_actors)
         self._ring = ring
         per_executor = actors.num_envs // actors.num_executors
-        on_gpu = setup.device != "cpu"
+        on_gpu, lockstep = setup.device != "cpu", config.runner.name == "sync"
         requests = Pipe(REQUEST_WIDTH)
         answers = [Pipe() for _ in range(actors.num_executors)]
         self._executors: list[Worker] = []
@@ -85,11 +85,11 @@ class ProcessCollector:
                         config.seed,
                         ring,
                         self.board,
-                        ExecutorPipes(requests, answers[i], one_by_one=on_gpu),
+                        ExecutorPipes(requests, answers[i], one_by_one=on_gpu and not lockstep),
                     )
                 )
             columns = per_executor * config.env.num_players
-            pipes = ActorPipes(requests, answers, columns, config.runner.name == "sync")
+            pipes = ActorPipes(requests, answers, columns, lockstep)
             in_thread = actors.host == "thread" or (actors.host == "auto" and on_gpu)
             for i in range(actors.num_actors):
                 self._actors.append(

@@ -267,9 +267,9 @@ class LearnerConfig:
     Attributes:
         device: `auto`, `cpu` or `cuda:N`.
         precision: `fp32` or `bf16` (parameters, optimizer and heads stay fp32).
-        num_threads: threads that compute micro-batches; changes no result.
-        micro_batch: rows at most that one thread computes at a time; gradients are summed in
-            order. More take less time, fewer keep more threads busy with a minibatch.
+        num_threads: threads that compute micro-batches on a CPU; changes no result.
+        micro_batch: rows at most that one thread, or a GPU, computes at a time; gradients are
+            summed in order. More take less time, fewer keep more threads busy with a minibatch.
     """
 
     device: str = "auto"

@@ -258,7 +258,7 @@ def _run_interval(
             return False
         board.enter(worker)
         answered = pipes.answers.read(2 * executor.num_columns)
-        together = 1 if pipes.one_by_one else len(answered)
+        together = 1 if pipes.one_by_one else max(1, len(answered))
         for start in range(0, len(answered), together):
             _ask(executor.advance(answered[start : start + together]), pipes)
 

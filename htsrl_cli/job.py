@@ -151,13 +151,24 @@ def _refuse_other_run(run_dir: Path) -> None:
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
     """The stored configuration with what was typed, as far as a resume may change it."""
     stored = _stored_config(checkpoint)
-    asked = to_plain(from_plain(fill_auto(resolved(cfg))))
+    asked = to_plain(from_plain(fill_auto(_with_settled(resolved(cfg), stored))))
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # Choosing a runner is no word on the sync interval, which its file also has.
     sections = {"runner.name" if key == "runner" else key for key in keys}
     config = from_plain(merge(stored, asked, sections))
     validate(config)
     return config
+
+
+def _with_settled(plain: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`plain` with what `auto` came to when the run began, where that decides results."""
+    settled = dict(flatten(stored))
+    return _nest(
+        {
+            key: settled.get(key, value) if value == AUTO and not changes_no_result(key) else value
+            for key, value in flatten(plain)
+        }
+    )
 
 
 def _stored_config(checkpoint: Path) -> dict[str, Any]:

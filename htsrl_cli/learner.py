@@ -2,7 +2,7 @@
 
 A minibatch is cut into micro-batches. Each is computed on a single thread by a small pool, and
 their gradients are summed in order: the result does not depend on the number of threads, and the
-cores are better used than by threads inside an operation.
+cores are better used than by threads inside an operation. A GPU computes one after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from htsrl_cli.memory import Array
 from htsrl_cli.policy import ActorCritic, build_policies, initialize, log_prob_entropy
 from htsrl_cli.scheduling import stay_in_background
 from htsrl_cli.storage import Slot
-from htsrl_cli.torch_setup import pin, record, sleep_until_done, unpin
+from htsrl_cli.torch_setup import pin, record, settle_on, sleep_until_done, unpin
 
 
 class Batch(NamedTuple):
@@ -82,6 +82,7 @@ class Learner:
         lag: int,
         seed: int,
     ) -> None:
+        settle_on(device)
         self._algorithm = build_algorithm(algo)
         self._max_grad_norm = algo.max_grad_norm
         self._micro_batch = config.micro_batch
@@ -106,6 +107,7 @@ class Learner:
         begin = stay_in_background if device.type == "cpu" else None
         self._pool = ThreadPoolExecutor(config.num_threads, "learner", begin)
         on_cuda = device.type == "cuda"
+        # A GPU is kept busy by one thread; recordings take in what that thread does.
         self._map = map if on_cuda else self._pool.map
         # The gradient of a minibatch is recorded, where the loss stays the same function.
         self._replays = on_cuda and not self._algorithm.anneals_loss
@@ -114,7 +116,7 @@ class Learner:
         self._pinned: list[Array] = []
 
     def pin(self, slots: Sequence[Slot]) -> None:
-        """Has a GPU copy the observations of these slots by itself."""
+        """Locks the pages of these slots' observations for copies to a GPU; until `close`."""
         if self._device.type == "cuda":
             for slot in slots:
                 pin(slot.obs)

@@ -70,12 +70,15 @@ def _num_threads(plain: Mapping[str, Any]) -> int:
 
 
 def _inference_batch(plain: Mapping[str, Any]) -> int:
-    """On a GPU at most the number of environments: a wider pass would never be full."""
+    """On a GPU at most the number of players: a wider pass would never be full."""
     if not _is_gpu(plain["actors"].get("device")):
         return _INFERENCE_BATCH["cpu"]
-    num_envs = plain["actors"].get("num_envs")
-    most = num_envs if isinstance(num_envs, int) and num_envs > 0 else 1
-    return min(most, _INFERENCE_BATCH["gpu"])
+    env, num_envs = plain["env"], plain["actors"].get("num_envs")
+    of_env = [env.get(key, 0) for key in ("num_left_players", "num_right_players")]
+    if not all(isinstance(number, int) for number in (num_envs, *of_env)):
+        return _INFERENCE_BATCH["gpu"]
+    num_players: int = num_envs * (sum(of_env) or 1)
+    return max(1, min(num_players, _INFERENCE_BATCH["gpu"]))
 
 
 def _micro_batch(plain: Mapping[str, Any]) -> int:

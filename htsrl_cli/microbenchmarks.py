@@ -22,7 +22,7 @@ from htsrl_cli.envs import Env, EnvSpec, make_env
 from htsrl_cli.learner import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.policy import build_policy, log_prob_entropy
-from htsrl_cli.torch_setup import resolve_device, set_up_torch
+from htsrl_cli.torch_setup import record, resolve_device, set_up_torch
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,26 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
         loss = (log_probs + entropy + values).mean()
         return [g.float() for g in torch.autograd.grad(loss, parameters)]
 
-    def optimizer_step() -> int:
+    def whole_gradient() -> list[Tensor]:
         total = gradient()
         for _ in range(number - 1):
             torch._foreach_add_(total, gradient())
+        return total
+
+    compute = whole_gradient
+    if device.type == "cuda":
+        # As the learner does.
+        graph, recorded = record(
+            whole_gradient,
+            torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+        )
+
+        def compute() -> list[Tensor]:
+            graph.replay()
+            return recorded
+
+    def optimizer_step() -> int:
+        total = compute()
         for parameter, g in zip(kept, total, strict=True):
             parameter.grad = g
         optimizer.step()

@@ -218,11 +218,20 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
 
 def _cumulative(probabilities: Tensor) -> Tensor:
     """Of [N, n], summed along the rows; on CUDA torch has no deterministic `cumsum`."""
-    if probabilities.device.type != "cuda":
-        return probabilities.cumsum(dim=1)
-    size = probabilities.shape[1]
-    up_to = torch.ones(size, size, device=probabilities.device).tril()
-    return (probabilities.unsqueeze(1) * up_to).sum(dim=2)
+    on_cuda = probabilities.device.type == "cuda"
+    return running_sums(probabilities) if on_cuda else probabilities.cumsum(dim=1)
+
+
+def running_sums(numbers: Tensor) -> Tensor:
+    """Cumulative sums along the rows of [N, n], column by column.
+
+    Sums in any other order might fall where nothing negative is added, or rise by a rounding where
+    nothing is: an action that is impossible could be drawn.
+    """
+    sums = list(numbers.unbind(dim=1))
+    for column in range(1, len(sums)):
+        sums[column] = sums[column - 1] + sums[column]
+    return torch.stack(sums, dim=1)
 
 
 def mode(actions: ActionSpec, params: Tensor) -> Tensor:

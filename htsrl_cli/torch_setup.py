@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import ConfigError, RunError
 from htsrl_cli.memory import Array
 
 T = TypeVar("T")
@@ -70,6 +70,12 @@ def resolve_device(key: str, name: str) -> torch.device:
     return device
 
 
+def settle_on(device: torch.device) -> None:
+    """Makes a GPU the one that this thread uses unless told otherwise, and not the first one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def sleep_until_done(device: torch.device) -> None:
     """Waits for what this thread has asked of a GPU; on the CPU everything is done at once.
 
@@ -82,10 +88,10 @@ def sleep_until_done(device: torch.device) -> None:
 
 
 def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Has a GPU do some work twice, and records it the second time (a CUDA graph).
+    """Has a GPU do some work once, then records it without doing it (a CUDA graph).
 
-    `replay` does it again in one call, where Python would take longer to start the many small
-    kernels than they run.
+    `replay` does it in one call, where Python would take longer to start the many small kernels
+    than they run.
 
     Returns:
         The recording, and what `work` returned: every replay writes its results there.
@@ -103,11 +109,21 @@ def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda
 
 
 def pin(array: Array) -> None:
-    """Keeps an array's memory in place, so that a GPU copies it itself; until `unpin`."""
+    """Locks an array's pages in memory, from which a GPU then copies without a detour; see `unpin`.
+
+    Raises:
+        RunError: the driver cannot.
+    """
     status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
         array.ctypes.data, array.nbytes, 0
     )
-    torch.cuda.check_error(int(status))
+    try:
+        torch.cuda.check_error(int(status))
+    except RuntimeError as error:
+        raise RunError(
+            f"the GPU's driver cannot lock {array.nbytes / 2**20:.0f} MiB in memory ({error}); "
+            "lower actors.num_envs or runner.sync_interval"
+        ) from error
 
 
 def unpin(array: Array) -> None:

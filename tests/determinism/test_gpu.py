@@ -17,7 +17,7 @@ from htsrl_cli.actor import ActorSetup, Inference
 from htsrl_cli.config import PpoConfig, TrainConfig
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.learner import Batch, Learner
-from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize
+from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize, sample
 from htsrl_cli.torch_setup import set_up_torch
 from tests.harness import Fingerprint, fingerprint, run, small_config, with_workers
 
@@ -100,7 +100,10 @@ def test_recorded_passes_are_those_of_the_kernels_one_by_one(precision: str) -> 
         initialize(policy, seed)
         inference.load(flatten_parameters(policy))
         inference.obs[:] = rng.integers(0, 256, inference.obs.shape)
-        _, _, values = inference.run(0)
-        with torch.inference_mode():
-            expected = inference.policies[0](torch.from_numpy(inference.obs).cuda())[1]
-        assert torch.equal(values, expected.cpu())
+        inference.noise[:] = rng.random(inference.noise.shape)
+        found = inference.run(0)
+        with torch.no_grad():
+            params, values = inference.policies[0](torch.from_numpy(inference.obs).cuda())
+            expected = sample(PIXELS.actions, params, torch.from_numpy(inference.noise).cuda())
+        for result, reference in zip(found, (*expected, values), strict=True):
+            assert torch.equal(result, reference.cpu())

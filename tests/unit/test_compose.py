@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from htsrl_cli import machine
+from htsrl_cli.checkpoint import Checkpoint, save_checkpoint
 from htsrl_cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
 from htsrl_cli.config import (
     A2cConfig,
@@ -18,7 +22,7 @@ from htsrl_cli.config import (
     TrainConfig,
 )
 from htsrl_cli.errors import ConfigError
-from htsrl_cli.job import merge
+from htsrl_cli.job import _resumed_config, merge
 from htsrl_cli.schema import (
     CHANGES_NO_RESULT,
     config_sha256,
@@ -257,6 +261,21 @@ def test_resume_with_a_preset_compares_every_key() -> None:
     assert merge(STORED, STORED | {"total_steps": 101}, {"experiment"})["total_steps"] == 101
     with pytest.raises(ConfigError, match=r"^seed=2: "):
         merge(STORED, STORED | {"seed": 2}, {"experiment"})
+
+
+def test_what_auto_came_to_stays_with_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that chooses otherwise; a preset counts every key as typed."""
+    words = ["experiment=atari_ppo", "learner.precision=auto", "actors.precision=auto"]
+    begun = train_config(*words)
+    path = tmp_path / "run.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": to_plain(begun)}))
+    others: dict[str, int | str] = {"inference_batch": 77, "precision": "other", "num_actors": 7}
+    for key in others:
+        monkeypatch.setitem(machine._AUTO, ("actors", key), partial(lambda k, _: others[k], key))
+    resumed = _resumed_config(Composer("train").job(words), words, path)
+    assert resumed == replace(begun, actors=replace(begun.actors, num_actors=7))
 
 
 def test_resume_raises_total_steps_only() -> None:

@@ -75,6 +75,8 @@ def test_batches_suit_the_device(
     made = config(*devices, f"actors.num_envs={num_envs}")
     assert made.actors.inference_batch == inference_batch
     assert made.learner.micro_batch == micro_batch
+    team = config("env=football/academy_corner", "env.num_left_players=3", *devices)
+    assert team.actors.inference_batch == (8 if device == "cpu" else 48)
     made = config(*devices, "actors.inference_batch=3", "learner.micro_batch=5")
     assert (made.actors.inference_batch, made.learner.micro_batch) == (3, 5)
 

@@ -24,6 +24,7 @@ from htsrl_cli.policy import (
     load_parameters,
     log_prob_entropy,
     mode,
+    running_sums,
     sample,
 )
 
@@ -111,6 +112,16 @@ def test_no_number_leaves_the_distribution() -> None:
     assert int(actions.max()) < 999
     assert torch.isfinite(log_probs).all()
     assert float(log_probs.min()) > -1e3
+
+
+def test_running_sums_never_fall_and_rise_only_where_something_is_added() -> None:
+    """What a GPU does for `cumsum`."""
+    probabilities = (3 * randn(2000, 50)).softmax(dim=1)
+    probabilities[:, 10:20] = 0
+    sums = running_sums(probabilities)
+    assert torch.allclose(sums, probabilities.cumsum(dim=1))
+    assert (sums.diff(dim=1) >= 0).all()
+    assert torch.equal(sums[:, 9:10].expand(-1, 11), sums[:, 9:20])
 
 
 def test_larger_numbers_choose_later_actions() -> None:
