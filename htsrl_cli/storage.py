@@ -234,21 +234,23 @@ class Board:
 
     def enter(self, worker: int) -> None:
         """The worker starts something that may hang; what it did before counts as busy."""
-        self._account(worker, time.monotonic())
+        now = time.monotonic()
+        self._account(worker, now, since=now)
 
     def leave(self, worker: int) -> None:
         """The worker goes to wait; the time since `enter` counts as busy."""
-        self._account(worker, 0.0)
-        self._memory["lines"][worker, _LEFT_AT] = time.monotonic()
+        now = time.monotonic()
+        self._account(worker, now, since=0.0)
+        self._memory["lines"][worker, _LEFT_AT] = now
 
     def count_pass(self, worker: int) -> None:
         """The worker has made a forward pass."""
         self._memory["lines"][worker, _PASSES] += 1
 
-    def _account(self, worker: int, since: float) -> None:
+    def _account(self, worker: int, now: float, since: float) -> None:
         line = self._memory["lines"][worker]
         if line[_SINCE]:
-            line[_BUSY_S] += time.monotonic() - line[_SINCE]
+            line[_BUSY_S] += now - line[_SINCE]
         line[_SINCE] = since
 
     def since(self) -> Array:
