@@ -159,7 +159,9 @@ def start_thread(
         try:
             main(theirs, index, *args)
         except Exception as error:
-            theirs.send(("error", error if isinstance(error, HtsrlError) else _traceback()))
+            # The runner may have given up on it: then nobody is left to be told.
+            with suppress(OSError):
+                theirs.send(("error", error if isinstance(error, HtsrlError) else _traceback()))
         finally:
             end.close()
 
