@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htsrl_cli.activations import Kept, as_array, rectified
 from htsrl_cli.config import AlgoConfig
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.memory import Array
@@ -36,6 +37,7 @@ class ActorSetup:
         fixed_rows: a column keeps to one row of the pass, see `Actor`.
         device: a torch device.
         precision: `fp32` or `bf16`.
+        keeps_activations: beside the slot, for the learner; see `activations`.
     """
 
     spec: EnvSpec
@@ -44,6 +46,7 @@ class ActorSetup:
     fixed_rows: bool
     device: str
     precision: str
+    keeps_activations: bool = False
 
 
 class Inference:
@@ -55,12 +58,15 @@ class Inference:
     Attributes:
         policies: the networks, `ActorCritic`s.
         obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
+        activations: of the last run, if they are kept; each [batch, ...].
     """
 
     def __init__(self, setup: ActorSetup) -> None:
         self._device = torch.device(setup.device)
         self.policies = build_policies(setup.spec, setup.algo, setup.precision, self._device)
         self._actions = setup.spec.actions
+        self._keeps_activations = setup.keeps_activations
+        self.activations: list[Tensor] = []
         self._obs = torch.from_numpy(
             np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
         )
@@ -97,7 +103,10 @@ class Inference:
                 graph.replay()
                 sleep_until_done(self._device)
             return actions, log_probs, values
-        params, values = self.policies[policy](self._obs.to(self._device))
+        kept = Kept() if self._keeps_activations else None
+        params, values = self.policies[policy](self._obs.to(self._device), kept or rectified)
+        if kept:
+            self.activations = kept.outputs
         actions, log_probs = sample(self._actions, params.cpu(), self._noise)
         return actions, log_probs, values.cpu()
 
@@ -195,6 +204,9 @@ class Actor:
         rows, columns, steps = rows[acts], columns[acts], steps[acts]
         slot.actions[steps, columns] = actions[rows]
         slot.log_probs[steps, columns] = log_probs[rows]
+        activations = self._ring.activations(self._ring.interval)
+        for kept, outputs in zip(activations, self._inference.activations, strict=True):
+            kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
         """Brings what requests are about, see `Request`, into the rows of the pass, each [n].
@@ -230,7 +242,7 @@ def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
     noise = inference.noise.copy()
     inference.obs[:] = obs
     # Of several policies, the first: all have its shapes.
-    expected = [result.clone() for result in inference.run(0)]
+    expected = [result.clone() for result in (*inference.run(0), *inference.activations)]
     batch = setup.batch
     for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
         inference.obs[:] = np.roll(obs, shift, axis=0)
@@ -238,7 +250,8 @@ def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
         # Every other row is replaced: what is left must not notice.
         inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
         kept = torch.arange(1 - shift % 2, batch, 2)
-        for result, reference in zip(inference.run(0), expected, strict=True):
+        results = (*inference.run(0), *inference.activations)
+        for result, reference in zip(results, expected, strict=True):
             if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
                 return False
     return True

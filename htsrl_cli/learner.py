@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htsrl_cli.activations import Known, as_tensor, rectified
 from htsrl_cli.algorithms import OldPolicy, Prediction, Targets, build_algorithm
 from htsrl_cli.config import AlgoConfig, LearnerConfig
 from htsrl_cli.envs import EnvSpec
@@ -29,12 +30,17 @@ from htsrl_cli.torch_setup import pin, record, settle_on, sleep_until_done, unpi
 
 
 class Batch(NamedTuple):
-    """A slot as N = T * B rows, time-major: obs [N, *obs_shape], actions [N, D], the rest [N]."""
+    """A slot as N = T * B rows, time-major: obs [N, *obs_shape], actions [N, D], the rest [N].
+
+    Attributes:
+        activations: those that were kept, each [N, ...]; none where passes are to be made.
+    """
 
     obs: Tensor
     actions: Tensor
     old: OldPolicy
     targets: Targets
+    activations: list[Tensor]
 
 
 class _Piece(NamedTuple):
@@ -128,19 +134,23 @@ class Learner:
         while self._pinned:
             unpin(self._pinned.pop())
 
-    def update(self, slot: Slot, check: Callable[[], None]) -> dict[str, float]:
+    def update(
+        self, slot: Slot, check: Callable[[], None], activations: Sequence[Array] = ()
+    ) -> dict[str, float]:
         """Learns from a full slot: θ[j] becomes θ[j+1]. Returns what to log.
 
         Args:
             slot: filled with θ[j - lag].
             check: called before every minibatch; raises to give up.
+            activations: kept when the slot was filled, for an algorithm whose gradient is taken
+                at those parameters; see `Ring.activations`.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite. It has not been applied, but the
                 minibatches before it have: go on from a checkpoint.
         """
         started_from = _clones(self._parameters)
-        batch = self._batch(slot)
+        batch = self._batch(slot, activations)
         if self._replays:
             batch = self._in_place(batch)
         logged = []
@@ -232,7 +242,10 @@ class Learner:
 
     def _loss(self, batch: Batch, piece: _Piece, num_rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         policy, rows, advantages = piece
-        params, values = self._compute[policy](batch.obs.index_select(0, rows))
+        known = [array.index_select(0, rows) for array in batch.activations]
+        params, values = self._compute[policy](
+            batch.obs.index_select(0, rows), Known(known) if known else rectified
+        )
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
@@ -269,7 +282,7 @@ class Learner:
             "before applying it; lower algo.learning_rate or set learner.precision=fp32"
         )
 
-    def _batch(self, slot: Slot) -> Batch:
+    def _batch(self, slot: Slot, activations: Sequence[Array]) -> Batch:
         def tensor(array: Array) -> Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
 
@@ -291,7 +304,13 @@ class Learner:
             *(array.flatten().to(self._device) for array in self._algorithm.targets(rollout))
         )
         num_rows = len(actions)
-        return Batch(obs[:num_rows], actions, old._replace(values=old.values[:num_rows]), targets)
+        return Batch(
+            obs[:num_rows],
+            actions,
+            old._replace(values=old.values[:num_rows]),
+            targets,
+            [as_tensor(array).flatten(0, 1) for array in activations],
+        )
 
     def _evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
         """What θ[j] says of a slot: log-probabilities [N] and values [N + B].

@@ -9,9 +9,9 @@ import math
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from htsrl_cli.activations import Kept, Layer, layout_of, rectified
 from htsrl_cli.config import AlgoConfig, num_policies
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.seeding import Purpose, generator
@@ -40,32 +40,31 @@ class NatureCnn(nn.Module):
         self.num_features = 512
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, layer: Layer = rectified) -> Tensor:
         x = obs[:, *self.seen].permute(0, 3, 1, 2)
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
         # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
-        # bytes are exact in bf16 where their fractions are not. Convolutions need not keep their
-        # outputs for the backward pass: rectified in place they fill less of the caches.
-        x = F.relu_(_convolve(x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4))
-        x = F.relu_(_convolve(x, self.conv2.weight, self.conv2.bias, stride=2))
-        x = F.relu_(self.conv3(x))
+        # bytes are exact in bf16 where their fractions are not.
+        x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
+        x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
+        x = layer(x, self.conv3.weight, self.conv3.bias)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             # The linear layer as the convolution that it is: in fp32 torch gives convolutions to
             # oneDNN and products to MKL, which takes twice as long on AMD's processors.
             weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-            return F.relu_(F.conv2d(x, weight, self.fc.bias).flatten(1))
+            return layer(x, weight, self.fc.bias).flatten(1)
         # Flattened in (H, W, C) order, which channels-last memory holds as it is.
-        return F.relu_(self.fc(x.permute(0, 2, 3, 1).flatten(1)))
+        return layer(x.permute(0, 2, 3, 1).flatten(1), self.fc.weight, self.fc.bias)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """A convolution of channels-last images, its stride over columns taken by the memory layout.
 
     `stride` neighbouring columns are viewed as one column of so many times the channels, and so are
     the kernel's: the same products, and nothing moves. That leaves a stride of 1 over columns and
     more channels, which fill vector registers better.
     """
-    return F.conv2d(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
+    return layer(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
 
 
 def join_columns(x: Tensor, number: int) -> Tensor:
@@ -117,9 +116,14 @@ class ActorCritic(nn.Module):
         if spec.actions.kind == "gaussian":
             self.log_std = nn.Parameter(torch.zeros(spec.actions.num_dims))
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations [N, *obs_shape] to distribution parameters [N, P] and values [N]."""
-        features = self.trunk(obs).float()
+    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+        """Observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
+
+        Args:
+            layer: computes the Nature CNN's layers, see `activations`.
+        """
+        cnn = isinstance(self.trunk, NatureCnn)
+        features = (self.trunk(obs, layer) if cnn else self.trunk(obs)).float()
         value_features = features if self.value_trunk is None else self.value_trunk(obs).float()
         params = self.policy_head(features)
         if self.actions.kind == "gaussian":
@@ -165,6 +169,20 @@ def build_policies(
     """The `ActorCritic`s of a run: one for all players, or one for each (`algo.policies`)."""
     count = num_policies(algo, spec.num_players)
     return nn.ModuleList(build_policy(spec, algo, precision, device) for _ in range(count))
+
+
+@torch.no_grad()
+def activation_layout(
+    spec: EnvSpec, algo: AlgoConfig, precision: str
+) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of a row of the activations that can be kept, see `activations`.
+
+    Those of perceptrons are not worth it: there are none.
+    """
+    policy = build_policy(spec, algo, precision, torch.device("cpu"))
+    kept = Kept()
+    policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), kept)
+    return layout_of(kept.outputs)
 
 
 @torch.no_grad()

@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from htsrl_cli.actor import ActorSetup, free_rows
+from htsrl_cli.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.algorithms import build_algorithm
 from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from htsrl_cli.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.config import EnvConfig, GymConfig, RunPlan, TrainConfig
@@ -34,7 +36,7 @@ from htsrl_cli.executor import EnvState
 from htsrl_cli.learner import Learner
 from htsrl_cli.memory import Array, NotEnoughMemoryError
 from htsrl_cli.metrics import RunLog
-from htsrl_cli.policy import flatten_parameters
+from htsrl_cli.policy import activation_layout, flatten_parameters
 from htsrl_cli.schema import config_sha256, to_plain
 from htsrl_cli.seeding import action_noise
 from htsrl_cli.stopping import StopSignals
@@ -135,10 +137,12 @@ class Run:
             fixed_rows=False,
             device=str(resolve_device("actors.device", config.actors.device)),
             precision=config.actors.precision,
+            keeps_activations=bool(self._ring.activations(0)),
         )
         if not free_rows(setup, flatten_parameters(self._learner.policies)):
             logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
             setup = replace(setup, fixed_rows=True)
+        self._actor_setup = setup
         host = InlineCollector if config.runner.name == "serial" else ProcessCollector
         return host(config, setup, self._ring, self._store)
 
@@ -225,28 +229,30 @@ class Run:
         self._logged: dict[str, float] = {}
         self._collector.begin()
         if self._plan.lag and self._interval > 0:
-            self._learn(self._ring.slot(self._interval - 1), check)
+            self._learn(self._interval - 1, check)
         if self._plan.lag:
             self._write_parameters(self._interval + 1)
         learner_s = watch.seconds()
         self._collector.finish(check)
         if not self._plan.lag:
             learner_s = -watch.seconds()
-            self._learn(slot, check)
+            self._learn(self._interval, check)
             self._write_parameters(self._interval + 1)
             learner_s += watch.seconds()
         self._barrier_began = time.monotonic()
         self._seconds = watch.shares(self._config, learner_s) | {"barrier": barrier_s}
         self._open_interval(self._interval + 1, slot.obs[-1])
 
-    def _learn(self, slot: Slot, check: Callable[[], None]) -> None:
-        """One update from a full slot."""
+    def _learn(self, interval: int, check: Callable[[], None]) -> None:
+        """One update from the full slot of `interval`."""
+        slot = self._ring.slot(interval)
         versions = np.unique(slot.versions)
         lag = self._store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:
             raise AssertionError(f"slot of versions {versions}, learner at {self._store.version}")
         digest = self._hash(slot)
-        self._logged = self._learner.update(slot, check) | {"learner/lag": float(lag)}
+        logged = self._learner.update(slot, check, self._ring.activations(interval))
+        self._logged = logged | {"learner/lag": float(lag)}
         self._rollouts_sha256 = digest.result()
 
     def _hash(self, slot: Slot) -> Future[str]:
@@ -383,6 +389,8 @@ class Run:
         if self._has_unlearned_slot:
             for name, array in self._ring.slot(self._interval - 1).arrays().items():
                 array[:] = arrays[f"slot/{name}"]
+            if self._actor_setup.keeps_activations:
+                self._serve_again(arrays)
         counted = zip(meta["num_episodes"], meta["training_returns"], strict=True)
         states = [EnvState(arrays[f"env/{i}"].tobytes(), *of) for i, of in enumerate(counted)]
         obs = self._collector.set_states(states)
@@ -390,6 +398,21 @@ class Run:
             logger.warning("the environment did not restore exactly: this run differs from here on")
         self._open_interval(self._interval, obs)
         logger.info("resumed at %d env steps", self._env_steps)
+
+    def _serve_again(self, arrays: dict[str, Array]) -> None:
+        """Makes the activations of the slot not yet learned from anew, with the same bits.
+
+        Args:
+            arrays: of a checkpoint.
+        """
+        interval = self._interval - 1
+        slot = self._ring.slot(interval)
+        previous = [arrays[f"previous/{name}"].ravel() for name in self._learner.parameters()]
+        self._store.half(interval)[:] = np.concatenate(previous)
+        self._store.publish(interval)
+        self._ring.begin(interval, slot.obs[0], slot.noise)
+        actor = Actor(self._actor_setup, self._ring, self._store, Board(1), 0)
+        actor.serve(list(product(range(self._ring.num_columns), range(self._ring.num_steps))))
 
     @property
     def _has_unlearned_slot(self) -> bool:
@@ -483,8 +506,9 @@ def _warn_if_inexact(config: GymConfig) -> None:
 
 
 def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
+    activations = _activation_layout(config, spec)
     try:
-        return Ring(spec, plan.sync_interval, plan.num_columns)
+        return Ring(spec, plan.sync_interval, plan.num_columns, activations)
     except NotEnoughMemoryError as error:
         raise ConfigError(
             "actors.num_envs",
@@ -493,6 +517,18 @@ def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
             f"{error.needed / 2**30:.1f} GiB of memory and {error.free / 2**30:.1f} GiB are free; "
             "lower one of the two",
         ) from error
+
+
+def _activation_layout(config: TrainConfig, spec: EnvSpec) -> list[tuple[tuple[int, ...], str]]:
+    """Of what actors keep for the learner: nothing unless its forward pass would be theirs."""
+    devices = {
+        resolve_device("actors.device", config.actors.device).type,
+        resolve_device("learner.device", config.learner.device).type,
+    }
+    alike = devices == {"cpu"} and config.actors.precision == config.learner.precision
+    if not (alike and build_algorithm(config.algo).at_behaviour):
+        return []
+    return activation_layout(spec, config.algo, config.actors.precision)
 
 
 def _check_fit(checkpoint: Checkpoint, spec: EnvSpec, learner: Learner) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -122,26 +123,41 @@ class Slot:
 class Ring:
     """Two slots: interval j fills slot j % 2 while the other is learned from.
 
+    Args:
+        activations: shape and dtype of a row of each array that `activations` has.
+
     Attributes:
         final_obs: [B, *obs_shape]; a truncated episode's last observation waits here for its
             value. Scratch: not a part of any slot.
     """
 
-    def __init__(self, spec: EnvSpec, num_steps: int, num_columns: int) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_steps: int,
+        num_columns: int,
+        activations: Sequence[tuple[tuple[int, ...], str]] = (),
+    ) -> None:
         slot = Slot.layout(spec, num_steps, num_columns)
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             f"{i}/{name}": entry for i in (0, 1) for name, entry in slot.items()
         }
+        for i, (k, (shape, dtype)) in product((0, 1), enumerate(activations)):
+            layout[f"{i}/activations/{k}"] = ((num_steps, num_columns, *shape), dtype)
         layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
         layout["interval"] = ((1,), "int64")
         self._adopt(SharedArrays(layout))
-        for slot_i in self.slots:
-            _poison(slot_i)
+        for i in (0, 1):
+            _poison([*self.slots[i].arrays().values(), *self._activations[i]])
 
     def _adopt(self, memory: SharedArrays) -> None:
         self._memory = memory
         self.slots = tuple(
             Slot(**{field.name: memory[f"{i}/{field.name}"] for field in fields(Slot)})
+            for i in (0, 1)
+        )
+        self._activations = tuple(
+            [array for name, array in memory.items() if name.startswith(f"{i}/activations/")]
             for i in (0, 1)
         )
         self.final_obs = memory["final_obs"]
@@ -172,6 +188,13 @@ class Ring:
         """The slot that holds interval `interval`."""
         return self.slots[interval % 2]
 
+    def activations(self, interval: int) -> list[Array]:
+        """Kept for the learner beside a slot, each [T, B, ...], see `activations`; often none.
+
+        They follow from observations and parameters, so they are no part of the slot.
+        """
+        return self._activations[interval % 2]
+
     def begin(self, interval: int, obs: Array, noise: Array) -> None:
         """Opens the slot of `interval`: first observations [B, *obs_shape] and random numbers."""
         self.slot(interval).obs[0] = obs
@@ -179,13 +202,15 @@ class Ring:
         self._interval[0] = interval
 
 
-def _poison(slot: Slot) -> None:
-    """Fills a slot with values that show when read before they are written."""
-    for array in slot.arrays().values():
+def _poison(arrays: Iterable[Array]) -> None:
+    """Fills arrays with values that show when read before they are written."""
+    for array in arrays:
         if array.dtype.kind == "f":
             array.fill(np.nan)
         elif array.dtype.kind == "i":
             array.fill(-(2**62))
+        elif array.dtype == np.uint16:
+            array.fill(0xFFFF)  # bfloat16's NaN
         elif array.dtype.kind == "u":
             array.fill(0xAB)
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from htsrl_cli import actor as actor_module
+from htsrl_cli.activations import Layer, as_tensor, rectified
 from htsrl_cli.actor import Actor, ActorSetup, free_rows
 from htsrl_cli.config import A2cConfig, AlgoConfig
 from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize
+from htsrl_cli.policy import ActorCritic, activation_layout, flatten_parameters, initialize
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring
 from htsrl_cli.torch_setup import set_up_torch
 
@@ -41,7 +42,10 @@ def _torch_as_in_a_run() -> None:
 def make_setup(
     spec: EnvSpec, precision: str = "fp32", *, batch: int = 4, fixed_rows: bool = False
 ) -> ActorSetup:
-    return ActorSetup(spec, A2cConfig(), batch, fixed_rows, "cpu", precision)
+    """Activations are kept wherever there are any."""
+    return ActorSetup(
+        spec, A2cConfig(), batch, fixed_rows, "cpu", precision, keeps_activations=True
+    )
 
 
 def random_parameters(spec: EnvSpec) -> Tensor:
@@ -57,7 +61,8 @@ class Stage:
     """A ring full of random observations, a store with version 5, and an actor."""
 
     def __init__(self, setup: ActorSetup) -> None:
-        self.ring = Ring(setup.spec, T, B)
+        layout = activation_layout(setup.spec, setup.algo, setup.precision)
+        self.ring = Ring(setup.spec, T, B, layout)
         rng = np.random.default_rng(0)
         draws = rng.random((T, B, setup.spec.actions.num_dims), dtype=np.float32)
         self.ring.begin(8, np.zeros((B, *setup.spec.obs_shape)), draws)
@@ -77,7 +82,8 @@ class Stage:
             self.actor.serve(part)
         names = ("actions", "log_probs", "values", "versions", "final_values")
         arrays = self.slot.arrays()
-        return {name: arrays[name].tobytes() for name in names}
+        kept = {f"activations {k}": a.tobytes() for k, a in enumerate(self.ring.activations(8))}
+        return {name: arrays[name].tobytes() for name in names} | kept
 
 
 def in_parts(seed: int) -> list[list[Request]]:
@@ -128,6 +134,23 @@ def test_answers_stand_at_their_addresses() -> None:
     assert (stage.slot.actions < [3, 2]).all()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_stand_at_the_addresses_of_their_observations(precision: str) -> None:
+    """The heads make the slot's values of the last ones."""
+    setup = make_setup(IMAGES, precision)
+    stage = Stage(setup)
+    assert [len(stage.ring.activations(interval)) for interval in (8, 9)] == [4, 4]
+    stage.answers([EVERYTHING[::-1]])
+    policy = ActorCritic(IMAGES, A2cConfig().hidden_sizes)
+    torch.nn.utils.vector_to_parameters(random_parameters(IMAGES), policy.parameters())
+    features = as_tensor(stage.ring.activations(8)[-1]).float().view(T, B, -1)
+    with torch.no_grad():
+        values = policy.value_head(features).squeeze(2)
+    np.testing.assert_allclose(stage.slot.values[:T], values.numpy(), atol=1e-4)
+    # The other interval's are still as they were made: NaN.
+    assert all(as_tensor(array).isnan().all() for array in stage.ring.activations(9))
+
+
 def test_only_what_was_asked_is_written() -> None:
     stage = Stage(make_setup(VECTORS))
     before = {name: array.copy() for name, array in stage.slot.arrays().items()}
@@ -173,16 +196,16 @@ def test_rows_are_free_in_the_shapes_that_we_ship(
 class Positional(ActorCritic):
     """The position in the batch shows in the value."""
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        params, values = super().forward(obs)
+    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs, layer)
         return params, values + 1e-3 * torch.arange(len(values))
 
 
 class Neighbourly(ActorCritic):
     """The other rows show in the value, as in batch normalisation."""
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        params, values = super().forward(obs)
+    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs, layer)
         return params, values + values.mean()
 
 

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from htsrl_cli.activations import Kept, as_array
 from htsrl_cli.actor import Actor
 from htsrl_cli.config import (
     A2cConfig,
@@ -35,8 +38,9 @@ from htsrl_cli.envs import EnvSpec
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learner import Learner, num_micro_batches
 from htsrl_cli.memory import Array
+from htsrl_cli.policy import build_policy
 from htsrl_cli.runner import train
-from htsrl_cli.storage import Request
+from htsrl_cli.storage import Request, Slot
 from htsrl_cli.torch_setup import set_up_torch
 from tests.unit.learner_references import (
     A2C,
@@ -344,6 +348,60 @@ def test_the_number_of_threads_changes_no_bit(
     for learner, log in zip(learners[1:], logs[1:], strict=True):
         assert_same_state(learners[0], learner)
         assert log == logs[0]
+
+
+def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> list[Array]:
+    """What an actor with `params` or `previous` of a learner keeps of a slot, 12 rows a pass."""
+    policy = build_policy(IMAGES, A2C, precision, torch.device("cpu"))
+    state = learner.state()
+    obs = torch.from_numpy(slot.obs[:T]).flatten(0, 1)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(torch.from_numpy(state[f"{which}/0.{name}"]))
+        passes = []
+        for rows in torch.split(obs, 12):
+            kept = Kept()
+            policy(rows, kept)
+            passes.append(kept.outputs)
+    outputs = [torch.cat(parts) for parts in zip(*passes, strict=True)]
+    return [as_array(y.view(T, B, *y.shape[1:])) for y in outputs]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("lag", "which"), [(0, "params"), (1, "previous")])
+def test_activations_spare_the_forward_pass_and_no_bit(
+    lag: int, which: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolve = torch.nn.functional.conv2d
+    convolved: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        convolved.append(1)
+        return convolve(*args)
+
+    expected, got = (make_learner(A2C, spec=IMAGES, lag=lag, precision=precision) for _ in "12")
+    for seed in range(3):
+        slot = make_slot(IMAGES, seed)
+        kept = activations_of(got, slot, which, precision)
+        logged = expected.update(slot, no_check)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "conv2d", counted)
+            assert got.update(slot, no_check, kept) == logged
+            assert not convolved
+            make_learner(A2C, spec=IMAGES).update(slot, no_check)
+            assert convolved
+            convolved.clear()
+        assert_same_state(expected, got)
+
+
+def test_activations_are_those_of_the_parameters_that_acted() -> None:
+    """The newer ones lead elsewhere."""
+    right, wrong = (make_learner(A2C, spec=IMAGES) for _ in "12")
+    for seed in range(2):
+        slot = make_slot(IMAGES, seed)
+        right.update(slot, no_check, activations_of(right, slot, "previous", "fp32"))
+        wrong.update(slot, no_check, activations_of(wrong, slot, "params", "fp32"))
+    assert differ(theta_of(right), theta_of(wrong))
 
 
 @pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from htsrl_cli import actor as actor_module
 from htsrl_cli import evaluation
+from htsrl_cli.activations import Layer, rectified
 from htsrl_cli.actor import Actor, ActorSetup, free_rows
 from htsrl_cli.checkpoint import Checkpoint
 from htsrl_cli.config import (
@@ -240,8 +241,8 @@ def constants(policies: nn.ModuleList) -> nn.ModuleList:
 class Positional(ActorCritic):
     """The position in the batch shows in the value."""
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        params, values = super().forward(obs)
+    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs, layer)
         return params, values + torch.arange(len(values)) / 8
 
 

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
+from htsrl_cli.activations import as_tensor
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.storage import Board, ParameterStore, Ring, Slot
 from htsrl_cli.workers import CONTEXT
@@ -76,6 +77,22 @@ def test_a_new_ring_is_poisoned() -> None:
                 assert np.isnan(array).all(), name
             elif array.dtype.kind == "i":
                 assert (array < -(2**60)).all(), name
+
+
+def test_activations_stand_beside_the_slots() -> None:
+    """Not a part of them, which are hashed and saved; poisoned like them."""
+    assert make_ring().activations(0) == []
+    ring = Ring(SPEC, T, B, [((3, 2), "float32"), ((7,), "uint16")])
+    assert {a.shape for a in ring.activations(5)} == {(T, B, 3, 2), (T, B, 7)}
+    for interval in (5, 6):
+        floats, bfloats = ring.activations(interval)
+        assert np.isnan(floats).all()
+        assert as_tensor(bfloats).isnan().all()
+    ring.activations(5)[0][:] = 1
+    ring.activations(5)[1][:] = 1
+    assert (ring.activations(7)[1] == 1).all()
+    assert np.isnan(ring.activations(6)[0]).all()
+    assert ring.slot(5).arrays().keys() == set(NAMES)
 
 
 def test_intervals_take_turns() -> None:
