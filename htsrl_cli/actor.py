@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.activations import Kept, as_array, rectified
-from htsrl_cli.config import AlgoConfig
+from htsrl_cli.algorithms import build_algorithm
+from htsrl_cli.config import AlgoConfig, TrainConfig
 from htsrl_cli.envs import EnvSpec
 from htsrl_cli.memory import Array
-from htsrl_cli.policy import build_policies, load_parameters, sample
+from htsrl_cli.policy import activation_layout, build_policies, load_parameters, sample
 from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring, Slot
-from htsrl_cli.torch_setup import record, set_up_torch, settle_on, sleep_until_done
+from htsrl_cli.torch_setup import record, resolve_device, set_up_torch, settle_on, sleep_until_done
 from htsrl_cli.workers import Pipe
 
 
@@ -47,6 +48,22 @@ class ActorSetup:
     device: str
     precision: str
     keeps_activations: bool = False
+
+
+def activations_to_keep(config: TrainConfig, spec: EnvSpec) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of a row of what actors keep for the learner, see `activations`.
+
+    Nothing unless the learner's forward pass would be theirs: the same parameters in the same
+    precision, on the CPU.
+    """
+    devices = {
+        resolve_device("actors.device", config.actors.device).type,
+        resolve_device("learner.device", config.learner.device).type,
+    }
+    alike = devices == {"cpu"} and config.actors.precision == config.learner.precision
+    if not (alike and build_algorithm(config.algo).at_behaviour):
+        return []
+    return activation_layout(spec, config.algo, config.actors.precision)
 
 
 class Inference:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.actor import ActorSetup, Inference
+from htsrl_cli.activations import Kept, Known, rectified
+from htsrl_cli.actor import ActorSetup, Inference, activations_to_keep
 from htsrl_cli.algorithms import build_algorithm
 from htsrl_cli.config import PpoConfig, RunPlan, TrainConfig
 from htsrl_cli.envs import Env, EnvSpec, make_env
@@ -32,7 +33,8 @@ class OneThread:
     Attributes:
         env: env steps.
         inference: rows of forward passes, every row in use.
-        train: rows of forward and backward passes, their share of optimizer steps included.
+        train: rows of forward and backward passes, their share of optimizer steps included; of
+            backward passes alone where the actors keep activations.
         players: rows that an env step has.
         epochs: passes over a slot in an update.
         devices: where env steps, inference and training take place, `cpu` or a GPU's name.
@@ -115,7 +117,7 @@ def _inference_rate(
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
-    """Rows per second through forward and backward passes in micro-batches and the optimizer.
+    """Rows per second through what the learner does with micro-batches, and the optimizer.
 
     An optimizer step follows as many micro-batches as make the run's minibatch. What else an
     update does (targets, gathering rows, clipping) is left out: this is a bound.
@@ -132,9 +134,13 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     parameters: list[Tensor] = list(policy.parameters())
     obs = _random_obs(spec, rows).to(device)
     actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
+    keeping = Kept()
+    if activations_to_keep(config, spec):
+        with torch.no_grad():
+            policy(obs, keeping)
 
     def gradient() -> list[Tensor]:
-        params, values = policy(obs)
+        params, values = policy(obs, Known(keeping.outputs) if keeping.outputs else rectified)
         log_probs, entropy = log_prob_entropy(spec.actions, params, actions)
         loss = (log_probs + entropy + values).mean()
         return [g.float() for g in torch.autograd.grad(loss, parameters)]

@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from htsrl_cli.actor import Actor, ActorSetup, free_rows
-from htsrl_cli.algorithms import build_algorithm
+from htsrl_cli.actor import Actor, ActorSetup, activations_to_keep, free_rows
 from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from htsrl_cli.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.config import EnvConfig, GymConfig, RunPlan, TrainConfig
@@ -36,7 +35,7 @@ from htsrl_cli.executor import EnvState
 from htsrl_cli.learner import Learner
 from htsrl_cli.memory import Array, NotEnoughMemoryError
 from htsrl_cli.metrics import RunLog
-from htsrl_cli.policy import activation_layout, flatten_parameters
+from htsrl_cli.policy import flatten_parameters
 from htsrl_cli.schema import config_sha256, to_plain
 from htsrl_cli.seeding import action_noise
 from htsrl_cli.stopping import StopSignals
@@ -506,7 +505,7 @@ def _warn_if_inexact(config: GymConfig) -> None:
 
 
 def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
-    activations = _activation_layout(config, spec)
+    activations = activations_to_keep(config, spec)
     try:
         return Ring(spec, plan.sync_interval, plan.num_columns, activations)
     except NotEnoughMemoryError as error:
@@ -517,18 +516,6 @@ def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
             f"{error.needed / 2**30:.1f} GiB of memory and {error.free / 2**30:.1f} GiB are free; "
             "lower one of the two",
         ) from error
-
-
-def _activation_layout(config: TrainConfig, spec: EnvSpec) -> list[tuple[tuple[int, ...], str]]:
-    """Of what actors keep for the learner: nothing unless its forward pass would be theirs."""
-    devices = {
-        resolve_device("actors.device", config.actors.device).type,
-        resolve_device("learner.device", config.learner.device).type,
-    }
-    alike = devices == {"cpu"} and config.actors.precision == config.learner.precision
-    if not (alike and build_algorithm(config.algo).at_behaviour):
-        return []
-    return activation_layout(spec, config.algo, config.actors.precision)
 
 
 def _check_fit(checkpoint: Checkpoint, spec: EnvSpec, learner: Learner) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from htsrl_cli.activations import Kept, Known, as_array, as_tensor, layout_of
+from htsrl_cli.actor import activations_to_keep
 from htsrl_cli.config import (
     A2cConfig,
     ActorsConfig,
@@ -22,7 +23,6 @@ from htsrl_cli.config import (
 )
 from htsrl_cli.envs import ActionSpec, EnvSpec
 from htsrl_cli.policy import NatureCnn
-from htsrl_cli.runner import _activation_layout
 from htsrl_cli.torch_setup import set_up_torch
 
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", (6,)))
@@ -89,13 +89,13 @@ def with_precisions(actors: str, learner: str, algo: AlgoConfig) -> TrainConfig:
 
 
 def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> None:
-    assert _activation_layout(RUN, PIXELS) == [
+    assert activations_to_keep(RUN, PIXELS) == [
         ((20, 20, 32), "float32"),
         ((9, 9, 64), "float32"),
         ((7, 7, 64), "float32"),
         ((1, 1, 512), "float32"),
     ]
-    assert _activation_layout(with_precisions("bf16", "bf16", A2cConfig()), PIXELS) == [
+    assert activations_to_keep(with_precisions("bf16", "bf16", A2cConfig()), PIXELS) == [
         ((20, 20, 32), "uint16"),
         ((9, 9, 64), "uint16"),
         ((7, 7, 64), "uint16"),
@@ -105,6 +105,6 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
 
 def test_activations_are_not_kept_elsewhere() -> None:
     """PPO differentiates at newer parameters; perceptrons cost next to nothing."""
-    assert _activation_layout(with_precisions("fp32", "bf16", A2cConfig()), PIXELS) == []
-    assert _activation_layout(with_precisions("fp32", "fp32", PpoConfig()), PIXELS) == []
-    assert _activation_layout(RUN, VECTORS) == []
+    assert activations_to_keep(with_precisions("fp32", "bf16", A2cConfig()), PIXELS) == []
+    assert activations_to_keep(with_precisions("fp32", "fp32", PpoConfig()), PIXELS) == []
+    assert activations_to_keep(RUN, VECTORS) == []
