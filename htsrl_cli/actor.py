@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.activations import Kept, as_array, rectified
+from htsrl_cli.activations import CachingLayers, as_array, relu_layer
 from htsrl_cli.algorithms import build_algorithm
-from htsrl_cli.config import AlgoConfig, TrainConfig
+from htsrl_cli.config import ActorsConfig, AlgoConfig, LearnerConfig
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.memory import Array
+from htsrl_cli.memory import Array, ArrayType
 from htsrl_cli.policy import activation_layout, build_policies, load_parameters, sample
 from htsrl_cli.scheduling import wake_promptly
 from htsrl_cli.storage import Board, ParameterStore, Request, Ring, Slot
@@ -38,7 +38,7 @@ class ActorSetup:
         fixed_rows: a column keeps to one row of the pass, see `Actor`.
         device: a torch device.
         precision: `fp32` or `bf16`.
-        keeps_activations: beside the slot, for the learner; see `activations`.
+        keeps_activations: beside the slot, for the learner; see `activations_to_keep`.
     """
 
     spec: EnvSpec
@@ -47,23 +47,25 @@ class ActorSetup:
     fixed_rows: bool
     device: str
     precision: str
-    keeps_activations: bool = False
+    keeps_activations: bool
 
 
-def activations_to_keep(config: TrainConfig, spec: EnvSpec) -> list[tuple[tuple[int, ...], str]]:
-    """Shape and dtype of a row of what actors keep for the learner, see `activations`.
+def activations_to_keep(
+    spec: EnvSpec, algo: AlgoConfig, actors: ActorsConfig, learner: LearnerConfig
+) -> list[ArrayType]:
+    """Of a row of what actors keep for the learner, see `htsrl_cli.activations`.
 
     Nothing unless the learner's forward pass would be theirs: the same parameters in the same
     precision, on the CPU.
     """
     devices = {
-        resolve_device("actors.device", config.actors.device).type,
-        resolve_device("learner.device", config.learner.device).type,
+        resolve_device("actors.device", actors.device).type,
+        resolve_device("learner.device", learner.device).type,
     }
-    alike = devices == {"cpu"} and config.actors.precision == config.learner.precision
-    if not (alike and build_algorithm(config.algo).at_behaviour):
+    alike = devices == {"cpu"} and actors.precision == learner.precision
+    if not (alike and build_algorithm(algo).at_behaviour):
         return []
-    return activation_layout(spec, config.algo, config.actors.precision)
+    return activation_layout(spec, algo, actors.precision)
 
 
 class Inference:
@@ -120,10 +122,10 @@ class Inference:
                 graph.replay()
                 sleep_until_done(self._device)
             return actions, log_probs, values
-        kept = Kept() if self._keeps_activations else None
-        params, values = self.policies[policy](self._obs.to(self._device), kept or rectified)
-        if kept:
-            self.activations = kept.outputs
+        layers = CachingLayers() if self._keeps_activations else None
+        params, values = self.policies[policy](self._obs.to(self._device), layers or relu_layer)
+        if layers:
+            self.activations = layers.outputs
         actions, log_probs = sample(self._actions, params.cpu(), self._noise)
         return actions, log_probs, values.cpu()
 

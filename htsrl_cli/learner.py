@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.activations import Known, as_tensor, rectified
+from htsrl_cli.activations import CachedLayers, as_tensor, relu_layer
 from htsrl_cli.algorithms import OldPolicy, Prediction, Targets, build_algorithm
 from htsrl_cli.config import AlgoConfig, LearnerConfig
 from htsrl_cli.envs import EnvSpec
@@ -242,9 +242,9 @@ class Learner:
 
     def _loss(self, batch: Batch, piece: _Piece, num_rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         policy, rows, advantages = piece
-        known = [array.index_select(0, rows) for array in batch.activations]
+        cached = [array.index_select(0, rows) for array in batch.activations]
         params, values = self._compute[policy](
-            batch.obs.index_select(0, rows), Known(known) if known else rectified
+            batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
         )
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
         return self._algorithm.loss(

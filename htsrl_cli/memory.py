@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Layout = Mapping[str, tuple[tuple[int, ...], str]]
+# Shape and dtype.
+ArrayType = tuple[tuple[int, ...], str]
+Layout = Mapping[str, ArrayType]
 
 # A cache line, and what vector loads and oneDNN like to be aligned to.
 ALIGNMENT = 64

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.activations import Kept, Known, rectified
+from htsrl_cli.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.actor import ActorSetup, Inference, activations_to_keep
 from htsrl_cli.algorithms import build_algorithm
 from htsrl_cli.config import PpoConfig, RunPlan, TrainConfig
@@ -105,7 +105,7 @@ def _inference_rate(
     """Rows per second of the actor's forward pass and sampling."""
     actors = config.actors
     setup = ActorSetup(
-        spec, config.algo, actors.inference_batch, False, str(device), actors.precision
+        spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
     )
     inference = Inference(setup)
 
@@ -134,13 +134,14 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     parameters: list[Tensor] = list(policy.parameters())
     obs = _random_obs(spec, rows).to(device)
     actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
-    keeping = Kept()
-    if activations_to_keep(config, spec):
+    caching = CachingLayers()
+    if activations_to_keep(spec, config.algo, config.actors, config.learner):
         with torch.no_grad():
-            policy(obs, keeping)
+            policy(obs, caching)
 
     def gradient() -> list[Tensor]:
-        params, values = policy(obs, Known(keeping.outputs) if keeping.outputs else rectified)
+        layer = CachedLayers(caching.outputs) if caching.outputs else relu_layer
+        params, values = policy(obs, layer)
         log_probs, entropy = log_prob_entropy(spec.actions, params, actions)
         loss = (log_probs + entropy + values).mean()
         return [g.float() for g in torch.autograd.grad(loss, parameters)]

@@ -11,9 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from htsrl_cli.activations import Kept, Layer, layout_of, rectified
+from htsrl_cli.activations import CachingLayers, Layer, layout_of, relu_layer
 from htsrl_cli.config import AlgoConfig, num_policies
 from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.memory import ArrayType
 from htsrl_cli.seeding import Purpose, generator
 
 # Smaller images do not survive the Nature CNN's three strides; they are flattened.
@@ -40,7 +41,7 @@ class NatureCnn(nn.Module):
         self.num_features = 512
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, obs: Tensor, layer: Layer = rectified) -> Tensor:
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> Tensor:
         x = obs[:, *self.seen].permute(0, 3, 1, 2)
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
         # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
@@ -116,11 +117,11 @@ class ActorCritic(nn.Module):
         if spec.actions.kind == "gaussian":
             self.log_std = nn.Parameter(torch.zeros(spec.actions.num_dims))
 
-    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         """Observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
 
         Args:
-            layer: computes the Nature CNN's layers, see `activations`.
+            layer: computes the Nature CNN's layers.
         """
         cnn = isinstance(self.trunk, NatureCnn)
         features = (self.trunk(obs, layer) if cnn else self.trunk(obs)).float()
@@ -172,17 +173,12 @@ def build_policies(
 
 
 @torch.no_grad()
-def activation_layout(
-    spec: EnvSpec, algo: AlgoConfig, precision: str
-) -> list[tuple[tuple[int, ...], str]]:
-    """Shape and dtype of a row of the activations that can be kept, see `activations`.
-
-    Those of perceptrons are not worth it: there are none.
-    """
+def activation_layout(spec: EnvSpec, algo: AlgoConfig, precision: str) -> list[ArrayType]:
+    """Of a row of the activations that can be kept: the Nature CNN's; perceptrons are cheap."""
     policy = build_policy(spec, algo, precision, torch.device("cpu"))
-    kept = Kept()
-    policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), kept)
-    return layout_of(kept.outputs)
+    layers = CachingLayers()
+    policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), layers)
+    return layout_of(layers.outputs)
 
 
 @torch.no_grad()

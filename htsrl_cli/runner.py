@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -386,10 +385,7 @@ class Run:
         self._interval = meta["interval"]
         self._write_parameters(self._interval)
         if self._has_unlearned_slot:
-            for name, array in self._ring.slot(self._interval - 1).arrays().items():
-                array[:] = arrays[f"slot/{name}"]
-            if self._actor_setup.keeps_activations:
-                self._serve_again(arrays)
+            self._restore_slot(arrays)
         counted = zip(meta["num_episodes"], meta["training_returns"], strict=True)
         states = [EnvState(arrays[f"env/{i}"].tobytes(), *of) for i, of in enumerate(counted)]
         obs = self._collector.set_states(states)
@@ -398,12 +394,22 @@ class Run:
         self._open_interval(self._interval, obs)
         logger.info("resumed at %d env steps", self._env_steps)
 
-    def _serve_again(self, arrays: dict[str, Array]) -> None:
-        """Makes the activations of the slot not yet learned from anew, with the same bits.
+    def _restore_slot(self, arrays: dict[str, Array]) -> None:
+        """The slot not yet learned from, of a checkpoint; activations are made anew."""
+        slot = self._ring.slot(self._interval - 1)
+        stored = {name: arrays[f"slot/{name}"] for name in slot.arrays()}
+        for name, array in slot.arrays().items():
+            array[:] = stored[name]
+        if not self._actor_setup.keeps_activations:
+            return
+        self._serve_again(arrays)
+        if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
+            logger.warning("actors did not repeat exactly: this run differs from here on")
+            for name, array in slot.arrays().items():
+                array[:] = stored[name]
 
-        Args:
-            arrays: of a checkpoint.
-        """
+    def _serve_again(self, arrays: dict[str, Array]) -> None:
+        """Has an actor serve all requests of the interval before once more."""
         interval = self._interval - 1
         slot = self._ring.slot(interval)
         previous = [arrays[f"previous/{name}"].ravel() for name in self._learner.parameters()]
@@ -411,7 +417,8 @@ class Run:
         self._store.publish(interval)
         self._ring.begin(interval, slot.obs[0], slot.noise)
         actor = Actor(self._actor_setup, self._ring, self._store, Board(1), 0)
-        actor.serve(list(product(range(self._ring.num_columns), range(self._ring.num_steps))))
+        for t in range(self._ring.num_steps):
+            actor.serve([(c, t) for c in range(self._ring.num_columns)])
 
     @property
     def _has_unlearned_slot(self) -> bool:
@@ -505,14 +512,15 @@ def _warn_if_inexact(config: GymConfig) -> None:
 
 
 def _build_ring(config: TrainConfig, spec: EnvSpec, plan: RunPlan) -> Ring:
-    activations = activations_to_keep(config, spec)
+    activations = activations_to_keep(spec, config.algo, config.actors, config.learner)
     try:
         return Ring(spec, plan.sync_interval, plan.num_columns, activations)
     except NotEnoughMemoryError as error:
         raise ConfigError(
             "actors.num_envs",
             config.actors.num_envs,
-            f"its two slots of runner.sync_interval={plan.sync_interval} steps need "
+            f"its two slots of runner.sync_interval={plan.sync_interval} steps"
+            f"{', with activations for the learner,' if activations else ''} need "
             f"{error.needed / 2**30:.1f} GiB of memory and {error.free / 2**30:.1f} GiB are free; "
             "lower one of the two",
         ) from error

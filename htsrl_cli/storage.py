@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htsrl_cli.envs import EnvSpec
-from htsrl_cli.memory import ALIGNMENT, Array, Layout, SharedArrays
+from htsrl_cli.memory import ALIGNMENT, Array, ArrayType, Layout, SharedArrays
 
 # What an executor asks of an actor is a pair (column, t): act on row t; value row t where t == T;
 # value the column's `final_obs` for step -1 - t where t < 0.
@@ -77,9 +77,7 @@ class Slot:
     episode_lengths: Array
 
     @staticmethod
-    def layout(
-        spec: EnvSpec, num_steps: int, num_columns: int
-    ) -> dict[str, tuple[tuple[int, ...], str]]:
+    def layout(spec: EnvSpec, num_steps: int, num_columns: int) -> dict[str, ArrayType]:
         """Shape and dtype of every array."""
         steps, rows = (num_steps, num_columns), (num_steps + 1, num_columns)
         draws = (*steps, spec.actions.num_dims)
@@ -124,7 +122,7 @@ class Ring:
     """Two slots: interval j fills slot j % 2 while the other is learned from.
 
     Args:
-        activations: shape and dtype of a row of each array that `activations` has.
+        activation_layout: of a row of each array that `activations` returns.
 
     Attributes:
         final_obs: [B, *obs_shape]; a truncated episode's last observation waits here for its
@@ -136,13 +134,13 @@ class Ring:
         spec: EnvSpec,
         num_steps: int,
         num_columns: int,
-        activations: Sequence[tuple[tuple[int, ...], str]] = (),
+        activation_layout: Sequence[ArrayType] = (),
     ) -> None:
         slot = Slot.layout(spec, num_steps, num_columns)
-        layout: dict[str, tuple[tuple[int, ...], str]] = {
+        layout: dict[str, ArrayType] = {
             f"{i}/{name}": entry for i in (0, 1) for name, entry in slot.items()
         }
-        for i, (k, (shape, dtype)) in product((0, 1), enumerate(activations)):
+        for i, (k, (shape, dtype)) in product((0, 1), enumerate(activation_layout)):
             layout[f"{i}/activations/{k}"] = ((num_steps, num_columns, *shape), dtype)
         layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
         layout["interval"] = ((1,), "int64")
@@ -189,9 +187,9 @@ class Ring:
         return self.slots[interval % 2]
 
     def activations(self, interval: int) -> list[Array]:
-        """Kept for the learner beside a slot, each [T, B, ...], see `activations`; often none.
+        """Those that actors keep for the learner, each [T, B, ...]; see `htsrl_cli.activations`.
 
-        They follow from observations and parameters, so they are no part of the slot.
+        Most runs keep none. They follow from observations and parameters: no part of the slot.
         """
         return self._activations[interval % 2]
 

@@ -39,6 +39,7 @@ LAYERS = (
         "durable",
         "line_file",
         "memory",
+        "activations",
         "envs",
     },
     {

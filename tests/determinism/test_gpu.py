@@ -93,7 +93,7 @@ def test_recorded_gradients_are_those_of_the_kernels_one_by_one(
 def test_recorded_passes_are_those_of_the_kernels_one_by_one(precision: str) -> None:
     set_up_torch()
     config = PpoConfig()
-    inference = Inference(ActorSetup(PIXELS, config, 32, False, "cuda:0", precision))
+    inference = Inference(ActorSetup(PIXELS, config, 32, False, "cuda:0", precision, False))
     rng = np.random.default_rng(0)
     for seed in (1, 2):
         policy = ActorCritic(PIXELS, config.hidden_sizes)

@@ -7,14 +7,17 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from htsrl_cli.actor import Actor
 from htsrl_cli.checkpoint import find_checkpoint
 from htsrl_cli.config import CheckpointConfig, EnvConfig, FootballConfig, PpoConfig, TrainConfig
+from htsrl_cli.storage import Request
 from tests import harness
 from tests.fault.processes import wait_until
 from tests.harness import STEPS_PER_INTERVAL
@@ -214,6 +217,25 @@ def test_every_checkpoint_leads_to_the_same_end(
     for path in reversed(files[::4]):
         config = harness.with_workers(config, 4, 1, 1)
         assert harness.run(config, tmp_path, path) == expected
+
+
+def test_actors_that_do_not_repeat_exactly_leave_the_slot_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The actor that makes activations anew is the only one in this process."""
+    config = harness.small_config("atari", "a2c", "bf16")
+    config = replace(config, total_steps=6 * STEPS_PER_INTERVAL)
+    expected = harness.run(config, tmp_path)
+    serve = Actor.serve
+
+    def serve_otherwise(self: Actor, requests: Sequence[Request]) -> None:
+        serve(self, requests)
+        self._ring.slot(self._ring.interval).log_probs[:] += 1
+
+    monkeypatch.setattr(Actor, "serve", serve_otherwise)
+    path = sorted((tmp_path / "checkpoints").glob("*.ckpt"))[0]
+    assert harness.run(config, tmp_path, path) == expected
+    assert "this run differs from here on" in caplog.text
 
 
 @pytest.mark.slow

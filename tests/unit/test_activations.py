@@ -1,27 +1,16 @@
-"""Layers whose outputs are known have the gradients of layers that are computed."""
+"""Layers whose outputs are cached have the gradients of layers that are computed."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
 
-from htsrl_cli.activations import Kept, Known, as_array, as_tensor, layout_of
+from htsrl_cli import actor as actor_module
+from htsrl_cli.activations import CachedLayers, CachingLayers, as_array, as_tensor, layout_of
 from htsrl_cli.actor import activations_to_keep
-from htsrl_cli.config import (
-    A2cConfig,
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from htsrl_cli.config import A2cConfig, ActorsConfig, AlgoConfig, LearnerConfig, PpoConfig
 from htsrl_cli.envs import ActionSpec, EnvSpec
+from htsrl_cli.memory import ArrayType
 from htsrl_cli.policy import NatureCnn
 from htsrl_cli.torch_setup import set_up_torch
 
@@ -44,14 +33,14 @@ def test_gradients_are_those_of_a_network_that_computes(
     cnn = NatureCnn(*shape).to(dtype)
     obs = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     weights = torch.randn(9, cnn.num_features)
-    kept = Kept()
-    computed = cnn(obs, kept)
-    assert len(kept.outputs) == 4
-    known = cnn(obs, Known([y.detach().clone() for y in kept.outputs]))
-    assert torch.equal(known, computed)
+    layers = CachingLayers()
+    computed = cnn(obs, layers)
+    assert len(layers.outputs) == 4
+    cached = cnn(obs, CachedLayers([y.detach().clone() for y in layers.outputs]))
+    assert torch.equal(cached, computed)
     expected, got = (
         torch.autograd.grad((y.float() * weights).sum(), list(cnn.parameters()))
-        for y in (computed, known)
+        for y in (computed, cached)
     )
     for (name, _), one, other in zip(cnn.named_parameters(), expected, got, strict=True):
         assert torch.equal(one, other), name
@@ -67,35 +56,26 @@ def test_arrays_hold_the_bits_of_outputs(dtype: torch.dtype) -> None:
     assert torch.equal(as_tensor(array.copy()), output)
 
 
-RUN = TrainConfig(
-    env=SyntheticConfig("count"),
-    algo=A2cConfig(),
-    actors=ActorsConfig(num_envs=4, device="cpu"),
-    learner=LearnerConfig(device="cpu"),
-    runner=RunnerConfig(),
-    checkpoint=CheckpointConfig(),
-    log=LogConfig(),
-    total_steps=100,
-)
-
-
-def with_precisions(actors: str, learner: str, algo: AlgoConfig) -> TrainConfig:
-    return replace(
-        RUN,
-        algo=algo,
-        actors=replace(RUN.actors, precision=actors),
-        learner=replace(RUN.learner, precision=learner),
+def kept(
+    spec: EnvSpec, algo: AlgoConfig, actors: str = "fp32", learner: str = "fp32"
+) -> list[ArrayType]:
+    """What is kept with these precisions."""
+    return activations_to_keep(
+        spec,
+        algo,
+        ActorsConfig(device="cpu", precision=actors),
+        LearnerConfig(device="cpu", precision=learner),
     )
 
 
 def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> None:
-    assert activations_to_keep(RUN, PIXELS) == [
+    assert kept(PIXELS, A2cConfig()) == [
         ((20, 20, 32), "float32"),
         ((9, 9, 64), "float32"),
         ((7, 7, 64), "float32"),
         ((1, 1, 512), "float32"),
     ]
-    assert activations_to_keep(with_precisions("bf16", "bf16", A2cConfig()), PIXELS) == [
+    assert kept(PIXELS, A2cConfig(), "bf16", "bf16") == [
         ((20, 20, 32), "uint16"),
         ((9, 9, 64), "uint16"),
         ((7, 7, 64), "uint16"),
@@ -103,8 +83,15 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
     ]
 
 
-def test_activations_are_not_kept_elsewhere() -> None:
+def test_activations_are_not_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO differentiates at newer parameters; perceptrons cost next to nothing."""
-    assert activations_to_keep(with_precisions("fp32", "bf16", A2cConfig()), PIXELS) == []
-    assert activations_to_keep(with_precisions("fp32", "fp32", PpoConfig()), PIXELS) == []
-    assert activations_to_keep(RUN, VECTORS) == []
+    assert kept(PIXELS, A2cConfig(), "fp32", "bf16") == []
+    assert kept(PIXELS, PpoConfig()) == []
+    assert kept(VECTORS, A2cConfig()) == []
+    for on_gpu in ({"actors.device"}, {"learner.device"}, {"actors.device", "learner.device"}):
+
+        def resolve(key: str, _: str, on_gpu: set[str] = on_gpu) -> torch.device:
+            return torch.device("cuda" if key in on_gpu else "cpu")
+
+        monkeypatch.setattr(actor_module, "resolve_device", resolve)
+        assert kept(PIXELS, A2cConfig()) == []

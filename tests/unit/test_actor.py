@@ -6,6 +6,7 @@ All comparisons here are of bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from htsrl_cli import actor as actor_module
-from htsrl_cli.activations import Layer, as_tensor, rectified
+from htsrl_cli.activations import CachingLayers, Layer, as_tensor, relu_layer
 from htsrl_cli.actor import Actor, ActorSetup, free_rows
 from htsrl_cli.config import A2cConfig, AlgoConfig
 from htsrl_cli.envs import ActionSpec, EnvSpec
@@ -196,7 +197,7 @@ def test_rows_are_free_in_the_shapes_that_we_ship(
 class Positional(ActorCritic):
     """The position in the batch shows in the value."""
 
-    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
         return params, values + 1e-3 * torch.arange(len(values))
 
@@ -204,9 +205,19 @@ class Positional(ActorCritic):
 class Neighbourly(ActorCritic):
     """The other rows show in the value, as in batch normalisation."""
 
-    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
         return params, values + values.mean()
+
+
+class Restless(ActorCritic):
+    """The position in the batch shows in a layer that is kept, and in no result."""
+
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
+        results = super().forward(obs, layer)
+        if isinstance(layer, CachingLayers):
+            layer.outputs[1] += torch.arange(len(obs)).view(-1, 1, 1, 1)
+        return results
 
 
 def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
@@ -223,6 +234,13 @@ def test_rows_that_are_not_free_are_found_out(
 ) -> None:
     build_instead(monkeypatch, kind)
     assert not free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
+
+
+def test_rows_are_not_free_where_activations_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_instead(monkeypatch, Restless)
+    setup = make_setup(IMAGES)
+    assert not free_rows(setup, random_parameters(IMAGES))
+    assert free_rows(replace(setup, keeps_activations=False), random_parameters(IMAGES))
 
 
 def test_tiles_are_for_policies_that_see_positions(monkeypatch: pytest.MonkeyPatch) -> None:

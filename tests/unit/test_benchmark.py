@@ -6,12 +6,15 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+from torch import Tensor
 
-from htsrl_cli import benchmark
+from htsrl_cli import benchmark, microbenchmarks
+from htsrl_cli.activations import CachedLayers
 from htsrl_cli.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
 from htsrl_cli.compose import Composer, to_train_config
 from htsrl_cli.config import BenchConfig, TrainConfig
@@ -64,6 +67,25 @@ def test_only_what_training_takes_is_passed_on() -> None:
 
 def config(*words: str) -> TrainConfig:
     return to_train_config(Composer("train").job(words))
+
+
+@pytest.mark.parametrize(("algo", "cached"), [("a2c", True), ("ppo", False)])
+def test_training_is_measured_as_the_learner_does_it(
+    algo: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2C without forward passes over images, which the actors have made."""
+    made: list[int] = []
+
+    class Counted(CachedLayers):
+        def __init__(self, outputs: Sequence[Tensor]) -> None:
+            made.append(len(outputs))
+            super().__init__(outputs)
+
+    monkeypatch.setattr(microbenchmarks, "CachedLayers", Counted)
+    words = ["env=atari/pong", "actors.num_envs=2", "runner.sync_interval=4"]
+    measured = OneThread.measure(config(*words, f"algo={algo}"), 0.01)
+    assert min(measured.env, measured.inference, measured.train) > 0
+    assert set(made) == ({4} if cached else set())
 
 
 def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

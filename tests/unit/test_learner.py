@@ -8,7 +8,8 @@ are no statement on determinism. Each is shown to fail for the mistakes that it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from htsrl_cli.activations import Kept, as_array
+from htsrl_cli.activations import CachingLayers, as_array
 from htsrl_cli.actor import Actor
 from htsrl_cli.config import (
     A2cConfig,
@@ -360,9 +361,9 @@ def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> 
             parameter.copy_(torch.from_numpy(state[f"{which}/0.{name}"]))
         passes = []
         for rows in torch.split(obs, 12):
-            kept = Kept()
-            policy(rows, kept)
-            passes.append(kept.outputs)
+            layers = CachingLayers()
+            policy(rows, layers)
+            passes.append(layers.outputs)
     outputs = [torch.cat(parts) for parts in zip(*passes, strict=True)]
     return [as_array(y.view(T, B, *y.shape[1:])) for y in outputs]
 
@@ -372,12 +373,17 @@ def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> 
 def test_activations_spare_the_forward_pass_and_no_bit(
     lag: int, which: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convolve = torch.nn.functional.conv2d
-    convolved: list[int] = []
+    functional = torch.nn.functional
+    called: Counter[str] = Counter()
 
-    def counted(*args: Any) -> Tensor:
-        convolved.append(1)
-        return convolve(*args)
+    def counted(name: str) -> Callable[..., Tensor]:
+        call: Callable[..., Tensor] = getattr(functional, name)
+
+        def count(*args: Any) -> Tensor:
+            called[name] += 1
+            return call(*args)
+
+        return count
 
     expected, got = (make_learner(A2C, spec=IMAGES, lag=lag, precision=precision) for _ in "12")
     for seed in range(3):
@@ -385,12 +391,12 @@ def test_activations_spare_the_forward_pass_and_no_bit(
         kept = activations_of(got, slot, which, precision)
         logged = expected.update(slot, no_check)
         with monkeypatch.context() as patch:
-            patch.setattr(torch.nn.functional, "conv2d", counted)
+            for name in ("conv2d", "linear"):
+                patch.setattr(functional, name, counted(name))
             assert got.update(slot, no_check, kept) == logged
-            assert not convolved
-            make_learner(A2C, spec=IMAGES).update(slot, no_check)
-            assert convolved
-            convolved.clear()
+        # Of four micro-batches, both heads.
+        assert called == {"linear": 8}
+        called.clear()
         assert_same_state(expected, got)
 
 

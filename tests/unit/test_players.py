@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from htsrl_cli import actor as actor_module
 from htsrl_cli import evaluation
-from htsrl_cli.activations import Layer, rectified
+from htsrl_cli.activations import Layer, relu_layer
 from htsrl_cli.actor import Actor, ActorSetup, free_rows
 from htsrl_cli.checkpoint import Checkpoint
 from htsrl_cli.config import (
@@ -37,7 +37,14 @@ from htsrl_cli.config import (
 from htsrl_cli.envs import ActionSpec, Array, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, NonFiniteError
 from htsrl_cli.learner import Learner
-from htsrl_cli.policy import ActorCritic, build_policies, flatten_parameters, initialize, sample
+from htsrl_cli.policy import (
+    ActorCritic,
+    activation_layout,
+    build_policies,
+    flatten_parameters,
+    initialize,
+    sample,
+)
 from htsrl_cli.schema import to_plain
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage import Board, Episode, ParameterStore, Request, Ring, Slot
@@ -193,7 +200,7 @@ EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
 
 
 def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> ActorSetup:
-    return ActorSetup(VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32")
+    return ActorSetup(VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32", False)
 
 
 class Stage:
@@ -241,7 +248,7 @@ def constants(policies: nn.ModuleList) -> nn.ModuleList:
 class Positional(ActorCritic):
     """The position in the batch shows in the value."""
 
-    def forward(self, obs: Tensor, layer: Layer = rectified) -> tuple[Tensor, Tensor]:
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
         return params, values + torch.arange(len(values)) / 8
 
@@ -290,6 +297,31 @@ def in_parts() -> list[list[list[Request]]]:
         cuts = sorted(rng.choice(np.arange(1, len(order)), 7, replace=False).tolist())
         found.append([order[a:b] for a, b in zip([0, *cuts], [*cuts, len(order)], strict=True)])
     return found
+
+
+@pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
+def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: bool) -> None:
+    """Passes and micro-batches have 4 rows: bits are those of a forward pass of the learner's."""
+    algo = independent(A2C)
+    expected, got = (make_learner(algo, spec=TEAM_IMAGES, micro_batch=4) for _ in range(2))
+    random = make_slot(TEAM_IMAGES, 0)
+    num_steps, num_columns = random.rewards.shape
+    layout = activation_layout(TEAM_IMAGES, algo, "fp32")
+    ring = Ring(TEAM_IMAGES, num_steps, num_columns, layout)
+    for name, array in ring.slot(0).arrays().items():
+        array[:] = random.arrays()[name]
+    ring.begin(0, random.obs[0], random.noise)
+    parameters = flatten_parameters(got.policies)
+    store = ParameterStore(len(parameters))
+    store.half(0)[:] = parameters.numpy()
+    store.publish(0)
+    setup = ActorSetup(TEAM_IMAGES, algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=True)
+    actor = Actor(setup, ring, store, Board(1), 0)
+    actor.serve([(c, t) for c in range(num_columns) for t in range(num_steps + 1)])
+    assert len(ring.activations(0)) == 4
+    logged = expected.update(ring.slot(0), no_check)
+    assert got.update(ring.slot(0), no_check, ring.activations(0)) == logged
+    assert_same_state(expected, got)
 
 
 @pytest.mark.parametrize("policies", ["shared", "independent"])
