@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from htsrl_cli import evaluation, microbenchmarks, runner
+from htsrl_cli import actor, evaluation, microbenchmarks, runner
 from htsrl_cli.cli import main
 
 # Of those that `torch.use_deterministic_algorithms` names, the ones that a trainer might call.
@@ -118,7 +118,7 @@ def htsrl(words: list[str]) -> int:
     def resolve_device(key: str, name: str) -> torch.device:
         return gpu if name.startswith("cuda") else torch.device(name)
 
-    modules = (runner, evaluation, microbenchmarks)
+    modules = (runner, actor, evaluation, microbenchmarks)
     patches = [patch.object(module, "resolve_device", resolve_device) for module in modules]
     for change in patches:
         change.start()
