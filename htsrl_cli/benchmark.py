@@ -3,7 +3,7 @@
 Each run is `htsrl train` in a fresh process, stopped by SIGTERM when it has run for long enough;
 the runners take turns. Rates leave out what comes before the first line of metrics: start-up and
 at least the first interval, in which nothing is learned. Between the rounds, one-thread rates give
-the machine's bound (`microbenchmarks`).
+the machine's bound (`microbenchmarks`), and all cores step environments and do nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htsrl_cli.config import BenchConfig, TrainConfig
+from htsrl_cli.env_rates import all_cores_env_rate
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.metrics import training_lines
@@ -211,21 +212,29 @@ def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: P
         RunError: a run failed.
     """
     one_thread: list[OneThread] = []
+    env_alone: list[float] = []
     runs: list[Run] = []
     for number in range(config.repeats):
         one_thread.append(OneThread.measure(train, config.micro_seconds))
-        logger.info("round %d: bound %.1f env steps/s", number + 1, one_thread[-1].bound)
+        env_alone.append(all_cores_env_rate(train.env, config.micro_seconds))
+        logger.info(
+            "round %d: bound %.1f env steps/s, stepping alone %.1f",
+            number + 1,
+            one_thread[-1].bound,
+            env_alone[-1],
+        )
         for runner in config.runners:
             runs.append(measure(runner, [*words, f"runner={runner}"], config.seconds))
             logger.info("round %d: %s %.1f env steps/s", number + 1, runner, runs[-1].rate)
     console = Console()
-    console.print(_table(train, runs, one_thread))
+    console.print(_table(train, runs, one_thread, env_alone))
     for warning in _warnings(runs):
         logger.warning("%s", warning)
     report = {
         "machine": {"cores": num_cores(), "platform": platform.platform()},
         "words": list(words),
         "one_thread": [asdict(rates) | {"bound": rates.bound} for rates in one_thread],
+        "env_alone": env_alone,
         "runs": [asdict(run) for run in runs],
     }
     (folder / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -240,15 +249,24 @@ def _by_name(runs: Sequence[Run]) -> dict[str, list[float]]:
     return rates
 
 
-def _table(train: TrainConfig, runs: Sequence[Run], one_thread: Sequence[OneThread]) -> Table:
-    """A column for each runner, and one for the bound."""
+def _table(
+    train: TrainConfig,
+    runs: Sequence[Run],
+    one_thread: Sequence[OneThread],
+    env_alone: Sequence[float],
+) -> Table:
+    """A column for each runner, one for the bound, and one for what all cores only step."""
     bound = statistics.median(rates.bound for rates in one_thread)
+    stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
     size = f"{train.actors.num_envs} environments x {train.runner.sync_interval} steps"
-    columns = {f"bound, {num_cores()} cores": _bound_column(bound, alone)}
+    columns = {
+        f"bound, {num_cores()} cores": _bound_column(bound, alone),
+        "stepping alone": [f"{stepped:.1f}", *[""] * (len(_ROWS) - 1)],
+    }
     for name, rates in _by_name(runs).items():
         of_name = [run for run in runs if run.name == name]
-        columns[name] = _column(train, rates, of_name, bound)
+        columns[name] = _column(train, rates, of_name, bound, stepped)
     table = Table("", *columns, title=f"{size}, medians of {len(one_thread)}")
     for row, title in enumerate(_ROWS):
         table.add_row(title, *(column[row] for column in columns.values()))
@@ -259,6 +277,7 @@ _ROWS = (
     "env steps/s",
     "  highest - lowest",
     "  of the bound",
+    "  of stepping alone",
     *(f"{role} busy" for role in ROLES),
     "slot filled after",
     "barrier",
@@ -277,7 +296,7 @@ def _bound_column(bound: float, alone: Sequence[float]) -> list[str]:
 
 
 def _column(
-    train: TrainConfig, rates: Sequence[float], runs: Sequence[Run], bound: float
+    train: TrainConfig, rates: Sequence[float], runs: Sequence[Run], bound: float, stepped: float
 ) -> list[str]:
     rate = statistics.median(rates)
 
@@ -291,6 +310,7 @@ def _column(
         f"{rate:.1f}",
         f"{(max(rates) - min(rates)) / rate:.1%}",
         f"{rate / bound:.1%}",
+        f"{rate / stepped:.1%}",
         *(f"{time_of(f'{role}_busy'):.0%}" for role in ROLES),
         f"{time_of('collecting'):.0%}",
         f"{time_of('barrier'):.1%}",

@@ -86,6 +86,7 @@ class ProcessCollector:
                         ring,
                         self.board,
                         ExecutorPipes(requests, answers[i], one_by_one=on_gpu and not lockstep),
+                        on_gpu,
                     )
                 )
             columns = per_executor * config.env.num_players

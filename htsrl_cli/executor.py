@@ -17,7 +17,7 @@ import numpy as np
 from htsrl_cli.config import EnvConfig
 from htsrl_cli.envs import Env, make_env
 from htsrl_cli.memory import Array
-from htsrl_cli.scheduling import wake_promptly
+from htsrl_cli.scheduling import stay_in_background, wake_promptly
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage import Board, Request, Ring
 from htsrl_cli.workers import Pipe
@@ -220,9 +220,14 @@ def run_executor(
     ring: Ring,
     board: Board,
     pipes: ExecutorPipes,
+    in_background: bool,
 ) -> None:
-    """An executor process: does what the runner says on `control` until that says `stop`."""
-    wake_promptly()
+    """An executor process: does what the runner says on `control` until that says `stop`.
+
+    Args:
+        in_background: stand back for actors that need the processor for an instant only.
+    """
+    (stay_in_background if in_background else wake_promptly)()
     executor = Executor(env, indices, seed, ring, board, worker)
     try:
         while True:

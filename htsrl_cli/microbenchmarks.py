@@ -6,8 +6,6 @@ environments, infer and differentiate.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -19,7 +17,8 @@ from htsrl_cli.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.actor import ActorSetup, Inference, activations_to_keep
 from htsrl_cli.algorithms import build_algorithm
 from htsrl_cli.config import PpoConfig, RunPlan, TrainConfig
-from htsrl_cli.envs import Env, EnvSpec, make_env
+from htsrl_cli.env_rates import env_rate, rate
+from htsrl_cli.envs import EnvSpec, make_env
 from htsrl_cli.learner import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.policy import build_policy, log_prob_entropy
@@ -54,9 +53,9 @@ class OneThread:
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
         with closing(make_env(config.env, 0)) as env:
-            spec, env_rate = env.env_spec, _env_rate(env, seconds)
+            spec, stepped = env.env_spec, env_rate(env, seconds)
         return cls(
-            env_rate,
+            stepped,
             _inference_rate(config, spec, actors, seconds),
             _train_rate(config, spec, learner, seconds),
             spec.num_players,
@@ -80,25 +79,6 @@ class OneThread:
         return 1000 / max(total.values())
 
 
-def _env_rate(env: Env, seconds: float) -> float:
-    """Env steps per second of one environment under random actions."""
-    rng = np.random.default_rng(0)
-    spec = env.env_spec.actions
-    shape = (env.env_spec.num_players, spec.num_dims)
-
-    def step() -> int:
-        gaussian = spec.kind == "gaussian"
-        draw = rng.standard_normal(shape) if gaussian else rng.integers(spec.sizes, size=shape)
-        actions = draw.astype(spec.dtype)
-        _, _, terminated, truncated, _ = env.step(actions if len(actions) > 1 else actions[0])
-        if terminated or truncated:
-            env.reset(seed=int(rng.integers(2**31)))
-        return 1
-
-    env.reset(seed=0)
-    return _rate(step, seconds)
-
-
 def _inference_rate(
     config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float
 ) -> float:
@@ -113,7 +93,7 @@ def _inference_rate(
         inference.run(0)
         return setup.batch
 
-    return _rate(forward, seconds)
+    return rate(forward, seconds)
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
@@ -173,16 +153,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
             torch.cuda.synchronize(device)
         return number * rows
 
-    return _rate(optimizer_step, seconds)
-
-
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Amount of work per second; a first call warms up."""
-    work()
-    amount, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        amount += work()
-    return amount / elapsed
+    return rate(optimizer_step, seconds)
 
 
 def _random_obs(spec: EnvSpec, rows: int) -> Tensor:

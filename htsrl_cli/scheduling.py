@@ -1,7 +1,9 @@
 """Who goes first where roles compete for a core; on Linux, and without privileges.
 
 Executors and actors wait for each other, the learner for nobody: where they go first, the slot is
-filled early, and what is left of learning fills all cores by itself. Free of torch and hydra.
+filled early, and what is left of learning fills all cores by itself. Actors on a GPU need the
+processor for an instant only, and all executors wait for them: there, executors stand back, too.
+Free of torch and hydra.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import platform
 import sys
 import threading
 
-# Of the learner's threads on a processor.
+# Of the learner's threads on a processor, and of executors where actors are on a GPU.
 _BACKGROUND_NICE = 10
 # The shortest slice that the kernel grants.
 _SHORT_SLICE_NS = 100_000

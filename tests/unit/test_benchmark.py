@@ -96,7 +96,8 @@ def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [run["name"] for run in report["runs"]] == ["serial", "hts"] * 2
     serial = sorted(run["rate"] for run in report["runs"] if run["name"] == "serial")
     assert rate == pytest.approx(sum(serial) / 2)
-    assert len(report["one_thread"]) == 2
+    assert len(report["one_thread"]) == len(report["env_alone"]) == 2
+    assert min(report["env_alone"]) > max(run["rate"] for run in report["runs"])
     for run in report["runs"]:
         assert run["env_steps"] % (16 * 16) == 0
         assert run["env_steps"] > 2000
