@@ -53,7 +53,7 @@ LAYERS = (
         "video",
         "trackers",
     },
-    {"algorithms", "metrics", "progress", "stopping", "watcher", *ROLES},
+    {"algorithms", "env_rates", "metrics", "progress", "stopping", "watcher", *ROLES},
     {"collector"},
     {"evaluation", "evaluator"},
     {"runner", "microbenchmarks", "benchmark", "report"},

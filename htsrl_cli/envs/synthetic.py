@@ -12,24 +12,20 @@ import numpy as np
 
 from htsrl_cli.config import SyntheticConfig
 from htsrl_cli.envs import ActionSpec, Array, EnvSpec
-from htsrl_cli.envs.state import (
-    check_fit,
-    generator_state,
-    pack_state,
-    restore_generator,
-    unpack_state,
-)
+from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 
 NUM_ACTIONS = 4
 EXIT_CODE = 3
+# States of earlier versions, which drew step by step, cannot be read.
+_STATE_KIND = "synthetic, drawn ahead"
 
 
 class SyntheticEnv(ABC):
     """Episodes of fixed length whose steps take a random time.
 
-    The times and whatever else is random come from two generators, both seeded by the reset:
-    what an agent sees does not depend on how long the steps take. The raw score is the return of
-    the mean player.
+    All that is random in an episode is drawn when it begins, so that a step costs little beside its
+    time. It comes from two generators, both seeded by the reset: what an agent sees does not depend
+    on how long the steps take. The raw score is the return of the mean player.
     """
 
     def __init__(self, config: SyntheticConfig, index: int, num_obs: int) -> None:
@@ -37,51 +33,55 @@ class SyntheticEnv(ABC):
         self._index = index
         actions = ActionSpec("categorical", sizes=(NUM_ACTIONS,))
         self.env_spec = EnvSpec((num_obs,), "float32", actions, config.num_players)
-        self._rng = np.random.default_rng(0)
-        self._time_rng = np.random.default_rng(0)
-        # [P, num_obs]; a single player's is shown without its axis.
-        self._obs = np.zeros((config.num_players, num_obs), np.float32)
         self._episode = -1
-        self._length = 0
         self._total_steps = 0
-        self._return = 0.0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Begins the next episode."""
-        self._rng = np.random.default_rng([seed, 0])
-        self._time_rng = np.random.default_rng([seed, 1])
         self._episode += 1
+        self._begin(seed)
+        return self._shown[0], {}
+
+    def _begin(self, seed: int) -> None:
+        """Draws episode `_episode`."""
+        length, num_players = self._config.episode_length, self._config.num_players
+        self._seed = seed
         self._length = 0
         self._return = 0.0
-        self._obs = self._observe()
-        return self._shown(), {}
+        self._seconds = self._draw_seconds(np.random.default_rng([seed, 1]))
+        # [length + 1, P, num_obs]; a single player's are shown without the second axis.
+        self._obs = self._draw_obs(
+            np.random.default_rng([seed, 0]),
+            (length + 1, num_players, *self.env_spec.obs_shape),
+        )
+        self._shown = self._obs[:, 0] if num_players == 1 else self._obs
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
         """Sleeps, counts, pays; `action` decides nothing but the reward."""
-        time.sleep(self._draw_ms() / 1000)
-        self._length += 1
+        time.sleep(self._seconds[self._length])
         self._total_steps += 1
         rewards = self._rewards(action.reshape(-1))
-        reward = rewards if len(rewards) > 1 else float(rewards[0])
-        self._return += float(rewards.mean())
-        self._obs = self._observe()
+        self._length += 1
+        mean = float(rewards[0]) if len(rewards) == 1 else float(rewards.mean())
+        self._return += mean
+        reward = rewards if len(rewards) > 1 else mean
+        obs = self._shown[self._length]
         if self._length < self._config.episode_length:
-            return self._shown(), reward, False, False, {}
+            return obs, reward, False, False, {}
         info = {"episode": {"r": self._return, "l": self._length}}
-        return self._shown(), reward, not self._config.truncate, self._config.truncate, info
+        return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """Generators, counters and the observation."""
+        """The seed, from which the episode follows, and counters."""
         meta = {
             "name": self._config.name,
-            "rng": generator_state(self._rng),
-            "time_rng": generator_state(self._time_rng),
+            "seed": self._seed,
             "episode": self._episode,
             "length": self._length,
             "total_steps": self._total_steps,
             "return": self._return,
         }
-        return pack_state("synthetic", meta, [self._obs.tobytes()])
+        return pack_state(_STATE_KIND, meta)
 
     def set_state(self, state: bytes) -> Array:
         """Restores `get_state`'s bytes; returns the observation.
@@ -89,36 +89,36 @@ class SyntheticEnv(ABC):
         Raises:
             CheckpointError: the bytes are damaged, or of another environment.
         """
-        meta, (obs,) = unpack_state("synthetic", state)
+        meta, _ = unpack_state(_STATE_KIND, state)
         check_fit("synthetic", meta, {"name": self._config.name})
-        restore_generator(self._rng, meta["rng"])
-        restore_generator(self._time_rng, meta["time_rng"])
-        self._episode, self._length = meta["episode"], meta["length"]
-        self._total_steps, self._return = meta["total_steps"], meta["return"]
-        self._obs = np.frombuffer(obs, np.float32).reshape(self._obs.shape)
-        return self._shown()
+        self._episode, self._total_steps = meta["episode"], meta["total_steps"]
+        self._begin(meta["seed"])
+        self._length, self._return = meta["length"], meta["return"]
+        obs: Array = self._shown[self._length]
+        return obs
 
     def close(self) -> None:  # noqa: B027 - nothing to release, here or in a subclass
         """Nothing is held outside memory."""
 
     @abstractmethod
-    def _observe(self) -> Array:
-        """Observations at `_length` steps of episode `_episode`: a new array, as `_obs`."""
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """All observations of episode `_episode`, float32 [episode_length + 1, P, num_obs]."""
 
     @abstractmethod
     def _rewards(self, actions: Array) -> Array:
-        """Rewards [P] for `actions` [P], given after `_observe`'s last observations."""
+        """Rewards [P] for `actions` [P], given at the observations of step `_length`."""
 
-    def _shown(self) -> Array:
-        return self._obs if len(self._obs) > 1 else self._obs.reshape(-1)
-
-    def _draw_ms(self) -> float:
-        config = self._config
+    def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
+        """How long each step of an episode takes."""
+        config, length = self._config, self._config.episode_length
         if config.distribution == "exponential":
-            return self._time_rng.exponential(config.mean_ms)
-        if config.distribution == "gamma":
-            return self._time_rng.gamma(config.shape, config.mean_ms / config.shape)
-        return config.mean_ms
+            times_ms = rng.exponential(config.mean_ms, length)
+        elif config.distribution == "gamma":
+            times_ms = rng.gamma(config.shape, config.mean_ms / config.shape, length)
+        else:
+            times_ms = np.full(length, config.mean_ms)
+        seconds: list[float] = (times_ms / 1000).tolist()
+        return seconds
 
 
 class SleepEnv(SyntheticEnv):
@@ -127,11 +127,15 @@ class SleepEnv(SyntheticEnv):
     def __init__(self, config: SyntheticConfig, index: int) -> None:
         super().__init__(config, index, NUM_ACTIONS)
 
-    def _observe(self) -> Array:
-        return self._rng.random(self._obs.shape, dtype=np.float32)
+    def _begin(self, seed: int) -> None:
+        super()._begin(seed)
+        self._largest = self._obs.argmax(axis=2)
+
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        return rng.random(shape, dtype=np.float32)
 
     def _rewards(self, actions: Array) -> Array:
-        return np.asarray(actions == self._obs.argmax(axis=1), np.float32)
+        return np.asarray(actions == self._largest[self._length], np.float32)
 
 
 class CountEnv(SyntheticEnv):
@@ -144,13 +148,17 @@ class CountEnv(SyntheticEnv):
     def __init__(self, config: SyntheticConfig, index: int) -> None:
         super().__init__(config, index, 3)
 
-    def _observe(self) -> Array:
-        num_players = self._config.num_players
-        columns = range(self._index * num_players, (self._index + 1) * num_players)
-        return np.array([(c, self._episode, self._length) for c in columns], np.float32)
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        num_rows, num_players, _ = shape
+        obs = np.empty(shape, np.float32)
+        obs[..., 0] = self._index * num_players + np.arange(num_players)
+        obs[..., 1] = self._episode
+        obs[..., 2] = np.arange(num_rows)[:, None]
+        return obs
 
     def _rewards(self, actions: Array) -> Array:
-        return np.array([10_000 * c + 100 * k + t for c, k, t in self._observe()], np.float32)
+        rewards: Array = self._obs[self._length + 1] @ np.array([10_000, 100, 1], np.float32)
+        return rewards
 
 
 class FaultyEnv(CountEnv):

@@ -13,6 +13,7 @@ from htsrl_cli.config import GymConfig, SyntheticConfig
 from htsrl_cli.env_rates import all_cores_env_rate, env_rate
 from htsrl_cli.envs import make_env
 from htsrl_cli.errors import RunError
+from htsrl_cli.workers import Worker
 
 # An env step takes 10 ms of sleep, so that a process more is a tenth of a second's steps more.
 SLEEPER = SyntheticConfig("sleep", mean_ms=10.0)
@@ -37,12 +38,12 @@ def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(env_rates, "num_cores", lambda: 2)
     receive = env_rates._receive
 
-    def kill_first(stepper: env_rates.Worker) -> float:
+    def kill_first(stepper: Worker) -> float:
         if stepper.name == "stepper 1":
-            psutil.Process(stepper.host.pid).kill()
+            psutil.Process(stepper.host.ident).kill()
         return receive(stepper)
 
     monkeypatch.setattr(env_rates, "_receive", kill_first)
-    with pytest.raises(RunError, match="^stepper 1: it ended$"):
+    with pytest.raises(RunError, match=r"^stepper 1: it ended$"):
         all_cores_env_rate(SLEEPER, 0.1)
     assert not multiprocessing.active_children()
