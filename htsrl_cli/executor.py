@@ -227,7 +227,10 @@ def run_executor(
     Args:
         in_background: stand back for actors that need the processor for an instant only.
     """
-    (stay_in_background if in_background else wake_promptly)()
+    if in_background:
+        stay_in_background()
+    else:
+        wake_promptly()
     executor = Executor(env, indices, seed, ring, board, worker)
     try:
         while True:

@@ -116,7 +116,7 @@ def test_executors_stand_back_for_actors_on_a_gpu(tmp_path: Path) -> None:
         executors = [p for p in main.children() if p.name().startswith("executor")]
         assert [p.nice() for p in executors] == [max(10, os.getpriority(os.PRIO_PROCESS, 0))] * 2
     finally:
-        main.terminate()
+        main.kill()
         main.wait()
 
 
