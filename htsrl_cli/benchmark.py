@@ -216,7 +216,8 @@ def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: P
     runs: list[Run] = []
     for number in range(config.repeats):
         one_thread.append(OneThread.measure(train, config.micro_seconds))
-        env_alone.append(all_cores_env_rate(train.env, config.micro_seconds))
+        num_envs = train.actors.num_envs
+        env_alone.append(all_cores_env_rate(train.env, num_envs, config.micro_seconds))
         logger.info(
             "round %d: bound %.1f env steps/s, stepping alone %.1f",
             number + 1,
@@ -261,8 +262,10 @@ def _table(
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
     size = f"{train.actors.num_envs} environments x {train.runner.sync_interval} steps"
     columns = {
-        f"bound, {num_cores()} cores": _bound_column(bound, alone),
-        "stepping alone": [f"{stepped:.1f}", *[""] * (len(_ROWS) - 1)],
+        f"bound, {num_cores()} cores": _measured_alone(bound, alone),
+        "stepping alone": _measured_alone(
+            stepped, [1000 * min(num_cores(), train.actors.num_envs) / stepped]
+        ),
     }
     for name, rates in _by_name(runs).items():
         of_name = [run for run in runs if run.name == name]
@@ -289,10 +292,12 @@ _ROWS = (
 )
 
 
-def _bound_column(bound: float, alone: Sequence[float]) -> list[str]:
-    empty = [""] * (_ROWS.index("processor time for an env step") - 1)
-    total = sum(alone)
-    return [f"{bound:.1f}", *empty, f"{total:.3f} ms", *(f"{cost:.3f}" for cost in alone), ""]
+def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
+    """The column of what was measured without a run, with costs of the first roles."""
+    costs_at = _ROWS.index("processor time for an env step")
+    shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]
+    column = [f"{rate:.1f}", *[""] * (costs_at - 1), *shown]
+    return column + [""] * (len(_ROWS) - len(column))
 
 
 def _column(

@@ -1,4 +1,4 @@
-"""How fast environments step: one in this thread, and one on every core at the same time.
+"""How fast environments step: in this thread, and shared out among all cores at the same time.
 
 Free of torch and hydra, as the processes that step them are.
 """
@@ -6,8 +6,8 @@ Free of torch and hydra, as the processes that step them are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -28,39 +28,41 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return amount / elapsed
 
 
-def env_rate(env: Env, seconds: float) -> float:
-    """Env steps per second of one environment under random actions."""
+def env_rate(envs: Sequence[Env], seconds: float) -> float:
+    """Env steps per second of environments of a kind that take turns, under random actions."""
     rng = np.random.default_rng(0)
-    spec = env.env_spec.actions
-    shape = (env.env_spec.num_players, spec.num_dims)
+    spec = envs[0].env_spec.actions
+    shape = (envs[0].env_spec.num_players, spec.num_dims)
 
     def step() -> int:
-        gaussian = spec.kind == "gaussian"
-        draw = rng.standard_normal(shape) if gaussian else rng.integers(spec.sizes, size=shape)
-        actions = draw.astype(spec.dtype)
-        _, _, terminated, truncated, _ = env.step(actions if len(actions) > 1 else actions[0])
-        if terminated or truncated:
-            env.reset(seed=int(rng.integers(2**31)))
-        return 1
+        for env in envs:
+            gaussian = spec.kind == "gaussian"
+            draw = rng.standard_normal(shape) if gaussian else rng.integers(spec.sizes, size=shape)
+            actions = draw.astype(spec.dtype)
+            _, _, terminated, truncated, _ = env.step(actions if len(actions) > 1 else actions[0])
+            if terminated or truncated:
+                env.reset(seed=int(rng.integers(2**31)))
+        return len(envs)
 
-    env.reset(seed=0)
+    for index, env in enumerate(envs):
+        env.reset(seed=index)
     return rate(step, seconds)
 
 
-def all_cores_env_rate(env: EnvConfig, seconds: float) -> float:
-    """Env steps per second of as many environments as there are cores, each in its own process.
+def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
+    """Env steps per second of environments in as many processes as there are cores.
 
-    What is left of the cores' one-thread rates when all are busy: they share caches, memory and
-    power, and virtual ones share cores.
+    What the cores step at most: environments that take turns do not find the caches as they left
+    them, and cores that are all busy share caches, memory and power, virtual ones the core itself.
 
     Raises:
         RunError: a process failed.
     """
     steppers: list[Worker] = []
     try:
-        for i in range(num_cores()):
-            name = f"stepper {i}"
-            steppers.append(start_process(name, i, env.step_timeout_s, _step, env, seconds))
+        for i, share in enumerate(np.array_split(range(num_envs), min(num_envs, num_cores()))):
+            what = _step, env, share.tolist(), seconds
+            steppers.append(start_process(f"stepper {i}", i, env.step_timeout_s, *what))
         for _ in ("ready", "done"):
             answers = [_receive(stepper) for stepper in steppers]
             for stepper in steppers:
@@ -70,12 +72,15 @@ def all_cores_env_rate(env: EnvConfig, seconds: float) -> float:
         stop_workers(steppers, gracefully=False)
 
 
-def _step(control: Connection, index: int, config: EnvConfig, seconds: float) -> None:
+def _step(
+    control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
+) -> None:
     """A process's part: says 0 when it is ready, and its rate after it has been told to start."""
-    with closing(make_env(config, index)) as env:
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
         control.send(("rate", 0.0))
         control.recv()
-        control.send(("rate", env_rate(env, seconds)))
+        control.send(("rate", env_rate(envs, seconds)))
         control.recv()
 
 

@@ -53,7 +53,7 @@ class OneThread:
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
         with closing(make_env(config.env, 0)) as env:
-            spec, stepped = env.env_spec, env_rate(env, seconds)
+            spec, stepped = env.env_spec, env_rate([env], seconds)
         return cls(
             stepped,
             _inference_rate(config, spec, actors, seconds),

@@ -1,9 +1,11 @@
-"""How fast environments step, alone and on all cores at once."""
+"""How fast environments step in a thread and on all cores at once."""
 
 from __future__ import annotations
 
 import multiprocessing
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from typing import Any
 
 import psutil
 import pytest
@@ -13,24 +15,42 @@ from htsrl_cli.config import GymConfig, SyntheticConfig
 from htsrl_cli.env_rates import all_cores_env_rate, env_rate
 from htsrl_cli.envs import make_env
 from htsrl_cli.errors import RunError
-from htsrl_cli.workers import Worker
+from htsrl_cli.workers import Worker, start_process
 
 # An env step takes 10 ms of sleep, so that a process more is a tenth of a second's steps more.
 SLEEPER = SyntheticConfig("sleep", mean_ms=10.0)
 
 
-def test_environments_on_all_cores_step_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(make_env(SLEEPER, 0)) as env:
-        alone = env_rate(env, 0.5)
-    assert alone <= 100
+def test_environments_of_a_thread_take_turns() -> None:
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(make_env(SLEEPER, i))) for i in range(4)]
+        assert env_rate(envs[:1], 0.3) <= 100
+        assert env_rate(envs, 0.3) <= 100
+
+
+def test_cores_share_environments_and_step_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[Sequence[int]] = []
+
+    def start(*args: Any) -> Worker:
+        shares.append(args[5])
+        return start_process(*args)
+
+    monkeypatch.setattr(env_rates, "start_process", start)
     monkeypatch.setattr(env_rates, "num_cores", lambda: 4)
-    assert 2 * alone < all_cores_env_rate(SLEEPER, 0.5) <= 400
+    # Two at once would make 200 at most.
+    assert 200 < all_cores_env_rate(SLEEPER, 6, 0.5) <= 400
+    assert shares == [[0, 1], [2, 3], [4], [5]]
+    shares.clear()
+    assert all_cores_env_rate(SLEEPER, 1, 0.1) <= 100
+    assert shares == [[0]]
     assert not multiprocessing.active_children()
 
 
 def test_a_process_that_fails_says_why() -> None:
     with pytest.raises(RunError, match=r"stepper 0: .*NoSuchEnv"):
-        all_cores_env_rate(GymConfig(id="NoSuchEnv-v0"), 0.1)
+        all_cores_env_rate(GymConfig(id="NoSuchEnv-v0"), 2, 0.1)
     assert not multiprocessing.active_children()
 
 
@@ -45,5 +65,5 @@ def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(env_rates, "_receive", kill_first)
     with pytest.raises(RunError, match=r"^stepper 1: it ended$"):
-        all_cores_env_rate(SLEEPER, 0.1)
+        all_cores_env_rate(SLEEPER, 2, 0.1)
     assert not multiprocessing.active_children()
