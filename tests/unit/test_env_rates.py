@@ -26,6 +26,10 @@ def test_environments_of_a_thread_take_turns() -> None:
         envs = [stack.enter_context(closing(make_env(SLEEPER, i))) for i in range(4)]
         assert env_rate(envs[:1], 0.3) <= 100
         assert env_rate(envs, 0.3) <= 100
+        stepped = [env.get_state() for env in envs]
+        for index, env in enumerate(envs):
+            env.reset(seed=index)
+        assert all(env.get_state() != state for env, state in zip(envs, stepped, strict=True))
 
 
 def test_cores_share_environments_and_step_at_the_same_time(
