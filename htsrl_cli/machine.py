@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.config import FootballConfig
+from htsrl_cli.config.sections import FootballConfig
 
 # Where there is none of these (NVIDIA, WSL, AMD) torch need not be asked.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from scipy.stats import gamma
 
-from htsrl_cli.benchmark import Run, measure
-from htsrl_cli.microbenchmarks import OneThread
+from htsrl_cli.bench.benchmark import Run, measure
+from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_report
 
 NUM_ENVS = 16

@@ -1,6 +1,6 @@
 """Checks that imports follow the layers, and that configuration keys and YAML files agree.
 
-    layers      a module imports from its own layer or a lower one; roles do not import each other
+    layers      a module imports from its own layer or a lower one
     executors   what they import is free of torch, hydra and omegaconf (read, and tried)
     keys        every field of a schema is read somewhere, and stands in every YAML file of its
                 section; every YAML key is a field
@@ -19,52 +19,30 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from htsrl_cli import config as schemas
-from htsrl_cli.compose import Composer
-from htsrl_cli.schema import VARIANTS
+from htsrl_cli.cli.compose import Composer
+from htsrl_cli.config import sections as schemas
+from htsrl_cli.config.plain import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "htsrl_cli"
-ROLES = {"executor", "actor", "learner"}
-# From the bottom to the top. A name stands for a module, or a package with all its modules.
+# From the bottom to the top: packages and modules.
 LAYERS = (
-    {"errors", "config"},
-    {
-        "final_metric",
-        "intervals",
-        "machine",
-        "scheduling",
-        "seeding",
-        "schema",
-        "durable",
-        "line_file",
-        "memory",
-        "activations",
-        "envs",
-    },
-    {
-        "storage",
-        "losses",
-        "policy",
-        "torch_setup",
-        "workers",
-        "event_files",
-        "checkpoint",
-        "video",
-        "trackers",
-    },
-    {"algorithms", "env_rates", "metrics", "progress", "stopping", "watcher", *ROLES},
-    {"collector"},
-    {"evaluation", "evaluator"},
-    {"runner", "microbenchmarks", "benchmark", "report"},
-    {"validation", "compose", "listing", "job", "preflight"},
+    {"errors"},
+    {"config"},
+    {"durable", "machine", "seeding"},
+    {"envs"},
+    {"storage", "networks", "checkpoints"},
+    {"algorithms", "workers"},
+    {"evaluation", "tracking"},
+    {"learning", "sampling"},
+    {"bench", "runners", "report"},
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "hydra", "omegaconf"}
 # They choose the schema of a section; schema.VARIANTS names them, nothing else has to.
 SELECTORS = {"kind", "name"}
 # Modules that handle every key alike, which is no use of one.
-KEY_HANDLERS = {"schema", "validation"}
+KEY_HANDLERS = {"config.plain", "config.rules"}
 
 
 def main() -> int:
@@ -122,7 +100,7 @@ def module_path(name: str) -> Path:
 
 
 def layer_violations(imports: dict[str, set[str]]) -> Iterator[str]:
-    """Imports that go upwards, and roles that know each other."""
+    """Imports that go upwards."""
     level = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
     for module, names in imports.items():
         top = module.split(".")[0]
@@ -134,13 +112,11 @@ def layer_violations(imports: dict[str, set[str]]) -> Iterator[str]:
         for other in sorted({name.split(".")[0] for name in own_imports(names)} - {top}):
             if level.get(other, 0) > level[top]:
                 yield f"{module}: imports {other}, which is above it"
-            if {top, other} <= ROLES:
-                yield f"{module}: imports {other}, another role"
 
 
 def heavy_executor(imports: dict[str, set[str]]) -> Iterator[str]:
     """Heavy packages within reach of the executor: by reading, and by trying."""
-    reached, waiting = set(), ["__init__", "executor"]
+    reached, waiting = set(), ["__init__", "sampling.executor"]
     while waiting:
         module = waiting.pop()
         reached.add(module)
@@ -149,7 +125,7 @@ def heavy_executor(imports: dict[str, set[str]]) -> Iterator[str]:
                 yield f"{module}: imports {name}, and the executor imports {module}"
         waiting += own_imports(imports[module]) - reached
     code = (
-        f"import sys, {PACKAGE}.executor; "
+        f"import sys, {PACKAGE}.sampling.executor; "
         f"print(*sorted({HEAVY} & {{name.split('.')[0] for name in sys.modules}}))"
     )
     run = subprocess.run(

@@ -29,8 +29,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from htsrl_cli.benchmark import Run, busy_cores, measure
-from htsrl_cli.microbenchmarks import OneThread
+from htsrl_cli.bench.benchmark import Run, busy_cores, measure
+from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import (
     Comparison,
     compose,
@@ -40,7 +40,7 @@ from scripts.measured_runs import (
     write_report,
 )
 
-# As htsrl_cli/torch_setup.py does it.
+# As htsrl_cli/networks/device.py does it.
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),

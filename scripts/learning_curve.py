@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from htsrl_cli.checkpoint import find_checkpoint, load_checkpoint
-from htsrl_cli.config import EnvConfig
-from htsrl_cli.envs import Array, Env, EnvSpec, make_env
-from htsrl_cli.metrics import RECENT_RETURN, training_lines
-from htsrl_cli.schema import from_plain
+from htsrl_cli.checkpoints.file import find_checkpoint, load_checkpoint
+from htsrl_cli.config.plain import from_plain
+from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
+from htsrl_cli.tracking.run_log import RECENT_RETURN, training_lines
 
 
 @dataclass(frozen=True)

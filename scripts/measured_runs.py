@@ -1,4 +1,4 @@
-"""What the benchmark scripts make of `htsrl_cli.benchmark.Run`s: medians, comparisons, JSON."""
+"""What the benchmark scripts make of `bench.benchmark.Run`s: medians, comparisons, JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.benchmark import Run, is_quiet
-from htsrl_cli.compose import Composer, to_train_config
-from htsrl_cli.config import TrainConfig
+from htsrl_cli.bench.benchmark import Run, is_quiet
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.machine import num_cores
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from htsrl_cli.machine import has_bf16
 
@@ -118,7 +118,7 @@ def resumed(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, st
     return _digests(run_dir)
 
 
-_QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+_QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def _command(words: Sequence[str], run_dir: Path | None) -> list[str]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli import runner
-from htsrl_cli.checkpoint import load_checkpoint
-from htsrl_cli.config import (
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.config.sections import (
     A2cConfig,
     ActorsConfig,
     AlgoConfig,
@@ -26,6 +25,7 @@ from htsrl_cli.config import (
     SyntheticConfig,
     TrainConfig,
 )
+from htsrl_cli.runners import run as runner
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 16

@@ -25,8 +25,11 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from htsrl_cli import actor, evaluation, microbenchmarks, runner
-from htsrl_cli.cli import main
+from htsrl_cli.bench import microbenchmarks
+from htsrl_cli.cli.main import main
+from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.runners import run as runner
+from htsrl_cli.sampling import actor
 
 # Of those that `torch.use_deterministic_algorithms` names, the ones that a trainer might call.
 REFUSED = {"cumsum", "histc", "put_", "bincount", "median", "nll_loss_forward"}

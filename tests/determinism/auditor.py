@@ -24,12 +24,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from htsrl_cli.checkpoint import Checkpoint, load_checkpoint
-from htsrl_cli.config import TrainConfig
-from htsrl_cli.envs import Env, make_env
-from htsrl_cli.policy import build_policies, sample
-from htsrl_cli.schema import from_plain
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.config.plain import from_plain
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import build_policies, sample
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from htsrl_cli.config import CheckpointConfig, TrainConfig
+from htsrl_cli.config.sections import CheckpointConfig, TrainConfig
 from tests import harness
 from tests.harness import Fingerprint
 

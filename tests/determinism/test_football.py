@@ -12,7 +12,13 @@ import pytest
 
 pytest.importorskip("gfootball_engine", reason="make football")
 
-from htsrl_cli.config import CheckpointConfig, FootballConfig, LogConfig, PpoConfig, TrainConfig
+from htsrl_cli.config.sections import (
+    CheckpointConfig,
+    FootballConfig,
+    LogConfig,
+    PpoConfig,
+    TrainConfig,
+)
 from tests import harness
 from tests.determinism import test_resume as resuming
 from tests.determinism.auditor import audit

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli.actor import ActorSetup, Inference
-from htsrl_cli.config import PpoConfig, TrainConfig
-from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.learner import Batch, Learner
-from htsrl_cli.policy import ActorCritic, flatten_parameters, initialize, sample
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.config.sections import PpoConfig, TrainConfig
+from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.learning.learner import Batch, Learner
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import ActorCritic, flatten_parameters, initialize, sample
+from htsrl_cli.sampling.actor import ActorSetup, Inference
 from tests.harness import Fingerprint, fingerprint, run, small_config, with_workers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -14,10 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.actor import Actor
-from htsrl_cli.checkpoint import find_checkpoint
-from htsrl_cli.config import CheckpointConfig, EnvConfig, FootballConfig, PpoConfig, TrainConfig
-from htsrl_cli.storage import Request
+from htsrl_cli.checkpoints.file import find_checkpoint
+from htsrl_cli.config.sections import (
+    CheckpointConfig,
+    EnvConfig,
+    FootballConfig,
+    PpoConfig,
+    TrainConfig,
+)
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.storage import Request
 from tests import harness
 from tests.fault.processes import wait_until
 from tests.harness import STEPS_PER_INTERVAL

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from htsrl_cli.checkpoint import Checkpoint
-from htsrl_cli.config import EvaluationConfig
-from htsrl_cli.evaluator import Evaluator
-from htsrl_cli.video import CAPTION_HEIGHT, animation
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.sections import EvaluationConfig
+from htsrl_cli.evaluation.evaluator import Evaluator
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, animation
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
 from tests.harness import STEPS_PER_INTERVAL, Fingerprint, fingerprint, htsrl, small_config

@@ -173,7 +173,8 @@ def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None
 # An actor thread that fails after some work: only the role's own code is replaced.
 WITH_THREAD = """
 import sys, time
-from htsrl_cli import actor, cli
+from htsrl_cli.sampling import actor
+from htsrl_cli.cli import main as cli
 serve, served = actor.Actor.serve, 0
 def failing(self, requests):
     global served

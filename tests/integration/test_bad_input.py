@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.checkpoint import Checkpoint, save_checkpoint
-from htsrl_cli.compose import Composer, to_plain, to_train_config
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
+from htsrl_cli.cli.compose import Composer, to_plain, to_train_config
 from tests.conftest import Htsrl
 
 # Words after `htsrl train`, and what the line must say: key, value, remedy.

@@ -33,15 +33,15 @@ TINY = (
 WITH_RUNNER = """
 import sys, types
 from htsrl_cli import errors
-runner = types.ModuleType("htsrl_cli.runner")
+runner = types.ModuleType("htsrl_cli.runners.run")
 def train(config, run_dir, checkpoint):
     print("seed", config.seed)
     if config.seed > 1:
         return types.SimpleNamespace(metric=1.0, signum=None)
     {end}
 runner.train = train
-sys.modules["htsrl_cli.runner"] = runner
-from htsrl_cli.cli import main
+sys.modules["htsrl_cli.runners.run"] = runner
+from htsrl_cli.cli.main import main
 sys.exit(main())
 """
 
@@ -93,7 +93,7 @@ def test_a_reader_may_stop_early() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--cfg", "job"]])
 def test_looking_imports_no_torch(tmp_path: Path, words: list[str]) -> None:
     code = (
-        "import sys; from htsrl_cli.cli import main; heavy = {'torch', 'hydra', 'omegaconf'};"
+        "import sys; from htsrl_cli.cli.main import main; heavy = {'torch', 'hydra', 'omegaconf'};"
         "assert not heavy & set(sys.modules), 'workers import this module, too';"
         f"main({words}); assert 'torch' not in sys.modules"
     )

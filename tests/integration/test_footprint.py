@@ -126,7 +126,7 @@ def test_memory_of_a_football_executor(tmp_path: Path) -> None:
 def test_modules_of_an_executor(pong: Run) -> None:
     heavy = ("torch", "hydra", "omegaconf", "tensorboard", "scipy", "rich")
     modules = modules_of(pong, pong.executors()[0])
-    assert {"htsrl_cli.executor", "ale_py", "numpy"} <= modules
+    assert {"htsrl_cli.sampling.executor", "ale_py", "numpy"} <= modules
     assert not modules & set(heavy)
     assert "torch" in modules_of(pong, pong.actors()[0])
     mapped = Path(f"/proc/{pong.executors()[0].pid}/maps").read_text()

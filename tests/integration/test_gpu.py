@@ -123,7 +123,7 @@ def test_executors_stand_back_for_actors_on_a_gpu(tmp_path: Path) -> None:
 MEASURES = """
 from tests import pretend_gpu
 from tests.harness import small_config
-from htsrl_cli import microbenchmarks
+from htsrl_cli.bench import microbenchmarks
 gpu = pretend_gpu.set_up()
 microbenchmarks.resolve_device = lambda key, name: gpu
 rates = microbenchmarks.OneThread.measure(small_config("terminating", "ppo"), 0.05)

@@ -147,7 +147,7 @@ def test_two_jobs_make_the_same_mlflow_experiment(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from mlflow.tracking import MlflowClient
-from htsrl_cli.trackers import MlflowTracker
+from htsrl_cli.tracking.trackers import MlflowTracker
 
 make = MlflowClient.create_experiment
 
@@ -189,7 +189,7 @@ def test_a_tracker_that_fails_costs_no_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['wandb'] = None; from htsrl_cli.cli import main; main"
+    hidden = "import sys; sys.modules['wandb'] = None; from htsrl_cli.cli.main import main; main"
     run = subprocess.run(
         [sys.executable, "-c", f"{hidden}(['train', *{WORDS!r}, 'log.wandb=pole'])"],
         cwd=tmp_path,

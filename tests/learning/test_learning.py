@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from htsrl_cli import runner
-from htsrl_cli.compose import Composer, to_train_config
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.runners import run as runner
 
 SOLVED = 475.0  # CartPole-v1, mean return of 100 episodes
 

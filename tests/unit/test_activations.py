@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from htsrl_cli import actor as actor_module
-from htsrl_cli.activations import CachedLayers, CachingLayers, as_array, as_tensor, layout_of
-from htsrl_cli.actor import activations_to_keep
-from htsrl_cli.config import A2cConfig, ActorsConfig, AlgoConfig, LearnerConfig, PpoConfig
-from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.memory import ArrayType
-from htsrl_cli.policy import NatureCnn
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.config.sections import A2cConfig, ActorsConfig, AlgoConfig, LearnerConfig, PpoConfig
+from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.networks.activations import (
+    CachedLayers,
+    CachingLayers,
+    as_array,
+    as_tensor,
+    layout_of,
+)
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import NatureCnn
+from htsrl_cli.sampling import actor as actor_module
+from htsrl_cli.sampling.actor import activations_to_keep
+from htsrl_cli.storage.memory import ArrayType
 
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", (6,)))
 VECTORS = EnvSpec((5,), "float32", ActionSpec("categorical", (3,)))

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htsrl_cli import actor as actor_module
-from htsrl_cli.activations import CachingLayers, Layer, as_tensor, relu_layer
-from htsrl_cli.actor import Actor, ActorSetup, free_rows
-from htsrl_cli.config import A2cConfig, AlgoConfig
-from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.policy import ActorCritic, activation_layout, flatten_parameters, initialize
-from htsrl_cli.storage import Board, ParameterStore, Request, Ring
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.config.sections import A2cConfig, AlgoConfig
+from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.networks.activations import CachingLayers, Layer, as_tensor, relu_layer
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import ActorCritic, activation_layout, flatten_parameters, initialize
+from htsrl_cli.sampling import actor as actor_module
+from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.storage.storage import Board, ParameterStore, Request, Ring
 
 T, B = 2, 11
 VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))

@@ -13,14 +13,14 @@ import psutil
 import pytest
 from torch import Tensor
 
-from htsrl_cli import benchmark, microbenchmarks
-from htsrl_cli.activations import CachedLayers
-from htsrl_cli.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
-from htsrl_cli.compose import Composer, to_train_config
-from htsrl_cli.config import BenchConfig, TrainConfig
+from htsrl_cli.bench import benchmark, microbenchmarks
+from htsrl_cli.bench.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
+from htsrl_cli.bench.microbenchmarks import OneThread
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.sections import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
-from htsrl_cli.microbenchmarks import OneThread
+from htsrl_cli.networks.activations import CachedLayers
 from tests.fault.processes import PATIENCE_S, wait_until
 from tests.harness import environment
 

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from htsrl_cli import checkpoint as checkpoint_module
 from htsrl_cli import durable
-from htsrl_cli.checkpoint import (
+from htsrl_cli.checkpoints import file as checkpoint_module
+from htsrl_cli.checkpoints.file import (
     MAGIC,
     Checkpoint,
     CheckpointStore,
@@ -404,7 +404,7 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, find_checkpoint, load_checkpoint
 
 run_dir = Path(sys.argv[1])
 store = CheckpointStore(run_dir, keep=2)

@@ -11,9 +11,18 @@ from typing import Any
 import pytest
 
 from htsrl_cli import machine
-from htsrl_cli.checkpoint import Checkpoint, save_checkpoint
-from htsrl_cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
-from htsrl_cli.config import (
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
+from htsrl_cli.cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
+from htsrl_cli.cli.job import _resumed_config, merge
+from htsrl_cli.config.plain import (
+    CHANGES_NO_RESULT,
+    config_sha256,
+    did_you_mean,
+    flatten,
+    from_plain,
+    to_plain,
+)
+from htsrl_cli.config.sections import (
     A2cConfig,
     AtariConfig,
     FootballConfig,
@@ -22,15 +31,6 @@ from htsrl_cli.config import (
     TrainConfig,
 )
 from htsrl_cli.errors import ConfigError
-from htsrl_cli.job import _resumed_config, merge
-from htsrl_cli.schema import (
-    CHANGES_NO_RESULT,
-    config_sha256,
-    did_you_mean,
-    flatten,
-    from_plain,
-    to_plain,
-)
 
 
 def train_config(*words: str) -> TrainConfig:

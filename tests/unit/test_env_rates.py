@@ -10,12 +10,12 @@ from typing import Any
 import psutil
 import pytest
 
-from htsrl_cli import env_rates
-from htsrl_cli.config import GymConfig, SyntheticConfig
-from htsrl_cli.env_rates import all_cores_env_rate, env_rate
-from htsrl_cli.envs import make_env
+from htsrl_cli.bench import env_rates
+from htsrl_cli.bench.env_rates import all_cores_env_rate, env_rate
+from htsrl_cli.config.sections import GymConfig, SyntheticConfig
+from htsrl_cli.envs.base import make_env
 from htsrl_cli.errors import RunError
-from htsrl_cli.workers import Worker, start_process
+from htsrl_cli.workers.process import Worker, start_process
 
 # An env step takes 10 ms of sleep, so that a process more is a tenth of a second's steps more.
 SLEEPER = SyntheticConfig("sleep", mean_ms=10.0)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli import evaluation
-from htsrl_cli.checkpoint import Checkpoint, CheckpointStore, save_checkpoint
-from htsrl_cli.config import (
+from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, save_checkpoint
+from htsrl_cli.config.plain import to_plain
+from htsrl_cli.config.sections import (
     ActorsConfig,
     AtariConfig,
     CheckpointConfig,
@@ -27,10 +27,10 @@ from htsrl_cli.config import (
     RunnerConfig,
     TrainConfig,
 )
-from htsrl_cli.envs import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError
-from htsrl_cli.policy import ActorCritic, initialize, sample
-from htsrl_cli.schema import to_plain
+from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.networks.policy import ActorCritic, initialize, sample
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 
 CARTPOLE = GymConfig("CartPole-v1")

@@ -22,9 +22,10 @@ import pytest
 
 pytest.importorskip("gfootball_engine", reason="make football")
 
-from htsrl_cli.config import FOOTBALL_SCENARIOS, FootballConfig
-from htsrl_cli.envs import Array, Env, football, make_env
-from htsrl_cli.envs.football import NUM_ACTIONS
+from htsrl_cli.config.sections import FOOTBALL_SCENARIOS, FootballConfig
+from htsrl_cli.envs.base import Array, Env, make_env
+from htsrl_cli.envs.football import environment as football
+from htsrl_cli.envs.football.environment import NUM_ACTIONS
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 
@@ -142,7 +143,7 @@ RENDER = """
 import hashlib, sys
 import numpy as np
 from dataclasses import replace
-from htsrl_cli.envs import make_env
+from htsrl_cli.envs.base import make_env
 from tests.unit.test_football import EASY, package_env
 
 def show(*images):
@@ -325,7 +326,7 @@ def test_more_players_than_can_be_controlled(
 
 CHILD = """
 import json, sys
-from htsrl_cli.envs import football
+from htsrl_cli.envs.football import environment as football
 from tests.unit.test_football import futures
 
 cases, football.STEPS_BETWEEN_KEYFRAMES = json.loads(sys.argv[1])

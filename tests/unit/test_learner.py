@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from htsrl_cli.activations import CachingLayers, as_array
-from htsrl_cli.actor import Actor
-from htsrl_cli.config import (
+from htsrl_cli.config.sections import (
     A2cConfig,
     ActorsConfig,
     AlgoConfig,
@@ -35,14 +33,16 @@ from htsrl_cli.config import (
     SyntheticConfig,
     TrainConfig,
 )
-from htsrl_cli.envs import EnvSpec
+from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learner import Learner, num_micro_batches
-from htsrl_cli.memory import Array
-from htsrl_cli.policy import build_policy
-from htsrl_cli.runner import train
-from htsrl_cli.storage import Request, Slot
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.learning.learner import Learner, num_micro_batches
+from htsrl_cli.networks.activations import CachingLayers, as_array
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import build_policy
+from htsrl_cli.runners.run import train
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.memory import Array
+from htsrl_cli.storage.storage import Request, Slot
 from tests.unit.learner_references import (
     A2C,
     IMAGES,

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from htsrl_cli.losses import Rollout, a2c_loss, bootstrapped_returns, gae, next_values, ppo_loss
+from htsrl_cli.algorithms.losses import (
+    Rollout,
+    a2c_loss,
+    bootstrapped_returns,
+    gae,
+    next_values,
+    ppo_loss,
+)
 
 
 def column(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from htsrl_cli import machine
-from htsrl_cli.compose import Composer, to_train_config
-from htsrl_cli.config import TrainConfig
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.sections import TrainConfig
 
 
 def config(*words: str) -> TrainConfig:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli import memory
-from htsrl_cli.memory import ALIGNMENT, NotEnoughMemoryError, SharedArrays, available_memory
-from htsrl_cli.workers import CONTEXT
+from htsrl_cli.storage import memory
+from htsrl_cli.storage.memory import ALIGNMENT, NotEnoughMemoryError, SharedArrays, available_memory
+from htsrl_cli.workers.process import CONTEXT
 
 LAYOUT: memory.Layout = {
     "bytes": ((3, 5), "uint8"),

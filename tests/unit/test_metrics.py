@@ -23,15 +23,15 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from htsrl_cli import line_file
-from htsrl_cli.checkpoint import find_checkpoint
-from htsrl_cli.config import EvaluationConfig, LogConfig, TrainConfig
+from htsrl_cli.checkpoints.file import find_checkpoint
+from htsrl_cli.config.sections import EvaluationConfig, LogConfig, TrainConfig
 from htsrl_cli.errors import RunError
-from htsrl_cli.final_metric import FinalMetric
-from htsrl_cli.line_file import LineFile
-from htsrl_cli.metrics import RunLog
-from htsrl_cli.progress import Status, TerminalBar
-from htsrl_cli.storage import Episode
+from htsrl_cli.storage.storage import Episode
+from htsrl_cli.tracking import lines as line_file
+from htsrl_cli.tracking.final_metric import FinalMetric
+from htsrl_cli.tracking.lines import LineFile
+from htsrl_cli.tracking.progress import Status, TerminalBar
+from htsrl_cli.tracking.run_log import RunLog
 from tests.harness import STEPS_PER_INTERVAL, run, small_config
 
 STEPS = 64  # of an interval
@@ -574,8 +574,9 @@ def test_the_summary_is_replaced_whole(tmp_path: Path) -> None:
 def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from htsrl_cli.config import LogConfig; from htsrl_cli.metrics import RunLog\n"
-        "from htsrl_cli.storage import Episode\n"
+        "from htsrl_cli.config.sections import LogConfig\n"
+        "from htsrl_cli.tracking.run_log import RunLog\n"
+        "from htsrl_cli.storage.storage import Episode\n"
         "log = RunLog(Path(sys.argv[1]), LogConfig(interval=1, tensorboard=False), {}, 10)\n"
         "for j in range(1, 10**9):\n"
         "    log.interval(j, {'a': j}, [Episode(1.0, 1.0, j)], {})\n"

@@ -16,12 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htsrl_cli import actor as actor_module
-from htsrl_cli import evaluation
-from htsrl_cli.activations import Layer, relu_layer
-from htsrl_cli.actor import Actor, ActorSetup, free_rows
-from htsrl_cli.checkpoint import Checkpoint
-from htsrl_cli.config import (
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.plain import to_plain
+from htsrl_cli.config.sections import (
     A2cConfig,
     ActorsConfig,
     AlgoConfig,
@@ -34,10 +31,13 @@ from htsrl_cli.config import (
     SyntheticConfig,
     TrainConfig,
 )
-from htsrl_cli.envs import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
 from htsrl_cli.errors import CheckpointError, NonFiniteError
-from htsrl_cli.learner import Learner
-from htsrl_cli.policy import (
+from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.learning.learner import Learner
+from htsrl_cli.networks.activations import Layer, relu_layer
+from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.networks.policy import (
     ActorCritic,
     activation_layout,
     build_policies,
@@ -45,10 +45,10 @@ from htsrl_cli.policy import (
     initialize,
     sample,
 )
-from htsrl_cli.schema import to_plain
+from htsrl_cli.sampling import actor as actor_module
+from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
-from htsrl_cli.storage import Board, Episode, ParameterStore, Request, Ring, Slot
-from htsrl_cli.torch_setup import set_up_torch
+from htsrl_cli.storage.storage import Board, Episode, ParameterStore, Request, Ring, Slot
 from tests.unit.learner_references import A2C, IMAGES, PPO, SEED, SPEC, make_slot
 from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as fn
 
-from htsrl_cli.config import A2cConfig
-from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.policy import (
+from htsrl_cli.config.sections import A2cConfig
+from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.networks.policy import (
     PRECISIONS,
     ActorCritic,
     NatureCnn,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from htsrl_cli import report
 from htsrl_cli.errors import UsageError
-from htsrl_cli.intervals import mean_interval
+from htsrl_cli.report import report
+from htsrl_cli.tracking.bootstrap import mean_interval
 
 CARTPOLE = {"kind": "gym", "id": "CartPole-v1"}
 PPO = {"name": "ppo", "learning_rate": 1e-3, "clip_coef": 0.2}

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.runner import Run
-from htsrl_cli.scheduling import stay_in_background, wake_promptly
+from htsrl_cli.runners.run import Run
+from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 from tests import harness
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}

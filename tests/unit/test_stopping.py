@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from htsrl_cli import stopping
-from htsrl_cli.stopping import StopSignals
+from htsrl_cli.workers import stopping
+from htsrl_cli.workers.stopping import StopSignals
 
 
 class Clock:

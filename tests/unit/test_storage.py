@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from htsrl_cli.activations import as_tensor
-from htsrl_cli.envs import ActionSpec, EnvSpec
-from htsrl_cli.storage import Board, ParameterStore, Ring, Slot
-from htsrl_cli.workers import CONTEXT
+from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.networks.activations import as_tensor
+from htsrl_cli.storage.storage import Board, ParameterStore, Ring, Slot
+from htsrl_cli.workers.process import CONTEXT
 
 T, B = 3, 4
 SPEC = EnvSpec((5, 2), "uint8", ActionSpec("categorical", sizes=(3, 2)))

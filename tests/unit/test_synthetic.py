@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.config import SyntheticConfig
-from htsrl_cli.envs.synthetic import EXIT_CODE, make_synthetic_env
+from htsrl_cli.config.sections import SyntheticConfig
+from htsrl_cli.envs.synthetic.environment import EXIT_CODE, make_synthetic_env
 from htsrl_cli.errors import CheckpointError
 
 ACTION = np.array([1])
@@ -133,8 +133,8 @@ def test_fault_is_of_one_environment() -> None:
 
 CHILD = """
 import sys
-from htsrl_cli.config import SyntheticConfig
-from htsrl_cli.envs.synthetic import make_synthetic_env
+from htsrl_cli.config.sections import SyntheticConfig
+from htsrl_cli.envs.synthetic.environment import make_synthetic_env
 config = SyntheticConfig("faulty", fault=sys.argv[1], fault_step=-1)
 print("begun", flush=True)
 make_synthetic_env(config, index=0)

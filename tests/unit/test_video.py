@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from htsrl_cli import evaluation
-from htsrl_cli.checkpoint import CheckpointStore, save_checkpoint
-from htsrl_cli.config import (
+from htsrl_cli.checkpoints.file import CheckpointStore, save_checkpoint
+from htsrl_cli.config.sections import (
     AtariConfig,
     EnvConfig,
     EvalConfig,
@@ -27,11 +26,12 @@ from htsrl_cli.config import (
     GymConfig,
     SyntheticConfig,
 )
-from htsrl_cli.envs import Array, PicturedEnv, make_env
-from htsrl_cli.envs.match import View
-from htsrl_cli.envs.pitch import draw_pitch
+from htsrl_cli.envs.base import Array, PicturedEnv, make_env
+from htsrl_cli.envs.football.match import View
+from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.errors import ConfigError
-from htsrl_cli.video import CAPTION_HEIGHT, VideoFolder, animation
+from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
 from tests.unit.test_evaluation import make_checkpoint
 
 CARTPOLE = GymConfig("CartPole-v1")

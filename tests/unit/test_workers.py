@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from htsrl_cli import watcher
 from htsrl_cli.errors import ConfigError, WorkerError
-from htsrl_cli.storage import Board
-from htsrl_cli.watcher import Watcher
-from htsrl_cli.workers import (
+from htsrl_cli.storage.storage import Board
+from htsrl_cli.workers import watcher
+from htsrl_cli.workers.process import (
     STOP_GRACE_S,
     STOP_SIGNALS,
     Pipe,
@@ -33,6 +32,7 @@ from htsrl_cli.workers import (
     start_thread,
     stop_workers,
 )
+from htsrl_cli.workers.watcher import Watcher
 from tests.conftest import ROOT
 
 TIMEOUT_S = 1.0

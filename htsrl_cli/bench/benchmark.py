@@ -1,0 +1,337 @@
+"""`htsrl bench`: how fast a configuration trains on this machine, and what holds it up.
+
+Each run is `htsrl train` in a fresh process, stopped by SIGTERM when it has run for long enough;
+the runners take turns. Rates leave out what comes before the first line of metrics: start-up and
+at least the first interval, in which nothing is learned. Between the rounds, one-thread rates give
+the machine's bound (`microbenchmarks`), and all cores step environments and do nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from htsrl_cli.bench.env_rates import all_cores_env_rate
+from htsrl_cli.bench.microbenchmarks import OneThread
+from htsrl_cli.config.sections import BenchConfig, TrainConfig
+from htsrl_cli.errors import RunError
+from htsrl_cli.machine import num_cores
+from htsrl_cli.tracking.run_log import training_lines
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "bench.json"
+ROLES = ("executors", "actors", "learner")
+# A run beside processes that keep more of a core busy than this says little.
+QUIET_CORES = 0.2
+_POLL_S = 0.1
+# A run that has to end may finish its interval and write a checkpoint.
+_GRACE_S = 120.0
+_ENDLESS = 10**12
+# Env steps from line to line of a run's metrics, unless the words say otherwise; fewer would be a
+# load of their own.
+_LOG_INTERVAL = 2000
+# The command `htsrl`, which ends with this process however that ends.
+_TRAIN = """
+import os
+from htsrl_cli.cli import main as cli
+from htsrl_cli.workers import process as workers
+workers.ask_to_end_with_parent()
+raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run measured from its first line of metrics on.
+
+    Attributes:
+        name: of what was run.
+        rate: env steps per second.
+        env_steps, seconds: what the rate was taken over.
+        times: means of the `time/` metrics, without the prefix.
+        cpu_ms: processor milliseconds for an env step, by role; the learner's are those of the
+            main process. Actors that are hosted as threads are part of it, too.
+        pss_mb: memory of all processes at the end, shared parts counted once.
+        busy_cores_before: cores that other processes kept busy in the second before the run.
+    """
+
+    name: str
+    rate: float
+    env_steps: int
+    seconds: float
+    times: dict[str, float]
+    cpu_ms: dict[str, float]
+    pss_mb: float
+    busy_cores_before: float
+
+
+def is_quiet(run: Run) -> bool:
+    """Whether other processes left the machine to it."""
+    return run.busy_cores_before <= QUIET_CORES
+
+
+def busy_cores() -> float:
+    """How many cores are busy at present, over one second."""
+    return float(psutil.cpu_percent(1.0)) / 100 * (os.cpu_count() or 1)
+
+
+def measure(name: str, words: Sequence[str], seconds: float) -> Run:
+    """Runs `htsrl train WORDS` for `seconds` or more after its first line of metrics.
+
+    Raises:
+        RunError: the run failed.
+    """
+    busy = busy_cores()
+    with tempfile.TemporaryDirectory(prefix="htsrl-bench-") as folder:
+        run_dir = Path(folder) / "run"
+        code = _TRAIN.format(parent=os.getpid())
+        options = [f"log.interval={_LOG_INTERVAL}", *words, f"total_steps={_ENDLESS}"]
+        command = [sys.executable, "-c", code, "train", *options, f"hydra.run.dir={run_dir}"]
+        output = Path(folder) / "output"
+        with open(output, "wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        try:
+            samples = _watch(process, run_dir, seconds)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(_GRACE_S)
+        finally:
+            process.kill()
+        if status != 128 + signal.SIGTERM:
+            text = output.read_text(errors="replace")[-2000:]
+            raise RunError(f"htsrl {' '.join(command[3:])}\nended with {status}:\n{text}")
+        lines = training_lines(run_dir)
+    return summarize(name, lines, samples, busy)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A moment of a run.
+
+    Attributes:
+        at: by `time.monotonic`.
+        cpu_s: seconds of processor time that each role has used so far.
+        pss_mb: memory of all processes.
+    """
+
+    at: float
+    cpu_s: dict[str, float]
+    pss_mb: float
+
+    @classmethod
+    def take(cls, main: psutil.Process) -> Sample:
+        cpu_s = dict.fromkeys(ROLES, 0.0)
+        pss_mb = 0.0
+        for process in (main, *main.children(recursive=True)):
+            # Workers bear their names, "executor 0" for example.
+            role = f"{process.name().split()[0]}s"
+            times = process.cpu_times()
+            cpu_s[role if role in ROLES else "learner"] += times.user + times.system
+            pss_mb += process.memory_full_info().pss / 2**20
+        return cls(time.monotonic(), cpu_s, pss_mb)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], run_dir: Path, seconds: float
+) -> tuple[Sample, Sample]:
+    """Samples a run at its first line and at least `seconds` and one line later."""
+    while not training_lines(run_dir) and process.poll() is None:
+        time.sleep(_POLL_S)
+    first = _sample(process)
+    while process.poll() is None and (
+        time.monotonic() - first.at < seconds or len(training_lines(run_dir)) < 2
+    ):
+        time.sleep(_POLL_S)
+    return first, _sample(process)
+
+
+def _sample(process: subprocess.Popen[bytes]) -> Sample:
+    try:
+        return Sample.take(psutil.Process(process.pid))
+    except psutil.Error:
+        # It has ended: what it wrote says why.
+        return Sample(time.monotonic(), dict.fromkeys(ROLES, 0.0), 0.0)
+
+
+def summarize(
+    name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
+) -> Run:
+    """The figures of a run from two lines of metrics or more, and from samples early and late."""
+    env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
+    seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
+    before, after = samples
+    window_steps = env_steps / seconds * (after.at - before.at)
+    return Run(
+        name,
+        env_steps / seconds,
+        env_steps,
+        seconds,
+        {
+            key.removeprefix("time/"): statistics.fmean(line[key] for line in lines[1:])
+            for key in lines[-1]
+            if key.startswith("time/")
+        },
+        {role: 1000 * (after.cpu_s[role] - before.cpu_s[role]) / window_steps for role in ROLES},
+        after.pss_mb,
+        busy,
+    )
+
+
+def train_words(words: Sequence[str]) -> list[str]:
+    """The overrides of `htsrl bench` that `htsrl train` takes, too."""
+    own = ("bench.", "runner=", "total_steps=")
+    return [word for word in words if not word.lstrip("+").startswith(own)]
+
+
+def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: Path) -> float:
+    """Measures all rounds, shows the tables and writes `bench.json`.
+
+    Args:
+        train: the configuration that `words` make.
+        words: overrides of `htsrl train`, without the runner.
+
+    Returns:
+        The median env steps per second of the first runner.
+
+    Raises:
+        RunError: a run failed.
+    """
+    one_thread: list[OneThread] = []
+    env_alone: list[float] = []
+    runs: list[Run] = []
+    for number in range(config.repeats):
+        one_thread.append(OneThread.measure(train, config.micro_seconds))
+        num_envs = train.actors.num_envs
+        env_alone.append(all_cores_env_rate(train.env, num_envs, config.micro_seconds))
+        logger.info(
+            "round %d: bound %.1f env steps/s, stepping alone %.1f",
+            number + 1,
+            one_thread[-1].bound,
+            env_alone[-1],
+        )
+        for runner in config.runners:
+            runs.append(measure(runner, [*words, f"runner={runner}"], config.seconds))
+            logger.info("round %d: %s %.1f env steps/s", number + 1, runner, runs[-1].rate)
+    console = Console()
+    console.print(_table(train, runs, one_thread, env_alone))
+    for warning in _warnings(runs):
+        logger.warning("%s", warning)
+    report = {
+        "machine": {"cores": num_cores(), "platform": platform.platform()},
+        "words": list(words),
+        "one_thread": [asdict(rates) | {"bound": rates.bound} for rates in one_thread],
+        "env_alone": env_alone,
+        "runs": [asdict(run) for run in runs],
+    }
+    (folder / RESULT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    console.print(f"raw figures: {folder / RESULT_FILE}")
+    return statistics.median(_by_name(runs)[config.runners[0]])
+
+
+def _by_name(runs: Sequence[Run]) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {}
+    for run in runs:
+        rates.setdefault(run.name, []).append(run.rate)
+    return rates
+
+
+def _table(
+    train: TrainConfig,
+    runs: Sequence[Run],
+    one_thread: Sequence[OneThread],
+    env_alone: Sequence[float],
+) -> Table:
+    """A column for each runner, one for the bound, and one for what all cores only step."""
+    bound = statistics.median(rates.bound for rates in one_thread)
+    stepped = statistics.median(env_alone)
+    alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
+    size = f"{train.actors.num_envs} environments x {train.runner.sync_interval} steps"
+    columns = {
+        f"bound, {num_cores()} cores": _measured_alone(bound, alone),
+        "stepping alone": _measured_alone(
+            stepped, [1000 * min(num_cores(), train.actors.num_envs) / stepped]
+        ),
+    }
+    for name, rates in _by_name(runs).items():
+        of_name = [run for run in runs if run.name == name]
+        columns[name] = _column(train, rates, of_name, bound, stepped)
+    table = Table("", *columns, title=f"{size}, medians of {len(one_thread)}")
+    for row, title in enumerate(_ROWS):
+        table.add_row(title, *(column[row] for column in columns.values()))
+    return table
+
+
+_ROWS = (
+    "env steps/s",
+    "  highest - lowest",
+    "  of the bound",
+    "  of stepping alone",
+    *(f"{role} busy" for role in ROLES),
+    "slot filled after",
+    "barrier",
+    "rows in a pass",
+    "memory (PSS)",
+    "processor time for an env step",
+    *(f"  {role}" for role in ROLES),
+    "  idle or others",
+)
+
+
+def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
+    """The column of what was measured without a run, with costs of the first roles."""
+    costs_at = _ROWS.index("processor time for an env step")
+    shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]
+    column = [f"{rate:.1f}", *[""] * (costs_at - 1), *shown]
+    return column + [""] * (len(_ROWS) - len(column))
+
+
+def _column(
+    train: TrainConfig, rates: Sequence[float], runs: Sequence[Run], bound: float, stepped: float
+) -> list[str]:
+    rate = statistics.median(rates)
+
+    def time_of(key: str) -> float:
+        return statistics.median(run.times[key] for run in runs)
+
+    costs = [statistics.median(run.cpu_ms[role] for run in runs) for role in ROLES]
+    total = 1000 * num_cores() / rate
+    rows = rate * train.env.num_players / time_of("inference_passes_per_second")
+    return [
+        f"{rate:.1f}",
+        f"{(max(rates) - min(rates)) / rate:.1%}",
+        f"{rate / bound:.1%}",
+        f"{rate / stepped:.1%}",
+        *(f"{time_of(f'{role}_busy'):.0%}" for role in ROLES),
+        f"{time_of('collecting'):.0%}",
+        f"{time_of('barrier'):.1%}",
+        f"{rows:.1f} of {train.actors.inference_batch}",
+        f"{statistics.median(run.pss_mb for run in runs):.0f} MB",
+        f"{total:.3f} ms",
+        *(f"{cost:.3f}" for cost in costs),
+        f"{total - sum(costs):.3f}",
+    ]
+
+
+def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+    disturbed = sum(not is_quiet(run) for run in runs)
+    if disturbed:
+        yield (
+            f"other processes were busy before {disturbed} of {len(runs)} runs: "
+            "these figures do not hold; repeat on a quiet machine"
+        )

@@ -1,0 +1,94 @@
+"""How fast environments step: in this thread, and shared out among all cores at the same time.
+
+Free of torch and hydra, as the processes that step them are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.errors import RunError
+from htsrl_cli.machine import num_cores
+from htsrl_cli.workers.process import Worker, start_process, stop_workers
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Amount of work per second; a first call warms up."""
+    work()
+    amount, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        amount += work()
+    return amount / elapsed
+
+
+def env_rate(envs: Sequence[Env], seconds: float) -> float:
+    """Env steps per second of environments of a kind that take turns, under random actions."""
+    rng = np.random.default_rng(0)
+    spec = envs[0].env_spec.actions
+    shape = (envs[0].env_spec.num_players, spec.num_dims)
+
+    def step() -> int:
+        for env in envs:
+            gaussian = spec.kind == "gaussian"
+            draw = rng.standard_normal(shape) if gaussian else rng.integers(spec.sizes, size=shape)
+            actions = draw.astype(spec.dtype)
+            _, _, terminated, truncated, _ = env.step(actions if len(actions) > 1 else actions[0])
+            if terminated or truncated:
+                env.reset(seed=int(rng.integers(2**31)))
+        return len(envs)
+
+    for index, env in enumerate(envs):
+        env.reset(seed=index)
+    return rate(step, seconds)
+
+
+def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
+    """Env steps per second of environments in as many processes as there are cores.
+
+    What the cores step at most: environments that take turns do not find the caches as they left
+    them, and cores that are all busy share caches, memory and power, virtual ones the core itself.
+
+    Raises:
+        RunError: a process failed.
+    """
+    steppers: list[Worker] = []
+    try:
+        for i, share in enumerate(np.array_split(range(num_envs), min(num_envs, num_cores()))):
+            what = _step, env, share.tolist(), seconds
+            steppers.append(start_process(f"stepper {i}", i, env.step_timeout_s, *what))
+        for _ in ("ready", "done"):
+            answers = [_receive(stepper) for stepper in steppers]
+            for stepper in steppers:
+                stepper.send("go on")
+        return sum(answers)
+    finally:
+        stop_workers(steppers, gracefully=False)
+
+
+def _step(
+    control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
+) -> None:
+    """A process's part: says 0 when it is ready, and its rate after it has been told to start."""
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
+        control.send(("rate", 0.0))
+        control.recv()
+        control.send(("rate", env_rate(envs, seconds)))
+        control.recv()
+
+
+def _receive(stepper: Worker) -> float:
+    try:
+        kind, content = stepper.control.recv()
+    except (EOFError, OSError):
+        kind, content = "error", "it ended"
+    if kind == "error":
+        raise RunError(f"{stepper.name}: {content}")
+    return float(content)

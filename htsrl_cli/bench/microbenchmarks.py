@@ -1,0 +1,161 @@
+"""What the three kinds of work that training consists of cost on one thread.
+
+From these follows the machine's bound: env steps per second if every core did nothing but step
+environments, infer and differentiate.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htsrl_cli.algorithms.algorithms import build_algorithm
+from htsrl_cli.bench.env_rates import env_rate, rate
+from htsrl_cli.config.sections import PpoConfig, RunPlan, TrainConfig
+from htsrl_cli.envs.base import EnvSpec, make_env
+from htsrl_cli.learning.learner import num_micro_batches
+from htsrl_cli.machine import num_cores
+from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
+from htsrl_cli.networks.device import record, resolve_device, set_up_torch
+from htsrl_cli.networks.policy import build_policy, log_prob_entropy
+from htsrl_cli.sampling.actor import ActorSetup, Inference, activations_to_keep
+
+
+@dataclass(frozen=True)
+class OneThread:
+    """One-thread rates per second, and what an env step needs of each.
+
+    Attributes:
+        env: env steps.
+        inference: rows of forward passes, every row in use.
+        train: rows of forward and backward passes, their share of optimizer steps included; of
+            backward passes alone where the actors keep activations.
+        players: rows that an env step has.
+        epochs: passes over a slot in an update.
+        devices: where env steps, inference and training take place, `cpu` or a GPU's name.
+    """
+
+    env: float
+    inference: float
+    train: float
+    players: int
+    epochs: int
+    devices: tuple[str, str, str]
+
+    @classmethod
+    def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
+        """Times each kind of work of `config` for `seconds`."""
+        set_up_torch()
+        actors = resolve_device("actors.device", config.actors.device)
+        learner = resolve_device("learner.device", config.learner.device)
+        with closing(make_env(config.env, 0)) as env:
+            spec, stepped = env.env_spec, env_rate([env], seconds)
+        return cls(
+            stepped,
+            _inference_rate(config, spec, actors, seconds),
+            _train_rate(config, spec, learner, seconds),
+            spec.num_players,
+            config.algo.update_epochs if isinstance(config.algo, PpoConfig) else 1,
+            ("cpu", str(actors), str(learner)),
+        )
+
+    @property
+    def cost_ms(self) -> tuple[float, float, float]:
+        """Milliseconds of one thread that stepping, inference and training take per env step."""
+        rows = 1000 * self.players
+        return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
+
+    @property
+    def bound(self) -> float:
+        """Env steps per second at most: what the busiest of processor and GPUs allows."""
+        total: dict[str, float] = {}
+        for device, cost_ms in zip(self.devices, self.cost_ms, strict=True):
+            total[device] = total.get(device, 0.0) + cost_ms
+        total["cpu"] /= num_cores()
+        return 1000 / max(total.values())
+
+
+def _inference_rate(
+    config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float
+) -> float:
+    """Rows per second of the actor's forward pass and sampling."""
+    actors = config.actors
+    setup = ActorSetup(
+        spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
+    )
+    inference = Inference(setup)
+
+    def forward() -> int:
+        inference.run(0)
+        return setup.batch
+
+    return rate(forward, seconds)
+
+
+def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
+    """Rows per second through what the learner does with micro-batches, and the optimizer.
+
+    An optimizer step follows as many micro-batches as make the run's minibatch. What else an
+    update does (targets, gathering rows, clipping) is left out: this is a bound.
+    """
+    algorithm = build_algorithm(config.algo)
+    plan = RunPlan.of(config)
+    num_rows = plan.sync_interval * plan.num_columns // plan.num_policies
+    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, num_rows))))
+    number = num_micro_batches(minibatch, config.learner.micro_batch)
+    rows = minibatch // number
+    policy = build_policy(spec, config.algo, config.learner.precision, device)
+    kept: list[Tensor] = list(build_policy(spec, config.algo, "fp32", device).parameters())
+    optimizer = algorithm.build_optimizer(kept)
+    parameters: list[Tensor] = list(policy.parameters())
+    obs = _random_obs(spec, rows).to(device)
+    actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
+    caching = CachingLayers()
+    if activations_to_keep(spec, config.algo, config.actors, config.learner):
+        with torch.no_grad():
+            policy(obs, caching)
+
+    def gradient() -> list[Tensor]:
+        layer = CachedLayers(caching.outputs) if caching.outputs else relu_layer
+        params, values = policy(obs, layer)
+        log_probs, entropy = log_prob_entropy(spec.actions, params, actions)
+        loss = (log_probs + entropy + values).mean()
+        return [g.float() for g in torch.autograd.grad(loss, parameters)]
+
+    def whole_gradient() -> list[Tensor]:
+        total = gradient()
+        for _ in range(number - 1):
+            torch._foreach_add_(total, gradient())
+        return total
+
+    compute = whole_gradient
+    if device.type == "cuda":
+        # As the learner does.
+        graph, recorded = record(
+            whole_gradient,
+            torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+        )
+
+        def compute() -> list[Tensor]:
+            graph.replay()
+            return recorded
+
+    def optimizer_step() -> int:
+        total = compute()
+        for parameter, g in zip(kept, total, strict=True):
+            parameter.grad = g
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return number * rows
+
+    return rate(optimizer_step, seconds)
+
+
+def _random_obs(spec: EnvSpec, rows: int) -> Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 256, (rows, *spec.obs_shape)).astype(spec.obs_dtype))

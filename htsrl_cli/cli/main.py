@@ -1,0 +1,347 @@
+"""The command `htsrl`: verbs, and errors to exit codes.
+
+Every spawned worker imports this module again as its main module, so nothing but the standard
+library and the exceptions is imported at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from htsrl_cli.errors import HtsrlError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Task = Callable[["DictConfig"], float | None]
+
+USAGE = """\
+htsrl: high-throughput synchronous deep reinforcement learning
+
+  htsrl train [KEY=VALUE ...]                train a policy
+  htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
+
+  htsrl bench [KEY=VALUE ...]                measure what a training run reaches here
+  htsrl list [GROUP ...]                     what there is to choose: env, algo, experiment ...
+  htsrl report RUN [RUN ...] [--output DIR]  compare runs: table, learning curves, HTML page
+
+  htsrl VERB --help                 groups, keys and examples
+  htsrl VERB --cfg job              the configuration as it would be used
+  htsrl --version
+  eval "$(htsrl -sc install=bash)"  tab completion
+"""
+_EXIT_INTERRUPTED = 130
+# What Optuna raises at a search's end that has no best trial.
+_NO_TRIALS = "No trials are completed yet."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (the process's own if None) and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    try:
+        _dispatch(words)
+    except HtsrlError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    return 0
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process at a signal while no run is under way.
+
+    There is nothing to save, and an exception in the middle of an import leaves a traceback or
+    gets lost. Workers end with this process.
+    """
+    os._exit(128 + signum)
+
+
+def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process after what has been started has been ended."""
+    raise SystemExit(128 + signum)
+
+
+def _dispatch(words: list[str]) -> None:
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(USAGE, end="")
+    elif "--version" in words:
+        from htsrl_cli import __version__
+
+        print(f"htsrl {__version__}")
+    elif first in ("-sc", "--shell-completion"):
+        _complete(words)
+    elif first in TASKS:
+        _run_verb(first, words[1:])
+    elif first in TOOLS:
+        TOOLS[first](words[1:])
+    else:
+        raise _unknown_verb(first)
+
+
+def _unknown_verb(word: str) -> UsageError:
+    from htsrl_cli.config.plain import did_you_mean
+
+    if not word:
+        return UsageError(f"a verb is needed: {' or '.join(VERBS)} (see htsrl --help)")
+    hint = did_you_mean(word, VERBS) or f" ({', '.join(VERBS)})"
+    return UsageError(f"{word}: there is no such verb{hint}")
+
+
+def _report(error: HtsrlError) -> int:
+    """Prints a user's mistake as one line, a failed run with all that is known of it."""
+    text = str(error)
+    if isinstance(error, UsageError):
+        text = " ".join(text.split())
+    print(f"htsrl: error: {text}", file=sys.stderr)
+    return error.exit_code
+
+
+def _reported(task: Task) -> Task:
+    """Turns a job's errors into exit codes.
+
+    A multirun keeps Hydra's way: the error is raised after the other jobs have run.
+    """
+
+    @functools.wraps(task)
+    def run(cfg: DictConfig) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from htsrl_cli.workers.process import leave_launcher
+
+        try:
+            return task(cfg)
+        except HtsrlError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise SystemExit(_report(error)) from error
+        except SystemExit as error:
+            leave_launcher(int(error.code or 0))
+            raise
+
+    return run
+
+
+@_reported
+def train(cfg: DictConfig) -> float | None:
+    """One job of `htsrl train`; returns the metric that a sweeper optimises."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from htsrl_cli.cli.compose import typed_words
+    from htsrl_cli.cli.job import hold_folder, plan_job, write_config
+    from htsrl_cli.runners import run as runner
+    from htsrl_cli.workers.process import settle_in_launcher
+
+    hydra = HydraConfig.get()
+    typed = typed_words(hydra, "task")
+    # A log file that cannot be written (a full disk) fills the terminal with tracebacks otherwise.
+    logging.raiseExceptions = False
+    settle_in_launcher()
+    plan = functools.partial(
+        plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
+    )
+    job = plan()
+    with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
+        # Until now another process may have trained there.
+        job = plan()
+        write_config(job.config, job.run_dir)
+        outcome = runner.train(job.config, job.run_dir, job.checkpoint)
+    if outcome.signum is not None:
+        raise SystemExit(128 + outcome.signum)
+    return outcome.metric
+
+
+@_reported
+def evaluate(cfg: DictConfig) -> float | None:
+    """One job of `htsrl eval`."""
+    from htsrl_cli.cli.compose import to_eval_config
+    from htsrl_cli.evaluation import play as evaluation
+
+    evaluation.run(to_eval_config(cfg))
+    return None
+
+
+@_reported
+def bench(cfg: DictConfig) -> float | None:
+    """One job of `htsrl bench`; returns the env steps per second of the first runner."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from htsrl_cli.bench import benchmark
+    from htsrl_cli.cli.compose import to_bench_config, to_train_config, typed_words
+
+    hydra = HydraConfig.get()
+    words = benchmark.train_words(typed_words(hydra, "task"))
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            words.append(f"--config-dir={source.path}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _unwind)
+    folder = Path(hydra.runtime.output_dir)
+    return benchmark.run(to_bench_config(cfg), to_train_config(cfg), words, folder)
+
+
+TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
+
+
+def _list(words: list[str]) -> None:
+    """The options of the groups named, or of all."""
+    from htsrl_cli.cli import listing
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if len(words) == 1:
+        print("\n".join(listing.lines(words[0])))
+        return
+    for group in words or listing.groups():
+        print(f"{group}:", *listing.lines(group), sep="\n  ")
+
+
+def _report_runs(words: list[str]) -> None:
+    """Compares runs."""
+    from htsrl_cli.report import report
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"report: {message} (see htsrl report --help)")
+
+    parser = argparse.ArgumentParser(
+        prog="htsrl report",
+        description="Compares runs: a table, learning curves against env steps and time, and one "
+        "HTML page. Runs are grouped by what differs, the seed apart.",
+    )
+    parser.error = fail  # type: ignore[method-assign]
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder above"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
+    )
+    args = parser.parse_args(words)
+    report.run(args.runs, args.output)
+
+
+# Verbs that have no configuration.
+TOOLS: dict[str, Callable[[list[str]], None]] = {"list": _list, "report": _report_runs}
+VERBS = (*TASKS, *TOOLS)
+
+
+def _run_verb(verb: str, words: list[str]) -> None:
+    """Checks everything that can be checked, then hands over to Hydra."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    import hydra
+    from hydra.errors import HydraException
+
+    from htsrl_cli.cli import compose, preflight
+
+    # A job repeats the warnings of the checks, with logging configured.
+    logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
+    args, flags = _parse_flags(words)
+    added: list[str] = []
+    if not (args.hydra_help or args.shell_completion):
+        composer = compose.Composer(args.config_name or verb, args.config_dir)
+        if args.help or args.cfg or args.info:
+            # Whoever reads may stop early (`| head`).
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            composer.job(args.overrides)
+        else:
+            added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
+    sys.argv = [sys.argv[0], *flags, *args.overrides, *added]
+    # Else Hydra prints a job's exception itself and exits.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    configs = str(compose.configs_dir())
+    decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
+    try:
+        decorate(TASKS[verb])()
+    except HydraException as error:
+        raise UsageError(str(error)) from error
+    except BrokenProcessPool as error:
+        raise RunError(
+            f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
+            f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
+        ) from error
+    except ValueError as error:
+        if str(error) != _NO_TRIALS:
+            raise
+        raise RunError(
+            f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
+            "folders say why"
+        ) from error
+
+
+def _sweep_dir() -> str:
+    """The folder of the sweep that has just ended."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().sweep.dir)
+
+
+def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags, parsed and as words; overrides may stand before, between and after them.
+
+    Raises:
+        UsageError: a flag does not exist, or flags exclude each other.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --hydra-help)")
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(words)
+    chosen = [args.run, args.cfg, args.multirun, args.shell_completion, args.info]
+    if sum(map(bool, chosen)) > 1:
+        fail("give only one of --run, --multirun, --cfg, --info and --shell-completion")
+    if args.resolve and not (args.cfg or args.help):
+        fail("--resolve goes with --cfg or --help")
+    if args.config_path or args.experimental_rerun:
+        fail("--config-path and --experimental-rerun cannot be used here, use --config-dir")
+    overrides, flags = list(args.overrides), []
+    for word in words:
+        if overrides and word == overrides[0]:
+            del overrides[0]
+        else:
+            flags.append(word)
+    return args, flags
+
+
+def _complete(words: list[str]) -> None:
+    """Tab completion: of the verb here, of what follows it by Hydra.
+
+    The shell calls `htsrl -sc query=SHELL` with the line so far in COMP_LINE.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    program, _, rest = line.partition(" ")
+    verb, space, overrides = rest.lstrip().partition(" ")
+    querying = any(word.startswith("query=") for word in words)
+    separator = "\n" if "query=fish" in words else " "
+    if querying and not (space and verb in VERBS):
+        print(separator.join(name for name in VERBS if name.startswith(verb)))
+        return
+    if not querying:
+        _run_verb("train", words)
+        return
+    from htsrl_cli.cli import listing
+
+    *before, last = overrides.split(" ")
+    found = listing.completions(verb, last)
+    if found or verb in TOOLS or last.startswith("-"):
+        print(separator.join(found))
+        return
+    # Flags, sweeps and words that are no overrides would be Hydra's errors, in the user's prompt.
+    known = [word for word in before if listing.is_fixed(word)]
+    os.environ["COMP_LINE"] = " ".join([program, *known, last])
+    with suppress(Exception):
+        _run_verb(verb, words)

@@ -1,0 +1,206 @@
+"""What is checked before Hydra runs and writes its first file.
+
+Each check returns the overrides that Hydra gets besides those that were typed.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from htsrl_cli.cli.compose import (
+    Composer,
+    output_dir,
+    to_bench_config,
+    to_eval_config,
+    to_train_config,
+    typed_words,
+)
+from htsrl_cli.cli.job import AUTO, Job, plan_job
+from htsrl_cli.config.rules import validate
+from htsrl_cli.config.sections import EnvConfig, SyntheticConfig, TrainConfig
+from htsrl_cli.errors import ConfigError, HtsrlError
+
+logger = logging.getLogger(__name__)
+
+# More than the configuration files that Hydra writes into a run's folder.
+_ROOM = 64 * 1024
+
+Check = Callable[[Composer, Sequence[str], bool], list[str]]
+
+
+def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Plans every job of `htsrl train`, builds its environment and claims the output folder.
+
+    Raises:
+        UsageError: in any of the jobs, something has to change.
+    """
+    if multirun or composer.is_multirun(overrides):
+        return _check_sweep(composer, overrides)
+    cfg = composer.job(overrides)
+    folder = output_dir(cfg, multirun=False)
+    fixed = _is_fixed(cfg, "hydra.run.dir")
+    if cfg.resume == AUTO and not fixed:
+        raise ConfigError("resume", AUTO, "needs the run's folder: hydra.run.dir=RUN_DIR")
+    job = _plan(cfg, folder)
+    if fixed and job.run_dir.resolve() != folder.resolve():
+        remedy = f"a resume writes into {job.run_dir}: leave this key out"
+        raise ConfigError("hydra.run.dir", folder, remedy)
+    check_environments([job.config.env])
+    check_extras([job.config])
+    claim_folder("hydra.run.dir", job.run_dir)
+    added = [_assign("hydra.run.dir", job.run_dir)]
+    # The first start's record stays.
+    return [*added, "hydra.output_subdir=null"] if job.checkpoint else added
+
+
+def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Checks the configuration of every job of `htsrl eval`.
+
+    Raises:
+        UsageError: in any of the jobs, something has to change.
+    """
+    for cfg in _jobs(composer, overrides, multirun):
+        to_eval_config(cfg)
+    return []
+
+
+def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Checks every job of `htsrl bench`, builds its environment and claims the output folder.
+
+    Raises:
+        UsageError: in any of the jobs, something has to change.
+    """
+    multirun = multirun or composer.is_multirun(overrides)
+    jobs = _jobs(composer, overrides, multirun)
+    configs = [to_train_config(cfg) for cfg in jobs]
+    for cfg, config in zip(jobs, configs, strict=True):
+        for runner in to_bench_config(cfg).runners:
+            validate(replace(config, runner=replace(config.runner, name=runner)))
+    check_environments([config.env for config in configs])
+    if multirun:
+        return []
+    folder = output_dir(jobs[0], multirun=False)
+    claim_folder("hydra.run.dir", folder)
+    return [_assign("hydra.run.dir", folder)]
+
+
+CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}
+
+
+def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
+    if multirun or composer.is_multirun(overrides):
+        return composer.sweep(overrides)[1]
+    return [composer.job(overrides)]
+
+
+def check_environments(configs: Iterable[EnvConfig]) -> None:
+    """Builds each different environment once.
+
+    Synthetic ones are left out: they always exist, and may be asked to crash.
+
+    Raises:
+        UsageError: one does not exist, is not supported, or its package is missing.
+    """
+    from htsrl_cli.envs.base import make_env
+
+    distinct = {repr(config): config for config in configs}
+    for config in distinct.values():
+        if isinstance(config, SyntheticConfig):
+            continue
+        try:
+            make_env(config, 0).close()
+        except HtsrlError:
+            raise
+        except Exception:
+            # The environment's own failure: the run reports it, with the worker's name.
+            logger.debug("%r cannot be built here", config, exc_info=True)
+
+
+def check_extras(configs: Iterable[TrainConfig]) -> None:
+    """Looks for what only some runs need: packages of trackers, and of videos.
+
+    Raises:
+        ConfigError: a package is missing, or an environment that is to be filmed has no picture.
+    """
+    from htsrl_cli.tracking import trackers
+
+    filmed: dict[str, TrainConfig] = {}
+    for config in configs:
+        trackers.check_packages(config.log)
+        if config.eval.video_interval:
+            filmed[repr(config.env)] = config
+    if not filmed:
+        return
+    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.evaluation import video
+
+    for config in filmed.values():
+        key, value = "eval.video_interval", config.eval.video_interval
+        video.check_packages(key, value)
+        try:
+            with closing(make_env(config.env, 0, "pitch")) as env:
+                picture = video.check_picture(env, key, value)
+                env.reset(seed=0)
+                picture.render()
+        except ConfigError as error:
+            raise ConfigError(key, value, error.remedy) from error
+        except Exception as error:
+            raise ConfigError(key, value, f"this environment shows no picture: {error}") from error
+
+
+def claim_folder(key: str, folder: Path) -> None:
+    """Creates `folder`, which the configuration's `key` names, and tries to write into it.
+
+    Raises:
+        ConfigError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        remedy = f"the folder cannot be written ({cause}): choose another"
+        raise ConfigError(key, folder, remedy) from error
+
+
+def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
+    master, jobs = composer.sweep(overrides)
+    fixed = _is_fixed(master, "hydra.sweep.dir")
+    plans = []
+    for cfg in jobs:
+        if cfg.resume == AUTO and not fixed:
+            raise ConfigError("resume", AUTO, "needs the sweep's folder: hydra.sweep.dir=DIR")
+        if cfg.resume not in (None, AUTO):
+            remedy = "a multirun resumes with resume=auto hydra.sweep.dir=DIR"
+            raise ConfigError("resume", cfg.resume, remedy)
+        plans.append(_plan(cfg, output_dir(cfg, multirun=True)))
+    check_environments([job.config.env for job in plans])
+    check_extras([job.config for job in plans])
+    folder = Path(str(master.hydra.sweep.dir))
+    claim_folder("hydra.sweep.dir", folder)
+    return [_assign("hydra.sweep.dir", folder)]
+
+
+def _plan(cfg: DictConfig, folder: Path) -> Job:
+    return plan_job(cfg, typed_words(cfg.hydra, "task"), folder, Path.cwd())
+
+
+def _is_fixed(cfg: DictConfig, key: str) -> bool:
+    """Whether a folder's name is the same at every start, unlike one with the time in it."""
+    section, _, name = key.rpartition(".")
+    names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
+    return isinstance(names, dict) and "${now:" not in str(names[name])
+
+
+def _assign(key: str, folder: Path) -> str:
+    """An override that survives Hydra's grammar whatever characters the folder's name has."""
+    return f"{key}={QuotedString(str(folder), Quote.single).with_quotes()}"

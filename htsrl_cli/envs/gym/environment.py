@@ -1,0 +1,323 @@
+"""Any Gymnasium environment with a Box observation and a Discrete, MultiDiscrete or Box action.
+
+Its state is saved as a replay: the reset's seed and the actions since. Whether that reproduces
+the environment is found out by `probe_restore`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import error, spaces
+
+from htsrl_cli.config.sections import GymConfig
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
+from htsrl_cli.errors import CheckpointError, ConfigError
+
+_PROBE_STEPS = 30
+# Pictures in a second, of environments that do not say it.
+_FRAME_RATE = 30
+
+ToObs = Callable[[Any], Array]
+ToAction = Callable[[Array], Any]
+
+
+class GymEnv:
+    """A Gymnasium environment in this package's terms, with a state that is its replay.
+
+    Observations: uint8 [H, W, channels] for images (channels-first ones are transposed, those
+    without channels get one), uint8 [n] as they are, all others float32 [n], flattened. Gaussian
+    actions are clipped to the space's bounds.
+
+    Args:
+        pictured: `render` will be called.
+
+    Raises:
+        ConfigError: the environment does not exist, lacks a package, has other spaces, or cannot
+            be pictured.
+    """
+
+    def __init__(self, config: GymConfig, pictured: bool = False) -> None:
+        self._env = _make_pictured(config) if pictured else _make(config)
+        self._id = config.id
+        self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
+        shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
+        actions, self._to_action = _actions(config, self._env.action_space)
+        self.env_spec = EnvSpec(shape, dtype, actions)
+        self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
+        self._seed: int | None = None
+        self._actions = bytearray()
+        self.score = 0.0
+        self._length = 0
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        """Begins an episode; the replay starts here."""
+        obs, _ = self._env.reset(seed=seed)
+        self._seed = seed
+        self._actions.clear()
+        self.score = 0.0
+        self._length = 0
+        return self._to_obs(obs), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Takes one env step; the reward is the environment's own."""
+        taken = np.asarray(action, self.env_spec.actions.dtype)
+        self._actions += taken.tobytes()
+        obs, reward, terminated, truncated, _ = self._env.step(self._to_action(taken))
+        self.score += float(reward)
+        self._length += 1
+        ended = terminated or truncated
+        info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
+        return self._to_obs(obs), float(reward), bool(terminated), bool(truncated), info
+
+    def get_state(self) -> bytes:
+        """The seed and actions of the present episode; there must be one."""
+        assert self._seed is not None, "reset comes before get_state"
+        return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
+
+    def set_state(self, state: bytes) -> Array:
+        """Plays the episode again, in any process; returns the observation.
+
+        Takes as long as the episode took so far, and is exact as far as the environment is a
+        function of the reset's seed and the actions.
+
+        Raises:
+            CheckpointError: the bytes are damaged, of another environment, or of an episode that
+                now ends earlier.
+        """
+        meta, (actions,) = unpack_state("gym", state)
+        check_fit("gym", meta, self._identity)
+        spec = self.env_spec.actions
+        obs, _ = self.reset(seed=meta["seed"])
+        ended = False
+        for action in np.frombuffer(actions, spec.dtype).reshape(-1, spec.num_dims):
+            if ended:
+                raise CheckpointError("the environment's episode cannot be replayed: it ends early")
+            obs, _, terminated, truncated, _ = self.step(action)
+            ended = terminated or truncated
+        return obs
+
+    def render(self) -> Array:
+        """Gymnasium's `rgb_array`.
+
+        Raises:
+            ConfigError: the environment has no picture after all, or a package is missing.
+        """
+        try:
+            picture: Any = self._env.render()
+        except (error.Error, ImportError) as cause:
+            raise _not_pictured(self._id, str(cause)) from cause
+        if not _is_image(picture):
+            raise _not_pictured(self._id, "what it renders is no uint8 [H, W, 3]")
+        image: Array = picture
+        return image
+
+    def close(self) -> None:
+        """Closes the Gymnasium environment."""
+        self._env.close()
+
+
+def make_gym_env(config: GymConfig, pictured: bool = False) -> GymEnv:
+    """Builds `env.id`.
+
+    Raises:
+        ConfigError: as `GymEnv`.
+    """
+    return GymEnv(config, pictured)
+
+
+def probe_restore(config: GymConfig) -> bool:
+    """Whether a restored environment goes on as the saved one does; tries it on two instances."""
+    saved, restored = GymEnv(config), GymEnv(config)
+    rng = np.random.default_rng(0)
+    try:
+        obs, _ = saved.reset(seed=0)
+        for seed in range(1, _PROBE_STEPS + 1):
+            obs, _, terminated, truncated, _ = saved.step(_random_action(saved, rng))
+            if terminated or truncated:
+                obs, _ = saved.reset(seed=seed)
+        if not _same(obs, restored.set_state(saved.get_state())):
+            return False
+        return _go_on_alike(saved, restored, rng)
+    except CheckpointError:
+        return False
+    finally:
+        saved.close()
+        restored.close()
+
+
+def _go_on_alike(first: GymEnv, second: GymEnv, rng: np.random.Generator) -> bool:
+    """Whether both give the same for the same actions, beyond the end of an episode."""
+    for seed in range(_PROBE_STEPS):
+        action = _random_action(first, rng)
+        obs, *rest = first.step(action)
+        other_obs, *other_rest = second.step(action)
+        if not _same(obs, other_obs) or repr(rest) != repr(other_rest):
+            return False
+        if rest[1] or rest[2]:
+            obs, _ = first.reset(seed=seed)
+            other_obs, _ = second.reset(seed=seed)
+            if not _same(obs, other_obs):
+                return False
+    return True
+
+
+def _random_action(env: GymEnv, rng: np.random.Generator) -> Array:
+    spec = env.env_spec.actions
+    if spec.kind == "gaussian":
+        return rng.standard_normal(spec.num_dims, dtype=np.float32)
+    return rng.integers(spec.sizes)
+
+
+def _same(first: Array, second: Array) -> bool:
+    """Bit by bit, so that a NaN equals itself."""
+    return first.tobytes() == second.tobytes()
+
+
+def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
+    # Gymnasium warns of old versions, and environments of much else; our own checks say in one
+    # line what stops a run.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name = _import_module(config.id)
+        try:
+            return gymnasium.make(
+                name,
+                max_episode_steps=config.max_episode_steps,
+                disable_env_checker=True,
+                **config.kwargs,
+            )
+        except (error.UnregisteredEnv, error.DeprecatedEnv) as cause:
+            raise ConfigError("env.id", config.id, _closest(name)) from cause
+        except error.Error as cause:
+            raise ConfigError("env.id", config.id, str(cause)) from cause
+        except ModuleNotFoundError as cause:
+            remedy = f"needs the package {cause.name}: pip install {cause.name}"
+            raise ConfigError("env.id", config.id, remedy) from cause
+        except TypeError as cause:
+            if not config.kwargs:
+                raise
+            raise ConfigError("env.kwargs", config.kwargs, str(cause)) from cause
+
+
+def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
+    """With Gymnasium's render mode `rgb_array`, where the environment says that it has it."""
+    env = _make(config)
+    modes = env.metadata.get("render_modes") or ()
+    env.close()
+    if "rgb_array" not in modes:
+        raise _not_pictured(config.id, "it has no render mode rgb_array")
+    # Else pygame greets on standard output, and looks for a screen.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+
+
+def _is_image(picture: Any) -> bool:
+    return (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+    )
+
+
+def _not_pictured(env_id: str, why: str) -> ConfigError:
+    return ConfigError("video", "true", f"{env_id} cannot be pictured: {why}")
+
+
+def _import_module(env_id: str) -> str:
+    """Imports the module of a `module:id`, also from the working directory; returns the id."""
+    module, colon, name = env_id.rpartition(":")
+    if not colon:
+        return env_id
+    # A console script, unlike `python -m`, does not look for modules in the working directory.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as cause:
+        remedy = f"there is no module {module}: install it, or run in the folder that holds it"
+        if not f"{module}.".startswith(f"{cause.name}."):
+            remedy = f"module {module} needs the package {cause.name}: pip install {cause.name}"
+        raise ConfigError("env.id", env_id, remedy) from cause
+    return name
+
+
+def _closest(name: str) -> str:
+    known = list(gymnasium.registry)
+    closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"Gymnasium has no such environment; the closest is {closest[0]}"
+
+
+def _observations(
+    config: GymConfig, space: spaces.Space[Any]
+) -> tuple[tuple[int, ...], str, ToObs]:
+    """Shape, dtype and conversion of observations."""
+    if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
+        remedy = f"its observation space {space} is not supported: it must be a Box, or an image"
+        raise ConfigError("env.id", config.id, remedy)
+    if space.dtype != np.uint8:
+        return (int(np.prod(space.shape)),), "float32", _to_vector
+    if len(space.shape) < 2:
+        return (int(np.prod(space.shape)),), "uint8", np.ravel
+    if len(space.shape) == 2:
+        return (*space.shape, 1), "uint8", _add_channel
+    if space.shape[0] < min(space.shape[1:]):
+        channels, height, width = space.shape
+        return (height, width, channels), "uint8", _channels_last
+    return space.shape, "uint8", np.asarray
+
+
+def _to_vector(obs: Any) -> Array:
+    return np.asarray(obs, np.float32).ravel()
+
+
+def _add_channel(obs: Any) -> Array:
+    return np.asarray(obs)[..., None]
+
+
+def _channels_last(obs: Any) -> Array:
+    return np.moveaxis(np.asarray(obs), 0, -1)
+
+
+def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:
+    """The action space in our terms, and the conversion from ours to the environment's."""
+    if isinstance(space, spaces.Discrete):
+        start = int(space.start)
+        spec = ActionSpec("categorical", sizes=(int(space.n),))
+        return spec, lambda action: int(action[0]) + start
+    if isinstance(space, spaces.MultiDiscrete):
+        multi = space
+        spec = ActionSpec("categorical", sizes=tuple(int(n) for n in multi.nvec.ravel()))
+        return spec, lambda action: (action.reshape(multi.shape) + multi.start).astype(multi.dtype)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return _gaussian(space)
+    remedy = (
+        f"its action space {space} is not supported: it must be Discrete, MultiDiscrete or a Box "
+        f"of floats"
+    )
+    raise ConfigError("env.id", config.id, remedy)
+
+
+def _gaussian(box: spaces.Box) -> tuple[ActionSpec, ToAction]:
+    spec = ActionSpec(
+        "gaussian",
+        low=tuple(float(bound) for bound in box.low.ravel()),
+        high=tuple(float(bound) for bound in box.high.ravel()),
+    )
+
+    def to_action(action: Array) -> Array:
+        return np.clip(action.reshape(box.shape), box.low, box.high).astype(box.dtype)
+
+    return spec, to_action

@@ -1,0 +1,199 @@
+"""Environments made for tests and benchmarks: slow ones, ones that count, ones that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.config.sections import SyntheticConfig
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
+
+NUM_ACTIONS = 4
+EXIT_CODE = 3
+# States of earlier versions, which drew step by step, cannot be read.
+_STATE_KIND = "synthetic, drawn ahead"
+
+
+class SyntheticEnv(ABC):
+    """Episodes of fixed length whose steps take a random time.
+
+    All that is random in an episode is drawn when it begins, so that a step costs little beside its
+    time. It comes from two generators, both seeded by the reset: what an agent sees does not depend
+    on how long the steps take. The raw score is the return of the mean player.
+    """
+
+    def __init__(self, config: SyntheticConfig, index: int, num_obs: int) -> None:
+        self._config = config
+        self._index = index
+        actions = ActionSpec("categorical", sizes=(NUM_ACTIONS,))
+        self.env_spec = EnvSpec((num_obs,), "float32", actions, config.num_players)
+        self._episode = -1
+        self._total_steps = 0
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        """Begins the next episode."""
+        self._episode += 1
+        self._begin(seed)
+        return self._shown[0], {}
+
+    def _begin(self, seed: int) -> None:
+        """Draws episode `_episode`."""
+        length, num_players = self._config.episode_length, self._config.num_players
+        self._seed = seed
+        self._length = 0
+        self._return = 0.0
+        self._seconds = self._draw_seconds(np.random.default_rng([seed, 1]))
+        # [length + 1, P, num_obs]; a single player's are shown without the second axis.
+        self._obs = self._draw_obs(
+            np.random.default_rng([seed, 0]),
+            (length + 1, num_players, *self.env_spec.obs_shape),
+        )
+        self._shown = self._obs[:, 0] if num_players == 1 else self._obs
+
+    def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
+        """Sleeps, counts, pays; `action` decides nothing but the reward."""
+        time.sleep(self._seconds[self._length])
+        self._total_steps += 1
+        rewards = self._rewards(action.reshape(-1))
+        self._length += 1
+        mean = float(rewards[0]) if len(rewards) == 1 else float(rewards.mean())
+        self._return += mean
+        reward = rewards if len(rewards) > 1 else mean
+        obs = self._shown[self._length]
+        if self._length < self._config.episode_length:
+            return obs, reward, False, False, {}
+        info = {"episode": {"r": self._return, "l": self._length}}
+        return obs, reward, not self._config.truncate, self._config.truncate, info
+
+    def get_state(self) -> bytes:
+        """The seed, from which the episode follows, and counters."""
+        meta = {
+            "name": self._config.name,
+            "seed": self._seed,
+            "episode": self._episode,
+            "length": self._length,
+            "total_steps": self._total_steps,
+            "return": self._return,
+        }
+        return pack_state(_STATE_KIND, meta)
+
+    def set_state(self, state: bytes) -> Array:
+        """Restores `get_state`'s bytes; returns the observation.
+
+        Raises:
+            CheckpointError: the bytes are damaged, or of another environment.
+        """
+        meta, _ = unpack_state(_STATE_KIND, state)
+        check_fit("synthetic", meta, {"name": self._config.name})
+        self._episode, self._total_steps = meta["episode"], meta["total_steps"]
+        self._begin(meta["seed"])
+        self._length, self._return = meta["length"], meta["return"]
+        obs: Array = self._shown[self._length]
+        return obs
+
+    def close(self) -> None:  # noqa: B027 - nothing to release, here or in a subclass
+        """Nothing is held outside memory."""
+
+    @abstractmethod
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """All observations of episode `_episode`, float32 [episode_length + 1, P, num_obs]."""
+
+    @abstractmethod
+    def _rewards(self, actions: Array) -> Array:
+        """Rewards [P] for `actions` [P], given at the observations of step `_length`."""
+
+    def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
+        """How long each step of an episode takes."""
+        config, length = self._config, self._config.episode_length
+        if config.distribution == "exponential":
+            times_ms = rng.exponential(config.mean_ms, length)
+        elif config.distribution == "gamma":
+            times_ms = rng.gamma(config.shape, config.mean_ms / config.shape, length)
+        else:
+            times_ms = np.full(length, config.mean_ms)
+        seconds: list[float] = (times_ms / 1000).tolist()
+        return seconds
+
+
+class SleepEnv(SyntheticEnv):
+    """Takes its time. Four uniform numbers are seen; naming the largest pays 1, others 0."""
+
+    def __init__(self, config: SyntheticConfig, index: int) -> None:
+        super().__init__(config, index, NUM_ACTIONS)
+
+    def _begin(self, seed: int) -> None:
+        super()._begin(seed)
+        self._largest = self._obs.argmax(axis=2)
+
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        return rng.random(shape, dtype=np.float32)
+
+    def _rewards(self, actions: Array) -> Array:
+        return np.asarray(actions == self._largest[self._length], np.float32)
+
+
+class CountEnv(SyntheticEnv):
+    """Says where it is: the observation is (column, episode, step), all from 0.
+
+    The reward of the step that leads to (c, k, t) is 10,000 c + 100 k + t: below 2**24 it is exact
+    in float32, and up to 99 episodes and steps it can be read back.
+    """
+
+    def __init__(self, config: SyntheticConfig, index: int) -> None:
+        super().__init__(config, index, 3)
+
+    def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        num_rows, num_players, _ = shape
+        obs = np.empty(shape, np.float32)
+        obs[..., 0] = self._index * num_players + np.arange(num_players)
+        obs[..., 1] = self._episode
+        obs[..., 2] = np.arange(num_rows)[:, None]
+        return obs
+
+    def _rewards(self, actions: Array) -> Array:
+        rewards: Array = self._obs[self._length + 1] @ np.array([10_000, 100, 1], np.float32)
+        return rewards
+
+
+class FaultyEnv(CountEnv):
+    """Counts until it is told to fail."""
+
+    def __init__(self, config: SyntheticConfig, index: int) -> None:
+        super().__init__(config, index)
+        if config.fault_step < 0:
+            self._fail_if_chosen()
+
+    def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
+        """Fails where `env.fault_step` says so."""
+        if self._total_steps == self._config.fault_step:
+            self._fail_if_chosen()
+        return super().step(action)
+
+    def _fail_if_chosen(self) -> None:
+        if self._index != self._config.fault_env:
+            return
+        if self._config.fault == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self._config.fault == "exit":
+            os._exit(EXIT_CODE)
+        while self._config.fault == "hang":
+            time.sleep(1)
+        raise RuntimeError(f"asked to fail at env step {self._config.fault_step}")
+
+
+_ENVS: dict[str, type[SleepEnv] | type[CountEnv]] = {
+    "sleep": SleepEnv,
+    "count": CountEnv,
+    "faulty": FaultyEnv,
+}
+
+
+def make_synthetic_env(config: SyntheticConfig, index: int) -> SyntheticEnv:
+    """Builds environment number `index` of `env.name`, which validation has checked."""
+    return _ENVS[config.name](config, index)

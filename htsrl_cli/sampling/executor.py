@@ -1,0 +1,276 @@
+"""The executor: owns environments, steps them, and writes what they say into the slot.
+
+A process that imports numpy and its environments, never torch or hydra. Columns that are ready
+and columns that were answered travel as numbers through pipes; observations, actions and rewards
+stay where they are, in the slot, at an address that depends on time step and column only.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.seeding import reset_seed
+from htsrl_cli.storage.memory import Array
+from htsrl_cli.storage.storage import Board, Request, Ring
+from htsrl_cli.workers.process import Pipe
+from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """All that decides what an environment will report.
+
+    Attributes:
+        data: its own state.
+        num_episodes: that it has begun.
+        training_return: of the game under way, so far.
+    """
+
+    data: bytes
+    num_episodes: int
+    training_return: float
+
+
+class _Seat:
+    """An environment and where its players' cells are.
+
+    Attributes:
+        columns: of its players, in order.
+        where: the same as an index: a number, or a slice where there are several players.
+        t: env steps taken in this interval.
+        pending: requests without an answer; a truncation makes two for each column.
+    """
+
+    def __init__(self, env: Env, index: int) -> None:
+        num_players = env.env_spec.num_players
+        self.env = env
+        self.index = index
+        self.columns = range(index * num_players, (index + 1) * num_players)
+        self.where = index if num_players == 1 else slice(self.columns.start, self.columns.stop)
+        self.num_episodes = 0
+        self.training_return = 0.0
+        self.t = 0
+        self.pending = 0
+
+
+class Executor:
+    """Environments with consecutive numbers, stepped whenever their actions are in.
+
+    Args:
+        indices: the numbers of its environments, in order; columns follow from them.
+        seed: the run's seed, from which every reset's seed follows.
+        worker: its cell on the board.
+    """
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        indices: Sequence[int],
+        seed: int,
+        ring: Ring,
+        board: Board,
+        worker: int,
+    ) -> None:
+        self._ring = ring
+        self._board = board
+        self._worker = worker
+        self._seed = seed
+        board.enter(worker)
+        self._seats = [_Seat(make_env(env, index), index) for index in indices]
+        self._of_column = {c: seat for seat in self._seats for c in seat.columns}
+        self._unfinished = 0
+        board.leave(worker)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that this executor fills."""
+        return len(self._of_column)
+
+    @property
+    def finished(self) -> bool:
+        """All columns have filled their part of the slot."""
+        return self._unfinished == 0
+
+    def reset(self) -> list[Array]:
+        """Begins the first episode of every environment; returns their observations."""
+        return [self._reset(seat).copy() for seat in self._seats]
+
+    def get_states(self) -> list[EnvState]:
+        """The environments' states, in order."""
+        return [
+            EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
+            for seat in self._seats
+        ]
+
+    def set_states(self, states: Sequence[EnvState]) -> list[Array]:
+        """Restores `get_states`; returns the observations."""
+        observations = []
+        for seat, state in zip(self._seats, states, strict=True):
+            self._board.enter(self._worker)
+            seat.num_episodes = state.num_episodes
+            seat.training_return = state.training_return
+            observations.append(np.array(seat.env.set_state(state.data)))
+        self._board.leave(self._worker)
+        return observations
+
+    def begin(self) -> list[Request]:
+        """Starts the interval that the ring names; returns the first requests."""
+        self._slot = self._ring.slot(self._ring.interval)
+        self._unfinished = len(self._seats)
+        requests: list[Request] = []
+        for seat in self._seats:
+            seat.t = 0
+            seat.pending = 0
+            _request(seat, 0, requests)
+        return requests
+
+    def advance(self, answered: Sequence[int]) -> list[Request]:
+        """Goes on with columns of which a request was answered; returns the next requests."""
+        requests: list[Request] = []
+        for c in answered:
+            seat = self._of_column[c]
+            seat.pending -= 1
+            if seat.pending:
+                continue
+            if seat.t == self._ring.num_steps:
+                self._unfinished -= 1
+            else:
+                self._step(seat, requests)
+        return requests
+
+    def close(self) -> None:
+        for seat in self._seats:
+            seat.env.close()
+
+    def _reset(self, seat: _Seat) -> Array:
+        self._board.enter(self._worker)
+        seed = reset_seed(self._seed, seat.index, seat.num_episodes)
+        seat.num_episodes += 1
+        return seat.env.reset(seed=seed)[0]
+
+    def _step(self, seat: _Seat, requests: list[Request]) -> None:
+        t, where, slot = seat.t, seat.where, self._slot
+        self._board.enter(self._worker)
+        obs, reward, terminated, truncated, info = seat.env.step(slot.actions[t, where])
+        slot.rewards[t, where] = reward
+        slot.terminated[t, where] = terminated
+        slot.truncated[t, where] = truncated
+        slot.final_values[t, where] = 0.0
+        self._record_episode(seat, reward, info.get("episode"))
+        if truncated and not terminated:
+            self._ring.final_obs[where] = obs
+            _request(seat, -1 - t, requests)
+        if terminated or truncated:
+            obs = self._reset(seat)
+        slot.obs[t + 1, where] = obs
+        seat.t = t + 1
+        _request(seat, t + 1, requests)
+
+    def _record_episode(
+        self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
+    ) -> None:
+        """Writes the cells of `Episode`; a game's are in its environment's first column."""
+        t, where, slot = seat.t, seat.where, self._slot
+        seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
+        slot.episode_returns[t, where] = 0.0
+        slot.training_returns[t, where] = 0.0
+        slot.episode_lengths[t, where] = 0
+        if ended:
+            first = seat.columns[0]
+            slot.episode_returns[t, first] = ended["r"]
+            slot.training_returns[t, first] = seat.training_return
+            slot.episode_lengths[t, first] = ended["l"]
+            seat.training_return = 0.0
+
+
+def _request(seat: _Seat, t: int, requests: list[Request]) -> None:
+    """Asks for row `t` of all players of an environment, see `Request`."""
+    seat.pending += len(seat.columns)
+    requests += [(c, t) for c in seat.columns]
+
+
+@dataclass(frozen=True)
+class ExecutorPipes:
+    """Columns that are ready, to whichever actor is free; columns that were answered, back.
+
+    Attributes:
+        one_by_one: a column asks as soon as it is ready, not together with all that were answered
+            with it. The others are stepped while it is served, but passes are less full: of use
+            where they take time and not the processor's, on a GPU.
+    """
+
+    requests: Pipe
+    answers: Pipe
+    one_by_one: bool
+
+
+def run_executor(
+    control: Connection,
+    worker: int,
+    env: EnvConfig,
+    indices: Sequence[int],
+    seed: int,
+    ring: Ring,
+    board: Board,
+    pipes: ExecutorPipes,
+    in_background: bool,
+) -> None:
+    """An executor process: does what the runner says on `control` until that says `stop`.
+
+    Args:
+        in_background: stand back for actors that need the processor for an instant only.
+    """
+    if in_background:
+        stay_in_background()
+    else:
+        wake_promptly()
+    executor = Executor(env, indices, seed, ring, board, worker)
+    try:
+        while True:
+            command, *args = control.recv()
+            if command == "stop":
+                return
+            if command == "run":
+                if not _run_interval(executor, control, worker, board, pipes):
+                    return
+                control.send(("run",))
+            else:
+                board.enter(worker)
+                control.send((command, getattr(executor, command)(*args)))
+                board.leave(worker)
+    finally:
+        executor.close()
+
+
+def _run_interval(
+    executor: Executor, control: Connection, worker: int, board: Board, pipes: ExecutorPipes
+) -> bool:
+    """Steps until the slot is full; False when the runner says stop before that."""
+    poll = select.poll()
+    poll.register(pipes.answers, select.POLLIN)
+    poll.register(control, select.POLLIN)
+    _ask(executor.begin(), pipes)
+    while True:
+        board.leave(worker)
+        if executor.finished:
+            return True
+        ready = {fd for fd, _ in poll.poll()}
+        if control.fileno() in ready:
+            return False
+        board.enter(worker)
+        answered = pipes.answers.read(2 * executor.num_columns)
+        together = 1 if pipes.one_by_one else max(1, len(answered))
+        for start in range(0, len(answered), together):
+            _ask(executor.advance(answered[start : start + together]), pipes)
+
+
+def _ask(requests: list[Request], pipes: ExecutorPipes) -> None:
+    if requests:
+        pipes.requests.write([number for request in requests for number in request])

@@ -1,0 +1,98 @@
+"""TensorBoard event files of a run."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2 as hp
+from torch.utils.tensorboard import SummaryWriter
+
+from htsrl_cli.config.plain import changes_no_result
+from htsrl_cli.tracking.trackers import run_name
+
+# Of a hyperparameter, as TensorBoard takes it.
+Plain = bool | int | float | str
+
+# The charts of TensorBoard's page "Custom scalars", by group.
+LAYOUT = {
+    "Score": {
+        "training, mean of 100 episodes": ["Multiline", ["episode/return_mean_100"]],
+        "evaluation": ["Multiline", ["eval/return_mean", "eval/final_metric"]],
+        "episode length": ["Multiline", ["episode/length_mean"]],
+    },
+    "Learning": {
+        "entropy": ["Multiline", ["loss/entropy"]],
+        "KL divergence and clipping": ["Multiline", ["loss/kl", "loss/clip_fraction"]],
+        "explained variance": ["Multiline", ["loss/explained_variance"]],
+        "gradient norm": ["Multiline", ["learner/grad_norm"]],
+    },
+    "Speed": {
+        "env steps per second": ["Multiline", ["time/env_steps_per_second"]],
+        "busy": [
+            "Multiline",
+            ["time/executors_busy", "time/actors_busy", "time/learner_busy"],
+        ],
+    },
+}
+
+
+class EventFiles:
+    """Writes scalars, and once the hyperparameters and the layout of the charts that matter.
+
+    Once is at the run's beginning, or later where it had no event file before.
+
+    Args:
+        run_dir: the run's folder; a resume adds a file beside the earlier ones.
+        hyperparameters: values by dotted name.
+        metric: the tag by which TensorBoard compares runs.
+        env_steps: TensorBoard hides what earlier processes wrote after this.
+    """
+
+    def __init__(
+        self, run_dir: Path, hyperparameters: Mapping[str, Plain], metric: str, env_steps: int
+    ) -> None:
+        self._name = run_name(run_dir)
+        is_first = env_steps == 0 or not any(run_dir.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(run_dir), purge_step=env_steps + 1)
+        if is_first:
+            self._writer.add_custom_scalars(LAYOUT)
+            self._write_hyperparameters(hyperparameters, metric)
+
+    def write(self, line: Mapping[str, float | None]) -> None:
+        """Adds the line's scalars and puts them on the disk.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        env_steps = line["env_steps"]
+        for tag, value in line.items():
+            if value is not None and tag != "env_steps":
+                self._writer.add_scalar(tag, value, env_steps)
+        self._writer.flush()
+
+    def write_animation(self, gif: bytes, env_steps: int) -> None:
+        """Adds a GIF of an evaluated game, which TensorBoard plays."""
+        # A GIF begins with "GIF89a", width and height.
+        width, height = struct.unpack_from("<HH", gif, 6)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag="eval/game", image=image)])
+        self._writer.file_writer.add_summary(summary, env_steps)  # type: ignore[attr-defined]
+        self._writer.flush()
+
+    def close(self, is_complete: bool) -> None:
+        """Ends the writer's thread."""
+        self._writer.close()
+
+    def _write_hyperparameters(self, values: Mapping[str, Plain], metric: str) -> None:
+        rows = "".join(f"|{name}|{value}|\n" for name, value in values.items())
+        self._writer.add_text("hyperparameters", f"|key|value|\n|-|-|\n{rows}", 0)
+        # `SummaryWriter.add_hparams` would open a folder of its own, a second run to TensorBoard.
+        shown = [name for name in values if not changes_no_result(name)]
+        experiment = hp.hparams_config_pb([hp.HParam(name) for name in shown], [hp.Metric(metric)])
+        session = hp.hparams_pb({name: values[name] for name in shown}, self._name)
+        for summary in (experiment, session):
+            self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+        self._writer.flush()

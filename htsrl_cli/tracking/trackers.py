@@ -1,0 +1,155 @@
+"""Weights & Biases and MLflow: a run's lines in two more places, for those who keep them there.
+
+Where they go (server, folder, offline) and as whom is said by these packages' own environment
+variables, such as WANDB_MODE and MLFLOW_TRACKING_URI. A resumed run goes on with the same entry;
+lines that it writes again are the same lines.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from htsrl_cli.config.sections import LogConfig
+from htsrl_cli.durable import write_durably
+from htsrl_cli.errors import ConfigError
+
+# Where the run's identifiers are kept, in its folder.
+WANDB_FILE = "wandb_run_id"
+MLFLOW_FILE = "mlflow_run_id"
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
+
+
+class Tracker(Protocol):
+    """A place for a run's lines."""
+
+    def write(self, line: Mapping[str, float | None]) -> None:
+        """Adds the line's figures at its `env_steps`; those that are None are left out."""
+
+    def close(self, is_complete: bool) -> None:
+        """Ends the entry of a run that has come to its end, or interrupts it."""
+
+
+class WandbTracker:
+    """A run of Weights & Biases.
+
+    Args:
+        project: its name there.
+        run_dir: the run's folder, whose name it gets; W&B's own files go below it.
+        hyperparameters: plain values, nested or not.
+    """
+
+    def __init__(self, project: str, run_dir: Path, hyperparameters: Mapping[str, object]) -> None:
+        import wandb
+
+        self._run: Any = wandb.init(
+            project=project,
+            id=_stored(run_dir / WANDB_FILE, lambda: uuid.uuid4().hex),
+            resume="allow",
+            name=run_name(run_dir),
+            dir=str(run_dir.resolve()),
+            config=dict(hyperparameters),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Evaluated policies come later than lines of more env steps.
+        self._run.define_metric("*", step_metric="env_steps")
+
+    def write(self, line: Mapping[str, float | None]) -> None:
+        self._run.log({name: value for name, value in line.items() if value is not None})
+
+    def close(self, is_complete: bool) -> None:
+        self._run.finish(exit_code=0 if is_complete else 1)
+
+
+class MlflowTracker:
+    """A run of MLflow; figures are sent by threads of its own.
+
+    Args:
+        experiment: its name there; made where there is none.
+        run_dir: the run's folder, whose name it gets.
+        hyperparameters: values by dotted name.
+    """
+
+    def __init__(
+        self, experiment: str, run_dir: Path, hyperparameters: Mapping[str, object]
+    ) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._client: Any = MlflowClient()
+        self._run_id = _stored(
+            run_dir / MLFLOW_FILE, lambda: self._create_run(experiment, run_dir, hyperparameters)
+        )
+        self._client.update_run(self._run_id, status="RUNNING")
+
+    def write(self, line: Mapping[str, float | None]) -> None:
+        from mlflow.entities import Metric
+
+        now_ms, env_steps = int(1000 * time.time()), line["env_steps"]
+        assert env_steps is not None
+        metrics = [
+            Metric(name, value, now_ms, int(env_steps))
+            for name, value in line.items()
+            if value is not None and name != "env_steps"
+        ]
+        self._client.log_batch(self._run_id, metrics, synchronous=False)
+
+    def close(self, is_complete: bool) -> None:
+        from mlflow import flush_async_logging
+
+        flush_async_logging()
+        self._client.set_terminated(self._run_id, "FINISHED" if is_complete else "KILLED")
+
+    def _create_run(
+        self, experiment: str, run_dir: Path, hyperparameters: Mapping[str, object]
+    ) -> str:
+        from mlflow.entities import Param
+
+        run = self._client.create_run(self._experiment_id(experiment), run_name=run_name(run_dir))
+        params = [Param(name, str(value)) for name, value in hyperparameters.items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        run_id: str = run.info.run_id
+        return run_id
+
+    def _experiment_id(self, name: str) -> str:
+        """Of the experiment, made where there is none; another job may make it meanwhile."""
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+
+def _stored(path: Path, make: Callable[[], str]) -> str:
+    """What is in the file; at first what `make` gives."""
+    if not path.exists():
+        identifier = make().encode()
+        write_durably(path, lambda file: file.write(identifier))
+    return path.read_text(encoding="utf-8")
+
+
+def run_name(run_dir: Path) -> str:
+    """The folder and the two above: they tell runs apart, those of a sweep, too."""
+    return "/".join(run_dir.resolve().parts[-3:])
+
+
+def check_packages(config: LogConfig) -> None:
+    """Whether the packages of the trackers that are asked for are there.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for name, package in _PACKAGES.items():
+        value = getattr(config, name)
+        if value is not None and importlib.util.find_spec(name) is None:
+            remedy = f"needs the package {package}: pip install 'htsrl[{name}]'"
+            raise ConfigError(f"log.{name}", value, remedy)
