@@ -27,6 +27,9 @@ from htsrl_cli.config.sections import (
 )
 from htsrl_cli.runners import run as runner
 
+# Why a test of football is skipped: `pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)`.
+NO_FOOTBALL = "football's engine is not installed (make football)"
+
 NUM_ENVS = 16
 SYNC_INTERVAL = 16
 NUM_INTERVALS = 24

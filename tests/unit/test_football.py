@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("gfootball_engine", reason="make football")
+from tests.harness import NO_FOOTBALL
+
+pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
 from htsrl_cli.config.sections import FOOTBALL_SCENARIOS, FootballConfig
 from htsrl_cli.envs.base import Array, Env, make_env
