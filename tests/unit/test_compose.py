@@ -163,9 +163,15 @@ def test_missing_and_unknown_keys() -> None:
 @pytest.mark.parametrize("section", ["env", "algo", "actors", "learner", "runner"])
 def test_sections_fall_back_to_their_defaults(section: str) -> None:
     plain = to_plain(train_config())
-    needed = {"env": ("kind", "game"), "algo": ("name",)}.get(section, ())
-    plain[section] = {key: plain[section][key] for key in needed}
-    # The command line's worker counts are this machine's.
+    needed = {
+        "env": ("kind", "game"),
+        "algo": ("name",),
+        # The command line's sizes of batches are this machine's: a GPU's are larger.
+        "actors": ("inference_batch",),
+        "learner": ("micro_batch",),
+    }
+    plain[section] = {key: plain[section][key] for key in needed.get(section, ())}
+    # So are its worker counts, which the hash leaves out.
     assert config_sha256(from_plain(plain)) == config_sha256(train_config())
 
 
