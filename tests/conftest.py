@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+FAULT = "tests/fault/"
 Htsrl = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -37,6 +38,18 @@ def htsrl(tmp_path: Path) -> Htsrl:
     return run
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file stay in one process; so do all fault tests: they look at all of /dev/shm."""
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduling = LoadFileScheduling(config, log)
+    scheduling._split_scope = lambda nodeid: (
+        FAULT if nodeid.startswith(FAULT) else nodeid.partition("::")[0]
+    )
+    return scheduling
+
+
 # What was deselected, by reason: counted where tests are collected, which with pytest-xdist are its
 # workers, and shown by the main process.
 _DESELECTED = pytest.StashKey[Counter[str]]()
@@ -57,14 +70,14 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     worker_output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if worker_output is not None:
-        worker_output["deselected"] = dict(session.config.stash[_DESELECTED])
+        worker_output["deselected"] = dict(session.config.stash[_DESELECTED].items())
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     # Every worker collects all tests.
-    found = getattr(node, "workeroutput", {}).get("deselected", {})
-    node.config.stash[_DESELECTED] = Counter(found)
+    found: dict[str, int] = getattr(node, "workeroutput", {}).get("deselected", {})
+    node.config.stash[_DESELECTED] |= Counter(found)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
