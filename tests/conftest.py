@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULT = "tests/fault/"
 Htsrl = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -36,18 +35,6 @@ def htsrl(tmp_path: Path) -> Htsrl:
         )
 
     return run
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file stay in one process; so do all fault tests: they look at all of /dev/shm."""
-    from xdist.scheduler import LoadFileScheduling
-
-    scheduling = LoadFileScheduling(config, log)
-    scheduling._split_scope = lambda nodeid: (
-        FAULT if nodeid.startswith(FAULT) else nodeid.partition("::")[0]
-    )
-    return scheduling
 
 
 # What was deselected, by reason: counted where tests are collected, which with pytest-xdist are its
