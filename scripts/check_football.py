@@ -10,8 +10,8 @@ from contextlib import closing
 
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 
 NUM_STEPS = 10

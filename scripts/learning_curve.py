@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from htsrl_cli.checkpoints.file import find_checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import EnvConfig
-from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
+from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
 from htsrl_cli.tracking.run_log import RECENT_RETURN, training_lines
 
@@ -144,7 +146,7 @@ def main() -> None:
     if not points:
         raise SystemExit(f"{args.run_dir}: no game has ended yet, or metrics.jsonl is missing")
     stored = load_checkpoint(find_checkpoint(args.run_dir)).meta["config"]
-    config = from_plain(stored)
+    config = load_train_config(stored)
     scores = random_scores(config.env, args.random_episodes, args.seed)
     mean = statistics.fmean(scores) if scores else None
     print_table(evenly_spaced(points, args.rows))

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from htsrl_cli.config.sections import EnvConfig
-from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.workers.process import Worker, start_process, stop_workers

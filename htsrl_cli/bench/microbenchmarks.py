@@ -13,16 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.algorithms import build_algorithm
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.bench.env_rates import env_rate, rate
-from htsrl_cli.config.sections import PpoConfig, RunPlan, TrainConfig
-from htsrl_cli.envs.base import EnvSpec, make_env
-from htsrl_cli.learning.learner import num_micro_batches
+from htsrl_cli.config.plan import RunPlan
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.learning.gradient import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, set_up_torch
-from htsrl_cli.networks.policy import build_policy, log_prob_entropy
-from htsrl_cli.sampling.actor import ActorSetup, Inference, activations_to_keep
+from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.registry import build_policy
+from htsrl_cli.sampling.inference import Inference, InferenceSetup, activations_to_keep
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _inference_rate(
 ) -> float:
     """Rows per second of the actor's forward pass and sampling."""
     actors = config.actors
-    setup = ActorSetup(
+    setup = InferenceSetup(
         spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
     )
     inference = Inference(setup)

@@ -29,18 +29,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from htsrl_cli.config.plain import (
-    CHANGES_NO_RESULT,
-    build,
-    config_sha256,
-    did_you_mean,
-    from_plain,
-    shown,
-    to_plain,
-    unknown_key,
-)
-from htsrl_cli.config.rules import validate, validate_bench, validate_eval
+from htsrl_cli.config.checks import validate
+from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
+from htsrl_cli.config.plain import build, to_plain
+from htsrl_cli.config.rules import validate_bench, validate_eval
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
+from htsrl_cli.config.wording import did_you_mean, shown, unknown_key
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.machine import fill_auto
 

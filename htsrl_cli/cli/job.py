@@ -19,18 +19,15 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from htsrl_cli.checkpoints.file import find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.cli.compose import parse_overrides, resolved, to_train_config
-from htsrl_cli.config.plain import (
-    changes_no_result,
-    equivalent,
-    flatten,
-    from_plain,
-    shown,
-    to_plain,
-)
-from htsrl_cli.config.rules import validate
+from htsrl_cli.config.checks import validate
+from htsrl_cli.config.identity import changes_no_result, equivalent
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.plain import flatten, to_plain
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.wording import shown
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.machine import fill_auto
 
@@ -158,11 +155,11 @@ def _refuse_other_run(run_dir: Path) -> None:
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
     """The stored configuration with what was typed, as far as a resume may change it."""
     stored = _stored_config(checkpoint)
-    asked = to_plain(from_plain(fill_auto(_with_settled(resolved(cfg), stored))))
+    asked = to_plain(load_train_config(fill_auto(_with_settled(resolved(cfg), stored))))
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # Choosing a runner is no word on the sync interval, which its file also has.
     sections = {"runner.name" if key == "runner" else key for key in keys}
-    config = from_plain(merge(stored, asked, sections))
+    config = load_train_config(merge(stored, asked, sections))
     validate(config)
     return config
 
@@ -180,7 +177,7 @@ def _with_settled(plain: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[s
 
 def _stored_config(checkpoint: Path) -> dict[str, Any]:
     try:
-        return to_plain(from_plain(load_checkpoint(checkpoint).meta["config"]))
+        return to_plain(load_train_config(load_checkpoint(checkpoint).meta["config"]))
     except (KeyError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{checkpoint} holds no configuration that this version of htsrl knows ({error})"

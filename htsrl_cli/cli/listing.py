@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from htsrl_cli.cli.compose import configs_dir, parse_overrides
-from htsrl_cli.config.plain import did_you_mean
+from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import UsageError
 
 # Parts that other files are made of, and Hydra's own.

@@ -92,7 +92,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _unknown_verb(word: str) -> UsageError:
-    from htsrl_cli.config.plain import did_you_mean
+    from htsrl_cli.config.wording import did_you_mean
 
     if not word:
         return UsageError(f"a verb is needed: {' or '.join(VERBS)} (see htsrl --help)")

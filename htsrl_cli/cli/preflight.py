@@ -24,8 +24,9 @@ from htsrl_cli.cli.compose import (
     typed_words,
 )
 from htsrl_cli.cli.job import AUTO, Job, plan_job
-from htsrl_cli.config.rules import validate
-from htsrl_cli.config.sections import EnvConfig, SyntheticConfig, TrainConfig
+from htsrl_cli.config.checks import validate
+from htsrl_cli.config.sections import EnvConfig, TrainConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def check_environments(configs: Iterable[EnvConfig]) -> None:
     Raises:
         UsageError: one does not exist, is not supported, or its package is missing.
     """
-    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.envs.registry import make_env
 
     distinct = {repr(config): config for config in configs}
     for config in distinct.values():
@@ -139,7 +140,7 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
             filmed[repr(config.env)] = config
     if not filmed:
         return
-    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.envs.registry import make_env
     from htsrl_cli.evaluation import video
 
     for config in filmed.values():

@@ -1,7 +1,4 @@
-"""The environments and the only registry of them.
-
-Executors import this module: numpy, gymnasium and the environment's own package, nothing else.
-"""
+"""What an environment is to the rest of the program. Executors import this module."""
 
 from __future__ import annotations
 
@@ -9,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
-
-from htsrl_cli.config.sections import AtariConfig, EnvConfig, FootballConfig, GymConfig
-from htsrl_cli.errors import ConfigError
 
 Array = npt.NDArray[Any]
 
@@ -88,7 +82,7 @@ class Env(Protocol):
 
 @runtime_checkable
 class PicturedEnv(Env, Protocol):
-    """An environment whose state can be pictured; built by `make_env` with a `renderer`.
+    """An environment whose state can be pictured; built by `htsrl_cli.envs.registry.make_env` with a `renderer`.
 
     Attributes:
         frame_rate: env steps in a second of play.
@@ -106,48 +100,3 @@ class PicturedEnv(Env, Protocol):
         Raises:
             ConfigError: it turns out that there is no such picture, or that a package is missing.
         """
-
-
-def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
-    """Builds environment number `index` of a run.
-
-    Args:
-        renderer: makes it a `PicturedEnv`, football pictured by the `pitch` or by the `engine`;
-            None where `render` is not called.
-
-    Raises:
-        ConfigError: the environment does not exist, has spaces that are not supported, cannot be
-            pictured, or its package is missing.
-    """
-    if isinstance(config, AtariConfig):
-        return _make_atari(config, renderer)
-    if isinstance(config, GymConfig):
-        from htsrl_cli.envs.gym.environment import make_gym_env
-
-        return make_gym_env(config, pictured=renderer is not None)
-    if isinstance(config, FootballConfig):
-        return _make_football(config, renderer)
-    from htsrl_cli.envs.synthetic.environment import make_synthetic_env
-
-    return make_synthetic_env(config, index)
-
-
-def _make_atari(config: AtariConfig, renderer: str | None) -> Env:
-    try:
-        from htsrl_cli.envs.atari.environment import AtariEnv
-    except ModuleNotFoundError as error:
-        remedy = f"needs the package {error.name}: pip install ale-py opencv-python-headless"
-        raise ConfigError("env.game", config.game, remedy) from error
-    return AtariEnv(config, pictured=renderer is not None)
-
-
-def _make_football(config: FootballConfig, renderer: str | None) -> Env:
-    try:
-        from htsrl_cli.envs.football.environment import FootballEnv
-    except ModuleNotFoundError as error:
-        remedy = (
-            f"needs the package {error.name}, built from source: run `make football` in a checkout "
-            "of htsrl, or see the README's part on football"
-        )
-        raise ConfigError("env.scenario", config.scenario, remedy) from error
-    return FootballEnv(config, renderer)

@@ -29,7 +29,7 @@ from htsrl_cli.config.sections import EvalConfig, EvaluationConfig
 from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.run_log import EVALUATIONS_FOLDER, film_path
 from htsrl_cli.workers.process import Worker, start_process, stop_workers
 

@@ -21,17 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from htsrl_cli.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
-from htsrl_cli.config.sections import EvalConfig, FootballConfig, TrainConfig
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.sections import EvalConfig, TrainConfig
 from htsrl_cli.durable import write_durably
-from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
+from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import resolve_device, set_up_torch
-from htsrl_cli.networks.policy import build_policies, mode, sample
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import build_policies
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.bootstrap import mean_interval
 
 logger = logging.getLogger(__name__)
@@ -267,7 +271,7 @@ def _play_games(
 
 def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     try:
-        return from_plain(checkpoint.meta["config"])
+        return load_train_config(checkpoint.meta["config"])
     except (KeyError, ConfigError) as error:
         raise CheckpointError(
             f"{path} holds no configuration that this version of htsrl knows ({error})"

@@ -24,7 +24,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from htsrl_cli.config.plain import changes_no_result, flatten, shown
+from htsrl_cli.config.identity import changes_no_result
+from htsrl_cli.config.plain import flatten
+from htsrl_cli.config.wording import shown
 from htsrl_cli.errors import UsageError
 from htsrl_cli.tracking.bootstrap import Array, mean_interval
 from htsrl_cli.tracking.run_log import (

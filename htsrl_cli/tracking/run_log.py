@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from htsrl_cli.config.sections import EvaluationConfig, LogConfig
 from htsrl_cli.durable import remove_leftovers, write_durably
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.final_metric import FinalMetric
 from htsrl_cli.tracking.lines import LineFile
 from htsrl_cli.tracking.progress import Status, open_display

@@ -10,7 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hp
 from torch.utils.tensorboard import SummaryWriter
 
-from htsrl_cli.config.plain import changes_no_result
+from htsrl_cli.config.identity import changes_no_result
 from htsrl_cli.tracking.trackers import run_name
 
 # Of a hyperparameter, as TensorBoard takes it.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from htsrl_cli.errors import HtsrlError, WorkerError
-from htsrl_cli.storage.storage import Board
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT, Worker
 
 # How often hangs are looked for, and how long a hung worker has to write its stack.

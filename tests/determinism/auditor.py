@@ -25,11 +25,13 @@ import torch
 from torch import nn
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
+from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
-from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import build_policies, sample
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import build_policies
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -88,7 +90,7 @@ def audit(run_dir: Path) -> Audit:
     set_up_torch()
     files = sorted((run_dir / "checkpoints").glob("step_*.ckpt"))
     checkpoints = [load_checkpoint(file) for file in files]
-    config = from_plain(checkpoints[0].meta["config"])
+    config = load_train_config(checkpoints[0].meta["config"])
     assert [c.meta["interval"] for c in checkpoints] == list(range(len(files))), files
     summary = json.loads((run_dir / "summary.json").read_text())
     return _Auditor(config).run(checkpoints, summary)

@@ -10,26 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.config.sections import (
-    A2cConfig,
     ActorsConfig,
     AlgoConfig,
-    AtariConfig,
     CheckpointConfig,
     EnvConfig,
-    GymConfig,
     LearnerConfig,
     LogConfig,
-    PpoConfig,
     RunnerConfig,
-    SyntheticConfig,
     TrainConfig,
 )
+from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.envs.synthetic.environment import SleepEnv
 from htsrl_cli.runners.run import train
-from htsrl_cli.sampling.actor import Inference
-from htsrl_cli.storage.storage import ParameterStore, Ring
+from htsrl_cli.sampling.inference import Inference
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
 from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
 

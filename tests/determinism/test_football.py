@@ -12,13 +12,9 @@ import pytest
 
 pytest.importorskip("gfootball_engine", reason="make football")
 
-from htsrl_cli.config.sections import (
-    CheckpointConfig,
-    FootballConfig,
-    LogConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.config.sections import CheckpointConfig, LogConfig, TrainConfig
+from htsrl_cli.envs.football.config import FootballConfig
 from tests import harness
 from tests.determinism import test_resume as resuming
 from tests.determinism.auditor import audit

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.config.sections import CheckpointConfig, SyntheticConfig, TrainConfig
+from htsrl_cli.config.sections import CheckpointConfig, TrainConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from tests import harness
 from tests.harness import STEPS_PER_INTERVAL
 

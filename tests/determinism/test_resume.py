@@ -14,16 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.checkpoints.file import find_checkpoint
-from htsrl_cli.config.sections import (
-    CheckpointConfig,
-    EnvConfig,
-    FootballConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.sections import CheckpointConfig, EnvConfig, TrainConfig
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.sampling.actor import Actor
-from htsrl_cli.storage.storage import Request
+from htsrl_cli.sampling.requests import Request
 from tests import harness
 from tests.fault.processes import wait_until
 from tests.harness import STEPS_PER_INTERVAL

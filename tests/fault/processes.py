@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from htsrl_cli.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
 from tests.harness import Fingerprint, command, environment, fingerprint
 
 MARKER = "HTSRL_TEST_RUN"

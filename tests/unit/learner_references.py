@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.config.sections import A2cConfig, PpoConfig
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.seeding import minibatch_orders
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import Slot
+from htsrl_cli.storage.slot import Slot
 
 T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
 SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))

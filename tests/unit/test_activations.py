@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from htsrl_cli.config.sections import A2cConfig, ActorsConfig, AlgoConfig, LearnerConfig, PpoConfig
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, LearnerConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import (
     CachedLayers,
@@ -15,9 +17,9 @@ from htsrl_cli.networks.activations import (
     layout_of,
 )
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import NatureCnn
+from htsrl_cli.networks.nature_cnn.network import NatureCnn
 from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import activations_to_keep
+from htsrl_cli.sampling.inference import activations_to_keep
 from htsrl_cli.storage.memory import ArrayType
 
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", (6,)))

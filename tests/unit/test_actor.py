@@ -11,16 +11,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from htsrl_cli.networks.XXX import flatten_parameters
 from torch import Tensor, nn
 
-from htsrl_cli.config.sections import A2cConfig, AlgoConfig
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.config.sections import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, Layer, as_tensor, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import ActorCritic, activation_layout, flatten_parameters, initialize
+from htsrl_cli.networks.registry import activation_layout
 from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
-from htsrl_cli.storage.storage import Board, ParameterStore, Request, Ring
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.inference import InferenceSetup, has_free_rows
+from htsrl_cli.sampling.requests import Request
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.workers.board import Board
 
 T, B = 2, 11
 VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))
@@ -42,9 +49,9 @@ def _torch_as_in_a_run() -> None:
 
 def make_setup(
     spec: EnvSpec, precision: str = "fp32", *, batch: int = 4, fixed_rows: bool = False
-) -> ActorSetup:
+) -> InferenceSetup:
     """Activations are kept wherever there are any."""
-    return ActorSetup(
+    return InferenceSetup(
         spec, A2cConfig(), batch, fixed_rows, "cpu", precision, keeps_activations=True
     )
 
@@ -61,7 +68,7 @@ def random_parameters(spec: EnvSpec) -> Tensor:
 class Stage:
     """A ring full of random observations, a store with version 5, and an actor."""
 
-    def __init__(self, setup: ActorSetup) -> None:
+    def __init__(self, setup: InferenceSetup) -> None:
         layout = activation_layout(setup.spec, setup.algo, setup.precision)
         self.ring = Ring(setup.spec, T, B, layout)
         rng = np.random.default_rng(0)
@@ -191,7 +198,7 @@ def test_new_parameters_are_taken_with_their_version() -> None:
 def test_rows_are_free_in_the_shapes_that_we_ship(
     spec: EnvSpec, batch: int, precision: str
 ) -> None:
-    assert free_rows(make_setup(spec, precision, batch=batch), random_parameters(spec))
+    assert has_free_rows(make_setup(spec, precision, batch=batch), random_parameters(spec))
 
 
 class Positional(ActorCritic):
@@ -233,14 +240,14 @@ def test_rows_that_are_not_free_are_found_out(
     kind: type[ActorCritic], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_instead(monkeypatch, kind)
-    assert not free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
+    assert not has_free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
 
 
 def test_rows_are_not_free_where_activations_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     build_instead(monkeypatch, Restless)
     setup = make_setup(IMAGES)
-    assert not free_rows(setup, random_parameters(IMAGES))
-    assert free_rows(replace(setup, keeps_activations=False), random_parameters(IMAGES))
+    assert not has_free_rows(setup, random_parameters(IMAGES))
+    assert has_free_rows(replace(setup, keeps_activations=False), random_parameters(IMAGES))
 
 
 def test_tiles_are_for_policies_that_see_positions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import pytest
 from ale_py import roms
 
 from htsrl_cli.cli.compose import configs_dir
-from htsrl_cli.config.sections import AtariConfig
 from htsrl_cli.envs.atari import emulator
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.emulator import ATARI_57, BOOT_FRAMES
 from htsrl_cli.envs.atari.environment import AtariEnv
 from htsrl_cli.envs.base import Array

@@ -11,25 +11,19 @@ from typing import Any
 import pytest
 
 from htsrl_cli import machine
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
 from htsrl_cli.cli.job import _resumed_config, merge
-from htsrl_cli.config.plain import (
-    CHANGES_NO_RESULT,
-    config_sha256,
-    did_you_mean,
-    flatten,
-    from_plain,
-    to_plain,
-)
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    AtariConfig,
-    FootballConfig,
-    GymConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.plain import flatten, to_plain
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.wording import did_you_mean
+from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.errors import ConfigError
 
 
@@ -125,7 +119,7 @@ def test_every_option_of_every_group_is_found() -> None:
 
 def test_plain_values_survive_json() -> None:
     config = train_config("env=gym", "env.id=CartPole-v1", "env.max_episode_steps=7")
-    assert from_plain(json.loads(json.dumps(to_plain(config)))) == config
+    assert load_train_config(json.loads(json.dumps(to_plain(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -146,18 +140,18 @@ def test_plain_values_survive_json() -> None:
 )
 def test_wrong_types(key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        from_plain(plain_with(train_config(), key, value))
+        load_train_config(plain_with(train_config(), key, value))
     assert caught.value.key == key
 
 
 def test_missing_and_unknown_keys() -> None:
     plain = to_plain(train_config())
     with pytest.raises(ConfigError, match=r"^env\.game=null: .*env\.game="):
-        from_plain(plain | {"env": {"kind": "atari"}})
+        load_train_config(plain | {"env": {"kind": "atari"}})
     with pytest.raises(ConfigError, match=r"^runer=1: .*did you mean runner\?"):
-        from_plain(plain | {"runer": 1})
+        load_train_config(plain | {"runer": 1})
     with pytest.raises(ConfigError, match=r"^algo\.name=pppo: .*did you mean ppo\?"):
-        from_plain(plain | {"algo": {"name": "pppo"}})
+        load_train_config(plain | {"algo": {"name": "pppo"}})
 
 
 @pytest.mark.parametrize("section", ["env", "algo", "actors", "learner", "runner"])
@@ -166,7 +160,7 @@ def test_sections_fall_back_to_their_defaults(section: str) -> None:
     needed = {"env": ("kind", "game"), "algo": ("name",)}.get(section, ())
     plain[section] = {key: plain[section][key] for key in needed}
     # The command line's worker counts are this machine's.
-    assert config_sha256(from_plain(plain)) == config_sha256(train_config())
+    assert config_sha256(load_train_config(plain)) == config_sha256(train_config())
 
 
 def test_sweep_gives_every_combination() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from htsrl_cli.bench import env_rates
 from htsrl_cli.bench.env_rates import all_cores_env_rate, env_rate
-from htsrl_cli.config.sections import GymConfig, SyntheticConfig
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.workers.process import Worker, start_process
 

@@ -12,25 +12,28 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, save_checkpoint
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import (
     ActorsConfig,
-    AtariConfig,
     CheckpointConfig,
     EnvConfig,
     EvalConfig,
-    GymConfig,
     LearnerConfig,
     LogConfig,
-    PpoConfig,
     RunnerConfig,
     TrainConfig,
 )
-from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.networks.policy import ActorCritic, initialize, sample
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.networks.distributions import sample
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 
 CARTPOLE = GymConfig("CartPole-v1")

@@ -22,10 +22,11 @@ import pytest
 
 pytest.importorskip("gfootball_engine", reason="make football")
 
-from htsrl_cli.config.sections import FOOTBALL_SCENARIOS, FootballConfig
-from htsrl_cli.envs.base import Array, Env, make_env
+from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.football import environment as football
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.football.environment import NUM_ACTIONS
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 
@@ -143,7 +144,7 @@ RENDER = """
 import hashlib, sys
 import numpy as np
 from dataclasses import replace
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.envs.registry import make_env
 from tests.unit.test_football import EASY, package_env
 
 def show(*images):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from htsrl_cli.config.sections import GymConfig
 from htsrl_cli.envs.base import ActionSpec, Array
+from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.gym.environment import GymEnv, make_gym_env, probe_restore
 from htsrl_cli.errors import CheckpointError, ConfigError
 
@@ -252,7 +252,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from htsrl_cli.config.sections import GymConfig
+from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.gym.environment import make_gym_env
 env = make_gym_env(GymConfig(sys.argv[1]))
 digest = [env.set_state(Path(sys.argv[2]).read_bytes()).tobytes()]

@@ -21,28 +21,30 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.config.sections import (
-    A2cConfig,
     ActorsConfig,
     AlgoConfig,
     CheckpointConfig,
     LearnerConfig,
     LogConfig,
-    PpoConfig,
     RunnerConfig,
-    SyntheticConfig,
     TrainConfig,
 )
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.learner import Learner, num_micro_batches
+from htsrl_cli.learning.gradient import num_micro_batches
+from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.activations import CachingLayers, as_array
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import build_policy
+from htsrl_cli.networks.registry import build_policy
 from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.requests import Request
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import Request, Slot
+from htsrl_cli.storage.slot import Slot
 from tests.unit.learner_references import (
     A2C,
     IMAGES,

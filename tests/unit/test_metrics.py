@@ -23,10 +23,10 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from htsrl_cli.checkpoints.file import find_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.config.sections import EvaluationConfig, LogConfig, TrainConfig
 from htsrl_cli.errors import RunError
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import lines as line_file
 from htsrl_cli.tracking.final_metric import FinalMetric
 from htsrl_cli.tracking.lines import LineFile

@@ -14,41 +14,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from htsrl_cli.networks.XXX import flatten_parameters
 from torch import Tensor, nn
 
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import (
-    A2cConfig,
     ActorsConfig,
     AlgoConfig,
     CheckpointConfig,
     EvalConfig,
     LearnerConfig,
     LogConfig,
-    PpoConfig,
     RunnerConfig,
-    SyntheticConfig,
     TrainConfig,
 )
-from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import CheckpointError, NonFiniteError
 from htsrl_cli.evaluation import play as evaluation
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.activations import Layer, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import (
-    ActorCritic,
-    activation_layout,
-    build_policies,
-    flatten_parameters,
-    initialize,
-    sample,
-)
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.inference import InferenceSetup, has_free_rows
+from htsrl_cli.sampling.requests import Request
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
-from htsrl_cli.storage.storage import Board, Episode, ParameterStore, Request, Ring, Slot
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Episode, Slot
+from htsrl_cli.workers.board import Board
 from tests.unit.learner_references import A2C, IMAGES, PPO, SEED, SPEC, make_slot
 from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
 
@@ -199,14 +201,16 @@ VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)), K)
 EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
 
 
-def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> ActorSetup:
-    return ActorSetup(VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32", False)
+def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> InferenceSetup:
+    return InferenceSetup(
+        VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32", False
+    )
 
 
 class Stage:
     """A ring full of random observations, and an actor whose policies have preferences."""
 
-    def __init__(self, setup: ActorSetup, parameters: Tensor) -> None:
+    def __init__(self, setup: InferenceSetup, parameters: Tensor) -> None:
         self.ring = Ring(setup.spec, T, B)
         rng = np.random.default_rng(0)
         self.ring.begin(0, np.zeros((B, 6)), rng.random((T, B, 2), dtype=np.float32))
@@ -279,7 +283,7 @@ def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.M
     monkeypatch.setattr(actor_module, "build_policies", build)
     setup = team_setup(fixed_rows=True)
     parameters = flatten_parameters(constants(team_policies(setup.algo)))
-    assert not free_rows(setup, parameters)
+    assert not has_free_rows(setup, parameters)
     columns = np.arange(B)
     expected = columns % K + 1 + columns // K % setup.batch / 8
     for parts in in_parts():
@@ -315,7 +319,7 @@ def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: boo
     store = ParameterStore(len(parameters))
     store.half(0)[:] = parameters.numpy()
     store.publish(0)
-    setup = ActorSetup(TEAM_IMAGES, algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=True)
+    setup = InferenceSetup(TEAM_IMAGES, algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=True)
     actor = Actor(setup, ring, store, Board(1), 0)
     actor.serve([(c, t) for c in range(num_columns) for t in range(num_steps + 1)])
     assert len(ring.activations(0)) == 4
@@ -328,7 +332,7 @@ def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: boo
 def test_a_players_answers_do_not_depend_on_its_company(policies: str) -> None:
     setup = team_setup(policies)
     parameters = flatten_parameters(team_policies(setup.algo))
-    assert free_rows(setup, parameters)
+    assert has_free_rows(setup, parameters)
     expected = Stage(setup, parameters).answers([[request] for request in EVERYTHING])
     for fixed_rows in (False, True):
         each = team_setup(policies, fixed_rows=fixed_rows)

@@ -7,26 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from htsrl_cli.networks.policy import PRECISIONS
+from htsrl_cli.networks.XXX import flatten_parameters, load_parameters
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as fn
 
-from htsrl_cli.config.sections import A2cConfig
+from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
-from htsrl_cli.networks.policy import (
-    PRECISIONS,
-    ActorCritic,
-    NatureCnn,
-    build_policy,
-    flatten_parameters,
-    initialize,
-    join_columns,
-    load_parameters,
-    log_prob_entropy,
-    mode,
-    running_sums,
-    sample,
-)
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.networks.distributions import log_prob_entropy, running_sums, sample
+from htsrl_cli.networks.nature_cnn.network import NatureCnn, join_columns
+from htsrl_cli.networks.registry import build_policy
 
 SINGLE = ActionSpec("categorical", sizes=(4,))
 MULTI = ActionSpec("categorical", sizes=(3, 2, 5))

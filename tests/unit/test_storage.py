@@ -11,7 +11,10 @@ import pytest
 
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import as_tensor
-from htsrl_cli.storage.storage import Board, ParameterStore, Ring, Slot
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Slot
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT
 
 T, B = 3, 4

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.config.sections import SyntheticConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.envs.synthetic.environment import EXIT_CODE, make_synthetic_env
 from htsrl_cli.errors import CheckpointError
 
@@ -133,7 +133,7 @@ def test_fault_is_of_one_environment() -> None:
 
 CHILD = """
 import sys
-from htsrl_cli.config.sections import SyntheticConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.envs.synthetic.environment import make_synthetic_env
 config = SyntheticConfig("faulty", fault=sys.argv[1], fault_step=-1)
 print("begun", flush=True)

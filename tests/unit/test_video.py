@@ -17,18 +17,17 @@ import pytest
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from htsrl_cli.checkpoints.file import CheckpointStore, save_checkpoint
-from htsrl_cli.config.sections import (
-    AtariConfig,
-    EnvConfig,
-    EvalConfig,
-    FootballConfig,
-    GymConfig,
-    SyntheticConfig,
-)
-from htsrl_cli.envs.base import Array, PicturedEnv, make_env
+from htsrl_cli.checkpoints.file import save_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore
+from htsrl_cli.config.sections import EnvConfig, EvalConfig
+from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.envs.base import Array, PicturedEnv
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.football.match import View
 from htsrl_cli.envs.football.pitch import draw_pitch
+from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
 from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from htsrl_cli.config.sections import AtariConfig
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.base import Array
 from htsrl_cli.envs.state import generator_state, restore_generator
 from htsrl_cli.errors import CheckpointError, ConfigError

@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.football.match import NOBODY, Match, View
 from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
@@ -248,6 +248,15 @@ class FootballEnv:
             "num_left_players": config.num_left_players,
             "num_right_players": config.num_right_players,
         }
+
+
+def make_football_env(config: FootballConfig, index: int, renderer: str | None) -> FootballEnv:
+    """Builds a scenario; all environments of a run are alike.
+
+    Raises:
+        ConfigError: as `FootballEnv`.
+    """
+    return FootballEnv(config, renderer)
 
 
 def _reached(view: View) -> int:

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
 from htsrl_cli.envs.base import Array
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.errors import CheckpointError, ConfigError
 
 with contextlib.redirect_stderr(io.StringIO()):  # gym says that it is not maintained any more
