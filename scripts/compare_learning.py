@@ -25,7 +25,7 @@ import numpy as np
 import scipy.stats
 
 from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
-from htsrl_cli.tracking.run_log import training_lines
+from htsrl_cli.tracking.lines import training_lines
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],

@@ -24,7 +24,7 @@ from htsrl_cli.config.plain import from_plain
 from htsrl_cli.config.sections import EnvConfig
 from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
-from htsrl_cli.tracking.run_log import RECENT_RETURN, training_lines
+from htsrl_cli.tracking.lines import RECENT_RETURN, training_lines
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.config.sections import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
-from htsrl_cli.tracking.run_log import training_lines
+from htsrl_cli.tracking.lines import training_lines
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ from htsrl_cli.envs.football.match import View
 from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
+from htsrl_cli.tracking.film import animation
 from tests.unit.test_evaluation import make_checkpoint
 
 CARTPOLE = GymConfig("CartPole-v1")
