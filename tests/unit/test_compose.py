@@ -12,7 +12,8 @@ import pytest
 
 from htsrl_cli import machine
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
+from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.cli.folders import output_dir, short_name
 from htsrl_cli.cli.job import _resumed_config, merge
 from htsrl_cli.config.plain import (
     CHANGES_NO_RESULT,
