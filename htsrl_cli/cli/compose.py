@@ -195,7 +195,7 @@ class Composer:
         return master, jobs
 
     def group_options(self, group: str) -> list[str]:
-        """Returns the options of a group, nested ones with their folder; none if it does not exist."""
+        """Returns the options of a group, nested ones with their folder; none for no group."""
         if not self._loader.repository.group_exists(group):
             return []
         names = self._loader.get_group_options(group, ObjectType.CONFIG)
@@ -219,7 +219,7 @@ class Composer:
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
-        """Returns the overrides of a job for each combination of groups that a sampler chooses from.
+        """Returns a job's overrides for each combination of the groups that a sampler chooses from.
 
         Other keys of the search keep their defaults: whether a value is any good shows in its
         trial. But every combination must have the keys, and one without a default gets a sample.
