@@ -1,4 +1,4 @@
-"""Where a run's lines go: `metrics.jsonl`, TensorBoard, other trackers, and the terminal."""
+"""The places that a run's lines go to: `metrics.jsonl`, TensorBoard, trackers, the terminal."""
 
 from __future__ import annotations
 

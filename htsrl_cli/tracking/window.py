@@ -1,4 +1,4 @@
-"""What happened in a run since its last line of metrics: figures of intervals, and time."""
+"""The events of a run since its last line of metrics: figures of intervals, and time spent."""
 
 from __future__ import annotations
 
