@@ -58,7 +58,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of means over seeds, variant minus baseline, and its 95 % bootstrap interval."""
+    """The difference of means over seeds, variant minus baseline, with its 95 % interval."""
 
     task: str
     figure: str
