@@ -1,4 +1,4 @@
-"""What asynchronous rollouts gain: `hts` against `sync`, and theory.
+"""The gain of asynchronous rollouts: `hts` against `sync`, and theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
@@ -119,7 +119,7 @@ class Bench:
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """What a step costs beyond its step time (c) with each runner, in seconds."""
+    """Measures the cost of a step beyond its step time (c) with each runner, in seconds."""
     print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):

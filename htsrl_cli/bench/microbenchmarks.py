@@ -1,4 +1,4 @@
-"""What the three kinds of work that training consists of cost on one thread.
+"""The cost on one thread of the three kinds of work that training consists of.
 
 From these follows the machine's bound: env steps per second if every core did nothing but step
 environments, infer and differentiate.
@@ -31,16 +31,16 @@ from htsrl_cli.sampling.inference import Inference, InferenceSetup, activations_
 
 @dataclass(frozen=True)
 class OneThread:
-    """One-thread rates per second, and what an env step needs of each.
+    """Rates of one thread, per second, and the amount of each kind of work in an env step.
 
     Attributes:
-        env: env steps.
-        inference: rows of forward passes, every row in use.
-        train: rows of forward and backward passes, their share of optimizer steps included; of
-            backward passes alone where the actors keep activations.
-        players: rows that an env step has.
+        env: env steps per second.
+        inference: rows of forward passes per second, every row in use.
+        train: rows of forward and backward passes per second, with their share of optimizer
+            steps; of backward passes alone if the actors keep activations.
+        players: rows of an env step.
         epochs: passes over a slot in an update.
-        devices: where env steps, inference and training take place, `cpu` or a GPU's name.
+        devices: devices of env steps, inference and training: `cpu` or a GPU's name.
     """
 
     env: float
@@ -69,13 +69,13 @@ class OneThread:
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
-        """Milliseconds of one thread that stepping, inference and training take per env step."""
+        """Milliseconds of one thread for an env step: stepping, inference and training."""
         rows = 1000 * self.players
         return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
 
     @property
     def bound(self) -> float:
-        """Env steps per second at most: what the busiest of processor and GPUs allows."""
+        """The most env steps per second that the busiest of processor and GPUs allows."""
         total: dict[str, float] = {}
         for device, cost_ms in zip(self.devices, self.cost_ms, strict=True):
             total[device] = total.get(device, 0.0) + cost_ms
@@ -86,7 +86,7 @@ class OneThread:
 def _inference_rate(
     config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float
 ) -> float:
-    """Rows per second of the actor's forward pass and sampling."""
+    """Measures rows per second of the actor's forward pass and sampling."""
     actors = config.actors
     setup = InferenceSetup(
         spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
@@ -101,7 +101,7 @@ def _inference_rate(
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
-    """Rows per second through what the learner does with micro-batches, and the optimizer.
+    """Measures rows per second through the learner's micro-batches and the optimizer.
 
     An optimizer step follows as many micro-batches as make the run's minibatch. What else an
     update does (targets, gathering rows, clipping) is left out: this is a bound.

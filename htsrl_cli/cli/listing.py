@@ -1,4 +1,4 @@
-"""`htsrl list`: the options of the configuration groups, one on a line, with what they are."""
+"""`htsrl list`: the options of the configuration groups, a line each, with a description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
 def groups() -> list[str]:
-    """Names of the groups that have something to choose."""
+    """Returns the names of the groups that have something to choose."""
     return sorted(
         folder.name
         for folder in configs_dir().iterdir()
@@ -27,7 +27,7 @@ def groups() -> list[str]:
 
 
 def lines(group: str) -> list[str]:
-    """A group's options in order of name, as they are typed after `GROUP=`.
+    """Returns a group's options as typed after `GROUP=`, sorted by name, with descriptions.
 
     Raises:
         UsageError: there is no such group, or nothing to choose in it.
@@ -41,9 +41,9 @@ def lines(group: str) -> list[str]:
 
 
 def completions(verb: str, word: str) -> list[str]:
-    """What the beginning of a word after `verb` can become, as far as Hydra does not know.
+    """Returns the completions of a word after `verb` that Hydra does not know.
 
-    That are the verb `list`'s groups, options, which lie in folders, too, and paths.
+    These are the groups after `list`, options in folders, and paths.
     """
     if verb == "list":
         return [name for name in groups() if name.startswith(word)]
@@ -60,7 +60,7 @@ def completions(verb: str, word: str) -> list[str]:
 
 
 def is_fixed(word: str) -> bool:
-    """Whether `word` gives a key one value."""
+    """Returns True if `word` gives a key one value."""
     try:
         (override,) = parse_overrides([word])
     except UsageError:
@@ -69,12 +69,13 @@ def is_fixed(word: str) -> bool:
 
 
 def _options(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields the name and the description of each option below `folder`."""
     for path in folder.rglob("*.yaml"):
         yield path.relative_to(folder).with_suffix("").as_posix(), _description(path)
 
 
 def _description(path: Path) -> str:
-    """The comment that a file begins with, without Hydra's directives; empty where it has none."""
+    """Returns the comment that a file begins with, without Hydra's directives; empty if none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return ""

@@ -1,4 +1,4 @@
-"""What is checked before Hydra runs and writes its first file.
+"""The checks of a command before Hydra runs and writes its first file.
 
 Each check returns the overrides that Hydra gets besides those that were typed.
 """
@@ -17,12 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from htsrl_cli.cli.compose import (
     Composer,
-    output_dir,
     to_bench_config,
     to_eval_config,
     to_train_config,
     typed_words,
 )
+from htsrl_cli.cli.folders import output_dir
 from htsrl_cli.cli.job import AUTO, Job, plan_job
 from htsrl_cli.config.checks import validate
 from htsrl_cli.config.sections import EnvConfig, TrainConfig
@@ -103,7 +103,7 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
 
 
 def check_environments(configs: Iterable[EnvConfig]) -> None:
-    """Builds each different environment once.
+    """Builds each distinct environment once.
 
     Synthetic ones are left out: they always exist, and may be asked to crash.
 
@@ -126,7 +126,7 @@ def check_environments(configs: Iterable[EnvConfig]) -> None:
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Looks for what only some runs need: packages of trackers, and of videos.
+    """Checks what only some runs need: packages of trackers and videos, and a picture to film.
 
     Raises:
         ConfigError: a package is missing, or an environment that is to be filmed has no picture.
@@ -196,12 +196,12 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Whether a folder's name is the same at every start, unlike one with the time in it."""
+    """Returns True if a folder has the same name at every start, unlike one with the time in it."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])
 
 
 def _assign(key: str, folder: Path) -> str:
-    """An override that survives Hydra's grammar whatever characters the folder's name has."""
+    """Returns an override that Hydra parses whatever characters the folder's name has."""
     return f"{key}={QuotedString(str(folder), Quote.single).with_quotes()}"

@@ -30,7 +30,7 @@ from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.storage.slot import Episode
-from htsrl_cli.tracking.run_log import EVALUATIONS_FOLDER, film_path
+from htsrl_cli.tracking.film import EVALUATIONS_FOLDER, animation, film_path
 from htsrl_cli.workers.process import Worker, start_process, stop_workers
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _evaluate(path: Path, episodes: int) -> tuple[float, list[Episode], bytes | 
     """Plays a policy; returns what `Evaluated` holds but for the env steps."""
     # Loads what the training has no use for.
     from htsrl_cli.evaluation import play as evaluation
-    from htsrl_cli.evaluation.video import VideoFolder, animation
+    from htsrl_cli.evaluation.video import VideoFolder
 
     checkpoint = load_checkpoint(path)
     env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]

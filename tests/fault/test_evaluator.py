@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.sections import EvaluationConfig
 from htsrl_cli.evaluation.evaluator import Evaluator
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT
+from htsrl_cli.tracking.film import animation
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
 from tests.harness import STEPS_PER_INTERVAL, Fingerprint, fingerprint, htsrl, small_config

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, to_plain, to_train_config
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.plain import to_plain
 from tests.conftest import Htsrl
 
 # Words after `htsrl train`, and what the line must say: key, value, remedy.

@@ -14,7 +14,8 @@ from htsrl_cli import machine
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
+from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.cli.folders import output_dir, short_name
 from htsrl_cli.cli.job import _resumed_config, merge
 from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
 from htsrl_cli.config.load import load_train_config

@@ -30,7 +30,8 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
+from htsrl_cli.tracking.film import animation
 from tests.unit.test_evaluation import make_checkpoint
 
 CARTPOLE = GymConfig("CartPole-v1")
