@@ -71,7 +71,6 @@ _LONGEST_NAME = 200
 _PLUGINS = (
     "hydra/sweeper/optuna",
     "hydra/launcher/joblib",
-    "hydra/launcher/ray",
     "hydra/launcher/submitit_local",
     "hydra/launcher/submitit_slurm",
 )
