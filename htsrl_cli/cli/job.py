@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from htsrl_cli.config.plain import (
 )
 from htsrl_cli.config.rules import validate
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.machine import fill_auto
 
@@ -128,10 +128,8 @@ def _try_lock(file: IO[str]) -> bool:
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
     """Writes the resolved configuration to `config.yaml`, which appears whole or not at all."""
-    text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, run_dir / "config.yaml")
+    content = OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode()
+    write_durably(run_dir / "config.yaml", lambda file: file.write(content))
 
 
 def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
