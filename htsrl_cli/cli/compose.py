@@ -338,7 +338,7 @@ class Composer:
             return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
         fixed = [override for override in overrides if not override.is_sweep_override()]
         for override in fixed:
-            if problem := self._group_problem(override):
+            if problem := self._group_problem(override) or self._group_again(override):
                 return problem
         groups = [o for o in fixed if self.group_options(o.key_or_group)]
         for override in fixed:
@@ -360,6 +360,15 @@ class Composer:
         few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self._config_name} --help"
         hint = did_you_mean(str(value), options) or f" ({few})"
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
+
+    def _group_again(self, override: Override) -> ConfigError | None:
+        """A group that is added (`+`) although a defaults list has it."""
+        plus, group, value = _plus(override), override.key_or_group, override.value()
+        if not plus or isinstance(value, dict):
+            return None
+        if group not in self._load([], RunMode.RUN).hydra.runtime.choices:
+            return None
+        return ConfigError(group, shown(value), f"write it without the {plus}")
 
     def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
         """A key that does not exist, or a value that does not fit where it goes."""
@@ -385,6 +394,8 @@ class Composer:
                 validate_sweep_overrides=False,
             )
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if override.is_add() and key in known:
+                return ConfigError(key, value, "write it without the +")
             return ConfigError(key, value, _first_line(error.__cause__ or error))
         return None
 
@@ -395,6 +406,13 @@ def _first(override: Override) -> object:
     if isinstance(value, IntervalSweep | RangeSweep):
         return value.start
     return next(override.sweep_string_iterator())
+
+
+def _plus(override: Override) -> str:
+    """What is typed in front of the key to add it."""
+    if override.is_force_add():
+        return "++"
+    return "+" if override.is_add() else ""
 
 
 def _is_plugin(name: str | None) -> bool:

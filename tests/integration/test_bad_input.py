@@ -24,6 +24,28 @@ TRAIN = {
         "no such key",
     ),
     "added key": (["+seeed=1"], "seeed=1", "did you mean seed?"),
+    "added preset": (
+        ["+experiment=cartpole_ppo"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "added option": (["+algo=a2c"], "algo=a2c", "algo=a2c: write it without the +"),
+    "added presets of a sweep": (
+        ["-m", "+experiment=cartpole_ppo,cartpole_a2c"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "option added by force": (
+        ["++env=gym", "env.id=CartPole-v1"],
+        "env=gym",
+        "env=gym: write it without the ++",
+    ),
+    "added plugin": (
+        ["+hydra/launcher=joblib"],
+        "hydra/launcher=joblib",
+        "hydra/launcher=joblib: write it without the +",
+    ),
+    "added key that there is": (["+seed=3"], "seed=3", "seed=3: write it without the +"),
     "mistyped hydra key": (["hydra.run.dri=x"], "hydra.run.dri=x", "hydra.run.dir?"),
     "mistyped group": (["algos=ppo"], "algos=ppo", "did you mean algo?"),
     "mistyped option": (["env=atari/pnog"], "env=atari/pnog", "did you mean atari/pong?"),
