@@ -139,14 +139,14 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
             filmed[repr(config.env)] = config
     if not filmed:
         return
-    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.envs.base import make_env, usual_renderer
     from htsrl_cli.evaluation import video
 
     for config in filmed.values():
         key, value = "eval.video_interval", config.eval.video_interval
         video.check_packages(key, value)
         try:
-            with closing(make_env(config.env, 0, "pitch")) as env:
+            with closing(make_env(config.env, 0, usual_renderer(config.env))) as env:
                 picture = video.check_picture(env, key, value)
                 env.reset(seed=0)
                 picture.render()

@@ -16,6 +16,7 @@ from htsrl_cli.config.plain import did_you_mean, shown
 from htsrl_cli.config.sections import (
     FOOTBALL_SCENARIOS,
     BenchConfig,
+    EnvConfig,
     EvalConfig,
     FootballConfig,
     PpoConfig,
@@ -187,13 +188,21 @@ def validate_eval(config: EvalConfig) -> None:
     Raises:
         ConfigError: for the first key that has to change.
     """
-    rules = {
-        "checkpoint": NOT_EMPTY,
-        "episodes": COUNT,
-        "seed": SEED,
-        "football_renderer": _one_of("pitch", "engine"),
-    }
-    _check("", config, rules)
+    _check("", config, {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED})
+
+
+def check_renderer(renderer: str, env: EnvConfig) -> None:
+    """Checks that an environment can be pictured in this way.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not env.renderers:
+        remedy = f"env.kind={env.kind} has no picture: leave the key out"
+        raise ConfigError("renderer", renderer, remedy)
+    if renderer not in env.renderers:
+        remedy = f"must be one of {', '.join(env.renderers)}, which env.kind={env.kind} has"
+        raise ConfigError("renderer", renderer, remedy + did_you_mean(renderer, env.renderers))
 
 
 def validate_bench(config: BenchConfig) -> None:

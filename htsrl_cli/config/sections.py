@@ -28,9 +28,11 @@ class AtariConfig:
         reward_clipping: train on the sign of the reward.
         terminal_on_life_loss: a lost life terminates the training episode, not the game.
         step_timeout_s: a step longer than this is a hang.
+        renderers: how games can be pictured, the usual way first; none where they cannot.
     """
 
     num_players: ClassVar[int] = 1
+    renderers: ClassVar[tuple[str, ...]] = ("screen",)
 
     game: str
     kind: str = "atari"
@@ -59,6 +61,7 @@ class GymConfig:
     """
 
     num_players: ClassVar[int] = 1
+    renderers: ClassVar[tuple[str, ...]] = ("rgb_array",)
 
     id: str
     kind: str = "gym"
@@ -86,6 +89,8 @@ class SyntheticConfig:
         num_players: decision-makers of each environment.
         step_timeout_s: a step longer than this is a hang.
     """
+
+    renderers: ClassVar[tuple[str, ...]] = ()
 
     name: str
     kind: str = "synthetic"
@@ -137,7 +142,11 @@ class FootballConfig:
         num_left_players, num_right_players: controlled players of each side. Each is a column;
             those on the right see the pitch rotated, as if they played from left to right.
         step_timeout_s: a step longer than this is a hang.
+        renderers: `pitch` (drawn from above) or `engine` (the engine's own picture, about one a
+            second, and one game at a time).
     """
+
+    renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")
 
     scenario: str
     kind: str = "football"
@@ -366,8 +375,8 @@ class EvalConfig:
         seed: of the resets and the sampled actions.
         greedy: take the most likely action instead of a sampled one.
         video: write a video of every game.
-        football_renderer: of football's videos: `pitch` (drawn from above) or `engine` (the
-            engine's own picture, about one a second, and one game at a time).
+        renderer: how games are pictured in videos, one of the environment's `renderers`; None:
+            its usual way.
     """
 
     checkpoint: str
@@ -375,7 +384,7 @@ class EvalConfig:
     seed: int = 0
     greedy: bool = False
     video: bool = False
-    football_renderer: str = "pitch"
+    renderer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,8 @@ def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
     """Builds environment number `index` of a run.
 
     Args:
-        renderer: makes it a `PicturedEnv`, football pictured by the `pitch` or by the `engine`;
-            None where `render` is not called.
+        renderer: one of `config.renderers`; makes it a `PicturedEnv`. None where `render` is not
+            called.
 
     Raises:
         ConfigError: the environment does not exist, has spaces that are not supported, cannot be
@@ -130,6 +130,11 @@ def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
     from htsrl_cli.envs.synthetic.environment import make_synthetic_env
 
     return make_synthetic_env(config, index)
+
+
+def usual_renderer(config: EnvConfig) -> str | None:
+    """How an environment is pictured where nobody asks for something else; None: it cannot be."""
+    return next(iter(config.renderers), None)
 
 
 def _make_atari(config: AtariConfig, renderer: str | None) -> Env:

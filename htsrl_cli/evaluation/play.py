@@ -23,9 +23,10 @@ from torch import nn
 
 from htsrl_cli.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
 from htsrl_cli.config.plain import from_plain
+from htsrl_cli.config.rules import check_renderer
 from htsrl_cli.config.sections import EvalConfig, FootballConfig, TrainConfig
 from htsrl_cli.durable import write_durably
-from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
+from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env, usual_renderer
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import resolve_device, set_up_torch
@@ -119,7 +120,9 @@ def play(
     """
     train_config = _train_config(checkpoint, path)
     num_rows = train_config.actors.inference_batch
-    renderer = config.football_renderer if videos else None
+    if config.renderer is not None:
+        check_renderer(config.renderer, train_config.env)
+    renderer = (config.renderer or usual_renderer(train_config.env)) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
         # All are number 0: an environment may depend on its index, a score must not.

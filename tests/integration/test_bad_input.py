@@ -334,6 +334,14 @@ def test_damaged_checkpoints(htsrl: Htsrl, run_dir: Path) -> None:
     assert_refused(htsrl("train", "hydra.run.dir=run", "resume=auto"), "no intact checkpoint")
 
 
+def test_renderer_of_another_environment(htsrl: Htsrl, tmp_path: Path) -> None:
+    config = to_train_config(Composer("train").job(["env=atari/pong"]))
+    path = tmp_path / "pong.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": to_plain(config)}))
+    run = htsrl("eval", f"checkpoint={path}", "video=true", "renderer=engine")
+    assert_refused(run, "renderer=engine: must be one of screen")
+
+
 class Hostile:
     """Creates a file when it is unpickled."""
 
