@@ -248,6 +248,7 @@ class Run:
         lag = self._store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:
             raise AssertionError(f"slot of versions {versions}, learner at {self._store.version}")
+        slot.check_filled()
         digest = self._hash(slot)
         logged = self._learner.update(slot, check, self._ring.activations(interval))
         self._logged = logged | {"learner/lag": float(lag)}

@@ -108,6 +108,16 @@ class Slot:
             digest.update(array.data)
         return digest.hexdigest()
 
+    def check_filled(self) -> None:
+        """Looks for booleans that were never written; other cells' poison shows by itself.
+
+        Raises:
+            AssertionError: there are some; the message names the field.
+        """
+        for name, array in self.arrays().items():
+            if array.dtype == bool and array.view(np.uint8).max() > 1:
+                raise AssertionError(f"slot.{name} has cells that were never written")
+
     def episodes(self) -> Iterator[Episode]:
         """Every game that ended, in order of address."""
         for t, c in np.argwhere(self.episode_lengths > 0):
@@ -211,6 +221,8 @@ def _poison(arrays: Iterable[Array]) -> None:
             array.fill(0xFFFF)  # bfloat16's NaN
         elif array.dtype.kind == "u":
             array.fill(0xAB)
+        elif array.dtype == bool:
+            array.view(np.uint8).fill(0xAB)  # neither false nor true, see `Slot.check_filled`
 
 
 class ParameterStore:
