@@ -115,14 +115,14 @@ def test_cell_that_nobody_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:
     """Such a slot is not learned from; here the poison of its beginning is put back."""
-    finish = {"serial": InlineCollector, "sync": ProcessCollector}[runner].finish
+    host: Any = InlineCollector if runner == "serial" else ProcessCollector
+    finish = host.finish
 
     def forget(self: Any, check: Any) -> None:
         finish(self, check)
         slot = self._ring.slot(self._ring.interval)
         slot.truncated.view(np.uint8)[3, 2] = 0xAB
 
-    monkeypatch.setattr(InlineCollector, "finish", forget)
-    monkeypatch.setattr(ProcessCollector, "finish", forget)
+    monkeypatch.setattr(host, "finish", forget)
     with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
         harness_run(small_config("terminating", "ppo", runner=runner), tmp_path / "run")
