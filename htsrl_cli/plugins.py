@@ -52,7 +52,8 @@ class Kind:
         Raises:
             ImportError: its module, or a package that the module needs, is missing.
         """
-        return load(self.factory)
+        factory: Callable[..., Any] = load(self.factory)
+        return factory
 
 
 def names(section: str) -> list[str]:

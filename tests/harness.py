@@ -13,7 +13,16 @@ from typing import Any
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, EnvConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
+from htsrl_cli.config.sections import (
+    ActorsConfig,
+    AlgoConfig,
+    CheckpointConfig,
+    EnvConfig,
+    LearnerConfig,
+    LogConfig,
+    RunnerConfig,
+    TrainConfig,
+)
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.runners import run as runner

@@ -1,8 +1,8 @@
 """What distinguishes one algorithm from another: targets, minibatches, loss and optimizer.
 
-Shapes: N = T * B rows of a slot, n rows of a micro-batch, D action dimensions. Losses are *sums over
-rows* of terms that have already been divided by the minibatch's size, so that micro-batches add up
-to the minibatch's mean.
+Shapes: N = T * B rows of a slot, n rows of a micro-batch, D action dimensions. Losses are sums over
+rows of terms that have already been divided by the minibatch's size: micro-batches add up to the
+minibatch's mean.
 """
 
 from __future__ import annotations

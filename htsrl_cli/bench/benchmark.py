@@ -312,7 +312,7 @@ def _column(
 
     costs = [statistics.median(run.cpu_ms[role] for run in runs) for role in ROLES]
     total = 1000 * num_cores() / rate
-    rows = rate * train.env.num_players / time_of("inference_passes_per_second")
+    rows = rate * train.env.num_columns / time_of("inference_passes_per_second")
     return [
         f"{rate:.1f}",
         f"{(max(rates) - min(rates)) / rate:.1%}",

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.bench.env_rates import env_rate, rate
 from htsrl_cli.config.plan import RunPlan
@@ -63,7 +62,7 @@ class OneThread:
             _inference_rate(config, spec, actors, seconds),
             _train_rate(config, spec, learner, seconds),
             spec.num_players,
-            config.algo.update_epochs if isinstance(config.algo, PpoConfig) else 1,
+            config.algo.num_epochs,
             ("cpu", str(actors), str(learner)),
         )
 
@@ -89,7 +88,14 @@ def _inference_rate(
     """Measures rows per second of the actor's forward pass and sampling."""
     actors = config.actors
     setup = InferenceSetup(
-        spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
+        spec=spec,
+        network=config.network,
+        algo=config.algo,
+        batch=actors.inference_batch,
+        fixed_rows=False,
+        device=str(device),
+        precision=actors.precision,
+        keeps_activations=False,
     )
     inference = Inference(setup)
 
@@ -108,18 +114,17 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
-    num_rows = plan.sync_interval * plan.num_columns // plan.num_policies
-    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, num_rows))))
+    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy))))
     number = num_micro_batches(minibatch, config.learner.micro_batch)
     rows = minibatch // number
-    policy = build_policy(spec, config.algo, config.learner.precision, device)
-    kept: list[Tensor] = list(build_policy(spec, config.algo, "fp32", device).parameters())
+    policy = build_policy(spec, config.network, config.learner.precision, device)
+    kept: list[Tensor] = list(build_policy(spec, config.network, "fp32", device).parameters())
     optimizer = algorithm.build_optimizer(kept)
     parameters: list[Tensor] = list(policy.parameters())
     obs = _random_obs(spec, rows).to(device)
     actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
     caching = CachingLayers()
-    if activations_to_keep(spec, config.algo, config.actors, config.learner):
+    if activations_to_keep(spec, config):
         with torch.no_grad():
             policy(obs, caching)
 

@@ -151,7 +151,7 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
 
 @contextmanager
 def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Opens `path` at the start of its frame, after comparing length and checksum; with its version.
+    """Yields `path` open at the start of its frame and its format, once its checksum has fitted.
 
     What goes wrong in the block, too, becomes a `CheckpointError`.
     """

@@ -1,7 +1,8 @@
 """What the parts of a run have to save: arrays, and plain values.
 
-Whatever a checkpoint holds has `state()` and `load_state()`. The checkpoint keeps the parts apart by
-name: array `name` of a part is `<part>/<name>` in the file, its values are one entry of the document.
+Whatever a checkpoint holds has `state()` and `load_state()`. The checkpoint keeps the parts apart
+by name: array `name` of a part is `<part>/<name>` in the file, and its values are one entry of the
+document.
 """
 
 from __future__ import annotations

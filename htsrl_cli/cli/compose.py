@@ -27,13 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line
-from htsrl_cli.config.plain import build
-from htsrl_cli.config.load import load_train_config
-from htsrl_cli.config.rules import validate, validate_bench, validate_eval
+from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
-from htsrl_cli.config.wording import did_you_mean, shown, unknown_key
 from htsrl_cli.errors import ConfigError, UsageError
-from htsrl_cli.machine import fill_auto
 
 VERSION_BASE = "1.3"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
@@ -63,36 +59,30 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def to_train_config(cfg: DictConfig) -> TrainConfig:
-    """Turns the composed `train.yaml` into a validated configuration.
+    """Returns the composed `train.yaml` as a configuration that can be used.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = load_train_config(fill_auto(resolved(cfg)))
-    validate(config)
-    return config
+    return load_train_config(resolved(cfg))
 
 
 def to_eval_config(cfg: DictConfig) -> EvalConfig:
-    """Turns the composed `eval.yaml` into a validated configuration.
+    """Returns the composed `eval.yaml` as a configuration that can be used.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = build(EvalConfig, resolved(cfg))
-    validate_eval(config)
-    return config
+    return load_eval_config(resolved(cfg))
 
 
 def to_bench_config(cfg: DictConfig) -> BenchConfig:
-    """Validates the section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
+    """Returns the section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = build(BenchConfig, resolved(cfg, ["bench"])["bench"], "bench.")
-    validate_bench(config)
-    return config
+    return load_bench_config(resolved(cfg, ["bench"])["bench"])
 
 
 def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -20,7 +20,6 @@ _FEW = 8
 _PLUGINS = (
     "hydra/sweeper/optuna",
     "hydra/launcher/joblib",
-    "hydra/launcher/ray",
     "hydra/launcher/submitit_local",
     "hydra/launcher/submitit_slurm",
 )
@@ -47,7 +46,7 @@ class Explainer:
             return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
         fixed = [override for override in overrides if not override.is_sweep_override()]
         for override in fixed:
-            if problem := self._group_problem(override):
+            if problem := self._group_problem(override) or self._group_again(override):
                 return problem
         groups = [o for o in fixed if self.group_options(o.key_or_group)]
         for override in fixed:
@@ -70,6 +69,15 @@ class Explainer:
         hint = did_you_mean(str(value), options) or f" ({few})"
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
 
+    def _group_again(self, override: Override) -> ConfigError | None:
+        """Returns the mistake of adding (`+`) a group that is in a defaults list already."""
+        plus, group, value = _plus(override), override.key_or_group, override.value()
+        if not plus or isinstance(value, dict):
+            return None
+        if group not in self.compose([]).hydra.runtime.choices:
+            return None
+        return ConfigError(group, shown(value), f"write it without the {plus}")
+
     def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
         """Returns the mistake of a key that does not exist, or of a value of the wrong type."""
         words = [group.input_line or "" for group in groups]
@@ -87,8 +95,17 @@ class Explainer:
         try:
             self.compose([*words, override.input_line or ""])
         except REFUSALS as error:
+            if override.is_add() and key in known:
+                return ConfigError(key, value, "write it without the +")
             return ConfigError(key, value, first_line(error.__cause__ or error))
         return None
+
+
+def _plus(override: Override) -> str:
+    """Returns what is typed in front of the key to add it."""
+    if override.is_force_add():
+        return "++"
+    return "+" if override.is_add() else ""
 
 
 def first_line(error: BaseException) -> str:

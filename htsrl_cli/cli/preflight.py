@@ -23,10 +23,10 @@ from htsrl_cli.cli.compose import (
     typed_words,
 )
 from htsrl_cli.cli.folders import output_dir
-from htsrl_cli.cli.job import AUTO, Job, plan_job
-from htsrl_cli.config.checks import validate
-from htsrl_cli.config.sections import EnvConfig, TrainConfig
-from htsrl_cli.envs.synthetic.config import SyntheticConfig
+from htsrl_cli.cli.job import Job, plan_job
+from htsrl_cli.config.auto import AUTO
+from htsrl_cli.config.checks import check_combinations
+from htsrl_cli.config.sections import OwnNetworkConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     if fixed and job.run_dir.resolve() != folder.resolve():
         remedy = f"a resume writes into {job.run_dir}: leave this key out"
         raise ConfigError("hydra.run.dir", folder, remedy)
-    check_environments([job.config.env])
+    check_environments([job.config])
     check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
@@ -84,8 +84,8 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     configs = [to_train_config(cfg) for cfg in jobs]
     for cfg, config in zip(jobs, configs, strict=True):
         for runner in to_bench_config(cfg).runners:
-            validate(replace(config, runner=replace(config.runner, name=runner)))
-    check_environments([config.env for config in configs])
+            check_combinations(replace(config, runner=replace(config.runner, name=runner)))
+    check_environments(configs)
     if multirun:
         return []
     folder = output_dir(jobs[0], multirun=False)
@@ -102,27 +102,32 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
     return [composer.job(overrides)]
 
 
-def check_environments(configs: Iterable[EnvConfig]) -> None:
-    """Builds each distinct environment once.
-
-    Synthetic ones are left out: they always exist, and may be asked to crash.
+def check_environments(configs: Iterable[TrainConfig]) -> None:
+    """Builds each distinct environment once, and asks the network whether it can take it.
 
     Raises:
-        UsageError: one does not exist, is not supported, or its package is missing.
+        UsageError: an environment or a network does not exist, is not supported, or does not fit,
+            or its package is missing.
     """
     from htsrl_cli.envs.registry import make_env
 
-    distinct = {repr(config): config for config in configs}
+    distinct = {repr((config.env, config.network)): config for config in configs}
     for config in distinct.values():
-        if isinstance(config, SyntheticConfig):
+        if isinstance(config.network, OwnNetworkConfig):
+            # Only then torch is needed here.
+            from htsrl_cli.networks.registry import load_network
+
+            load_network(config.network)
+        if not config.env.is_tried:
             continue
         try:
-            make_env(config, 0).close()
+            with closing(make_env(config.env, 0)) as env:
+                config.network.check(env.env_spec.obs_shape)
         except HtsrlError:
             raise
         except Exception:
             # The environment's own failure: the run reports it, with the worker's name.
-            logger.debug("%r cannot be built here", config, exc_info=True)
+            logger.debug("%r cannot be built here", config.env, exc_info=True)
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
@@ -147,7 +152,7 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
         key, value = "eval.video_interval", config.eval.video_interval
         video.check_packages(key, value)
         try:
-            with closing(make_env(config.env, 0, "pitch")) as env:
+            with closing(make_env(config.env, 0, config.env.usual_renderer)) as env:
                 picture = video.check_picture(env, key, value)
                 env.reset(seed=0)
                 picture.render()
@@ -184,7 +189,7 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
             remedy = "a multirun resumes with resume=auto hydra.sweep.dir=DIR"
             raise ConfigError("resume", cfg.resume, remedy)
         plans.append(_plan(cfg, output_dir(cfg, multirun=True)))
-    check_environments([job.config.env for job in plans])
+    check_environments([job.config for job in plans])
     check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
     claim_folder("hydra.sweep.dir", folder)

@@ -60,7 +60,7 @@ def _inference_batch(config: TrainConfig) -> int:
     """On a GPU at most the number of players: a wider pass would never be full."""
     if not is_gpu(config.actors.device):
         return _INFERENCE_BATCH["cpu"]
-    num_players = config.actors.num_envs * max(1, config.env.num_players)
+    num_players = config.actors.num_envs * max(1, config.env.num_columns)
     return min(num_players, _INFERENCE_BATCH["gpu"])
 
 

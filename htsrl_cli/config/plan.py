@@ -42,13 +42,13 @@ class RunPlan:
         steps = config.runner.sync_interval * config.actors.num_envs
         num_intervals = -(-config.total_steps // steps)
         lag = config.runner.schedule.lag
-        policies = num_policies(config.algo, config.env.num_players)
+        policies = num_policies(config.algo, config.env.num_columns)
         return cls(
-            num_columns=config.actors.num_envs * config.env.num_players,
+            num_columns=config.actors.num_envs * config.env.num_columns,
             sync_interval=config.runner.sync_interval,
             steps_per_interval=steps,
             num_policies=policies,
-            rows_per_policy=steps * config.env.num_players // policies,
+            rows_per_policy=steps * config.env.num_columns // policies,
             num_intervals=num_intervals,
             num_updates=num_intervals - lag,
             lag=lag,

@@ -27,6 +27,8 @@ from htsrl_cli.config.rules import (
     one_of,
 )
 from htsrl_cli.config.runners import RUNNERS, Runner
+from htsrl_cli.config.wording import did_you_mean
+from htsrl_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class EnvConfig:
     step_timeout_s: float
 
     @property
-    def num_players(self) -> int:
-        """Decision-makers that act at the same time; each is a column of the slot."""
+    def num_columns(self) -> int:
+        """Columns of the slot that one environment fills: players that act at the same time."""
         return 1
 
     @property
@@ -69,12 +71,38 @@ class EnvConfig:
         """Why a process can hold only one such environment; empty where it can hold many."""
         return ""
 
+    @property
+    def usual_renderer(self) -> str | None:
+        """How games are pictured unless another way is asked for; None where they cannot be."""
+        return next(iter(self.renderers), None)
+
     def check(self) -> None:
         """Checks combinations of this section's keys.
 
         Raises:
             ConfigError: for the first key that has to change.
         """
+
+    def check_renderer(self, renderer: str) -> None:
+        """Checks that games can be pictured in this way.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        if not self.renderers:
+            remedy = f"env.kind={self.kind} has no picture: leave the key out"
+            raise ConfigError("renderer", renderer, remedy)
+        if renderer not in self.renderers:
+            remedy = f"must be one of {', '.join(self.renderers)}, which env.kind={self.kind} has"
+            raise ConfigError("renderer", renderer, remedy + did_you_mean(renderer, self.renderers))
+
+    def is_alone(self, renderer: str | None) -> bool:
+        """Returns True if a process can hold only one such environment that is pictured like this.
+
+        Args:
+            renderer: one of `renderers`; None where it is not pictured.
+        """
+        return bool(self.one_per_process)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Env(Protocol):
 
 @runtime_checkable
 class PicturedEnv(Env, Protocol):
-    """An environment whose state can be pictured; built by `htsrl_cli.envs.registry.make_env` with a `renderer`.
+    """An environment whose state can be pictured: what `make_env` builds with a `renderer`.
 
     Attributes:
         frame_rate: env steps in a second of play.

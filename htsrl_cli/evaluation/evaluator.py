@@ -215,7 +215,9 @@ def _evaluate(path: Path, episodes: int) -> tuple[float, list[Episode], bytes | 
 
     checkpoint = load_checkpoint(path)
     env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]
-    config = EvalConfig(str(path), episodes, seed=env_steps)
+    config = EvalConfig(
+        str(path), episodes, seed=env_steps, greedy=False, video=False, renderer=None
+    )
     if checkpoint.meta["filmed"]:
         film = film_path(path.parent.parent, env_steps)
         try:

@@ -1,8 +1,9 @@
 """Gradient engines: they differentiate minibatches, on a CPU's threads or recorded on a GPU.
 
-A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU each is computed
-on a single thread by a small pool: the result does not depend on the number of threads, and the
-cores are better used than by threads inside an operation. A GPU computes one after the other.
+A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU each is
+computed on a single thread by a small pool: the result does not depend on the number of threads,
+and the cores are better used than by threads inside an operation. A GPU computes one after the
+other.
 """
 
 from __future__ import annotations
@@ -172,9 +173,11 @@ class GradientEngine(ABC):
             pass
         return found
 
+    @abstractmethod
     def pin(self, arrays: Sequence[Array]) -> None:
         """Prepares arrays for copies to the device, until `close`."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends what the engine holds outside memory."""
 
@@ -213,6 +216,9 @@ class PoolEngine(GradientEngine):
 
     def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
         return self._pool.map(work, pieces)
+
+    def pin(self, arrays: Sequence[Array]) -> None:
+        """Does nothing: arrays are read where they are."""
 
     def close(self) -> None:
         """Ends the threads."""

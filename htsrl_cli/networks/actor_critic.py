@@ -69,9 +69,10 @@ def _features(trunk: nn.Module, obs: Tensor, layer: Layer) -> Tensor:
 
 @torch.no_grad()
 def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
-    """Sets orthogonal weights (gain sqrt(2); 0.01 for the policy head, 1 for the value's), no biases.
+    """Sets orthogonal weights and zero biases in linear layers and convolutions.
 
-    That is for linear layers and convolutions; others keep what they were made with.
+    The gain is sqrt(2), 0.01 for the policy head and 1 for the value head. Other layers keep what
+    they were made with.
     """
     gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
     for module in policy.modules():

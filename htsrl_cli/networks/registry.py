@@ -110,7 +110,7 @@ def initial_policies(
 
 @torch.no_grad()
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
-    """Returns shape and dtype of a row of each layer's output, of networks that compute by layer."""
+    """Returns shape and dtype of a row of each layer's output, where networks compute by layer."""
     policy = build_policy(spec, network, precision, torch.device("cpu"))
     layers = CachingLayers()
     policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), layers)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from htsrl_cli.config.plain import flatten
-from htsrl_cli.errors import UsageError
+from htsrl_cli.config.plain import find_kind, flatten
+from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.tracking.bootstrap import Array
 from htsrl_cli.tracking.lines import (
     EVAL_RETURN,
@@ -25,8 +25,6 @@ from htsrl_cli.tracking.summary import read_summary
 CONFIG_FILE = "config.yaml"
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
-# Keys that name an environment; every kind has one of them.
-_ENV_NAMES = ("game", "id", "scenario", "name")
 # Differences of these make no group; of total_steps they do where a schedule spans the run.
 _NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
 _SCHEDULES = ("algo.anneal_learning_rate", "algo.anneal_clip_coef")
@@ -129,7 +127,13 @@ def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
 
 def environment_name(config: Mapping[str, Any]) -> str:
     """Returns the name of the environment of a configuration, given by dotted key."""
-    return str(next(config[f"env.{name}"] for name in _ENV_NAMES if f"env.{name}" in config))
+    kind = str(config["env.kind"])
+    try:
+        key = find_kind("env", kind).config.label_key
+    except ConfigError:
+        # Of a package that is not installed here.
+        return kind
+    return str(config[f"env.{key}"])
 
 
 def _is_left_out(key: str) -> bool:

@@ -40,7 +40,7 @@ class Evaluations:
         self._log = log
         self._checkpoints = checkpoints
         checkpoints.unrate()
-        self._evaluator = Evaluator(run_dir, config, env_steps, log.evaluated)
+        self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated)
 
     def barrier(self, env_steps: int, policy: Callable[[Mapping[str, Any]], Checkpoint]) -> None:
         """Hands over the policy published at this barrier where it is due; logs what is done.

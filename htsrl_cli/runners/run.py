@@ -190,7 +190,7 @@ class Run:
     def _learn(self, interval: int, check: Callable[[], None]) -> None:
         """Makes one update from the full slot of `interval`."""
         roles, slot = self._roles, self._roles.ring.slot(interval)
-        slot.check_written()
+        slot.check_filled()
         versions = np.unique(slot.versions)
         lag = roles.store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:

@@ -31,8 +31,8 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     """Builds the roles of a run and wires them to each other; `stack` closes what is open.
 
     Executors write observations and rewards into the ring, actors read the store's parameters and
-    write actions and values beside them, the learner reads the other slot and makes the store's next
-    version. Requests between executors and actors are the collector's own affair.
+    write actions and values beside them, the learner reads the other slot and makes the store's
+    next version. Requests between executors and actors are the collector's own affair.
 
     Args:
         checkpoint: to go on from; it is compared, not yet restored.
@@ -81,7 +81,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def probe(config: EnvConfig) -> EnvSpec:
-    """Returns what the environment looks like; it is built here once, so that mistakes show early."""
+    """Returns what the environment looks like; building it once shows mistakes early."""
     with closing(make_env(config, index=-1)) as env:
         spec = env.env_spec
     if not config.restores_exactly and not restores_exactly(config):

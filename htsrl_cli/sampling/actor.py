@@ -104,7 +104,7 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Brings what requests are about, see `sampling.requests`, into the rows of the pass, each [n].
+        """Brings what requests are about into the rows of the pass, each [n].
 
         What is not in the slot, and rows without a request, are filled with anything.
         """

@@ -21,7 +21,7 @@ WIDTH = 2
 
 
 def final_request(column: int, t: int) -> Request:
-    """Returns the request for the value of the last observation of an episode that `t` truncated."""
+    """Returns the request to value the last observation of an episode that step `t` truncated."""
     return column, -1 - t
 
 

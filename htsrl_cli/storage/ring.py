@@ -1,8 +1,8 @@
 """The two-slot ring: one slot is filled while the other is learned from.
 
-It is numpy over anonymous shared memory. Nothing here synchronises: a cell has one writer at a time,
-and the pipes that say "ready" order the writes before the reads (a system call on either side is a
-full barrier on every platform that Linux and macOS run on).
+It is numpy over anonymous shared memory. Nothing here synchronises: a cell has one writer at a
+time, and the pipes that say "ready" order the writes before the reads (a system call on either side
+is a full barrier on every platform that Linux and macOS run on).
 
 Shapes: T steps of an interval, B columns.
 """
@@ -96,7 +96,7 @@ class Ring:
         return self._activations[interval % 2]
 
     def begin(self, interval: int, obs: Array, noise: Array) -> None:
-        """Opens the slot of an interval with first observations [B, *obs_shape] and random numbers."""
+        """Opens an interval's slot with first observations [B, *obs_shape] and random numbers."""
         self.slot(interval).obs[0] = obs
         self.slot(interval).noise[:] = noise
         self._interval[0] = interval

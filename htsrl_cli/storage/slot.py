@@ -125,7 +125,7 @@ class Slot:
         """Fills the slot with values that show when read before they are written."""
         poison(list(self._arrays.values()))
 
-    def check_written(self) -> None:
+    def check_filled(self) -> None:
         """Raises AssertionError if a boolean cell has never been written.
 
         Other arrays show it by themselves: no loss survives a NaN, and no action, version or length
@@ -133,7 +133,7 @@ class Slot:
         """
         for name, array in self._arrays.items():
             if array.dtype == np.bool_ and array.view(np.uint8).max() > 1:
-                raise AssertionError(f"a cell of {name} was never written")
+                raise AssertionError(f"slot.{name} has cells that were never written")
 
     def sha256(self, previous: str = "") -> str:
         """Returns the digest of `previous` and every byte of the slot."""

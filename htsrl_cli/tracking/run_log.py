@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from htsrl_cli.checkpoints.state import State
 from htsrl_cli.config.sections import EvaluationConfig, LogConfig
 from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import summary as summary_file
@@ -32,8 +33,6 @@ from htsrl_cli.tracking.outputs import Outputs
 from htsrl_cli.tracking.progress import Status
 from htsrl_cli.tracking.window import Stopwatch, Window, mean
 
-_NO_EVALUATION = EvaluationConfig()
-
 
 class RunLog:
     """Collects what happens at barriers and writes it out.
@@ -48,7 +47,7 @@ class RunLog:
         hyperparameters: plain values, nested or not, for TensorBoard and other trackers.
         total_steps: env steps at the end of the run.
         env_steps: where this process begins; more than 0 after a resume.
-        evaluation: whether policies are evaluated, and the scores to reach.
+        evaluation: whether policies are evaluated, and the scores to reach; None: they are not.
         clock: seconds on a clock that never goes back.
     """
 
@@ -60,7 +59,7 @@ class RunLog:
         total_steps: int,
         env_steps: int = 0,
         *,
-        evaluation: EvaluationConfig = _NO_EVALUATION,
+        evaluation: EvaluationConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
@@ -73,8 +72,8 @@ class RunLog:
         self._num_episodes = 0
         self._stopwatch = Stopwatch(clock, env_steps)
         self._outputs: Outputs | None = None
-        self._is_evaluated = evaluation.interval > 0
-        self.final_metric = FinalMetric(evaluation.targets)
+        self._is_evaluated = evaluation is not None and evaluation.interval > 0
+        self.final_metric = FinalMetric(evaluation.targets if evaluation else ())
         self._evaluated: dict[int, float] = {}
         for line in read_lines(run_dir):
             if EVAL_RETURN in line and line["env_steps"] <= env_steps:
@@ -198,9 +197,9 @@ class RunLog:
         if self._env_steps > self._last_line:
             self._write_line()
 
-    def state(self) -> dict[str, Any]:
-        """Returns what a resume needs to write the same lines, JSON-able and exact."""
-        return {
+    def state(self) -> State:
+        """Returns what a resume needs to write the same lines."""
+        values = {
             "env_steps": self._env_steps,
             "last_line": self._last_line,
             "sums": dict(self._window.sums),
@@ -209,16 +208,18 @@ class RunLog:
             "num_episodes": self._num_episodes,
             "seconds": self.seconds,
         }
+        return State({}, values)
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: State) -> None:
         """Continues from `state`; to be called before `interval`."""
         assert self._outputs is None, "the state comes before the first interval"
-        self._env_steps, self._last_line = state["env_steps"], state["last_line"]
-        sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._window = Window(sums, [Episode(*figures) for figures in state["episodes"]])
-        self._recent = deque(state["recent"], maxlen=RECENT_EPISODES)
-        self._num_episodes = state["num_episodes"]
-        self._stopwatch.seconds_before = state["seconds"]
+        values = state.values
+        self._env_steps, self._last_line = values["env_steps"], values["last_line"]
+        sums = {name: (total, count) for name, (total, count) in values["sums"].items()}
+        self._window = Window(sums, [Episode(*figures) for figures in values["episodes"]])
+        self._recent = deque(values["recent"], maxlen=RECENT_EPISODES)
+        self._num_episodes = values["num_episodes"]
+        self._stopwatch.seconds_before = values["seconds"]
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Writes `summary.json`, whole or not at all.

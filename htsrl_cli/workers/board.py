@@ -14,7 +14,7 @@ _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
 class Board:
-    """One line of counters for each worker, which alone writes it: busy since when, and how long."""
+    """One line of counters for each worker, which alone writes it."""
 
     def __init__(self, num_workers: int) -> None:
         # A worker's numbers are a cache line of their own: the others write on other cores.

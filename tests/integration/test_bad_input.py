@@ -25,6 +25,28 @@ TRAIN = {
         "no such key",
     ),
     "added key": (["+seeed=1"], "seeed=1", "did you mean seed?"),
+    "added preset": (
+        ["+experiment=cartpole_ppo"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "added option": (["+algo=a2c"], "algo=a2c", "algo=a2c: write it without the +"),
+    "added presets of a sweep": (
+        ["-m", "+experiment=cartpole_ppo,cartpole_a2c"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "option added by force": (
+        ["++env=gym", "env.id=CartPole-v1"],
+        "env=gym",
+        "env=gym: write it without the ++",
+    ),
+    "added plugin": (
+        ["+hydra/launcher=joblib"],
+        "hydra/launcher=joblib",
+        "hydra/launcher=joblib: write it without the +",
+    ),
+    "added key that there is": (["+seed=3"], "seed=3", "seed=3: write it without the +"),
     "mistyped hydra key": (["hydra.run.dri=x"], "hydra.run.dri=x", "hydra.run.dir?"),
     "mistyped group": (["algos=ppo"], "algos=ppo", "did you mean algo?"),
     "mistyped option": (["env=atari/pnog"], "env=atari/pnog", "did you mean atari/pong?"),
@@ -311,6 +333,14 @@ def test_damaged_checkpoints(htsrl: Htsrl, run_dir: Path) -> None:
         assert_refused(htsrl(*words), str(path), "truncated")
     assert_refused(htsrl("train", "resume=run"), "run", "no intact checkpoint")
     assert_refused(htsrl("train", "hydra.run.dir=run", "resume=auto"), "no intact checkpoint")
+
+
+def test_renderer_of_another_environment(htsrl: Htsrl, tmp_path: Path) -> None:
+    config = to_train_config(Composer("train").job(["env=atari/pong"]))
+    path = tmp_path / "pong.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": to_plain(config)}))
+    run = htsrl("eval", f"checkpoint={path}", "video=true", "renderer=engine")
+    assert_refused(run, "renderer=engine: must be one of screen")
 
 
 class Hostile:

@@ -70,6 +70,18 @@ def test_presets_are_valid(preset: str) -> None:
     assert train_config(f"experiment={preset}").algo.name in preset.split("_")
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"{group}={option}"
+        for group in ("launcher", "sweeper")
+        for option in Composer("train").group_options(group)
+    ],
+)
+def test_plugins_are_those_that_the_tests_run_with(word: str) -> None:
+    assert Composer("train").job([word]).hydra.launcher._target_
+
+
 def test_paper_preset() -> None:
     config = train_config("experiment=atari_a2c", "env=atari/pong")
     assert config.algo == A2cConfig(

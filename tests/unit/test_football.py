@@ -88,7 +88,7 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
 # The package's own environment
 
 
-@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package(scenario: str) -> None:
     """Odd and even seeds differ in the order of the sides; seeds 2 and 3 begin differently."""
     for seed in (1, 2):
@@ -96,7 +96,7 @@ def test_plays_like_the_package(scenario: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package_for_long(scenario: str) -> None:
     """Up to the first keyframe, after which 5_vs_5 may go on otherwise than the package's."""
     for seed in range(4):
@@ -422,7 +422,7 @@ def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> None:
-    configs = [FootballConfig(scenario) for scenario in FOOTBALL_SCENARIOS]
+    configs = [FootballConfig(scenario) for scenario in SCENARIOS]
     check_restores(configs, tmp_path, 200, 200)
 
 

@@ -73,13 +73,28 @@ def test_gaussian_actions_are_floats() -> None:
 
 
 def test_a_new_ring_is_poisoned() -> None:
-    """Floats are NaN, which no loss survives; integers are no action, version or length."""
+    """Floats are NaN, which no loss survives; integers are no action, version or length.
+
+    Booleans are neither true nor false, which a look at their bytes finds.
+    """
     for slot in make_ring().slots:
         for name, array in slot.arrays().items():
+            if array.dtype.kind == "b":
+                assert (array.view(np.uint8) > 1).all(), name
             if array.dtype.kind == "f":
                 assert np.isnan(array).all(), name
             elif array.dtype.kind == "i":
                 assert (array < -(2**60)).all(), name
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_a_boolean_that_was_never_written_is_found(name: str) -> None:
+    filled, fresh = make_ring().slots
+    fill(filled)
+    filled.check_filled()
+    getattr(filled, name)[1:2, 2] = getattr(fresh, name)[1:2, 2]
+    with pytest.raises(AssertionError, match=f"slot.{name}"):
+        filled.check_filled()
 
 
 def test_activations_stand_beside_the_slots() -> None:

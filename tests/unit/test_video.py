@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from htsrl_cli.checkpoints.file import save_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
+from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import EnvConfig, EvalConfig
 from htsrl_cli.envs.atari.config import AtariConfig
-from htsrl_cli.envs.base import Array, PicturedEnv
+from htsrl_cli.envs.base import Array, PicturedEnv, usual_renderer
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.football.match import View
 from htsrl_cli.envs.football.pitch import draw_pitch
@@ -30,8 +31,8 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
-from htsrl_cli.tracking.film import animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
+from tests.harness import small_config
 from tests.unit.test_evaluation import make_checkpoint
 
 CARTPOLE = GymConfig("CartPole-v1")
@@ -39,8 +40,8 @@ PONG = AtariConfig("pong", max_num_frames_per_episode=200)
 FOOTBALL = FootballConfig("academy_empty_goal_close")
 
 
-def pictured(config: EnvConfig, renderer: str = "pitch") -> PicturedEnv:
-    env = make_env(config, 0, renderer)
+def pictured(config: EnvConfig, renderer: str | None = None) -> PicturedEnv:
+    env = make_env(config, 0, renderer or usual_renderer(config))
     assert isinstance(env, PicturedEnv)
     return env
 
@@ -403,12 +404,33 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
     assert np.abs(frames[:, :-16].astype(int) - (200, 60, 20)).max() < 8
 
 
+@pytest.mark.parametrize(
+    ("config", "renderer", "remedy"),
+    [
+        (PONG, "engine", "must be one of screen, which env.kind=atari has"),
+        (CARTPOLE, "human", "must be one of rgb_array, which env.kind=gym has"),
+        (FOOTBALL, "enigne", "must be one of pitch, engine, which env.kind=football has"),
+        (SyntheticConfig("count"), "screen", "env.kind=synthetic has no picture: leave the key"),
+    ],
+)
+def test_each_kind_of_environment_names_its_renderers(
+    tmp_path: Path, config: EnvConfig, renderer: str, remedy: str
+) -> None:
+    """A mistake is found without the environment's package, and whether or not there are videos."""
+    meta = {"config": to_plain(replace(small_config("atari", "ppo"), env=config)), "env_steps": 0}
+    path = tmp_path / "a.ckpt"
+    for video in (False, True):
+        keys = EvalConfig(str(path), renderer=renderer, video=video)
+        with pytest.raises(ConfigError, match=f"^renderer={renderer}: {remedy}"):
+            evaluation.play(Checkpoint({}, meta), keys, path)
+
+
 @pytest.mark.slow
 def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
     """The engine that renders plays as the one that does not, one game after the other."""
     config = FootballConfig("academy_counterattack_hard")
     without = evaluate(tmp_path, config, episodes=2, seed=1)
-    keys: dict[str, Any] = {"video": True, "football_renderer": "engine"}
+    keys: dict[str, Any] = {"video": True, "renderer": "engine"}
     assert evaluate(tmp_path, config, episodes=2, seed=1, **keys) == without
     for number, length in enumerate(without.lengths):
         frames, _ = read_back(tmp_path / "videos" / f"game_{number:04}.mp4")

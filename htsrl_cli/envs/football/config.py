@@ -74,7 +74,7 @@ class FootballConfig(EnvConfig):
     num_right_players: int
 
     @property
-    def num_players(self) -> int:
+    def num_columns(self) -> int:
         """Controlled players of both sides."""
         return self.num_left_players + self.num_right_players
 
@@ -92,13 +92,17 @@ class FootballConfig(EnvConfig):
             f"with env.representation={self.representation}: a process can render one environment"
         )
 
+    def is_alone(self, renderer: str | None) -> bool:
+        """Returns True where the engine renders, for observations or for a video."""
+        return self.is_rendered or renderer == "engine"
+
     def check(self) -> None:
         """Somebody plays, and only the left side sees rendered images.
 
         Raises:
             ConfigError: for the first key that has to change.
         """
-        if self.num_players == 0:
+        if self.num_columns == 0:
             raise ConfigError("env.num_left_players", 0, "no player is controlled: give 1 or more")
         if self.is_rendered and self.num_right_players:
             raise ConfigError(

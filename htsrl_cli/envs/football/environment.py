@@ -72,13 +72,13 @@ class FootballEnv:
             obs_shape=(*shape, depth * config.frame_stack),
             obs_dtype="float32" if config.representation == "simple115v2" else "uint8",
             actions=ActionSpec("categorical", sizes=(NUM_ACTIONS,)),
-            num_players=config.num_players,
+            num_players=config.num_columns,
         )
         # The last `frame_stack` observations of all players, the newest last: [P, *shape, depth].
         self._frames: list[Array] = []
         self._depth = depth
         # Checkpoints that each player has been rewarded for.
-        self._collected = [0] * config.num_players
+        self._collected = [0] * config.num_columns
         self._length = 0
         self._keyframe: tuple[dict[str, Any], list[bytes]] = ({}, [])
         self._played = bytearray()
@@ -178,7 +178,7 @@ class FootballEnv:
     def _restore(self, meta: dict[str, Any], blobs: list[bytes]) -> None:
         engine, stack = blobs
         self._match.set_state(meta, engine)
-        shape = (self._config.num_players, *self.env_spec.obs_shape)
+        shape = (self._config.num_columns, *self.env_spec.obs_shape)
         stacked = np.frombuffer(stack, self.env_spec.obs_dtype).reshape(shape)
         parts = np.split(stacked, self._config.frame_stack, axis=-1)
         self._frames = [np.ascontiguousarray(part) for part in parts]

@@ -56,5 +56,10 @@ class SyntheticConfig(EnvConfig):
     fault_env: int
     num_players: int
 
+    @property
+    def num_columns(self) -> int:
+        """One for each player."""
+        return self.num_players
+
 
 KIND = Kind(SyntheticConfig, "htsrl_cli.envs.synthetic.environment:make_synthetic_env")

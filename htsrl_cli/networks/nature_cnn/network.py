@@ -5,6 +5,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from htsrl_cli.envs.base import EnvSpec
