@@ -5,11 +5,13 @@ ENV ?= atari/pong
 ALGO ?= ppo
 STEPS ?= 100_000
 ARGS ?=
+# Two processes of tests at a time, a file in each, in the order of collection: long ones come first.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # Changes with what is installed; as long as it is newer than its sources, set-up takes no time.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup football train test test-slow check format clean
+.PHONY: setup football train test test-unit test-slow coverage check format clean
 
 setup: $(STAMP)
 
@@ -25,11 +27,22 @@ football: $(STAMP)
 train: $(STAMP)
 	$(VENV)/bin/htsrl train env=$(ENV) algo=$(ALGO) total_steps=$(STEPS) $(ARGS)
 
-test: football
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+# Football's tests run where its engine is (make football), and are skipped elsewhere.
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
-test-slow: football
+test-unit: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/unit -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+# What `make test` runs of htsrl_cli, workers and commands included.
+coverage: $(STAMP)
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report
 
 check: $(STAMP)
 	PATH="$(abspath $(VENV))/bin:$$PATH" scripts/check

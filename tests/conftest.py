@@ -1,12 +1,14 @@
-"""The command as a user types it."""
+"""The command as a user types it, and a last word on what was left out."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,48 @@ def htsrl(tmp_path: Path) -> Htsrl:
         )
 
     return run
+
+
+# What was deselected, by reason: counted where tests are collected, which with pytest-xdist are its
+# workers, and shown by the main process.
+_DESELECTED = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_DESELECTED] = Counter()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        reasons = [m.kwargs.get("reason", "slow") for m in item.iter_markers("slow")]
+        # A mark with a reason says more than one without.
+        reason = max(reasons, key=len, default="deselected")
+        item.config.stash[_DESELECTED][f"{reason} (make test-slow)" if reasons else reason] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    worker_output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if worker_output is not None:
+        worker_output["deselected"] = dict(session.config.stash[_DESELECTED].items())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    # Every worker collects all tests.
+    found: dict[str, int] = getattr(node, "workeroutput", {}).get("deselected", {})
+    node.config.stash[_DESELECTED] |= Counter(found)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Says in a line for each reason how many tests were left out."""
+    left_out = config.stash[_DESELECTED] + Counter(
+        # Of a file that was skipped as a whole, its tests are not known.
+        report.longrepr[2].removeprefix("Skipped: ")
+        + (" [a file]" if report.nodeid.endswith(".py") else "")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if not left_out:
+        return
+    terminalreporter.section("left out")
+    for reason, count in left_out.most_common():
+        terminalreporter.write_line(f"{count:5} {reason}")

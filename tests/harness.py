@@ -12,20 +12,24 @@ from typing import Any
 
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
+import pytest
+
 from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    EnvConfig,
-    LearnerConfig,
-    LogConfig,
-    RunnerConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, EnvConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
+from htsrl_cli.machine import has_bf16
 from htsrl_cli.runners import run as runner
+
+# Why a test of football is skipped: `pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)`.
+NO_FOOTBALL = "football's engine is not installed (make football)"
+
+# Training on images follows the processor: one without bf16 emulates it, some fifteen times slower.
+# There `make test` trains on images in fp32, and `make test-slow` on small ones in bf16.
+# HTSRL_TEST_WITHOUT_BF16=1 selects what such a processor is asked.
+HAS_BF16 = has_bf16() and not os.environ.get("HTSRL_TEST_WITHOUT_BF16")
+IMAGE_PRECISION = "bf16" if HAS_BF16 else "fp32"
+EMULATED = pytest.mark.slow(reason="training on images in bf16, which this processor emulates")
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 16
@@ -38,6 +42,9 @@ ENVS: dict[str, EnvConfig] = {
     "terminating": SyntheticConfig(name="sleep", episode_length=23),
     "truncating": SyntheticConfig(name="sleep", episode_length=7, truncate=True),
 }
+SMALL_IMAGES = AtariConfig(
+    game="breakout", max_num_frames_per_episode=720, screen_size=44, frame_stack=2
+)
 # Micro-batches smaller than minibatches: several threads have something to share.
 ALGOS: dict[str, AlgoConfig] = {
     "ppo": PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
@@ -45,10 +52,15 @@ ALGOS: dict[str, AlgoConfig] = {
 }
 
 
+def marks_of(env: str, precision: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Marks of a test that trains on `env` in `precision`: slow where bf16 images are emulated."""
+    return (EMULATED,) if env == "atari" and precision == "bf16" and not HAS_BF16 else ()
+
+
 def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
     """A run of 24 intervals of 16 environments, in which episodes end in every way."""
     return TrainConfig(
-        env=ENVS[env],
+        env=SMALL_IMAGES if marks_of(env, precision) else ENVS[env],
         algo=ALGOS[algo],
         actors=ActorsConfig(num_envs=NUM_ENVS, precision=precision),
         learner=LearnerConfig(precision=precision, micro_batch=16),

@@ -13,16 +13,7 @@ import torch
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    EnvConfig,
-    LearnerConfig,
-    LogConfig,
-    RunnerConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, EnvConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
@@ -33,6 +24,7 @@ from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
+from tests.harness import IMAGE_PRECISION
 
 NUM_ENVS = 6
 NUM_STEPS = 16
@@ -94,7 +86,7 @@ def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
 
 ATARI = [
     pytest.param(SMALL_BREAKOUT, PPO, "hts", "fp32"),
-    pytest.param(SMALL_BREAKOUT, A2C, "sync", "bf16"),
+    pytest.param(SMALL_BREAKOUT, A2C, "sync", IMAGE_PRECISION),
     *(
         pytest.param(BREAKOUT, algo, runner, precision, marks=pytest.mark.slow)
         for runner in ("hts", "serial", "sync")

@@ -21,20 +21,22 @@ import pytest
 
 from htsrl_cli.config.sections import CheckpointConfig, TrainConfig
 from tests import harness
-from tests.harness import Fingerprint
+from tests.harness import IMAGE_PRECISION, Fingerprint
 
 # What `make test` checks; `make test-slow` checks all combinations.
 FAST = {
-    ("atari", "ppo", "bf16"),
+    ("atari", "ppo", IMAGE_PRECISION),
     # Keeps activations.
-    ("atari", "a2c", "bf16"),
+    ("atari", "a2c", IMAGE_PRECISION),
     ("terminating", "a2c", "fp32"),
     ("truncating", "ppo", "fp32"),
 }
 COMBINATIONS = [
     pytest.param(
         (env, algo, precision),
-        marks=() if (env, algo, precision) in FAST else pytest.mark.slow,
+        marks=()
+        if (env, algo, precision) in FAST
+        else (pytest.mark.slow, *harness.marks_of(env, precision)),
         id=f"{env}-{algo}-{precision}",
     )
     for env in harness.ENVS

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("gfootball_engine", reason="make football")
+from tests.harness import NO_FOOTBALL
+
+pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.config.sections import CheckpointConfig, LogConfig, TrainConfig

@@ -22,7 +22,7 @@ from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
 from tests import harness
 from tests.fault.processes import wait_until
-from tests.harness import STEPS_PER_INTERVAL
+from tests.harness import IMAGE_PRECISION, STEPS_PER_INTERVAL
 
 LONG_INTERVALS = 400
 
@@ -199,7 +199,7 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path) -> None:
     [
         ("truncating", "a2c", "fp32", "hts"),
         # Keeps activations, which no checkpoint has.
-        ("atari", "a2c", "bf16", "hts"),
+        ("atari", "a2c", IMAGE_PRECISION, "hts"),
         pytest.param("truncating", "a2c", "bf16", "serial", marks=pytest.mark.slow),
         pytest.param("truncating", "ppo", "bf16", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "fp32", "sync", marks=pytest.mark.slow),
@@ -225,7 +225,7 @@ def test_actors_that_do_not_repeat_exactly_leave_the_slot_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The actor that makes activations anew is the only one in this process."""
-    config = harness.small_config("atari", "a2c", "bf16")
+    config = harness.small_config("atari", "a2c", IMAGE_PRECISION)
     config = replace(config, total_steps=6 * STEPS_PER_INTERVAL)
     expected = harness.run(config, tmp_path)
     serve = Actor.serve

@@ -13,6 +13,7 @@ from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.plain import to_plain
 from tests.conftest import Htsrl
+from tests.harness import NO_FOOTBALL
 
 # Words after `htsrl train`, and what the line must say: key, value, remedy.
 TRAIN = {
@@ -406,7 +407,7 @@ def test_environment_that_cannot_be_used(htsrl: Htsrl, tmp_path: Path, name: str
 def test_more_players_than_a_scenario_has(
     htsrl: Htsrl, tmp_path: Path, words: list[str], said: str
 ) -> None:
-    pytest.importorskip("gfootball_engine", reason="make football")
+    pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     assert_refused(htsrl("train", *words), said)
     assert list(tmp_path.iterdir()) == []
 

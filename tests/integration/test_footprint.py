@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
-from tests.harness import environment
+from tests.fault.processes import ENDLESS, NUM_EXECUTORS, WORDS, Run, wait_until
+from tests.harness import NO_FOOTBALL, environment
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 OBS_BYTES = 84 * 84 * 4
@@ -79,7 +79,9 @@ def pong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 @LINUX
 def test_memory_of_an_executor(pong: Run) -> None:
-    for executor in pong.executors():
+    executors = pong.executors()
+    assert len(executors) == NUM_EXECUTORS
+    for executor in executors:
         assert pss_kb(executor) < 120_000
 
 
@@ -93,6 +95,7 @@ def pss_kb(process: psutil.Process) -> int:
 @pytest.mark.slow
 def test_memory_of_a_football_executor(tmp_path: Path) -> None:
     """Of one environment, after 5,000 and 105,000 env steps."""
+    pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     words = [word for word in WORDS if not word.startswith(("env", "actors.num_e"))]
     run = Run(
         tmp_path,

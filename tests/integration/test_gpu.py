@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.fault.processes import wait_until
-from tests.harness import environment, fingerprint
+from tests.harness import IMAGE_PRECISION, environment, fingerprint
 
 ON_GPU = ["learner.device=cuda", "actors.device=cuda", "actors.host=thread"]
 SMALL = [
@@ -29,10 +29,10 @@ RUNS = {
     "PPO": [*SMALL, *PPO, "env.id=CartPole-v1", "algo.reevaluate=true"],
     "A2C": [*SMALL, "algo=a2c", "env.id=CartPole-v1"],
     "Gaussian actions": [*SMALL, *PPO, "env.id=Pendulum-v1"],
-    "images in bf16": [
+    "images": [
         *("env=atari/pong", "algo=ppo", "actors.num_envs=4", "runner.sync_interval=16"),
-        *("algo.update_epochs=1", "total_steps=256", "learner.precision=bf16"),
-        "actors.precision=bf16",
+        *("algo.update_epochs=1", "total_steps=256", f"learner.precision={IMAGE_PRECISION}"),
+        f"actors.precision={IMAGE_PRECISION}",
     ],
 }
 

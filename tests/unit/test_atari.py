@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from ale_py import roms
 
 from htsrl_cli.cli.compose import configs_dir
 from htsrl_cli.envs.atari import emulator
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.emulator import ATARI_57, BOOT_FRAMES
 from htsrl_cli.envs.atari.environment import AtariEnv
@@ -286,58 +285,6 @@ def test_seeds_draw_0_to_noop_max_noops() -> None:
     assert frames == {0, 1, 2, 3}
 
 
-CHILD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tests.unit.test_atari import AtariConfig, AtariEnv, play, random_actions
-env = AtariEnv(AtariConfig(sys.argv[2], frame_skip=int(sys.argv[3]), repeat_action_probability=.25))
-obs = env.set_state(Path(sys.argv[4]).read_bytes())
-print(obs.sum(), play(env, random_actions(env, 400, seed=7)))
-"""
-
-
-@pytest.mark.parametrize(
-    ("game", "frame_skip"), [("breakout", 4), ("yars_revenge", 1), ("qbert", 4), ("alien", 1)]
-)
-def test_another_process_goes_on_alike(game: str, frame_skip: int, tmp_path: Path) -> None:
-    """With sticky actions and lost lives, before and after; frame skip 1 shows every frame."""
-    config = AtariConfig(game, frame_skip=frame_skip, repeat_action_probability=0.25)
-    env = AtariEnv(config)
-    obs, _ = env.reset(seed=5)
-    for t, action in enumerate(random_actions(env, 1300)):
-        obs, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            obs, _ = env.reset(seed=t)
-    path = tmp_path / "state"
-    path.write_bytes(env.get_state())
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", CHILD, str(root), game, str(frame_skip), str(path)]
-    child = subprocess.run(command, capture_output=True, text=True, check=True)
-    expected = f"{obs.sum()} {play(env, random_actions(env, 400, seed=7))}\n"
-    assert child.stdout == expected
-    assert child.stderr == ""
-
-
-@pytest.mark.parametrize("game", ["yars_revenge", "qbert", "amidar", "alien"])
-def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the emulator's own states lack must not matter, whenever a keyframe comes."""
-    monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 1)
-    config = AtariConfig(game, frame_skip=1, terminal_on_life_loss=False)
-    env, restored = AtariEnv(config), AtariEnv(config)
-    env.reset(seed=0)
-    restored.reset(seed=1)
-    for t, action in enumerate(random_actions(env, 1500)):
-        restored.set_state(env.get_state())
-        obs, *rest = env.step(action)
-        other, *other_rest = restored.step(action)
-        assert (obs == other).all()
-        assert rest == other_rest
-        assert (env._emulator._ale.getRAM() == restored._emulator._ale.getRAM()).all()
-        if rest[1]:
-            env.reset(seed=t)
-
-
 def test_half_drawn_frame_before_a_new_game() -> None:
     """The emulator's own reset leaves Qbert in such a frame."""
     fresh, left = AtariEnv(AtariConfig("qbert")), AtariEnv(AtariConfig("qbert"))
@@ -407,17 +354,3 @@ def test_one_file_for_every_game() -> None:
     files = {path.stem for path in (configs_dir() / "env" / "atari").iterdir()}
     assert files == set(ATARI_57)
     assert len(ATARI_57) == 57
-
-
-@pytest.mark.parametrize("game", ATARI_57)
-def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
-    """Restored into an emulator that has played something else, with sticky actions."""
-    config = AtariConfig(game, repeat_action_probability=0.25)
-    env, restored = AtariEnv(config), AtariEnv(config)
-    env.reset(seed=1)
-    play(env, random_actions(env, 60))
-    restored.reset(seed=2)
-    play(restored, random_actions(restored, 30, seed=1))
-    assert (restored.set_state(env.get_state()) == env._observation()).all()
-    actions = random_actions(env, 30, seed=2)
-    assert play(env, actions) == play(restored, actions)

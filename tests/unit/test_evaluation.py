@@ -16,16 +16,7 @@ from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    CheckpointConfig,
-    EnvConfig,
-    EvalConfig,
-    LearnerConfig,
-    LogConfig,
-    RunnerConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import ActorsConfig, CheckpointConfig, EnvConfig, EvalConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.gym.config import GymConfig

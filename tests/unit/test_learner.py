@@ -23,15 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    LearnerConfig,
-    LogConfig,
-    RunnerConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import NonFiniteError

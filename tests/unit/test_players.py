@@ -21,16 +21,7 @@ from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    EvalConfig,
-    LearnerConfig,
-    LogConfig,
-    RunnerConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, EvalConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.synthetic.config import SyntheticConfig

@@ -312,7 +312,7 @@ def tell(control: Connection, index: int, word: object) -> None:
 def test_first_process_is_born_with_stop_signals_blocked() -> None:
     # In a program of its own, whose first process it is.
     program = (
-        "from tests.unit.test_workers import *\n"
+        "from tests.integration.test_workers import *\n"
         "worker = start_process('worker', 0, 1.0, tell, BlockedAtStart())\n"
         "print(worker.control.recv())\n"
         "stop_workers([worker], gracefully=True)"

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("gfootball_engine", reason="make football")
+from tests.harness import NO_FOOTBALL
+
+pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.football import environment as football
@@ -145,7 +147,7 @@ import hashlib, sys
 import numpy as np
 from dataclasses import replace
 from htsrl_cli.envs.registry import make_env
-from tests.unit.test_football import EASY, package_env
+from tests.integration.test_football import EASY, package_env
 
 def show(*images):
     for image in images:
@@ -328,7 +330,7 @@ def test_more_players_than_can_be_controlled(
 CHILD = """
 import json, sys
 from htsrl_cli.envs.football import environment as football
-from tests.unit.test_football import futures
+from tests.integration.test_football import futures
 
 cases, football.STEPS_BETWEEN_KEYFRAMES = json.loads(sys.argv[1])
 for case in cases:
@@ -504,7 +506,7 @@ def test_pickles_are_refused_and_not_executed(
 LONGER = """
 import sys
 from pathlib import Path
-from tests.unit.test_football import EASY, make_env
+from tests.integration.test_football import EASY, make_env
 
 env = make_env(EASY, 0)
 env.set_state(Path(sys.argv[1]).read_bytes())
