@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from htsrl_cli.checkpoints.file import Checkpoint, missing, read_meta, save_checkpoint, verify_checkpoint
+from htsrl_cli.checkpoints.file import (
+    Checkpoint,
+    missing,
+    read_meta,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import CheckpointError
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from htsrl_cli.networks.XXX import flatten_parameters
 
-from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.learning.gradient import Batch
@@ -23,6 +22,7 @@ from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.networks.distributions import sample
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
+from tests import sections
 from tests.harness import Fingerprint, fingerprint, run, small_config, with_workers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -96,7 +96,7 @@ def test_recorded_gradients_are_those_of_the_kernels_one_by_one(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recorded_passes_are_those_of_the_kernels_one_by_one(precision: str) -> None:
     set_up_torch()
-    config = PpoConfig()
+    config = sections.ppo()
     inference = Inference(InferenceSetup(PIXELS, config, 32, False, "cuda:0", precision, False))
     rng = np.random.default_rng(0)
     for seed in (1, 2):

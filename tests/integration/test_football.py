@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import sections
 from tests.harness import NO_FOOTBALL
 
 pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
@@ -36,9 +37,9 @@ from htsrl_cli.errors import CheckpointError, ConfigError
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:gym\.")
 
 ROOT = Path(__file__).parents[2]
-EASY = FootballConfig("academy_empty_goal_close")
-KEEPER = FootballConfig("academy_3_vs_1_with_keeper")
-FULL = FootballConfig("11_vs_11_stochastic")
+EASY = sections.football("academy_empty_goal_close")
+KEEPER = sections.football("academy_3_vs_1_with_keeper")
+FULL = sections.football("11_vs_11_stochastic")
 IDLE, RIGHT, SHOT = 0, 5, 12
 
 
@@ -94,7 +95,7 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
 def test_plays_like_the_package(scenario: str) -> None:
     """Odd and even seeds differ in the order of the sides; seeds 2 and 3 begin differently."""
     for seed in (1, 2):
-        compare(FootballConfig(scenario), seed, 40)
+        compare(sections.football(scenario), seed, 40)
 
 
 @pytest.mark.slow
@@ -102,15 +103,15 @@ def test_plays_like_the_package(scenario: str) -> None:
 def test_plays_like_the_package_for_long(scenario: str) -> None:
     """Up to the first keyframe, after which 5_vs_5 may go on otherwise than the package's."""
     for seed in range(4):
-        compare(FootballConfig(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
+        compare(sections.football(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
 
 
 VARIANTS = {
     "three players": replace(KEEPER, num_left_players=3),
-    "right side": FootballConfig("1_vs_1_easy", num_left_players=0, num_right_players=1),
-    "both sides": FootballConfig("11_vs_11_stochastic", num_left_players=2, num_right_players=3),
-    "vectors": FootballConfig("11_vs_11_kaggle", representation="simple115v2", frame_stack=1),
-    "stacked vectors of both sides": FootballConfig(
+    "right side": sections.football("1_vs_1_easy", num_left_players=0, num_right_players=1),
+    "both sides": sections.football("11_vs_11_stochastic", num_left_players=2, num_right_players=3),
+    "vectors": sections.football("11_vs_11_kaggle", representation="simple115v2", frame_stack=1),
+    "stacked vectors of both sides": sections.football(
         "5_vs_5", representation="simple115v2", num_left_players=4, num_right_players=4
     ),
     "goals only": replace(EASY, rewards="scoring"),
@@ -125,7 +126,7 @@ def test_variants_play_like_the_package(config: FootballConfig) -> None:
 
 def test_rewards_are_compared_over_checkpoints_and_goals() -> None:
     """Three checkpoints on the way, and a goal from afar that pays for the other seven."""
-    config = FootballConfig("academy_empty_goal", frame_stack=1)
+    config = sections.football("academy_empty_goal", frame_stack=1)
     theirs = package_env(config, 1)
     rewards: list[float] = []
     with closing(make_env(config, 0)) as env, closing(theirs):
@@ -254,7 +255,7 @@ def play(env: Env, actions: Iterator[int] | list[int]) -> tuple[list[float], boo
 
 def test_time_limit_truncates() -> None:
     """Where nothing else ends them, academy scenarios end once 400 steps have been played."""
-    config = FootballConfig("academy_run_to_score")
+    config = sections.football("academy_run_to_score")
     theirs = package_env(config, 0)
     with closing(make_env(config, 0)) as env, closing(theirs):
         env.reset(seed=0)
@@ -282,7 +283,7 @@ def test_goal_terminates(rewards: str, training_return: float) -> None:
 
 def test_the_right_side_scores_for_itself() -> None:
     """1_vs_1: a goal of the left side is one let in."""
-    config = FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1)
+    config = sections.football("1_vs_1_easy", num_left_players=1, num_right_players=1)
     sums = np.zeros(2)
     with closing(make_env(replace(config, rewards="scoring"), 0)) as env:
         env.reset(seed=0)
@@ -321,7 +322,7 @@ def test_more_players_than_can_be_controlled(
     scenario: str, left: int, right: int, key: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{key}=.*lets at most") as error:
-        make_env(FootballConfig(scenario, num_left_players=left, num_right_players=right), 0)
+        make_env(sections.football(scenario, num_left_players=left, num_right_players=right), 0)
     assert "\n" not in str(error.value)
 
 
@@ -371,7 +372,7 @@ def trace(env: Env, num_steps: int, seed: int) -> list[str]:
 def futures(case: dict[str, Any]) -> list[list[str]]:
     """Of a state: in a new environment, and in one that has played something else since."""
     state = Path(case["state"]).read_bytes()
-    with closing(make_env(FootballConfig(**case["config"]), 0)) as env:
+    with closing(make_env(sections.football(**case["config"]), 0)) as env:
         found = []
         for _ in range(2):
             obs = hashlib.sha256(env.set_state(state).tobytes()).hexdigest()
@@ -406,7 +407,7 @@ def test_states_restore_in_another_process(tmp_path: Path) -> None:
         EASY,
         replace(KEEPER, num_left_players=3),
         replace(KEEPER, representation="simple115v2", frame_stack=2),
-        FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1),
+        sections.football("1_vs_1_easy", num_left_players=1, num_right_players=1),
     ]
     assert check_restores(configs, tmp_path, 200, 200) > 5
 
@@ -415,8 +416,8 @@ def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.Monke
     """One before the state is taken, two in what is compared."""
     monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 40)
     configs = [
-        FootballConfig("5_vs_5"),
-        FootballConfig("5_vs_5", num_left_players=2, num_right_players=2),
+        sections.football("5_vs_5"),
+        sections.football("5_vs_5", num_left_players=2, num_right_players=2),
         replace(KEEPER, num_left_players=3),
     ]
     check_restores(configs, tmp_path, before=70, after=60)
@@ -424,7 +425,7 @@ def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> None:
-    configs = [FootballConfig(scenario) for scenario in SCENARIOS]
+    configs = [sections.football(scenario) for scenario in SCENARIOS]
     check_restores(configs, tmp_path, 200, 200)
 
 
@@ -432,7 +433,7 @@ def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> N
 @pytest.mark.parametrize("before", [450, 520, 1040])
 def test_states_restore_over_true_keyframes(before: int, tmp_path: Path) -> None:
     """Several matches, for only some of the engine's are not wholly in its states."""
-    matches = [FootballConfig("5_vs_5"), FULL, FootballConfig("1_vs_1_easy")]
+    matches = [sections.football("5_vs_5"), FULL, sections.football("1_vs_1_easy")]
     check_restores(matches * 3, tmp_path, before, 120)
 
 
@@ -456,7 +457,7 @@ def test_damaged_and_foreign_states_are_refused(monkeypatch: pytest.MonkeyPatch)
         expected = env.set_state(state)
         assert env.get_state() == state
     others = {
-        "scenario": FootballConfig("academy_empty_goal"),
+        "scenario": sections.football("academy_empty_goal"),
         "representation": replace(EASY, representation="simple115v2"),
         "frame_stack": replace(EASY, frame_stack=2),
     }

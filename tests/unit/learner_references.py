@@ -21,12 +21,13 @@ from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.seeding import minibatch_orders
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
+from tests import sections
 
 T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
 SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))
 IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", (NUM_ACTIONS,)))
-A2C = A2cConfig(learning_rate=1e-2, max_grad_norm=0.05, hidden_sizes=(7,), rmsprop_eps=1e-3)
-PPO = PpoConfig(
+A2C = sections.a2c(learning_rate=1e-2, max_grad_norm=0.05, hidden_sizes=(7,), rmsprop_eps=1e-3)
+PPO = sections.ppo(
     learning_rate=1e-2,
     anneal_clip_coef=True,
     clip_coef=0.2,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
-from htsrl_cli.algorithms.ppo.config import PpoConfig
-from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, LearnerConfig
+from htsrl_cli.config.sections import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import (
     CachedLayers,
@@ -21,6 +19,7 @@ from htsrl_cli.networks.nature_cnn.network import NatureCnn
 from htsrl_cli.sampling import actor as actor_module
 from htsrl_cli.sampling.inference import activations_to_keep
 from htsrl_cli.storage.memory import ArrayType
+from tests import sections
 
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", (6,)))
 VECTORS = EnvSpec((5,), "float32", ActionSpec("categorical", (3,)))
@@ -71,19 +70,19 @@ def kept(
     return activations_to_keep(
         spec,
         algo,
-        ActorsConfig(device="cpu", precision=actors),
-        LearnerConfig(device="cpu", precision=learner),
+        sections.actors(device="cpu", precision=actors),
+        sections.learner(device="cpu", precision=learner),
     )
 
 
 def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> None:
-    assert kept(PIXELS, A2cConfig()) == [
+    assert kept(PIXELS, sections.a2c()) == [
         ((20, 20, 32), "float32"),
         ((9, 9, 64), "float32"),
         ((7, 7, 64), "float32"),
         ((1, 1, 512), "float32"),
     ]
-    assert kept(PIXELS, A2cConfig(), "bf16", "bf16") == [
+    assert kept(PIXELS, sections.a2c(), "bf16", "bf16") == [
         ((20, 20, 32), "uint16"),
         ((9, 9, 64), "uint16"),
         ((7, 7, 64), "uint16"),
@@ -93,13 +92,13 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
 
 def test_activations_are_not_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO differentiates at newer parameters; perceptrons cost next to nothing."""
-    assert kept(PIXELS, A2cConfig(), "fp32", "bf16") == []
-    assert kept(PIXELS, PpoConfig()) == []
-    assert kept(VECTORS, A2cConfig()) == []
+    assert kept(PIXELS, sections.a2c(), "fp32", "bf16") == []
+    assert kept(PIXELS, sections.ppo()) == []
+    assert kept(VECTORS, sections.a2c()) == []
     for on_gpu in ({"actors.device"}, {"learner.device"}, {"actors.device", "learner.device"}):
 
         def resolve(key: str, _: str, on_gpu: set[str] = on_gpu) -> torch.device:
             return torch.device("cuda" if key in on_gpu else "cpu")
 
         monkeypatch.setattr(actor_module, "resolve_device", resolve)
-        assert kept(PIXELS, A2cConfig()) == []
+        assert kept(PIXELS, sections.a2c()) == []

@@ -14,7 +14,6 @@ import torch
 from htsrl_cli.networks.XXX import flatten_parameters
 from torch import Tensor, nn
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.config.sections import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, Layer, as_tensor, relu_layer
@@ -28,6 +27,7 @@ from htsrl_cli.sampling.requests import Request
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 from htsrl_cli.workers.board import Board
+from tests import sections
 
 T, B = 2, 11
 VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))
@@ -52,13 +52,13 @@ def make_setup(
 ) -> InferenceSetup:
     """Activations are kept wherever there are any."""
     return InferenceSetup(
-        spec, A2cConfig(), batch, fixed_rows, "cpu", precision, keeps_activations=True
+        spec, sections.a2c(), batch, fixed_rows, "cpu", precision, keeps_activations=True
     )
 
 
 def random_parameters(spec: EnvSpec) -> Tensor:
     """Initial ones, with a policy head that prefers something."""
-    policy = ActorCritic(spec, A2cConfig().hidden_sizes)
+    policy = ActorCritic(spec, sections.a2c().hidden_sizes)
     initialize(policy, seed=0)
     with torch.no_grad():
         policy.policy_head.weight.mul_(100)
@@ -128,7 +128,7 @@ def test_answers_stand_at_their_addresses() -> None:
     """Against the policy applied to all observations at once, up to rounding."""
     stage = Stage(make_setup(VECTORS))
     stage.answers([EVERYTHING])
-    policy = ActorCritic(VECTORS, A2cConfig().hidden_sizes)
+    policy = ActorCritic(VECTORS, sections.a2c().hidden_sizes)
     torch.nn.utils.vector_to_parameters(random_parameters(VECTORS), policy.parameters())
     with torch.no_grad():
         values = policy(torch.from_numpy(stage.slot.obs).flatten(0, 1))[1].view(T + 1, B)
@@ -149,7 +149,7 @@ def test_activations_stand_at_the_addresses_of_their_observations(precision: str
     stage = Stage(setup)
     assert [len(stage.ring.activations(interval)) for interval in (8, 9)] == [4, 4]
     stage.answers([EVERYTHING[::-1]])
-    policy = ActorCritic(IMAGES, A2cConfig().hidden_sizes)
+    policy = ActorCritic(IMAGES, sections.a2c().hidden_sizes)
     torch.nn.utils.vector_to_parameters(random_parameters(IMAGES), policy.parameters())
     features = as_tensor(stage.ring.activations(8)[-1]).float().view(T, B, -1)
     with torch.no_grad():

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from htsrl_cli import machine
-from htsrl_cli.algorithms.a2c.config import A2cConfig
-from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
 from htsrl_cli.cli.folders import output_dir, short_name
@@ -23,9 +21,8 @@ from htsrl_cli.config.plain import flatten, to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.envs.atari.config import AtariConfig
-from htsrl_cli.envs.football.config import FootballConfig
-from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.errors import ConfigError
+from tests import sections
 
 
 def train_config(*words: str) -> TrainConfig:
@@ -49,7 +46,7 @@ def test_defaults() -> None:
     config = train_config()
     assert isinstance(config.env, AtariConfig)
     assert config.env.game == "pong"
-    assert config.algo == PpoConfig()
+    assert config.algo == sections.ppo()
     assert config.runner.name == "hts"
 
 
@@ -62,7 +59,7 @@ def test_yaml_values_become_the_declared_types() -> None:
 
 def test_gym_keyword_arguments_are_kept_as_they_are() -> None:
     config = train_config("env=gym", "env.id=A-v0", "+env.kwargs={render_mode:null,sizes:[1,2]}")
-    assert config.env == GymConfig("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
+    assert config.env == sections.gym("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
 
 
 @pytest.mark.parametrize("preset", Composer("train").group_options("experiment"))
@@ -84,7 +81,7 @@ def test_plugins_are_those_that_the_tests_run_with(word: str) -> None:
 
 def test_paper_preset() -> None:
     config = train_config("experiment=atari_a2c", "env=atari/pong")
-    assert config.algo == A2cConfig(
+    assert config.algo == sections.a2c(
         learning_rate=7e-4,
         gamma=0.99,
         entropy_coef=0.01,
@@ -98,8 +95,8 @@ def test_paper_preset() -> None:
 
 def test_football_preset() -> None:
     config = train_config("experiment=football_ppo", "env=football/academy_corner")
-    assert config.env == FootballConfig("academy_corner")
-    assert config.algo == PpoConfig(
+    assert config.env == sections.football("academy_corner")
+    assert config.algo == sections.ppo(
         learning_rate=3.43e-4,
         gamma=0.993,
         gae_lambda=0.95,
@@ -197,9 +194,9 @@ def test_search_is_tried_with_each_option_of_its_groups() -> None:
         "seed=range(5,9)",
     ]
     configs = [to_train_config(job) for job in Composer("train").sweep(words)[1]]
-    assert [config.algo for config in configs] == [PpoConfig(), A2cConfig()]
+    assert [config.algo for config in configs] == [sections.ppo(), sections.a2c()]
     for config in configs:
-        assert (config.env, config.seed) == (GymConfig("CartPole-v1"), 1)
+        assert (config.env, config.seed) == (sections.gym("CartPole-v1"), 1)
 
 
 def test_long_folder_names_are_cut_and_stay_different() -> None:

@@ -12,34 +12,35 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import ActorsConfig, CheckpointConfig, EnvConfig, EvalConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
-from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.config.sections import (
+    EnvConfig,
+    TrainConfig,
+)
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
-from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
 from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.distributions import sample
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+from tests import sections
 
-CARTPOLE = GymConfig("CartPole-v1")
+CARTPOLE = sections.gym("CartPole-v1")
 PATH = Path("some.ckpt")
 
 
 def train_config(env: EnvConfig, **actors: Any) -> TrainConfig:
-    return TrainConfig(
+    return sections.train(
         env=env,
-        algo=PpoConfig(),
-        actors=ActorsConfig(device="cpu", **actors),
-        learner=LearnerConfig(),
-        runner=RunnerConfig(),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(),
+        algo=sections.ppo(),
+        actors=sections.actors(device="cpu", **actors),
+        learner=sections.learner(),
+        runner=sections.runner(),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(),
     )
 
 
@@ -60,7 +61,7 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Any]:
-    return evaluation.play(checkpoint, EvalConfig("", **config), PATH, side_by_side)
+    return evaluation.play(checkpoint, sections.eval("", **config), PATH, side_by_side)
 
 
 class LivesEnv:
@@ -158,7 +159,7 @@ def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) 
 
 
 def test_atari_games_are_played_whole_with_their_raw_score() -> None:
-    env = AtariConfig("breakout", max_num_frames_per_episode=3000)
+    env = sections.atari("breakout", max_num_frames_per_episode=3000)
     checkpoint = make_checkpoint(env)
     config = train_config(env)
     expected = [slowly(checkpoint, config, 5, number) for number in range(3)]
@@ -237,7 +238,7 @@ def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[st
     store = CheckpointStore(tmp_path, keep=2)
     store.save(500, 1.0, make_checkpoint(CARTPOLE))
     store.save(1234, 0.5, make_checkpoint(CARTPOLE))
-    result = evaluation.run(EvalConfig(str(tmp_path), episodes=5, seed=3))
+    result = evaluation.run(sections.eval(str(tmp_path), episodes=5, seed=3))
     assert result.checkpoint == str(store.path(1234))
     assert result.mean == np.mean(result.returns)
     games = zip(result.returns, result.training_returns, result.lengths, strict=True)
@@ -255,7 +256,7 @@ def test_one_episode_of_a_file_elsewhere(
 ) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
-    result = evaluation.run(EvalConfig(str(path), episodes=1))
+    result = evaluation.run(sections.eval(str(path), episodes=1))
     assert (result.std, result.interval) == (None, None)
     assert (tmp_path / "eval.json").exists()
     assert "standard deviation" in capsys.readouterr().out
@@ -267,7 +268,7 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
     (tmp_path / "eval.json").mkdir()
-    evaluation.run(EvalConfig(str(path), episodes=2))
+    evaluation.run(sections.eval(str(path), episodes=2))
     assert "mean" in capsys.readouterr().out
     assert "the scores are not stored" in caplog.text
 
@@ -320,6 +321,6 @@ def test_environments_are_closed_when_a_checkpoint_does_not_fit(
 def test_the_settings_of_another_device_are_not_needed() -> None:
     checkpoint = make_checkpoint(CARTPOLE)
     meta = checkpoint.meta
-    config = replace(train_config(CARTPOLE), learner=LearnerConfig(device="cuda:7"))
+    config = replace(train_config(CARTPOLE), learner=sections.learner(device="cuda:7"))
     meta = meta | {"config": to_plain(config)}
     assert len(play(Checkpoint(checkpoint.arrays, meta), episodes=1)) == 1

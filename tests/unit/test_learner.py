@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
-from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
+from htsrl_cli.config.sections import (
+    AlgoConfig,
+    TrainConfig,
+)
 from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learning.gradient import num_micro_batches
 from htsrl_cli.learning.learner import Learner
@@ -37,6 +38,7 @@ from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
+from tests import sections
 from tests.unit.learner_references import (
     A2C,
     IMAGES,
@@ -72,7 +74,7 @@ def make_learner(
     num_threads: int = 1,
     precision: str = "fp32",
 ) -> Learner:
-    config = LearnerConfig("cpu", precision, num_threads, micro_batch)
+    config = sections.learner("cpu", precision, num_threads, micro_batch)
     return Learner(spec, algo, config, torch.device("cpu"), num_updates, lag, SEED)
 
 
@@ -267,14 +269,14 @@ def test_the_values_of_the_slot_matter(algo: AlgoConfig, name: str) -> None:
 
 
 def small_run() -> TrainConfig:
-    return TrainConfig(
-        env=SyntheticConfig("count"),
-        algo=A2cConfig(),
-        actors=ActorsConfig(num_envs=4, inference_batch=2, device="cpu"),
-        learner=LearnerConfig(device="cpu"),
-        runner=RunnerConfig("serial", sync_interval=4),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(interval=16, tensorboard=False),
+    return sections.train(
+        env=sections.synthetic("count"),
+        algo=sections.a2c(),
+        actors=sections.actors(num_envs=4, inference_batch=2, device="cpu"),
+        learner=sections.learner(device="cpu"),
+        runner=sections.runner("serial", sync_interval=4),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(interval=16, tensorboard=False),
         total_steps=5 * 16,
     )
 

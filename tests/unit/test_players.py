@@ -17,14 +17,14 @@ import torch
 from htsrl_cli.networks.XXX import flatten_parameters
 from torch import Tensor, nn
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
-from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, CheckpointConfig, EvalConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
+from htsrl_cli.config.sections import (
+    AlgoConfig,
+    TrainConfig,
+)
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
-from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.errors import CheckpointError, NonFiniteError
 from htsrl_cli.evaluation import play as evaluation
 from htsrl_cli.learning.learner import Learner
@@ -42,6 +42,7 @@ from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 from htsrl_cli.storage.slot import Episode, Slot
 from htsrl_cli.workers.board import Board
+from tests import sections
 from tests.unit.learner_references import A2C, IMAGES, PPO, SEED, SPEC, make_slot
 from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
 
@@ -194,7 +195,7 @@ EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
 
 def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> InferenceSetup:
     return InferenceSetup(
-        VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32", False
+        VECTORS, sections.a2c(policies=policies), 4, fixed_rows, "cpu", "fp32", False
     )
 
 
@@ -335,7 +336,7 @@ def test_a_players_answers_do_not_depend_on_its_company(policies: str) -> None:
 
 
 def test_count_tells_every_players_column() -> None:
-    env = make_env(SyntheticConfig("count", episode_length=2, num_players=K), 2)
+    env = make_env(sections.synthetic("count", episode_length=2, num_players=K), 2)
     assert env.env_spec.num_players == K
     assert env.reset(seed=0)[0].tolist() == [[6, 0, 0], [7, 0, 0], [8, 0, 0]]
     obs, reward, *_ = env.step(np.zeros((K, 1), np.int64))
@@ -346,7 +347,7 @@ def test_count_tells_every_players_column() -> None:
 
 
 def test_sleep_pays_every_player_for_its_own_choice() -> None:
-    env = make_env(SyntheticConfig("sleep", num_players=K), 0)
+    env = make_env(sections.synthetic("sleep", num_players=K), 0)
     obs, _ = env.reset(seed=3)
     for _ in range(10):
         best = obs.argmax(axis=1)
@@ -356,7 +357,7 @@ def test_sleep_pays_every_player_for_its_own_choice() -> None:
 
 
 def test_several_players_are_restored() -> None:
-    env, other = (make_env(SyntheticConfig("sleep", num_players=K), 0) for _ in range(2))
+    env, other = (make_env(sections.synthetic("sleep", num_players=K), 0) for _ in range(2))
     env.reset(seed=1)
     obs, *_ = env.step(np.zeros((K, 1), np.int64))
     assert np.array_equal(other.set_state(env.get_state()), obs)
@@ -370,14 +371,14 @@ def test_several_players_are_restored() -> None:
 
 
 def team_config(policies: str) -> TrainConfig:
-    return TrainConfig(
-        env=SyntheticConfig("sleep", num_players=K, episode_length=12),
-        algo=PpoConfig(policies=policies),
-        actors=ActorsConfig(device="cpu", inference_batch=4),
-        learner=LearnerConfig(),
-        runner=RunnerConfig(),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(),
+    return sections.train(
+        env=sections.synthetic("sleep", num_players=K, episode_length=12),
+        algo=sections.ppo(policies=policies),
+        actors=sections.actors(device="cpu", inference_batch=4),
+        learner=sections.learner(),
+        runner=sections.runner(),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(),
     )
 
 
@@ -396,7 +397,7 @@ def team_checkpoint(config: TrainConfig) -> Checkpoint:
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Episode]:
-    return evaluation.play(checkpoint, EvalConfig("", **config), Path("some.ckpt"), side_by_side)
+    return evaluation.play(checkpoint, sections.eval("", **config), Path("some.ckpt"), side_by_side)
 
 
 def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:

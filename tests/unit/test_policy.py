@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as fn
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.distributions import log_prob_entropy, running_sums, sample
 from htsrl_cli.networks.nature_cnn.network import NatureCnn, join_columns
 from htsrl_cli.networks.registry import build_policy
+from tests import sections
 
 SINGLE = ActionSpec("categorical", sizes=(4,))
 MULTI = ActionSpec("categorical", sizes=(3, 2, 5))
@@ -43,7 +43,7 @@ def random_obs(spec: EnvSpec, num_rows: int, seed: int = 0) -> Tensor:
 
 
 def make_policy(spec: EnvSpec, precision: str = "fp32", seed: int = 0) -> ActorCritic:
-    policy = build_policy(spec, A2cConfig(), precision, torch.device("cpu"))
+    policy = build_policy(spec, sections.a2c(), precision, torch.device("cpu"))
     initialize(policy, seed)
     return policy
 
