@@ -16,12 +16,14 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -30,6 +32,7 @@ from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line
 from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
+from htsrl_cli.plugins import config_folders
 
 VERSION_BASE = "1.3"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
@@ -40,6 +43,18 @@ def configs_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
+
+
+class PackageConfigs(SearchPathPlugin):
+    """Has Hydra search the YAML files of other packages, too; see `htsrl_cli.plugins`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends a folder for each package."""
+        for folder in config_folders():
+            search_path.append(provider="htsrl", path=f"file://{folder}")
+
+
+Plugins.instance().register(PackageConfigs)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -197,30 +198,41 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
 
 
 def _list(words: list[str]) -> None:
-    """The options of the groups named, or of all."""
+    """Prints the options of the groups named, or of all."""
     from htsrl_cli.cli import listing
 
+    parser = _parser("list", "Prints what there is to choose: the options of groups.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="env, algo ...; all if none")
+    parser.add_argument("--config-dir", help="a folder of further YAML files")
+    args = parser.parse_args(words)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if len(words) == 1:
-        print("\n".join(listing.lines(words[0])))
+    if len(args.groups) == 1:
+        print("\n".join(listing.lines(args.groups[0], args.config_dir)))
         return
-    for group in words or listing.groups():
-        print(f"{group}:", *listing.lines(group), sep="\n  ")
+    for group in args.groups or listing.groups(args.config_dir):
+        print(f"{group}:", *listing.lines(group, args.config_dir), sep="\n  ")
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """Returns the parser of a verb without a configuration; its errors are ours."""
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"{verb}: {message} (see htsrl {verb} --help)")
+
+    parser = argparse.ArgumentParser(prog=f"htsrl {verb}", description=description)
+    parser.error = fail  # type: ignore[method-assign]
+    return parser
 
 
 def _report_runs(words: list[str]) -> None:
     """Compares runs."""
     from htsrl_cli.report import report
 
-    def fail(message: str) -> NoReturn:
-        raise UsageError(f"report: {message} (see htsrl report --help)")
-
-    parser = argparse.ArgumentParser(
-        prog="htsrl report",
-        description="Compares runs: a table, learning curves against env steps and time, and one "
-        "HTML page. Runs are grouped by what differs, the seed apart.",
+    parser = _parser(
+        "report",
+        "Compares runs: a table, learning curves against env steps and time, and one HTML page. "
+        "Runs are grouped by what differs, the seed apart.",
     )
-    parser.error = fail  # type: ignore[method-assign]
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder above"
     )
@@ -317,6 +329,16 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, flags
 
 
+def _config_dir(words: Sequence[str]) -> str | None:
+    """Returns the folder that `--config-dir` names among words; None where it does not exist."""
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = value if equals else following
+            return folder if Path(folder).is_dir() else None
+    return None
+
+
 def _complete(words: list[str]) -> None:
     """Tab completion: of the verb here, of what follows it by Hydra.
 
@@ -336,7 +358,7 @@ def _complete(words: list[str]) -> None:
     from htsrl_cli.cli import listing
 
     *before, last = overrides.split(" ")
-    found = listing.completions(verb, last)
+    found = listing.completions(verb, last, _config_dir(before))
     if found or verb in TOOLS or last.startswith("-"):
         print(separator.join(found))
         return
