@@ -7,6 +7,7 @@ document.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -48,3 +49,11 @@ def split(whole: State, part: str) -> State:
     prefix = f"{part}/"
     arrays = {n.removeprefix(prefix): a for n, a in whole.arrays.items() if n.startswith(prefix)}
     return State(arrays, whole.values.get(part, {}))
+
+
+def digest(arrays: Mapping[str, Array]) -> str:
+    """Returns the SHA-256 of the arrays' bytes in order of name, as hexadecimal digits."""
+    sha256 = hashlib.sha256()
+    for _, array in sorted(arrays.items()):
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()

@@ -33,6 +33,8 @@ from htsrl_cli.plugins import SECTIONS
 
 logger = logging.getLogger(__name__)
 
+# Groups of which an option sets keys of any section.
+_PRESETS = ("experiment", "debug")
 _LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
 # What flock(2) answers where the file system has no locks.
@@ -167,9 +169,9 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
     """Returns `stored` with the values of `asked` under the keys, sections and groups in `typed`.
 
-    A preset (`experiment`) counts as if every key had been typed: the same command line with
-    `resume=auto` goes on with the same run. What `auto` came to when the run began stays, where
-    that decides results.
+    A preset (`experiment`, `debug`) counts as if every key had been typed: the same command line
+    with `resume=auto` goes on with the same run. What `auto` came to when the run began stays,
+    where that decides results.
 
     Raises:
         ConfigError: a value differs that a resume must not change.
@@ -194,7 +196,7 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
 def _is_typed(key: str, typed: set[str]) -> bool:
     parts = key.split(".")
     sections = {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
-    return "experiment" in typed or not sections.isdisjoint(typed)
+    return not typed.isdisjoint(_PRESETS) or not sections.isdisjoint(typed)
 
 
 def _may_change(key: str, old: Any, new: Any) -> bool:

@@ -26,7 +26,8 @@ from htsrl_cli.cli.folders import output_dir
 from htsrl_cli.cli.job import Job, plan_job
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.checks import check_combinations
-from htsrl_cli.config.sections import OwnNetworkConfig, TrainConfig
+from htsrl_cli.config.sections import NetworkConfig, OwnNetworkConfig, TrainConfig
+from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
@@ -113,21 +114,28 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
 
     distinct = {repr((config.env, config.network)): config for config in configs}
     for config in distinct.values():
-        if isinstance(config.network, OwnNetworkConfig):
-            # Only then torch is needed here.
-            from htsrl_cli.networks.registry import load_network
-
-            load_network(config.network)
         if not config.env.is_tried:
             continue
         try:
             with closing(make_env(config.env, 0)) as env:
-                config.network.check(env.env_spec.obs_shape)
+                _check_network(config.network, env.env_spec)
         except HtsrlError:
             raise
         except Exception:
             # The environment's own failure: the run reports it, with the worker's name.
             logger.debug("%r cannot be built here", config.env, exc_info=True)
+
+
+def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
+    """Asks a network whether it can take an environment's observations; builds the user's own."""
+    network.check(spec.obs_shape)
+    if isinstance(network, OwnNetworkConfig):
+        # Only then torch is needed here.
+        import torch
+
+        from htsrl_cli.networks.registry import build_policy
+
+        build_policy(spec, network, "fp32", torch.device("cpu"))
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:

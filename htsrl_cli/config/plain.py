@@ -109,8 +109,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 def _convert(key: str, value: Any, hint: Any) -> Any:
     """Returns `value` as the type that `hint` says, without guessing."""
     if key in plugins.SECTIONS:
-        section, (tag, _) = _section(key, value), plugins.SECTIONS[key]
-        return build(find_kind(key, section.get(tag)).config, section, f"{key}.")
+        return _build_kind(key, _section(key, value))
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
             return None
@@ -123,6 +122,18 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is dict:
         return dict(_section(key, value))
     return _convert_scalar(key, value, hint)
+
+
+def _build_kind(key: str, section: Mapping[str, Any]) -> Any:
+    """Returns the section `key` as an instance of the dataclass of the kind that it chooses."""
+    tag, _ = plugins.SECTIONS[key]
+    name = section.get(tag)
+    schema = find_kind(key, name).config
+    known = [field.name for field in dataclasses.fields(schema)]
+    for unknown in section.keys() - set(known):
+        remedy = f"no such key with {key}.{tag}={name}{did_you_mean(unknown, known)}"
+        raise ConfigError(f"{key}.{unknown}", shown(section[unknown]), remedy)
+    return build(schema, section, f"{key}.")
 
 
 def _section(key: str, value: Any) -> Mapping[str, Any]:

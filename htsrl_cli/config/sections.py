@@ -40,7 +40,6 @@ class EnvConfig:
         label_key: the key whose value names the environment in folders and reports.
         restores_exactly: `set_state` is known to be exact. Otherwise that is tried when a run
             starts, and a run that cannot be resumed exactly says so.
-        is_tried: an instance is built before a run starts, so that mistakes show early.
         install_hint: what to do where a package is missing that the environment needs.
         renderers: ways to picture a game in a video, the usual one first; empty where there is no
             picture.
@@ -53,7 +52,6 @@ class EnvConfig:
     rules: ClassVar[Rules] = {"step_timeout_s": POSITIVE}
     label_key: ClassVar[str] = "kind"
     restores_exactly: ClassVar[bool] = False
-    is_tried: ClassVar[bool] = True
     install_hint: ClassVar[str] = "install it"
     renderers: ClassVar[tuple[str, ...]] = ()
     state_package: ClassVar[str | None] = None
@@ -65,6 +63,11 @@ class EnvConfig:
     def num_columns(self) -> int:
         """Columns of the slot that one environment fills: players that act at the same time."""
         return 1
+
+    @property
+    def is_tried(self) -> bool:
+        """True if an instance is built before a run starts, so that mistakes show early."""
+        return True
 
     @property
     def one_per_process(self) -> str:

@@ -45,7 +45,7 @@ def load_network(config: NetworkConfig) -> Callable[..., Any]:
             remedy = f"module {module} needs the package {error.name}: pip install {error.name}"
         raise ConfigError("network.name", config.name, remedy) from error
     except AttributeError as error:
-        remedy = f"module {module} has no {name}: {error}"
+        remedy = f"module {module} has no {name}"
         raise ConfigError("network.name", config.name, remedy) from error
 
 

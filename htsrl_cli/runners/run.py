@@ -11,10 +11,9 @@ are written, checkpoints are taken and signals are obeyed at the barrier only.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.state import digest
 from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.identity import config_sha256
 from htsrl_cli.config.plain import to_plain
@@ -247,18 +247,10 @@ class Run:
             "episodes": self.log.num_episodes,
             "metric": self.log.metric,
             **(self._evaluations.summary() if self._evaluations else {}),
-            "params_sha256": _sha256(learner.parameters()),
-            "optimizer_sha256": _sha256(learner.optimizer_state()),
+            "params_sha256": digest(learner.parameters()),
+            "optimizer_sha256": digest(learner.optimizer_state()),
             "rollouts_sha256": self._roles.rollouts.with_slot(
                 unlearned_slot(self._roles, self._interval)
             ),
             "config_sha256": config_sha256(self._config),
         }
-
-
-def _sha256(arrays: Mapping[str, Array]) -> str:
-    """Returns the digest of the arrays' bytes in order of name."""
-    digest = hashlib.sha256()
-    for _, array in sorted(arrays.items()):
-        digest.update(array.tobytes())
-    return digest.hexdigest()

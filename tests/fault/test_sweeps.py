@@ -21,8 +21,11 @@ from tests.harness import Fingerprint, fingerprint
 SEARCH = (
     "train",
     "-m",
-    "experiment=cartpole_ppo_sweep",
+    "experiment=cartpole_ppo",
+    "hparams_search=ppo",
+    "hydra.sweeper.n_trials=8",
     "total_steps=2048",
+    "algo.clip_coef=0.2",
     "hydra.sweep.dir=sweep",
     "algo.num_minibatches=choice(3, 4)",
     # Few enough values that some are proposed again.

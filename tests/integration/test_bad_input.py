@@ -202,7 +202,7 @@ TRAIN = {
         "algo.learning_rate?",
     ),
     "mistyped key of a search's file": (
-        ["-m", "experiment=cartpole_ppo_sweep", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
+        ["-m", "hparams_search=ppo", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
         "algo.gama=range(0,1)",
         "algo.gamma?",
     ),

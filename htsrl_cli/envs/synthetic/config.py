@@ -42,8 +42,6 @@ class SyntheticConfig(EnvConfig):
     }
     label_key: ClassVar[str] = "name"
     restores_exactly: ClassVar[bool] = True
-    # It always exists, and may be asked to crash.
-    is_tried: ClassVar[bool] = False
 
     name: str
     distribution: str
@@ -55,6 +53,11 @@ class SyntheticConfig(EnvConfig):
     fault_step: int
     fault_env: int
     num_players: int
+
+    @property
+    def is_tried(self) -> bool:
+        """False for the one that may be asked to crash when it is built."""
+        return self.name != "faulty"
 
     @property
     def num_columns(self) -> int:
