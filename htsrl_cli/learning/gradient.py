@@ -122,7 +122,9 @@ class GradientEngine(ABC):
 
         def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
             loss, parts = self._loss(batch, piece, num_rows, remaining)
-            gradient = torch.autograd.grad(loss, list(self._policies[piece.policy].parameters()))
+            parameters = list(self._policies[piece.policy].parameters())
+            # Of parameters that a network does not use, zero.
+            gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
             return [g.float() for g in gradient], parts
 
         pieces = [
