@@ -40,7 +40,7 @@ test-slow: $(STAMP)
 # What `make test` runs of htsrl_cli, workers and commands included.
 coverage: $(STAMP)
 	$(VENV)/bin/coverage erase
-	$(VENV)/bin/coverage run -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/coverage run -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report
 

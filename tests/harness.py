@@ -53,15 +53,20 @@ ALGOS: dict[str, AlgoConfig] = {
 }
 
 
-def marks_of(env: str, precision: str) -> tuple[pytest.MarkDecorator, ...]:
-    """Marks of a test that trains on `env` in `precision`: slow where bf16 images are emulated."""
-    return (EMULATED,) if env == "atari" and precision == "bf16" and not HAS_BF16 else ()
+def is_emulated(env: str, precision: str) -> bool:
+    """Returns True if the processor would have to emulate bf16 over images."""
+    return env == "atari" and precision == "bf16" and not HAS_BF16
+
+
+def slow(env: str, precision: str) -> pytest.MarkDecorator:
+    """Returns the mark of a test that `make test` leaves out."""
+    return EMULATED if is_emulated(env, precision) else pytest.mark.slow
 
 
 def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
     """A run of 24 intervals of 16 environments, in which episodes end in every way."""
     return sections.train(
-        env=SMALL_IMAGES if marks_of(env, precision) else ENVS[env],
+        env=SMALL_IMAGES if is_emulated(env, precision) else ENVS[env],
         algo=ALGOS[algo],
         actors=sections.actors(num_envs=NUM_ENVS, precision=precision),
         learner=sections.learner(precision=precision, micro_batch=16),

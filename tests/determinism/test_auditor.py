@@ -24,7 +24,7 @@ from htsrl_cli.storage.ring import Ring
 from tests import sections
 from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
-from tests.harness import IMAGE_PRECISION
+from tests.harness import IMAGE_PRECISION, slow
 
 NUM_ENVS = 6
 NUM_STEPS = 16
@@ -86,7 +86,13 @@ def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
 
 ATARI = [
     pytest.param(SMALL_BREAKOUT, PPO, "hts", "fp32"),
-    pytest.param(SMALL_BREAKOUT, A2C, "sync", IMAGE_PRECISION),
+    *(
+        pytest.param(
+            *(SMALL_BREAKOUT, A2C, "sync", precision),
+            marks=() if precision == IMAGE_PRECISION else slow("atari", precision),
+        )
+        for precision in ("fp32", "bf16")
+    ),
     *(
         pytest.param(BREAKOUT, algo, runner, precision, marks=pytest.mark.slow)
         for runner in ("hts", "serial", "sync")

@@ -34,9 +34,7 @@ FAST = {
 COMBINATIONS = [
     pytest.param(
         (env, algo, precision),
-        marks=()
-        if (env, algo, precision) in FAST
-        else (pytest.mark.slow, *harness.marks_of(env, precision)),
+        marks=() if (env, algo, precision) in FAST else harness.slow(env, precision),
         id=f"{env}-{algo}-{precision}",
     )
     for env in harness.ENVS

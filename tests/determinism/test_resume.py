@@ -199,7 +199,13 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path) -> None:
     [
         ("truncating", "a2c", "fp32", "hts"),
         # Keeps activations, which no checkpoint has.
-        ("atari", "a2c", IMAGE_PRECISION, "hts"),
+        *(
+            pytest.param(
+                *("atari", "a2c", precision, "hts"),
+                marks=() if precision == IMAGE_PRECISION else harness.slow("atari", precision),
+            )
+            for precision in ("fp32", "bf16")
+        ),
         pytest.param("truncating", "a2c", "bf16", "serial", marks=pytest.mark.slow),
         pytest.param("truncating", "ppo", "bf16", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "fp32", "sync", marks=pytest.mark.slow),

@@ -22,7 +22,7 @@ from tests.harness import IMAGE_PRECISION, environment, fingerprint
 ON_GPU = ["learner.device=cuda", "actors.device=cuda", "actors.host=thread"]
 SMALL = [
     *("env=gym", "actors.num_envs=4", "runner.sync_interval=32", "learner.micro_batch=32"),
-    *("algo.anneal_learning_rate=false", "total_steps=1024"),
+    *("algo.anneal_learning_rate=false", "total_steps=512"),
 ]
 PPO = ["algo=ppo", "algo.update_epochs=2"]
 RUNS = {
@@ -102,8 +102,8 @@ def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
 ) -> None:
     """The optimizer's state, the slot not yet learned and θ[j-1] go to the GPU again."""
     part = tmp_path / "part"
-    train("gpu", part, *RUNS[name], "total_steps=512")
-    htsrl("gpu", "train", f"resume={part}", "total_steps=1024", folder=tmp_path)
+    train("gpu", part, *RUNS[name], "total_steps=256")
+    htsrl("gpu", "train", f"resume={part}", "total_steps=512", folder=tmp_path)
     assert fingerprint(part) == fingerprint(trained(name, "gpu"))
 
 

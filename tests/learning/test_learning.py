@@ -22,7 +22,7 @@ def train(run_dir: Path, *overrides: str) -> float:
     return outcome.metric
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("a2c", marks=pytest.mark.slow)])
 def test_names_the_largest_of_four_numbers(algo: str, tmp_path: Path) -> None:
     """A reward for every step, 25 of 100 by chance: a minute's lesson for any policy gradient."""
     metric = train(

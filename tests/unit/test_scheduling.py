@@ -9,14 +9,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
-import psutil
 import pytest
 
-from htsrl_cli.runners.run import Run
 from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
-from tests import harness
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
 KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
@@ -75,25 +71,3 @@ def test_only_this_thread_stands_back() -> None:
 def test_a_nicer_thread_is_not_made_less_nice() -> None:
     """Which the kernel refuses to those without privileges."""
     assert in_thread(partial(become_nice, 15), stay_in_background, lambda: nice(0)) == 15
-
-
-@needs_slices
-def test_workers_go_first_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, tuple[int, int]] = {}
-    log_interval = Run._log_interval
-
-    def look(run: Run) -> None:
-        log_interval(run)
-        workers = {child.name(): child.pid for child in psutil.Process().children()}
-        threads = {thread.name: thread.native_id or 0 for thread in threading.enumerate()}
-        for name, number in {**workers, **threads}.items():
-            seen[name] = slice_ns(number), nice(number)
-
-    monkeypatch.setattr(Run, "_log_interval", look)
-    harness.run(harness.with_workers(harness.small_config("terminating", "a2c"), 2, 1, 2), tmp_path)
-    usual = seen["MainThread"]
-    assert usual[0] > SHORT_NS
-    for name in ("executor 0", "executor 1", "actor 0"):
-        assert seen[name] == (SHORT_NS, usual[1]), name
-    learners = [seen[name] for name in seen if name.startswith("learner")]
-    assert learners == [(usual[0], 10)] * 2
