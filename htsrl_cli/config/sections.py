@@ -29,9 +29,12 @@ class AtariConfig:
         terminal_on_life_loss: a lost life terminates the training episode, not the game.
         step_timeout_s: a step longer than this is a hang.
         renderers: how games can be pictured, the usual way first; none where they cannot.
+        state_package: saves environments' states, in a format that may change with its version;
+            None where states are replays of resets and actions.
     """
 
     num_players: ClassVar[int] = 1
+    state_package: ClassVar[str | None] = "ale-py"
     renderers: ClassVar[tuple[str, ...]] = ("screen",)
 
     game: str
@@ -61,6 +64,7 @@ class GymConfig:
     """
 
     num_players: ClassVar[int] = 1
+    state_package: ClassVar[str | None] = None
     renderers: ClassVar[tuple[str, ...]] = ("rgb_array",)
 
     id: str
@@ -90,6 +94,7 @@ class SyntheticConfig:
         step_timeout_s: a step longer than this is a hang.
     """
 
+    state_package: ClassVar[str | None] = None
     renderers: ClassVar[tuple[str, ...]] = ()
 
     name: str
@@ -146,6 +151,7 @@ class FootballConfig:
             second, and one game at a time).
     """
 
+    state_package: ClassVar[str | None] = "gfootball"
     renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")
 
     scenario: str

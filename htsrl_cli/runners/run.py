@@ -27,6 +27,7 @@ from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, load_checkpo
 from htsrl_cli.config.plain import config_sha256, to_plain
 from htsrl_cli.config.sections import EnvConfig, GymConfig, RunPlan, TrainConfig
 from htsrl_cli.envs.base import EnvSpec, make_env
+from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError, ConfigError, RunError
 from htsrl_cli.evaluation.evaluator import Evaluator
 from htsrl_cli.learning.learner import Learner
@@ -101,6 +102,7 @@ class Run:
         self._learner = self._build_learner()
         if checkpoint is not None:
             _check_fit(checkpoint, self._spec, self._learner)
+            _check_packages(checkpoint, config.env)
         self._ring = _build_ring(config, self._spec, self._plan)
         self._store = ParameterStore(len(flatten_parameters(self._learner.policies)))
         self._collector = self._build_collector()
@@ -370,6 +372,7 @@ class Run:
             "num_episodes": [state.num_episodes for state in states],
             "training_returns": [state.training_return for state in states],
             "rollouts_sha256": self._rollouts_sha256,
+            "packages": state_packages(self._config.env),
             "log": self.log.state(),
         }
         checkpoint = Checkpoint(arrays, meta | self._identity())
@@ -539,6 +542,20 @@ def _check_fit(checkpoint: Checkpoint, spec: EnvSpec, learner: Learner) -> None:
         found = checkpoint.arrays.get(f"params/{name}")
         if found is None or found.shape != array.shape:
             raise CheckpointError(f"the checkpoint has no parameter {name} of shape {array.shape}")
+
+
+def _check_packages(checkpoint: Checkpoint, config: EnvConfig) -> None:
+    """Raises CheckpointError when another version of a package saved the environments' states.
+
+    Checkpoints of before do not say which version did.
+    """
+    installed = state_packages(config)
+    for name, version in checkpoint.meta.get("packages", {}).items():
+        if installed.get(name) != version:
+            raise CheckpointError(
+                f"the checkpoint's environment states are of {name} {version}, and "
+                f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
+            )
 
 
 def _sha256(arrays: dict[str, Array]) -> str:

@@ -338,6 +338,24 @@ def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPa
             env.reset(seed=t)
 
 
+def test_thousands_of_restores_of_qbert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator was reported to crash after some 2,000 of them."""
+    monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 16)
+    env = AtariEnv(AtariConfig("qbert", terminal_on_life_loss=False))
+    unsaved = AtariEnv(AtariConfig("qbert", terminal_on_life_loss=False))
+    env.reset(seed=0)
+    unsaved.reset(seed=0)
+    for t, action in enumerate(random_actions(env, 3000)):
+        env.set_state(env.get_state())
+        obs, *rest = env.step(action)
+        expected, *expected_rest = unsaved.step(action)
+        assert (obs == expected).all()
+        assert rest == expected_rest
+        if rest[1]:
+            env.reset(seed=t)
+            unsaved.reset(seed=t)
+
+
 def test_half_drawn_frame_before_a_new_game() -> None:
     """The emulator's own reset leaves Qbert in such a frame."""
     fresh, left = AtariEnv(AtariConfig("qbert")), AtariEnv(AtariConfig("qbert"))
