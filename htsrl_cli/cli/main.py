@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -42,8 +43,6 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  tab completion
 """
 _EXIT_INTERRUPTED = 130
-# What Optuna raises at a search's end that has no best trial.
-_NO_TRIALS = "No trials are completed yet."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -283,13 +282,30 @@ def _run_verb(verb: str, words: list[str]) -> None:
             f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
             f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
         ) from error
-    except ValueError as error:
-        if str(error) != _NO_TRIALS:
+    except Exception as error:
+        if not _has_no_best_trial(error):
             raise
         raise RunError(
             f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
             "folders say why"
         ) from error
+
+
+def _has_no_best_trial(error: Exception) -> bool:
+    """Returns True if Optuna raised an error at a search's end because no trial gave a metric.
+
+    The search itself is asked, which is the `self` of a call that the error came through: its
+    trials have all ended, none of them with a value.
+    """
+    if "optuna" not in sys.modules:
+        return False
+    from optuna.study import Study
+    from optuna.trial import TrialState
+
+    callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    states = [t.state for study in callers if isinstance(study, Study) for t in study.trials]
+    ended = all(state.is_finished() for state in states)
+    return bool(states) and ended and TrialState.COMPLETE not in states
 
 
 def _sweep_dir() -> str:

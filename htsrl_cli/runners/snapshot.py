@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from htsrl_cli.checkpoints.state import State, Stateful, join, split
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import EnvConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.runners.roles import Roles
@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
     """Returns what `htsrl eval` and a resume must know of a run's file."""
-    package = config.env.state_package
-    packages = {} if package is None else {package: metadata.version(package)}
-    return {"env_spec": asdict(spec), "config": to_plain(config), "packages": packages}
+    return {
+        "env_spec": asdict(spec),
+        "config": to_plain(config),
+        "packages": state_packages(config.env),
+    }
 
 
 def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
@@ -98,23 +100,22 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
             f"the checkpoint is of an environment with {stored}, this one has {asdict(spec)}: "
             "resume with the environment it was made with"
         )
-    _check_package(checkpoint.meta.get("packages", {}), env.state_package)
+    _check_packages(checkpoint.meta.get("packages", {}), env)
     for name, array in learner.parameters().items():
         found = checkpoint.arrays.get(f"learner/params/{name}")
         if found is None or found.shape != array.shape:
             raise CheckpointError(f"the checkpoint has no parameter {name} of shape {array.shape}")
 
 
-def _check_package(stored: Mapping[str, str], package: str | None) -> None:
-    """Checkpoints of earlier versions name no package."""
-    if package is None or package not in stored:
-        return
-    here = metadata.version(package)
-    if stored[package] != here:
-        raise CheckpointError(
-            f"the checkpoint holds states of {package} {stored[package]}, which {here}, installed "
-            f"here, may read otherwise: pip install {package}=={stored[package]}"
-        )
+def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
+    """Compares the versions of packages that save states; early checkpoints name none."""
+    installed = state_packages(env)
+    for name, version in stored.items():
+        if installed.get(name) != version:
+            raise CheckpointError(
+                f"the checkpoint's environment states are of {name} {version}, and "
+                f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
+            )
 
 
 def _restore_slot(roles: Roles, slot: Slot, interval: int, stored: Mapping[str, Any]) -> None:

@@ -78,3 +78,21 @@ def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
     assert (restored.set_state(env.get_state()) == env._observation()).all()
     actions = random_actions(env, 30, seed=2)
     assert play(env, actions) == play(restored, actions)
+
+
+def test_thousands_of_restores_of_qbert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator was reported to crash after some 2,000 of them."""
+    monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 16)
+    config = sections.atari("qbert", terminal_on_life_loss=False)
+    env, unsaved = AtariEnv(config), AtariEnv(config)
+    env.reset(seed=0)
+    unsaved.reset(seed=0)
+    for t, action in enumerate(random_actions(env, 3000)):
+        env.set_state(env.get_state())
+        obs, *rest = env.step(action)
+        expected, *expected_rest = unsaved.step(action)
+        assert (obs == expected).all()
+        assert rest == expected_rest
+        if rest[1]:
+            env.reset(seed=t)
+            unsaved.reset(seed=t)
