@@ -38,7 +38,7 @@ class Kind:
 
     Attributes:
         config: the dataclass of the section that chooses it, a subclass of `EnvConfig`,
-            `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.sections).
+            `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
         factory: `module:function` that makes it from the section; see `htsrl_cli.envs.registry`,
             `htsrl_cli.algorithms.registry` and `htsrl_cli.networks.registry` for its arguments.
     """

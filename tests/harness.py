@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 
 from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.config.sections import (
-    AlgoConfig,
-    EnvConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.machine import has_bf16
 from htsrl_cli.runners import run as runner
 from tests import sections

@@ -8,8 +8,8 @@ whose factory is called as `factory(config)` and returns an `Algorithm`.
 from __future__ import annotations
 
 from htsrl_cli.algorithms.base import Algorithm
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.config.plain import find_kind
-from htsrl_cli.config.sections import AlgoConfig
 
 
 def build_algorithm(config: AlgoConfig) -> Algorithm:

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.envs.base import Env
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError

@@ -26,7 +26,8 @@ from htsrl_cli.cli.folders import output_dir
 from htsrl_cli.cli.job import Job, plan_job
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.checks import check_combinations
-from htsrl_cli.config.sections import NetworkConfig, OwnNetworkConfig, TrainConfig
+from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError, HtsrlError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from htsrl_cli import plugins
-from htsrl_cli.config.sections import OwnNetworkConfig
+from htsrl_cli.config.kinds import OwnNetworkConfig
 from htsrl_cli.config.wording import did_you_mean, kind_of, shown, unknown_key
 from htsrl_cli.errors import ConfigError
 

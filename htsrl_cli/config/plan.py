@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from htsrl_cli.config.sections import AlgoConfig, TrainConfig
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.sections import TrainConfig
 
 
 def num_policies(algo: AlgoConfig, num_players: int) -> int:

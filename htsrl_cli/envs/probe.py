@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError

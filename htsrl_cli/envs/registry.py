@@ -7,8 +7,8 @@ as `factory(config, index, renderer)` and returns an `Env`. Executors import thi
 
 from __future__ import annotations
 
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import find_kind
-from htsrl_cli.config.sections import EnvConfig
 from htsrl_cli.envs.base import Env
 from htsrl_cli.errors import ConfigError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.errors import CheckpointError
 
 _MAGIC = b"HTSENV01"

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
-from htsrl_cli.config.sections import AlgoConfig, LearnerConfig, NetworkConfig
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachedLayers, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin

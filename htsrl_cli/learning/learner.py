@@ -12,7 +12,8 @@ from htsrl_cli.algorithms.base import OldPolicy, Targets
 from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.algorithms.returns import Rollout
 from htsrl_cli.checkpoints.state import State
-from htsrl_cli.config.sections import AlgoConfig, LearnerConfig, NetworkConfig
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learning.gradient import Batch, Gradient, build_engine

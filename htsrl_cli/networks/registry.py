@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.plain import find_kind
 from htsrl_cli.config.plan import num_policies
-from htsrl_cli.config.sections import AlgoConfig, NetworkConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.networks.activations import CachingLayers, layout_of

@@ -12,8 +12,9 @@ import numpy as np
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.state import State, Stateful, join, split
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import EnvConfig, TrainConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError

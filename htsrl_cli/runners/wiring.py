@@ -7,8 +7,9 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plan import RunPlan
-from htsrl_cli.config.sections import EnvConfig, TrainConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.probe import restores_exactly
 from htsrl_cli.envs.registry import make_env

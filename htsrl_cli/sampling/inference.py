@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.registry import build_algorithm
-from htsrl_cli.config.sections import AlgoConfig, NetworkConfig, TrainConfig
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, sleep_until_done

@@ -11,11 +11,8 @@ import pytest
 import torch
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from htsrl_cli.config.sections import (
-    AlgoConfig,
-    EnvConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.synthetic.environment import SleepEnv
 from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.inference import Inference

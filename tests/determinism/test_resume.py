@@ -16,7 +16,8 @@ import pytest
 
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.store import find_checkpoint
-from htsrl_cli.config.sections import EnvConfig, TrainConfig
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request

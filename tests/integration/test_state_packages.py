@@ -10,7 +10,7 @@ import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
-from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation

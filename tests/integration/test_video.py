@@ -20,7 +20,7 @@ from PIL.GifImagePlugin import GifImageFile
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import EnvConfig
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.envs.base import Array, PicturedEnv, usual_renderer
 from htsrl_cli.envs.football.match import View
 from htsrl_cli.envs.football.pitch import draw_pitch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from htsrl_cli.config.sections import AlgoConfig
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import (
     CachedLayers,

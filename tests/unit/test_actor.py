@@ -14,7 +14,7 @@ import torch
 from htsrl_cli.networks.XXX import flatten_parameters
 from torch import Tensor, nn
 
-from htsrl_cli.config.sections import AlgoConfig
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, Layer, as_tensor, relu_layer
 from htsrl_cli.networks.actor_critic import ActorCritic, initialize

@@ -15,10 +15,8 @@ import torch
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    EnvConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError

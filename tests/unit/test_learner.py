@@ -22,10 +22,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from htsrl_cli.algorithms.ppo.config import PpoConfig
-from htsrl_cli.config.sections import (
-    AlgoConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learning.gradient import num_micro_batches

@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    AlgoConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, NonFiniteError

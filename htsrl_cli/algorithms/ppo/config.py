@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.config.rules import COUNT, FRACTION, POSITIVE, Rules
-from htsrl_cli.config.sections import AlgoConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 

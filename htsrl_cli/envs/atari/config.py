@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.rules import BELOW_ONE, COUNT, INDEX, Rule, Rules
-from htsrl_cli.config.sections import EnvConfig
 from htsrl_cli.plugins import Kind
 
 _GAME = Rule(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.rules import NOT_EMPTY, OPTIONAL_COUNT, Rules
-from htsrl_cli.config.sections import EnvConfig
 from htsrl_cli.plugins import Kind
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.rules import COUNT, INDEX, NOT_NEGATIVE, POSITIVE, Rules, one_of
-from htsrl_cli.config.sections import EnvConfig
 from htsrl_cli.plugins import Kind
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from htsrl_cli.config.sections import NetworkConfig
+from htsrl_cli.config.kinds import NetworkConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 

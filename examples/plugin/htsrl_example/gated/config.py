@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from htsrl_cli.config.kinds import NetworkConfig
 from htsrl_cli.config.rules import COUNT, Rules
-from htsrl_cli.config.sections import NetworkConfig
 from htsrl_cli.plugins import Kind
 
 

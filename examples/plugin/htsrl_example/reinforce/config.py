@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from htsrl_cli.config.sections import AlgoConfig
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.plugins import Kind
 
 
