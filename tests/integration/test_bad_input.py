@@ -288,7 +288,7 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     save_checkpoint(
         tmp_path / "run" / "checkpoints" / "step_000000002048.ckpt",
-        Checkpoint({"params/weight": np.zeros(1000, np.float32)}, meta),
+        Checkpoint({"learner/params/weight": np.zeros(1000, np.float32)}, meta),
     )
     return tmp_path / "run"
 

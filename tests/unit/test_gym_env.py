@@ -334,4 +334,6 @@ def test_probe_finds_that_seeded_environments_restore(env_id: str) -> None:
 
 @pytest.mark.parametrize(("env_id", "restores"), [("Echo-v0", True), ("Forgetful-v0", False)])
 def test_probe_finds_what_survives_a_reset(env_id: str, restores: bool) -> None:
-    assert restores_exactly(sections.gym(env_id, kwargs={"obs": VECTOR, "action": COIN})) == restores
+    assert (
+        restores_exactly(sections.gym(env_id, kwargs={"obs": VECTOR, "action": COIN})) == restores
+    )
