@@ -34,7 +34,7 @@ MEAN_S = 0.010
 RUNNERS = ("hts", "sync")
 EULER_MASCHERONI = 0.5772156649015329
 # Micro-batches of a network large enough that its passes, not their overhead, take the time.
-LOAD = ("algo=ppo", "algo.hidden_sizes=[256,256]", "algo.num_minibatches=4")
+LOAD = ("algo=ppo", "network.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
 # Epochs of the first guess at what takes the learner as long as a rollout.
 FIRST_EPOCHS = 16

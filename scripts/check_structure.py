@@ -1,8 +1,8 @@
 """Checks what import-linter cannot see: a light executor, and configuration keys that agree.
 
     executor    importing it loads neither torch nor hydra nor omegaconf
-    keys        every field of a schema is read somewhere, and stands in every YAML file of its
-                section; every YAML key is a field
+    keys        every field of a section's dataclass is read somewhere, and stands in every YAML
+                file of its section; every YAML key is a field
 
 Prints one line for each violation; the exit code is 1 if there is any. Layers are contracts of
 import-linter in pyproject.toml.
@@ -19,15 +19,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from htsrl_cli import plugins
 from htsrl_cli.cli.compose import Composer
 from htsrl_cli.config import sections as schemas
-from htsrl_cli.config.plain import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "htsrl_cli"
 HEAVY = {"torch", "hydra", "omegaconf"}
-# They choose the schema of a section; schema.VARIANTS names them, nothing else has to.
-SELECTORS = {"kind", "name"}
+# They choose the dataclass of a section, see `plugins.SECTIONS`; nothing else has to read them.
+SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Modules that handle every key alike, which is no use of one.
 KEY_HANDLERS = {"config.plain", "config.rules"}
 
@@ -70,7 +70,7 @@ def heavy_executor() -> Iterator[str]:
 
 
 def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Yields the fields of the schemas that no module reads as an attribute."""
+    """Yields the fields of the sections' dataclasses that no module reads as an attribute."""
     read = {
         node.attr
         for name, tree in modules.items()
@@ -78,16 +78,15 @@ def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for name, schema in vars(schemas).items():
-        if isinstance(schema, type) and name.endswith("Config"):
-            for field in sorted(section_fields(schema) - read - SELECTORS):
-                yield f"config.py: nothing reads {name}.{field}"
+    for schema in dataclasses_of_sections():
+        for field in sorted(section_fields(schema) - read - SELECTORS):
+            yield f"{schema.__module__}: nothing reads {schema.__name__}.{field}"
 
 
 def yaml_mismatches() -> Iterator[str]:
     """Yields differences between a section's fields and the keys of its YAML files, both ways."""
     composer = Composer("train")
-    for group in ("env", "algo", "actors", "learner", "runner", "experiment"):
+    for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         for option in composer.group_options(group):
             choice = f"{group}={option}"
             cfg = composer.job([choice])
@@ -95,18 +94,34 @@ def yaml_mismatches() -> Iterator[str]:
             for name, fields in sections(cfg).items():
                 yield from compare(f"{choice}: {name}", cfg[name], fields)
     yield from compare("eval.yaml", Composer("eval").job([]), section_fields(schemas.EvalConfig))
+    bench = Composer("bench").job([])["bench"]
+    yield from compare("bench.yaml: bench", bench, section_fields(schemas.BenchConfig))
+
+
+def dataclasses_of_sections() -> Iterator[type]:
+    """Yields those that all kinds share, and those of every kind."""
+    for name, schema in vars(schemas).items():
+        if isinstance(schema, type) and name.endswith("Config"):
+            yield schema
+    for section in plugins.SECTIONS:
+        for name in plugins.names(section):
+            yield plugins.find(section, name).config
 
 
 def sections(cfg: DictConfig) -> dict[str, set[str]]:
     """Returns the fields of each section of `train.yaml`."""
-    plain = {
+    plain: dict[str, type] = {
         "actors": schemas.ActorsConfig,
         "learner": schemas.LearnerConfig,
         "runner": schemas.RunnerConfig,
         "checkpoint": schemas.CheckpointConfig,
         "log": schemas.LogConfig,
+        "eval": schemas.EvaluationConfig,
     }
-    chosen = {name: variants[cfg[name][tag]] for name, (tag, variants) in VARIANTS.items()}
+    chosen = {
+        name: plugins.find(name, cfg[name][tag]).config
+        for name, (tag, _) in plugins.SECTIONS.items()
+    }
     return {name: section_fields(schema) for name, schema in (plain | chosen).items()}
 
 

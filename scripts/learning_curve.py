@@ -21,8 +21,8 @@ import numpy as np
 
 from htsrl_cli.checkpoints.file import load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
-from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.load import load_train_config
 from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed

@@ -12,9 +12,19 @@ from typing import Any, TypeVar
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.cli.compose import Composer, resolved
-from htsrl_cli.config.plain import build, find_kind
-from htsrl_cli.config.sections import ActorsConfig, BenchConfig, CheckpointConfig, EvalConfig, EvaluationConfig, LearnerConfig, LogConfig, RunnerConfig, TrainConfig
 from htsrl_cli.config.kinds import NetworkConfig
+from htsrl_cli.config.plain import build, find_kind
+from htsrl_cli.config.sections import (
+    ActorsConfig,
+    BenchConfig,
+    CheckpointConfig,
+    EvalConfig,
+    EvaluationConfig,
+    LearnerConfig,
+    LogConfig,
+    RunnerConfig,
+    TrainConfig,
+)
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.gym.config import GymConfig

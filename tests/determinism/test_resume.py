@@ -219,7 +219,9 @@ def test_every_checkpoint_leads_to_the_same_end(
 ) -> None:
     """From a checkpoint in the middle of a line of metrics, too."""
     config = harness.small_config(env, algo, precision, runner)
-    config = replace(config, checkpoint=sections.checkpoint(3 * STEPS_PER_INTERVAL, keep=100))
+    config = replace(
+        config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_INTERVAL, keep=100)
+    )
     expected = harness.run(config, tmp_path)
     files = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
     assert len(files) == 9

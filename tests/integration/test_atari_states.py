@@ -18,8 +18,9 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.integration.test_atari_states import AtariConfig, AtariEnv, play, random_actions
-env = AtariEnv(sections.atari(sys.argv[2], frame_skip=int(sys.argv[3]), repeat_action_probability=.25))
+from tests.integration.test_atari_states import AtariEnv, play, random_actions, sections
+config = sections.atari(sys.argv[2], frame_skip=int(sys.argv[3]), repeat_action_probability=.25)
+env = AtariEnv(config)
 obs = env.set_state(Path(sys.argv[4]).read_bytes())
 print(obs.sum(), play(env, random_actions(env, 400, seed=7)))
 """

@@ -61,7 +61,7 @@ TRAIN = {
     ),
     "number as an option": (["env=3"], "env=3", "no such option"),
     "no value": (["seed"], "seed", "KEY=VALUE"),
-    "malformed list": (["algo.hidden_sizes=[64"], "algo.hidden_sizes=[64", "quote"),
+    "malformed list": (["network.hidden_sizes=[64"], "network.hidden_sizes=[64", "quote"),
     "unknown flag": (["--fast"], "--fast", "--hydra-help"),
     "flags that exclude each other": (["-m", "--cfg", "job"], "--multirun", "only one"),
     "missing mandatory value": (["env=gym"], "env.id=???", "env.id=..."),
@@ -70,8 +70,8 @@ TRAIN = {
     "number for a switch": (["log.tensorboard=1"], "log.tensorboard=1", "true or false"),
     "switch for a number": (["seed=true"], "seed=true", "an integer"),
     "null": (["total_steps=null"], "total_steps=null", "an integer"),
-    "number for a list": (["algo.hidden_sizes=64"], "algo.hidden_sizes=64", "[A,B]"),
-    "empty list": (["algo.hidden_sizes=[]"], "algo.hidden_sizes=()", "positive sizes"),
+    "number for a list": (["network.hidden_sizes=64"], "network.hidden_sizes=64", "[A,B]"),
+    "empty list": (["network.hidden_sizes=[]"], "network.hidden_sizes=()", "positive sizes"),
     "not a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan", "finite"),
     "infinite": (["algo.max_grad_norm=inf"], "algo.max_grad_norm=inf", "finite"),
     "negative rate": (["algo.learning_rate=-1e-4"], "algo.learning_rate=-0.0001", "greater"),
@@ -288,7 +288,7 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     save_checkpoint(
         tmp_path / "run" / "checkpoints" / "step_000000002048.ckpt",
-        Checkpoint({"params/weight": np.zeros(1000, np.float32)}, meta),
+        Checkpoint({"learner/params/weight": np.zeros(1000, np.float32)}, meta),
     )
     return tmp_path / "run"
 

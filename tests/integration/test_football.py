@@ -27,7 +27,7 @@ pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.football import environment as football
-from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.football.config import SCENARIOS, FootballConfig
 from htsrl_cli.envs.football.environment import NUM_ACTIONS
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.state import pack_state, unpack_state
@@ -76,7 +76,7 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
     with closing(make_env(config, 0)) as env, closing(theirs):
         assert same(env.reset(seed=seed)[0], theirs.reset())
         for t in range(num_steps):
-            action = rng.integers(0, NUM_ACTIONS, config.num_players)
+            action = rng.integers(0, NUM_ACTIONS, config.num_columns)
             obs, reward, terminated, truncated, _ = env.step(action)
             expected, pay, done, _ = theirs.step(action if len(action) > 1 else int(action[0]))
             assert same(obs, expected), t
@@ -216,9 +216,9 @@ def check_spec(config: FootballConfig, shape: tuple[int, ...]) -> None:
     with closing(make_env(config, 0)) as env:
         spec = env.env_spec
         assert spec.obs_shape == (*shape[:-1], config.frame_stack * shape[-1])
-        players = (config.num_players,) if config.num_players > 1 else ()
+        players = (config.num_columns,) if config.num_columns > 1 else ()
         first, _ = env.reset(seed=0)
-        second, *_ = env.step(np.full(config.num_players, RIGHT))
+        second, *_ = env.step(np.full(config.num_columns, RIGHT))
         for obs in (first, second):
             assert obs.shape == (*players, *spec.obs_shape)
             assert obs.dtype == spec.obs_dtype

@@ -19,15 +19,16 @@ from PIL.GifImagePlugin import GifImageFile
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
-from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.envs.base import Array, PicturedEnv, usual_renderer
+from htsrl_cli.config.plain import to_plain
+from htsrl_cli.envs.base import Array, PicturedEnv
 from htsrl_cli.envs.football.match import View
 from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
+from htsrl_cli.tracking.film import animation
 from tests import sections
 from tests.harness import NO_FOOTBALL, small_config
 from tests.unit.test_evaluation import make_checkpoint
@@ -38,7 +39,7 @@ FOOTBALL = sections.football("academy_empty_goal_close")
 
 
 def pictured(config: EnvConfig, renderer: str | None = None) -> PicturedEnv:
-    env = make_env(config, 0, renderer or usual_renderer(config))
+    env = make_env(config, 0, renderer or config.usual_renderer)
     assert isinstance(env, PicturedEnv)
     return env
 

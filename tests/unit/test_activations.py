@@ -16,7 +16,7 @@ from htsrl_cli.networks.activations import (
 )
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.networks.nature_cnn.network import NatureCnn
-from htsrl_cli.sampling import actor as actor_module
+from htsrl_cli.sampling import inference as inference_module
 from htsrl_cli.sampling.inference import activations_to_keep
 from htsrl_cli.storage.memory import ArrayType
 from tests import sections
@@ -67,12 +67,12 @@ def kept(
     spec: EnvSpec, algo: AlgoConfig, actors: str = "fp32", learner: str = "fp32"
 ) -> list[ArrayType]:
     """What is kept with these precisions."""
-    return activations_to_keep(
-        spec,
-        algo,
-        sections.actors(device="cpu", precision=actors),
-        sections.learner(device="cpu", precision=learner),
+    config = sections.train(
+        algo=algo,
+        actors=sections.actors(device="cpu", precision=actors),
+        learner=sections.learner(device="cpu", precision=learner),
     )
+    return activations_to_keep(spec, config)
 
 
 def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> None:
@@ -100,5 +100,5 @@ def test_activations_are_not_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
         def resolve(key: str, _: str, on_gpu: set[str] = on_gpu) -> torch.device:
             return torch.device("cuda" if key in on_gpu else "cpu")
 
-        monkeypatch.setattr(actor_module, "resolve_device", resolve)
+        monkeypatch.setattr(inference_module, "resolve_device", resolve)
         assert kept(PIXELS, sections.a2c()) == []

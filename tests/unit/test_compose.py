@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from htsrl_cli import machine
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
 from htsrl_cli.cli.folders import output_dir, short_name
 from htsrl_cli.cli.job import _resumed_config, merge
+from htsrl_cli.config import auto
 from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.plain import flatten, to_plain
@@ -51,10 +52,10 @@ def test_defaults() -> None:
 
 
 def test_yaml_values_become_the_declared_types() -> None:
-    config = train_config("total_steps=1e6", "algo.learning_rate=1", "algo.hidden_sizes=[32,16]")
+    config = train_config("total_steps=1e6", "algo.learning_rate=1", "network.hidden_sizes=[32,16]")
     assert (type(config.total_steps), config.total_steps) == (int, 1_000_000)
     assert (type(config.algo.learning_rate), config.algo.learning_rate) == (float, 1.0)
-    assert config.algo.hidden_sizes == (32, 16)
+    assert config.network == sections.network(hidden_sizes=(32, 16))
 
 
 def test_gym_keyword_arguments_are_kept_as_they_are() -> None:
@@ -119,7 +120,7 @@ def test_command_line_wins_over_a_preset() -> None:
 
 def test_every_option_of_every_group_is_found() -> None:
     composer = Composer("train")
-    for group in ("env", "algo", "actors", "learner", "runner", "experiment"):
+    for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         found = {f"{group}/{name}.yaml" for name in composer.group_options(group)}
         folder = configs_dir()
         assert found == {
@@ -142,8 +143,8 @@ def test_plain_values_survive_json() -> None:
         ("algo.gamma", None),
         ("algo.gamma", "0.9"),
         ("algo.anneal_learning_rate", 1),
-        ("algo.hidden_sizes", [64, "64"]),
-        ("algo.hidden_sizes", 64),
+        ("network.hidden_sizes", [64, "64"]),
+        ("network.hidden_sizes", 64),
         ("runner.name", 3),
         ("actors", 4),
     ],
@@ -164,13 +165,32 @@ def test_missing_and_unknown_keys() -> None:
         load_train_config(plain | {"algo": {"name": "pppo"}})
 
 
-@pytest.mark.parametrize("section", ["env", "algo", "actors", "learner", "runner"])
-def test_sections_fall_back_to_their_defaults(section: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        "seed",
+        "env.frame_skip",
+        "algo.gamma",
+        "network.hidden_sizes",
+        "actors.num_executors",
+        "learner.micro_batch",
+        "runner.sync_interval",
+        "checkpoint.keep",
+        "log.mlflow",
+        "eval.targets",
+        "network",
+    ],
+)
+def test_a_missing_key_is_refused_with_its_name(key: str) -> None:
+    """Values come from the YAML files; the schemas have no defaults."""
     plain = to_plain(train_config())
-    needed = {"env": ("kind", "game"), "algo": ("name",)}.get(section, ())
-    plain[section] = {key: plain[section][key] for key in needed}
-    # The command line's worker counts are this machine's.
-    assert config_sha256(load_train_config(plain)) == config_sha256(train_config())
+    section, _, name = key.rpartition(".")
+    del (plain[section] if section else plain)[name]
+    with pytest.raises(
+        ConfigError, match=rf"^{re.escape(key)}=null: .*{re.escape(key)}="
+    ) as caught:
+        load_train_config(plain)
+    assert caught.value.key == key
 
 
 def test_sweep_gives_every_combination() -> None:
@@ -233,14 +253,14 @@ def test_hash_sees_every_other_key() -> None:
     keys = [key for key, _ in flatten(to_plain(config))]
     counted = [key for key in keys if not key.startswith(CHANGES_NO_RESULT)]
     assert 20 < len(counted) < len(keys)
-    for key in set(counted) - {"env.kind", "algo.name", "algo.hidden_sizes"}:
+    for key in set(counted) - {"env.kind", "algo.name", "network.name", "network.hidden_sizes"}:
         section, _, name = key.rpartition(".")
         owner: Any = getattr(config, section) if section else config
         value = getattr(owner, name)
         other = f"{value}x" if isinstance(value, str) else value + 1
         changed = replace(owner, **{name: other})
         hashes.add(config_sha256(replace(config, **{section: changed}) if section else changed))
-    assert len(hashes) == len(counted) - 3 + 1
+    assert len(hashes) == len(counted) - 4 + 1
 
 
 def test_keys_that_change_no_result_exist() -> None:
@@ -276,8 +296,9 @@ def test_what_auto_came_to_stays_with_a_run(
     path = tmp_path / "run.ckpt"
     save_checkpoint(path, Checkpoint({}, {"config": to_plain(begun)}))
     others: dict[str, int | str] = {"inference_batch": 77, "precision": "other", "num_actors": 7}
-    for key in others:
-        monkeypatch.setitem(machine._AUTO, ("actors", key), partial(lambda k, _: others[k], key))
+    for key, other in others.items():
+        choice = auto.Choice(partial(lambda value, _: value, other), placeholder=other)
+        monkeypatch.setitem(auto.CHOICES, ("actors", key), choice)
     resumed = _resumed_config(Composer("train").job(words), words, path)
     assert resumed == replace(begun, actors=replace(begun.actors, num_actors=7))
 

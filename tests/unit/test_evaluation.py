@@ -14,15 +14,16 @@ import torch
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
-from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import build_policy, initial_policies
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from tests import sections
 
@@ -49,11 +50,12 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
         spec = probe.env_spec
         probe.close()
     config = train_config(env, **actors)
-    policy = ActorCritic(spec, config.algo.hidden_sizes)
-    initialize(policy, seed=1)
+    policies = initial_policies(spec, config.network, config.algo, seed=1)
+    (policy,) = policies
+    assert isinstance(policy, ActorCritic)
     with torch.no_grad():  # far from uniform, so that parameters matter
         policy.policy_head.weight.mul_(50)
-    arrays = {f"params/0.{name}": p.detach().numpy() for name, p in policy.named_parameters()}
+    arrays = {f"learner/params/{n}": p.detach().numpy() for n, p in policies.named_parameters()}
     meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
     return Checkpoint(arrays, json.loads(json.dumps(meta)))
 
@@ -131,10 +133,10 @@ def test_the_seed_decides_and_greedy_play_differs() -> None:
 def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) -> Any:
     """One game in the plainest way."""
     env = make_env(config.env, 0)
-    policy = ActorCritic(env.env_spec, config.algo.hidden_sizes)
+    policy = build_policy(env.env_spec, config.network, "fp32", torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/0.{name}"]))
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"learner/params/0.{name}"]))
     rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
     actions, num_resets = env.env_spec.actions, 0
     info: dict[str, Any] = {}
@@ -186,9 +188,9 @@ def test_every_forward_pass_has_the_constant_shape(
     shapes = []
     forward = ActorCritic.forward
 
-    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+    def recorded(self: ActorCritic, obs: torch.Tensor, *layer: Any) -> Any:
         shapes.append(tuple(obs.shape))
-        return forward(self, obs)
+        return forward(self, obs, *layer)
 
     monkeypatch.setattr(ActorCritic, "forward", recorded)
     play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, inference_batch=4), episodes=6)
@@ -202,9 +204,9 @@ def test_the_actors_precision_is_used(
     dtypes: list[torch.dtype] = []
     forward = ActorCritic.forward
 
-    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+    def recorded(self: ActorCritic, obs: torch.Tensor, *layer: Any) -> Any:
         dtypes.extend(p.dtype for p in self.trunk.parameters())
-        return forward(self, obs)
+        return forward(self, obs, *layer)
 
     monkeypatch.setattr(ActorCritic, "forward", recorded)
     play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, precision="bf16"), episodes=2)
@@ -280,9 +282,9 @@ def unfit(kind: str) -> Checkpoint:
         case "no spec":
             del meta["env_spec"]
         case "shape":
-            arrays["params/0.policy_head.bias"] = np.zeros(3, np.float32)
+            arrays["learner/params/0.policy_head.bias"] = np.zeros(3, np.float32)
         case "missing":
-            del arrays["params/0.policy_head.bias"]
+            del arrays["learner/params/0.policy_head.bias"]
         case "no config":
             del meta["config"]
         case "old config":

@@ -40,6 +40,7 @@ from tests import sections
 from tests.unit.learner_references import (
     A2C,
     IMAGES,
+    NETWORK,
     PPO,
     SEED,
     SPEC,
@@ -72,8 +73,10 @@ def make_learner(
     num_threads: int = 1,
     precision: str = "fp32",
 ) -> Learner:
-    config = sections.learner("cpu", precision, num_threads, micro_batch)
-    return Learner(spec, algo, config, torch.device("cpu"), num_updates, lag, SEED)
+    config = sections.learner(
+        device="cpu", precision=precision, num_threads=num_threads, micro_batch=micro_batch
+    )
+    return Learner(spec, NETWORK, algo, config, torch.device("cpu"), num_updates, lag, SEED)
 
 
 def no_check() -> None:
@@ -315,9 +318,10 @@ def test_a_slot_of_two_versions_stops_the_run(
 def assert_same_state(one: Learner, other: Learner) -> None:
     """θ[j], θ[j-1] and the optimizer, bit for bit."""
     expected, got = one.state(), other.state()
-    assert expected.keys() == got.keys()
-    for name, array in expected.items():
-        assert array.tobytes() == got[name].tobytes(), name
+    assert expected.values == got.values
+    assert expected.arrays.keys() == got.arrays.keys()
+    for name, array in expected.arrays.items():
+        assert array.tobytes() == got.arrays[name].tobytes(), name
 
 
 CASES = [
@@ -347,8 +351,8 @@ def test_the_number_of_threads_changes_no_bit(
 
 def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> list[Array]:
     """What an actor with `params` or `previous` of a learner keeps of a slot, 12 rows a pass."""
-    policy = build_policy(IMAGES, A2C, precision, torch.device("cpu"))
-    state = learner.state()
+    policy = build_policy(IMAGES, NETWORK, precision, torch.device("cpu"))
+    state = learner.state().arrays
     obs = torch.from_numpy(slot.obs[:T]).flatten(0, 1)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -423,7 +427,7 @@ def test_a_restored_learner_goes_on_alike(spec: EnvSpec, algo: AlgoConfig, preci
     for seed in range(2):
         one.update(make_slot(spec, seed), no_check)
     other = make_learner(algo, spec=spec, precision=precision)
-    other.load_state(one.state(), one.num_updates_done)
+    other.load_state(one.state())
     assert_same_state(one, other)
     for learner in (one, other):
         learner.update(make_slot(spec, 2), no_check)
