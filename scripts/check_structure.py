@@ -1,6 +1,7 @@
-"""Checks what import-linter cannot see: a light executor, and configuration keys that agree.
+"""Checks what no other tool sees: a light executor, sizes, and configuration keys that agree.
 
     executor    importing it loads neither torch nor hydra nor omegaconf
+    sizes       no file, class or function is longer than a reader can take in
     keys        every field of a section's dataclass is read somewhere, and stands in every YAML
                 file of its section; every YAML key is a field
 
@@ -26,6 +27,8 @@ from htsrl_cli.config import sections as schemas
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "htsrl_cli"
 HEAVY = {"torch", "hydra", "omegaconf"}
+MOST_LINES: dict[type[ast.AST], int] = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60}
+MOST_TOP_MODULES = 10
 # They choose the dataclass of a section, see `plugins.SECTIONS`; nothing else has to read them.
 SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Modules that handle every key alike, which is no use of one.
@@ -37,6 +40,7 @@ def main() -> int:
     modules = {module_name(path): parse(path) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
     problems = [
         *heavy_executor(),
+        *oversized(modules),
         *unread_fields(modules),
         *yaml_mismatches(),
     ]
@@ -67,6 +71,23 @@ def heavy_executor() -> Iterator[str]:
     )
     if run.returncode or run.stdout.strip():
         yield f"executor: importing it gives {run.stdout.strip() or run.stderr.strip()}"
+
+
+def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
+    """Yields files, classes and functions with too many lines, and too many modules at the top."""
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            most = MOST_LINES.get(type(node))
+            if most is None:
+                continue
+            last = tree.body[-1] if isinstance(node, ast.Module) and tree.body else node
+            lines = (getattr(last, "end_lineno", 0) or 0) - getattr(node, "lineno", 1) + 1
+            if lines > most:
+                what = getattr(node, "name", "the file")
+                yield f"{name}: {what} has {lines} lines, more than {most}"
+    top = [path.name for path in (ROOT / PACKAGE).glob("*.py")]
+    if len(top) > MOST_TOP_MODULES:
+        yield f"{PACKAGE}: {len(top)} modules beside the packages, more than {MOST_TOP_MODULES}"
 
 
 def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
