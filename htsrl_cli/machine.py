@@ -1,4 +1,4 @@
-"""What this machine has: cores, and whether its processor computes in bf16."""
+"""Facts about this machine: its cores, and whether its processor computes in bf16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What distinguishes one algorithm from another: targets, minibatches, loss and optimizer.
+"""The interface of an algorithm: targets, minibatches, loss and optimizer.
 
 Shapes: N = T * B rows of a slot, n rows of a micro-batch, D action dimensions. Losses are sums over
 rows of terms that have already been divided by the minibatch's size: micro-batches add up to the

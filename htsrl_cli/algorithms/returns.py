@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Rollout(NamedTuple):
-    """What a slot says about rewards and values.
+    """The rewards, ends and values of a slot.
 
     Attributes:
         rewards: float32 [T, B].

@@ -54,7 +54,7 @@ _DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The contents of a checkpoint file.
 
     Attributes:
         arrays: by name; any shape, zero-size and 0-d included; no object or string dtypes.
@@ -188,7 +188,7 @@ def _verify(path: Path, file: BinaryIO) -> int:
 
 
 def _sha256(file: BinaryIO) -> bytes:
-    """Of the rest of `file`."""
+    """Returns the digest of the rest of `file`."""
     sha256 = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         sha256.update(chunk)

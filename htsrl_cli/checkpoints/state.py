@@ -1,4 +1,4 @@
-"""What the parts of a run have to save: arrays, and plain values.
+"""The state that a part of a run saves: arrays, and plain values.
 
 Whatever a checkpoint holds has `state()` and `load_state()`. The checkpoint keeps the parts apart
 by name: array `name` of a part is `<part>/<name>` in the file, and its values are one entry of the
@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 
 class State(NamedTuple):
-    """What one part of a run saves.
+    """The saved state of one part of a run.
 
     Attributes:
         arrays: by name; any shape and numeric dtype.

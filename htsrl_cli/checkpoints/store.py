@@ -110,7 +110,7 @@ class CheckpointStore:
         return saved
 
     def path(self, env_steps: int) -> Path:
-        """Where the checkpoint at `env_steps` is."""
+        """Returns the path of the checkpoint at `env_steps`."""
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:

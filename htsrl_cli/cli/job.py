@@ -1,4 +1,4 @@
-"""What one `htsrl train` job is to do: its configuration, its folder, and where it goes on.
+"""Plans one job of `htsrl train`: its configuration, its folder, and where it goes on.
 
 The command line plans every job before Hydra runs, and each job plans itself again where it runs
 (a launcher may have sent it to another process). Free of torch.
@@ -85,7 +85,7 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Whether `run_dir` has checkpoints, damaged ones included."""
+    """Returns True if `run_dir` has checkpoints, damaged ones included."""
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 

@@ -1,4 +1,4 @@
-"""What `auto` stands for on this machine.
+"""Chooses the values that `auto` stands for on this machine.
 
 Worker counts change no result. Precisions and sizes of batches do: what `auto` came to is stored
 with the run. A device stays `auto` in the configuration: the role that uses it resolves it.
@@ -26,7 +26,7 @@ _MICRO_BATCH = {"cpu": 256, "gpu": 8192}
 
 @dataclass(frozen=True)
 class Choice:
-    """What `auto` becomes for one key.
+    """The choice of a value for one key.
 
     Attributes:
         choose: returns the value, from the keys that are not chosen automatically.
@@ -38,7 +38,7 @@ class Choice:
 
 
 def _num_executors(config: TrainConfig) -> int:
-    """At most one process for each core, with equal shares of the environments."""
+    """Returns at most one process for each core, with equal shares of the environments."""
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
         return num_envs
@@ -57,7 +57,7 @@ def _num_threads(config: TrainConfig) -> int:
 
 
 def _inference_batch(config: TrainConfig) -> int:
-    """On a GPU at most the number of players: a wider pass would never be full."""
+    """Returns on a GPU at most the number of players: a wider pass would never be full."""
     if not is_gpu(config.actors.device):
         return _INFERENCE_BATCH["cpu"]
     num_players = config.actors.num_envs * max(1, config.env.num_columns)

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: the keys that can change a result, and their hash."""
+"""The identity of a run: the keys that can change a result, and their hash."""
 
 from __future__ import annotations
 

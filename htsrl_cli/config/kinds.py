@@ -59,7 +59,7 @@ class EnvConfig:
 
     @property
     def usual_renderer(self) -> str | None:
-        """How games are pictured unless another way is asked for; None where they cannot be."""
+        """The way to picture games unless another is asked for; None where there is none."""
         return next(iter(self.renderers), None)
 
     def check(self) -> None:

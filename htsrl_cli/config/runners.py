@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Runner:
-    """How executors, actors and the learner take turns.
+    """The way in which executors, actors and the learner take turns.
 
     Attributes:
         lag: version of the parameters that an update starts from, minus that of its data.

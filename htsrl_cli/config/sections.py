@@ -111,7 +111,7 @@ class RunnerConfig:
 
     @property
     def schedule(self) -> Runner:
-        """How the roles take turns."""
+        """The way in which the roles take turns."""
         return RUNNERS[self.name]
 
 

@@ -1,4 +1,4 @@
-"""How configuration errors are worded: values as they are typed, and the name that was meant."""
+"""The wording of configuration errors: values as they are typed, and the name that was meant."""
 
 from __future__ import annotations
 

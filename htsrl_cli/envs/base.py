@@ -1,4 +1,4 @@
-"""What an environment is to the rest of the program. Executors import this module."""
+"""The interface of an environment. Executors import this module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What a policy emits for one column: a vector of `num_dims` numbers.
+    """The action of one column: a vector of `num_dims` numbers.
 
     Attributes:
         kind: `categorical` (one integer for each entry of `sizes`; several entries are a
@@ -33,13 +33,13 @@ class ActionSpec:
 
     @property
     def dtype(self) -> str:
-        """Of an action vector, as NumPy names it."""
+        """The dtype of an action vector, as NumPy names it."""
         return "float32" if self.kind == "gaussian" else "int64"
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a player of an environment sees and does; images are uint8 [H, W, channels].
+    """The observations and actions of a player; images are uint8 [H, W, channels].
 
     Attributes:
         num_players: decision-makers that act at the same time (P), each a column of the slot.
@@ -71,7 +71,7 @@ class Env(Protocol):
         """Takes one env step; an action is a vector of `env_spec.actions.num_dims` numbers."""
 
     def get_state(self) -> bytes:
-        """Everything that decides the environment's future, wrappers and generators included."""
+        """Packs everything that decides the future, wrappers and generators included."""
 
     def set_state(self, state: bytes) -> Array:
         """Restores `get_state`'s bytes, executing none of them; returns the observation."""
@@ -95,7 +95,7 @@ class PicturedEnv(Env, Protocol):
         """Raw score of the game so far."""
 
     def render(self) -> Array:
-        """A picture of the present state, uint8 [H, W, 3], RGB; of constant size. Changes nothing.
+        """Returns a picture of the present state, uint8 [H, W, 3], RGB; of constant size.
 
         Raises:
             ConfigError: it turns out that there is no such picture, or that a package is missing.

@@ -32,7 +32,7 @@ def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> 
 
 
 def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """What `pack_state` was given.
+    """Returns what `pack_state` was given.
 
     Raises:
         CheckpointError: the bytes are damaged, or were packed by another `kind`.

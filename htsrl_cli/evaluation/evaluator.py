@@ -47,7 +47,7 @@ _WAIT_S = 1.0
 
 
 class Evaluated(NamedTuple):
-    """What a policy came to.
+    """The result of a policy.
 
     Attributes:
         env_steps: that it was trained for.

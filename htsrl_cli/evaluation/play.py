@@ -167,7 +167,7 @@ class _Game:
         self._add_frame()
 
     def noise(self) -> Array:
-        """What samples the players' next actions, float32 [P, D]."""
+        """Draws the numbers that sample the players' next actions, float32 [P, D]."""
         spec = self._env.env_spec
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 

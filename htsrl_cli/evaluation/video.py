@@ -139,7 +139,7 @@ class Video:
 
 
 def check_packages(key: str, value: object) -> None:
-    """Whether videos, which the configuration's `key` asks for, can be written here.
+    """Checks that videos, which the configuration's `key` asks for, can be written here.
 
     Raises:
         ConfigError: a package is missing.

@@ -63,7 +63,7 @@ class Evaluations:
         self._evaluator.flush()
 
     def finish(self, signals: StopSignals) -> None:
-        """At the end of the training, waits for what is still to be played.
+        """Waits at the end of the training for policies that are still to be played.
 
         Raises:
             RunError: scores could not be written.

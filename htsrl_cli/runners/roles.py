@@ -17,7 +17,7 @@ from htsrl_cli.storage.ring import Ring
 
 @dataclass(frozen=True)
 class Roles:
-    """Who learns, who collects, and what lies between the two."""
+    """The learner, the collector, and what lies between the two."""
 
     config: TrainConfig
     plan: RunPlan

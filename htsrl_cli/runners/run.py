@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         metric: see `RunLog.metric`.
@@ -89,7 +89,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
 
 
 class Run:
-    """How far a run has come, and the step from one barrier to the next.
+    """The loop of a run: its progress, and the way from one barrier to the next.
 
     Args:
         checkpoint: to go on from; None starts anew.

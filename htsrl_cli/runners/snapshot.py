@@ -1,4 +1,4 @@
-"""What a checkpoint takes from a run at a barrier, and how a run goes on from it."""
+"""Takes checkpoints of a run at a barrier, and brings a run back to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How busy the roles are during an interval."""
+"""Measures how busy the roles are during an interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is wired to whom: the roles of a run, and what they share."""
+"""Wires the roles of a run to each other and to what they share."""
 
 from __future__ import annotations
 

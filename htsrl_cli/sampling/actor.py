@@ -124,7 +124,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class ActorSetup:
-    """What an actor, a process or a thread, is given.
+    """The set-up of an actor, a process or a thread.
 
     Attributes:
         inference: of all forward passes of the run.

@@ -1,4 +1,4 @@
-"""How executors and actors are hosted: in processes, or inline in one thread.
+"""Hosts executors and actors: in processes, or inline in one thread.
 
 Both fill the ring's slot with the same role code; only who waits for whom differs.
 """

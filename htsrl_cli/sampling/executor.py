@@ -28,7 +28,7 @@ from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 
 @dataclass(frozen=True)
 class EnvState:
-    """All that decides what an environment will report.
+    """The state of an environment, and what its executor counts.
 
     Attributes:
         data: its own state.
@@ -201,7 +201,7 @@ def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) ->
 
 @dataclass(frozen=True)
 class ExecutorSetup:
-    """What an executor process is given.
+    """The set-up of an executor process.
 
     Attributes:
         env: what it builds its environments from.

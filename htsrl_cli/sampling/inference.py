@@ -28,7 +28,7 @@ from htsrl_cli.storage.memory import Array, ArrayType
 
 @dataclass(frozen=True)
 class InferenceSetup:
-    """What all forward passes of a run have in common.
+    """The set-up that all forward passes of a run have in common.
 
     Attributes:
         batch: rows of every forward pass.

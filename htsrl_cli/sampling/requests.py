@@ -1,4 +1,4 @@
-"""What executors ask of actors, and how requests travel through pipes.
+"""The codec of requests: what executors ask of actors, as numbers for a pipe.
 
 A request is a pair of numbers, a column and a step:
 

@@ -85,7 +85,7 @@ class FootballConfig(EnvConfig):
 
     @property
     def one_per_process(self) -> str:
-        """Of a process's engines only one can render."""
+        """The reason where observations are rendered: only one engine of a process can."""
         if not self.is_rendered:
             return ""
         return (

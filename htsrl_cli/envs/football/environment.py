@@ -189,7 +189,7 @@ class FootballEnv:
         return left - right
 
     def _rewards(self, scored: int) -> Array:
-        """Of every player, float32 [P], after `scored` more goals of the left side."""
+        """Returns the reward of every player, float32 [P], after `scored` goals of the left side."""
         rewards = np.array([scored if left else -scored for left in self._is_left], np.float32)
         if "checkpoints" not in self._config.rewards:
             return rewards
@@ -206,7 +206,7 @@ class FootballEnv:
         return rewards
 
     def _seen(self) -> Iterator[tuple[View, int]]:
-        """What every player sees, and its own index in its side."""
+        """Yields what every player sees, and its own index in its side."""
         sides = {is_left: self._match.view(is_left) for is_left in set(self._is_left)}
         counts = {True: 0, False: 0}
         for is_left in self._is_left:
@@ -234,7 +234,7 @@ class FootballEnv:
         return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
 
     def _shown(self) -> Array:
-        """What is stacked; of a single player without the players' axis."""
+        """Returns the stacked frames; those of a single player without the players' axis."""
         stacked = self._stacked()
         return stacked if len(stacked) > 1 else stacked[0]
 
@@ -260,7 +260,7 @@ def make_football_env(config: FootballConfig, index: int, renderer: str | None) 
 
 
 def _reached(view: View) -> int:
-    """How many of the ten checkpoints the ball is beyond: distances to the opponents' goal."""
+    """Returns how many of the ten distances to the opponents' goal the ball has passed."""
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
     return sum(distance <= threshold for threshold in thresholds)

@@ -109,7 +109,7 @@ class SyntheticEnv(ABC):
         """Rewards [P] for `actions` [P], given at the observations of step `_length`."""
 
     def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
-        """How long each step of an episode takes."""
+        """Draws the seconds that each step of an episode takes."""
         config, length = self._config, self._config.episode_length
         if config.distribution == "exponential":
             times_ms = rng.exponential(config.mean_ms, length)
