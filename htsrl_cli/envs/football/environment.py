@@ -189,7 +189,7 @@ class FootballEnv:
         return left - right
 
     def _rewards(self, scored: int) -> Array:
-        """Returns the reward of every player, float32 [P], after `scored` goals of the left side."""
+        """Returns every player's reward, float32 [P], after `scored` goals of the left side."""
         rewards = np.array([scored if left else -scored for left in self._is_left], np.float32)
         if "checkpoints" not in self._config.rewards:
             return rewards
