@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for; the value is part of the key, never reuse one."""
+    """The purpose of a stream of random numbers; it is part of the key, never reuse a value."""
 
     PARAMETERS = 0
     ACTIONS = 1

@@ -1,4 +1,4 @@
-"""What asynchronous rollouts gain: `hts` against `sync`, and theory.
+"""The gain of asynchronous rollouts: `hts` against `sync`, and theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
@@ -34,7 +34,7 @@ MEAN_S = 0.010
 RUNNERS = ("hts", "sync")
 EULER_MASCHERONI = 0.5772156649015329
 # Micro-batches of a network large enough that its passes, not their overhead, take the time.
-LOAD = ("algo=ppo", "algo.hidden_sizes=[256,256]", "algo.num_minibatches=4")
+LOAD = ("algo=ppo", "network.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
 # Epochs of the first guess at what takes the learner as long as a rollout.
 FIRST_EPOCHS = 16
@@ -119,7 +119,7 @@ class Bench:
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """What a step costs beyond its step time (c) with each runner, in seconds."""
+    """Measures the cost of a step beyond its step time (c) with each runner, in seconds."""
     print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):

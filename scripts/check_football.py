@@ -10,17 +10,19 @@ from contextlib import closing
 
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 
+SCENARIO = "academy_empty_goal_close"
 NUM_STEPS = 10
 
 
 def main() -> int:
     """Returns the exit code."""
     try:
-        with closing(make_env(FootballConfig("academy_empty_goal_close"), 0)) as env:
+        config = to_train_config(Composer("train").job([f"env=football/{SCENARIO}"]))
+        with closing(make_env(config.env, 0)) as env:
             env.reset(seed=0)
             for _ in range(NUM_STEPS):
                 env.step(np.array([0]))

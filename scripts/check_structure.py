@@ -1,11 +1,12 @@
-"""Checks that imports follow the layers, and that configuration keys and YAML files agree.
+"""Checks what no other tool sees: a light executor, sizes, and configuration keys that agree.
 
-    layers      a module imports from its own layer or a lower one
-    executors   what they import is free of torch, hydra and omegaconf (read, and tried)
-    keys        every field of a schema is read somewhere, and stands in every YAML file of its
-                section; every YAML key is a field
+    executor    importing it loads neither torch nor hydra nor omegaconf
+    sizes       no file, class or function is longer than a reader can take in
+    keys        every field of a section's dataclass is read somewhere, and stands in every YAML
+                file of its section; every YAML key is a field
 
-Prints one line for each violation; the exit code is 1 if there is any.
+Prints one line for each violation; the exit code is 1 if there is any. Layers are contracts of
+import-linter in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -19,28 +20,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from htsrl_cli import plugins
 from htsrl_cli.cli.compose import Composer
 from htsrl_cli.config import sections as schemas
-from htsrl_cli.config.plain import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "htsrl_cli"
-# From the bottom to the top: packages and modules.
-LAYERS = (
-    {"errors"},
-    {"config"},
-    {"durable", "machine", "seeding"},
-    {"envs"},
-    {"storage", "networks", "checkpoints"},
-    {"algorithms", "workers"},
-    {"evaluation", "tracking"},
-    {"learning", "sampling"},
-    {"bench", "runners", "report"},
-    {"cli", "__main__"},
-)
 HEAVY = {"torch", "hydra", "omegaconf"}
-# They choose the schema of a section; schema.VARIANTS names them, nothing else has to.
-SELECTORS = {"kind", "name"}
+MOST_LINES: dict[type[ast.AST], int] = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60}
+MOST_TOP_MODULES = 10
+# They choose the dataclass of a section, see `plugins.SECTIONS`; nothing else has to read them.
+SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Modules that handle every key alike, which is no use of one.
 KEY_HANDLERS = {"config.plain", "config.rules"}
 
@@ -48,10 +38,9 @@ KEY_HANDLERS = {"config.plain", "config.rules"}
 def main() -> int:
     """Runs all checks; returns the exit code."""
     modules = {module_name(path): parse(path) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
-    imports = {name: set(imported(tree)) for name, tree in modules.items()}
     problems = [
-        *layer_violations(imports),
-        *heavy_executor(imports),
+        *heavy_executor(),
+        *oversized(modules),
         *unread_fields(modules),
         *yaml_mismatches(),
     ]
@@ -61,69 +50,18 @@ def main() -> int:
 
 
 def module_name(path: Path) -> str:
-    """`envs.atari` for htsrl_cli/envs/atari.py; a package has its folder's name."""
+    """Returns `envs.state` for htsrl_cli/envs/state.py; a package has its folder's name."""
     parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Returns the syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Names of all modules that a file imports, inside functions too; not for typing only."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            # `from htsrl_cli import runner` imports the module `runner`.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        else:
-            yield from imported(node)
-
-
-def own_imports(names: set[str]) -> set[str]:
-    """Those of `names` that are modules of the package, without its name."""
-    prefix = f"{PACKAGE}."
-    inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    return {name for name in inside if module_path(name).exists()}
-
-
-def module_path(name: str) -> Path:
-    """The file of a module of the package."""
-    base = ROOT / PACKAGE / name.replace(".", "/")
-    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-
-
-def layer_violations(imports: dict[str, set[str]]) -> Iterator[str]:
-    """Imports that go upwards."""
-    level = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
-    for module, names in imports.items():
-        top = module.split(".")[0]
-        if top == "__init__":
-            continue
-        if top not in level:
-            yield f"{module}: stands in no layer of scripts/check_structure.py"
-            continue
-        for other in sorted({name.split(".")[0] for name in own_imports(names)} - {top}):
-            if level.get(other, 0) > level[top]:
-                yield f"{module}: imports {other}, which is above it"
-
-
-def heavy_executor(imports: dict[str, set[str]]) -> Iterator[str]:
-    """Heavy packages within reach of the executor: by reading, and by trying."""
-    reached, waiting = set(), ["__init__", "sampling.executor"]
-    while waiting:
-        module = waiting.pop()
-        reached.add(module)
-        for name in sorted(imports[module]):
-            if name.split(".")[0] in HEAVY:
-                yield f"{module}: imports {name}, and the executor imports {module}"
-        waiting += own_imports(imports[module]) - reached
+def heavy_executor() -> Iterator[str]:
+    """Yields the heavy packages that importing the executor loads."""
     code = (
         f"import sys, {PACKAGE}.sampling.executor; "
         f"print(*sorted({HEAVY} & {{name.split('.')[0] for name in sys.modules}}))"
@@ -135,8 +73,25 @@ def heavy_executor(imports: dict[str, set[str]]) -> Iterator[str]:
         yield f"executor: importing it gives {run.stdout.strip() or run.stderr.strip()}"
 
 
+def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
+    """Yields files, classes and functions with too many lines, and too many modules at the top."""
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            most = MOST_LINES.get(type(node))
+            if most is None:
+                continue
+            last = tree.body[-1] if isinstance(node, ast.Module) and tree.body else node
+            lines = (getattr(last, "end_lineno", 0) or 0) - getattr(node, "lineno", 1) + 1
+            if lines > most:
+                what = getattr(node, "name", "the file")
+                yield f"{name}: {what} has {lines} lines, more than {most}"
+    top = [path.name for path in (ROOT / PACKAGE).glob("*.py")]
+    if len(top) > MOST_TOP_MODULES:
+        yield f"{PACKAGE}: {len(top)} modules beside the packages, more than {MOST_TOP_MODULES}"
+
+
 def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Fields of the schemas that no module reads as an attribute."""
+    """Yields the fields of the sections' dataclasses that no module reads as an attribute."""
     read = {
         node.attr
         for name, tree in modules.items()
@@ -144,16 +99,15 @@ def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for name, schema in vars(schemas).items():
-        if isinstance(schema, type) and name.endswith("Config"):
-            for field in sorted(section_fields(schema) - read - SELECTORS):
-                yield f"config.py: nothing reads {name}.{field}"
+    for schema in dataclasses_of_sections():
+        for field in sorted(section_fields(schema) - read - SELECTORS):
+            yield f"{schema.__module__}: nothing reads {schema.__name__}.{field}"
 
 
 def yaml_mismatches() -> Iterator[str]:
-    """Differences between the fields of a section and the keys of its YAML files, both ways."""
+    """Yields differences between a section's fields and the keys of its YAML files, both ways."""
     composer = Composer("train")
-    for group in ("env", "algo", "actors", "learner", "runner", "experiment"):
+    for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         for option in composer.group_options(group):
             choice = f"{group}={option}"
             cfg = composer.job([choice])
@@ -161,28 +115,44 @@ def yaml_mismatches() -> Iterator[str]:
             for name, fields in sections(cfg).items():
                 yield from compare(f"{choice}: {name}", cfg[name], fields)
     yield from compare("eval.yaml", Composer("eval").job([]), section_fields(schemas.EvalConfig))
+    bench = Composer("bench").job([])["bench"]
+    yield from compare("bench.yaml: bench", bench, section_fields(schemas.BenchConfig))
+
+
+def dataclasses_of_sections() -> Iterator[type]:
+    """Yields those that all kinds share, and those of every kind."""
+    for name, schema in vars(schemas).items():
+        if isinstance(schema, type) and name.endswith("Config"):
+            yield schema
+    for section in plugins.SECTIONS:
+        for name in plugins.names(section):
+            yield plugins.find(section, name).config
 
 
 def sections(cfg: DictConfig) -> dict[str, set[str]]:
-    """The fields of each section of `train.yaml`."""
-    plain = {
+    """Returns the fields of each section of `train.yaml`."""
+    plain: dict[str, type] = {
         "actors": schemas.ActorsConfig,
         "learner": schemas.LearnerConfig,
         "runner": schemas.RunnerConfig,
         "checkpoint": schemas.CheckpointConfig,
         "log": schemas.LogConfig,
+        "eval": schemas.EvaluationConfig,
     }
-    chosen = {name: variants[cfg[name][tag]] for name, (tag, variants) in VARIANTS.items()}
+    chosen = {
+        name: plugins.find(name, cfg[name][tag]).config
+        for name, (tag, _) in plugins.SECTIONS.items()
+    }
     return {name: section_fields(schema) for name, schema in (plain | chosen).items()}
 
 
 def section_fields(schema: type) -> set[str]:
-    """Names of the fields of a dataclass."""
+    """Returns the names of a dataclass's fields."""
     return {field.name for field in dataclasses.fields(schema)}
 
 
 def compare(where: str, cfg: DictConfig, fields: set[str]) -> Iterator[str]:
-    """Names what only one side has; Hydra's section and `resume` belong to the command."""
+    """Yields what only one side has; Hydra's section and `resume` belong to the command."""
     keys = {str(key) for key, _ in cfg.items_ex(resolve=False)} - {"hydra", "resume"}
     for key in sorted(keys ^ fields):
         side = "no schema has it" if key in keys else "its YAML file does not"

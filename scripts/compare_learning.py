@@ -1,4 +1,4 @@
-"""Whether speed costs learning: `hts` against `sync` and bf16 against fp32, over several seeds.
+"""Tests whether speed costs learning: `hts` against `sync`, bf16 against fp32, several seeds.
 
     python -m scripts.compare_learning --seeds 5
 
@@ -25,7 +25,7 @@ import numpy as np
 import scipy.stats
 
 from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
-from htsrl_cli.tracking.run_log import training_lines
+from htsrl_cli.tracking.lines import training_lines
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],
@@ -42,7 +42,7 @@ COMPARED = [("hts fp32", "sync fp32"), ("hts bf16", "hts fp32")]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to.
+    """The scores of a run.
 
     Attributes:
         whole: mean of the returns over equal stretches of env steps.
@@ -58,7 +58,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the means over seeds, variant minus baseline, with its 95 % bootstrap interval."""
+    """The difference of means over seeds, variant minus baseline, with its 95 % interval."""
 
     task: str
     figure: str

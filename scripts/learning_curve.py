@@ -1,4 +1,4 @@
-"""How the score of a run grew: a figure, JSON and a table in Markdown.
+"""The growth of a run's score: a figure, JSON and a table in Markdown.
 
     python -m scripts.learning_curve RUN_DIR --random-episodes 30
 
@@ -19,21 +19,23 @@ from pathlib import Path
 
 import numpy as np
 
-from htsrl_cli.checkpoints.file import find_checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
-from htsrl_cli.config.sections import EnvConfig
-from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
-from htsrl_cli.tracking.run_log import RECENT_RETURN, training_lines
+from htsrl_cli.tracking.lines import RECENT_RETURN, training_lines
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood at a line of its metrics.
+    """The progress of a run at a line of its metrics.
 
     Attributes:
         score: mean raw return of the last 100 games.
-        games: that had ended.
+        games: games that had ended.
     """
 
     env_steps: int
@@ -92,7 +94,7 @@ def _step(env: Env, action: Array) -> tuple[float | None, bool]:
 
 
 def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
-    """Of one player [D], of several [P, D]."""
+    """Returns a random action: [D] for one player, [P, D] for several."""
     actions, players = spec.actions, (spec.num_players,) if spec.num_players > 1 else ()
     shape = (*players, actions.num_dims)
     if actions.kind == "gaussian":
@@ -144,7 +146,7 @@ def main() -> None:
     if not points:
         raise SystemExit(f"{args.run_dir}: no game has ended yet, or metrics.jsonl is missing")
     stored = load_checkpoint(find_checkpoint(args.run_dir)).meta["config"]
-    config = from_plain(stored)
+    config = load_train_config(stored)
     scores = random_scores(config.env, args.random_episodes, args.seed)
     mean = statistics.fmean(scores) if scores else None
     print_table(evenly_spaced(points, args.rows))

@@ -1,4 +1,4 @@
-"""What the benchmark scripts make of `bench.benchmark.Run`s: medians, comparisons, JSON."""
+"""Medians, comparisons and JSON that the benchmark scripts make of `bench.benchmark.Run`s."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from htsrl_cli.machine import num_cores
 
 
 def compose(words: Sequence[str]) -> TrainConfig:
-    """The configuration of `htsrl train WORDS`."""
+    """Returns the configuration of `htsrl train WORDS`."""
     return to_train_config(Composer("train").job(words))
 
 
@@ -32,12 +32,12 @@ def show(run: Run) -> Run:
 
 
 def median(runs: Sequence[Run], name: str) -> float:
-    """Of the rates of the runs called `name`."""
+    """Returns the median rate of the runs called `name`."""
     return statistics.median(rates(runs, name))
 
 
 def rates(runs: Sequence[Run], name: str) -> list[float]:
-    """Of the runs called `name`, in order."""
+    """Returns the rates of the runs called `name`, in order."""
     return [run.rate for run in runs if run.name == name]
 
 
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the value lies within its limits."""
+        """True if the value lies within its limits."""
         return self.low <= self.value <= self.high
 
     def show(self) -> None:

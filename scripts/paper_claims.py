@@ -116,7 +116,7 @@ def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
 
 
 def hashes_of(num_actors: int) -> dict[str, str]:
-    """What a complete run with so many actors comes to."""
+    """Trains a complete run with so many actors; returns its digests."""
     words = [
         "env=synthetic/count",
         "algo=a2c",

@@ -13,22 +13,11 @@ from typing import Any
 import pytest
 
 from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    ActorsConfig,
-    AlgoConfig,
-    AtariConfig,
-    CheckpointConfig,
-    EnvConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.machine import has_bf16
 from htsrl_cli.runners import run as runner
+from tests import sections
 
 # Why a test of football is skipped: `pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)`.
 NO_FOOTBALL = "football's engine is not installed (make football)"
@@ -47,17 +36,17 @@ STEPS_PER_INTERVAL = NUM_ENVS * SYNC_INTERVAL
 
 # A random policy loses a life within some forty steps; the cap ends half of the games.
 ENVS: dict[str, EnvConfig] = {
-    "atari": AtariConfig(game="breakout", max_num_frames_per_episode=720),
-    "terminating": SyntheticConfig(name="sleep", episode_length=23),
-    "truncating": SyntheticConfig(name="sleep", episode_length=7, truncate=True),
+    "atari": sections.atari(game="breakout", max_num_frames_per_episode=720),
+    "terminating": sections.synthetic(name="sleep", episode_length=23),
+    "truncating": sections.synthetic(name="sleep", episode_length=7, truncate=True),
 }
-SMALL_IMAGES = AtariConfig(
+SMALL_IMAGES = sections.atari(
     game="breakout", max_num_frames_per_episode=720, screen_size=44, frame_stack=2
 )
 # Micro-batches smaller than minibatches: several threads have something to share.
 ALGOS: dict[str, AlgoConfig] = {
-    "ppo": PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
-    "a2c": A2cConfig(),
+    "ppo": sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
+    "a2c": sections.a2c(),
 }
 
 
@@ -73,14 +62,14 @@ def slow(env: str, precision: str) -> pytest.MarkDecorator:
 
 def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
     """A run of 24 intervals of 16 environments, in which episodes end in every way."""
-    return TrainConfig(
+    return sections.train(
         env=SMALL_IMAGES if is_emulated(env, precision) else ENVS[env],
         algo=ALGOS[algo],
-        actors=ActorsConfig(num_envs=NUM_ENVS, precision=precision),
-        learner=LearnerConfig(precision=precision, micro_batch=16),
-        runner=RunnerConfig(name=runner, sync_interval=SYNC_INTERVAL),
-        checkpoint=CheckpointConfig(interval=4 * STEPS_PER_INTERVAL, keep=2),
-        log=LogConfig(interval=2 * STEPS_PER_INTERVAL, tensorboard=False),
+        actors=sections.actors(num_envs=NUM_ENVS, precision=precision),
+        learner=sections.learner(precision=precision, micro_batch=16),
+        runner=sections.runner(name=runner, sync_interval=SYNC_INTERVAL),
+        checkpoint=sections.checkpoint(interval=4 * STEPS_PER_INTERVAL, keep=2),
+        log=sections.log(interval=2 * STEPS_PER_INTERVAL, tensorboard=False),
         seed=7,
         total_steps=NUM_INTERVALS * STEPS_PER_INTERVAL,
     )

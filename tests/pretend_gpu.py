@@ -27,9 +27,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from htsrl_cli.bench import microbenchmarks
 from htsrl_cli.cli.main import main
-from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.runners import run as runner
-from htsrl_cli.sampling import actor
+from htsrl_cli.evaluation import play
+from htsrl_cli.runners import wiring
+from htsrl_cli.sampling import inference
 
 # Of those that `torch.use_deterministic_algorithms` names, the ones that a trainer might call.
 REFUSED = {"cumsum", "histc", "put_", "bincount", "median", "nll_loss_forward"}
@@ -121,7 +121,7 @@ def htsrl(words: list[str]) -> int:
     def resolve_device(key: str, name: str) -> torch.device:
         return gpu if name.startswith("cuda") else torch.device(name)
 
-    modules = (runner, actor, evaluation, microbenchmarks)
+    modules = (wiring, inference, play, microbenchmarks)
     patches = [patch.object(module, "resolve_device", resolve_device) for module in modules]
     for change in patches:
         change.start()

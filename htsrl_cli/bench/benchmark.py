@@ -1,4 +1,4 @@
-"""`htsrl bench`: how fast a configuration trains on this machine, and what holds it up.
+"""`htsrl bench`: measures how fast a configuration trains here, and what holds it up.
 
 Each run is `htsrl train` in a fresh process, stopped by SIGTERM when it has run for long enough;
 the runners take turns. Rates leave out what comes before the first line of metrics: start-up and
@@ -32,7 +32,7 @@ from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.config.sections import BenchConfig, TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
-from htsrl_cli.tracking.run_log import training_lines
+from htsrl_cli.tracking.lines import training_lines
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run measured from its first line of metrics on.
+    """The figures of one training run, from its first line of metrics on.
 
     Attributes:
-        name: of what was run.
+        name: the runner, or what else tells it from other runs.
         rate: env steps per second.
-        env_steps, seconds: what the rate was taken over.
+        env_steps, seconds: the period that the rate was taken over.
         times: means of the `time/` metrics, without the prefix.
         cpu_ms: processor milliseconds for an env step, by role; the learner's are those of the
             main process. Actors that are hosted as threads are part of it, too.
@@ -83,12 +83,12 @@ class Run:
 
 
 def is_quiet(run: Run) -> bool:
-    """Whether other processes left the machine to it."""
+    """Returns True if other processes left the machine to the run."""
     return run.busy_cores_before <= QUIET_CORES
 
 
 def busy_cores() -> float:
-    """How many cores are busy at present, over one second."""
+    """Returns the number of busy cores, measured over one second."""
     return float(psutil.cpu_percent(1.0)) / 100 * (os.cpu_count() or 1)
 
 
@@ -122,12 +122,12 @@ def measure(name: str, words: Sequence[str], seconds: float) -> Run:
 
 @dataclass(frozen=True)
 class Sample:
-    """A moment of a run.
+    """Processor time and memory of a run at one moment.
 
     Attributes:
-        at: by `time.monotonic`.
+        at: the moment, in seconds of `time.monotonic`.
         cpu_s: seconds of processor time that each role has used so far.
-        pss_mb: memory of all processes.
+        pss_mb: memory of all processes, shared parts counted once.
     """
 
     at: float
@@ -136,6 +136,7 @@ class Sample:
 
     @classmethod
     def take(cls, main: psutil.Process) -> Sample:
+        """Samples the run of which `main` is the main process."""
         cpu_s = dict.fromkeys(ROLES, 0.0)
         pss_mb = 0.0
         for process in (main, *main.children(recursive=True)):
@@ -150,7 +151,7 @@ class Sample:
 def _watch(
     process: subprocess.Popen[bytes], run_dir: Path, seconds: float
 ) -> tuple[Sample, Sample]:
-    """Samples a run at its first line and at least `seconds` and one line later."""
+    """Samples a run at its first line of metrics, and at least `seconds` and one line later."""
     while not training_lines(run_dir) and process.poll() is None:
         time.sleep(_POLL_S)
     first = _sample(process)
@@ -172,7 +173,7 @@ def _sample(process: subprocess.Popen[bytes]) -> Sample:
 def summarize(
     name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
 ) -> Run:
-    """The figures of a run from two lines of metrics or more, and from samples early and late."""
+    """Computes a run's figures from two or more lines of metrics, and samples early and late."""
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
     before, after = samples
@@ -194,7 +195,7 @@ def summarize(
 
 
 def train_words(words: Sequence[str]) -> list[str]:
-    """The overrides of `htsrl bench` that `htsrl train` takes, too."""
+    """Returns the overrides of `htsrl bench` that `htsrl train` takes, too."""
     own = ("bench.", "runner=", "total_steps=")
     return [word for word in words if not word.lstrip("+").startswith(own)]
 
@@ -257,7 +258,7 @@ def _table(
     one_thread: Sequence[OneThread],
     env_alone: Sequence[float],
 ) -> Table:
-    """A column for each runner, one for the bound, and one for what all cores only step."""
+    """Returns a table with a column for each runner, the bound, and stepping alone on all cores."""
     bound = statistics.median(rates.bound for rates in one_thread)
     stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
@@ -294,7 +295,7 @@ _ROWS = (
 
 
 def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
-    """The column of what was measured without a run, with costs of the first roles."""
+    """Returns the column of a rate that was measured without a run, with the first roles' costs."""
     costs_at = _ROWS.index("processor time for an env step")
     shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]
     column = [f"{rate:.1f}", *[""] * (costs_at - 1), *shown]
@@ -311,7 +312,7 @@ def _column(
 
     costs = [statistics.median(run.cpu_ms[role] for run in runs) for role in ROLES]
     total = 1000 * num_cores() / rate
-    rows = rate * train.env.num_players / time_of("inference_passes_per_second")
+    rows = rate * train.env.num_columns / time_of("inference_passes_per_second")
     return [
         f"{rate:.1f}",
         f"{(max(rates) - min(rates)) / rate:.1%}",

@@ -1,4 +1,4 @@
-"""How fast environments step: in this thread, and shared out among all cores at the same time.
+"""The rates at which environments step: in this thread, and spread over all cores.
 
 Free of torch and hydra, as the processes that step them are.
 """
@@ -12,15 +12,16 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from htsrl_cli.config.sections import EnvConfig
-from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.workers.process import Worker, start_process, stop_workers
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Amount of work per second; a first call warms up."""
+    """Returns the amount of work per second; a first call warms up."""
     work()
     amount, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -29,7 +30,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def env_rate(envs: Sequence[Env], seconds: float) -> float:
-    """Env steps per second of environments of a kind that take turns, under random actions."""
+    """Returns env steps per second of environments that take turns, under random actions."""
     rng = np.random.default_rng(0)
     spec = envs[0].env_spec.actions
     shape = (envs[0].env_spec.num_players, spec.num_dims)
@@ -50,10 +51,11 @@ def env_rate(envs: Sequence[Env], seconds: float) -> float:
 
 
 def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
-    """Env steps per second of environments in as many processes as there are cores.
+    """Returns env steps per second of environments in as many processes as there are cores.
 
-    What the cores step at most: environments that take turns do not find the caches as they left
-    them, and cores that are all busy share caches, memory and power, virtual ones the core itself.
+    This is the most that the cores can step. One environment alone is faster: environments that
+    take turns do not find the caches as they left them, and cores that are all busy share caches,
+    memory and power, virtual ones the core itself.
 
     Raises:
         RunError: a process failed.
@@ -75,7 +77,7 @@ def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
 def _step(
     control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
 ) -> None:
-    """A process's part: says 0 when it is ready, and its rate after it has been told to start."""
+    """Runs in each process: sends 0 when it is ready, and its rate after it was told to start."""
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
         control.send(("rate", 0.0))

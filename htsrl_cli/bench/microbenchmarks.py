@@ -1,4 +1,4 @@
-"""What the three kinds of work that training consists of cost on one thread.
+"""The cost on one thread of the three kinds of work that training consists of.
 
 From these follows the machine's bound: env steps per second if every core did nothing but step
 environments, infer and differentiate.
@@ -13,30 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.algorithms import build_algorithm
+from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.bench.env_rates import env_rate, rate
-from htsrl_cli.config.sections import PpoConfig, RunPlan, TrainConfig
-from htsrl_cli.envs.base import EnvSpec, make_env
-from htsrl_cli.learning.learner import num_micro_batches
+from htsrl_cli.config.plan import RunPlan
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.learning.gradient import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, set_up_torch
-from htsrl_cli.networks.policy import build_policy, log_prob_entropy
-from htsrl_cli.sampling.actor import ActorSetup, Inference, activations_to_keep
+from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.registry import build_policy
+from htsrl_cli.sampling.inference import Inference, InferenceSetup, activations_to_keep
 
 
 @dataclass(frozen=True)
 class OneThread:
-    """One-thread rates per second, and what an env step needs of each.
+    """Rates of one thread, per second, and the amount of each kind of work in an env step.
 
     Attributes:
-        env: env steps.
-        inference: rows of forward passes, every row in use.
-        train: rows of forward and backward passes, their share of optimizer steps included; of
-            backward passes alone where the actors keep activations.
-        players: rows that an env step has.
+        env: env steps per second.
+        inference: rows of forward passes per second, every row in use.
+        train: rows of forward and backward passes per second, with their share of optimizer
+            steps; of backward passes alone if the actors keep activations.
+        players: rows of an env step.
         epochs: passes over a slot in an update.
-        devices: where env steps, inference and training take place, `cpu` or a GPU's name.
+        devices: devices of env steps, inference and training: `cpu` or a GPU's name.
     """
 
     env: float
@@ -59,19 +62,19 @@ class OneThread:
             _inference_rate(config, spec, actors, seconds),
             _train_rate(config, spec, learner, seconds),
             spec.num_players,
-            config.algo.update_epochs if isinstance(config.algo, PpoConfig) else 1,
+            config.algo.num_epochs,
             ("cpu", str(actors), str(learner)),
         )
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
-        """Milliseconds of one thread that stepping, inference and training take per env step."""
+        """Milliseconds of one thread for an env step: stepping, inference and training."""
         rows = 1000 * self.players
         return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
 
     @property
     def bound(self) -> float:
-        """Env steps per second at most: what the busiest of processor and GPUs allows."""
+        """The most env steps per second that the busiest of processor and GPUs allows."""
         total: dict[str, float] = {}
         for device, cost_ms in zip(self.devices, self.cost_ms, strict=True):
             total[device] = total.get(device, 0.0) + cost_ms
@@ -82,10 +85,17 @@ class OneThread:
 def _inference_rate(
     config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float
 ) -> float:
-    """Rows per second of the actor's forward pass and sampling."""
+    """Measures rows per second of the actor's forward pass and sampling."""
     actors = config.actors
-    setup = ActorSetup(
-        spec, config.algo, actors.inference_batch, False, str(device), actors.precision, False
+    setup = InferenceSetup(
+        spec=spec,
+        network=config.network,
+        algo=config.algo,
+        batch=actors.inference_batch,
+        fixed_rows=False,
+        device=str(device),
+        precision=actors.precision,
+        keeps_activations=False,
     )
     inference = Inference(setup)
 
@@ -97,25 +107,24 @@ def _inference_rate(
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
-    """Rows per second through what the learner does with micro-batches, and the optimizer.
+    """Measures rows per second through the learner's micro-batches and the optimizer.
 
     An optimizer step follows as many micro-batches as make the run's minibatch. What else an
     update does (targets, gathering rows, clipping) is left out: this is a bound.
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
-    num_rows = plan.sync_interval * plan.num_columns // plan.num_policies
-    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, num_rows))))
+    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy))))
     number = num_micro_batches(minibatch, config.learner.micro_batch)
     rows = minibatch // number
-    policy = build_policy(spec, config.algo, config.learner.precision, device)
-    kept: list[Tensor] = list(build_policy(spec, config.algo, "fp32", device).parameters())
+    policy = build_policy(spec, config.network, config.learner.precision, device)
+    kept: list[Tensor] = list(build_policy(spec, config.network, "fp32", device).parameters())
     optimizer = algorithm.build_optimizer(kept)
     parameters: list[Tensor] = list(policy.parameters())
     obs = _random_obs(spec, rows).to(device)
     actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
     caching = CachingLayers()
-    if activations_to_keep(spec, config.algo, config.actors, config.learner):
+    if activations_to_keep(spec, config):
         with torch.no_grad():
             policy(obs, caching)
 

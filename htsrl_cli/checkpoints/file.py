@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
 import os
-import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,13 +26,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from htsrl_cli.durable import remove_leftovers, sync_folder, write_durably
+from htsrl_cli.checkpoints.upgrade import upgrade
+from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
-
 MAGIC = b"\x89HTSRL\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HEADER = struct.Struct("<8sIQ32s")
 _CHUNK = 1 << 20
 # Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms like
@@ -43,7 +39,6 @@ _CHUNK = 1 << 20
 # Pong, 1.3 MB for Space Invaders, 2.4 MB with the level's own window); on float32 parameters, which
 # hardly compress, it takes two thirds of level 3's time.
 _COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22)
-_NAME = re.compile(r"step_(\d{12})\.ckpt")
 # What reading a frame raises that has the right checksum but was not written by this module.
 _DECODING_ERRORS = (
     zstandard.ZstdError,
@@ -59,7 +54,7 @@ _DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The contents of a checkpoint file.
 
     Attributes:
         arrays: by name; any shape, zero-size and 0-d included; no object or string dtypes.
@@ -88,124 +83,36 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: one line: missing, unreadable, not a checkpoint, or damaged.
     """
-    with _verified(path) as file:
+    with _verified(path) as (file, version):
         payload = _decompress(file)
-        return Checkpoint(load_safetensors(payload), _decode_meta(payload))
+        return Checkpoint(*upgrade(version, load_safetensors(payload), _decode_meta(payload)))
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The file to load for `path`: a file as it is named, or the newest intact one of a run folder.
-
-    Damaged files of a run folder are passed over with a warning each.
+def verify_checkpoint(path: Path) -> None:
+    """Compares a file's length and checksum, without reading what it holds.
 
     Raises:
-        CheckpointError: there is nothing at `path`, or no intact file in the folder.
+        CheckpointError: as `load_checkpoint`.
     """
-    if not path.is_dir():
-        if not path.exists():
-            raise _missing(path)
-        return path
-    for candidate in sorted(_files(path / "checkpoints").values(), reverse=True):
-        try:
-            with _verified(candidate):
-                return candidate
-        except CheckpointError as error:
-            logger.warning("passed over: %s", error)
-    raise CheckpointError(f"{path} holds no intact checkpoint (looked for checkpoints/step_*.ckpt)")
+    with _verified(path):
+        pass
 
 
-class CheckpointStore:
-    """The checkpoints of one run: writes them and keeps the newest few and the best.
+def read_meta(path: Path) -> dict[str, Any]:
+    """Reads and verifies a file's document, without its arrays, as it was written.
 
-    Opening a store removes what a killed process left behind and reads the metrics of the intact
-    files, so that the best one is known after a resume, too.
-
-    Args:
-        run_dir: the run's folder; the files are `checkpoints/step_<env steps>.ckpt` in it.
-        keep: how many of the newest to keep, at least 1.
+    Raises:
+        CheckpointError: as `load_checkpoint`.
     """
+    with _verified(path) as (file, _):
+        (length,) = struct.unpack("<Q", _decompress(file, 8))
+        file.seek(_HEADER.size)
+        return _decode_meta(_decompress(file, 8 + length))
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
-        self._folder = run_dir / "checkpoints"
-        self._keep = keep
-        self._folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(run_dir)
-        remove_leftovers(self._folder)
-        self._metrics = dict(_stored_metrics(self._folder))
-        self._unrated: set[int] = set()
 
-    @property
-    def unrated(self) -> list[int]:
-        """Env steps of the checkpoints that are kept until `rate` says how good they are."""
-        return sorted(self._unrated)
-
-    def unrate(self) -> None:
-        """Has all checkpoints wait for `rate`, whatever metric they were saved with."""
-        self._unrated = set(self._metrics)
-
-    def rate(self, env_steps: int, metric: float | None) -> None:
-        """Gives an unrated checkpoint its metric, and drops those no longer kept."""
-        self._metrics[env_steps] = metric
-        self._unrated.remove(env_steps)
-        self._prune()
-
-    def save(
-        self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_rated: bool = True
-    ) -> bool:
-        """Saves a checkpoint, then drops those no longer kept.
-
-        An `OSError` (a full disk) is logged and leaves all previous files as they are.
-
-        Args:
-            env_steps: names the file; one of the same name is replaced.
-            metric: higher is better; None or NaN never counts as best. Stored in `meta`.
-            checkpoint: is not changed.
-            is_rated: the metric is this checkpoint's; else it is kept until `rate` says which is.
-
-        Returns:
-            Whether the checkpoint is on the disk.
-        """
-        meta = checkpoint.meta | {"env_steps": env_steps, "metric": metric}
-        path, saved = self.path(env_steps), False
-        try:
-            save_checkpoint(path, Checkpoint(checkpoint.arrays, meta))
-            saved = True
-            self._metrics[env_steps] = metric
-            if not is_rated:
-                self._unrated.add(env_steps)
-            self._prune()
-        except OSError as error:
-            logger.error("checkpoint %s: %s; the previous ones are kept", path, error.strerror)
-        return saved
-
-    def path(self, env_steps: int) -> Path:
-        """Where the checkpoint at `env_steps` is."""
-        return self._folder / f"step_{env_steps:012d}.ckpt"
-
-    def discard_after(self, env_steps: int) -> None:
-        """Removes the checkpoints of a future that a resume at `env_steps` will write again."""
-        for steps, path in _files(self._folder).items():
-            if steps > env_steps:
-                path.unlink(missing_ok=True)
-                self._metrics.pop(steps, None)
-                self._unrated.discard(steps)
-        sync_folder(self._folder)
-
-    def _prune(self) -> None:
-        kept = set(sorted(self._metrics)[-self._keep :]) | self._best() | self._unrated
-        for steps, path in _files(self._folder).items():
-            if steps not in kept:
-                path.unlink(missing_ok=True)
-        self._metrics = {steps: self._metrics[steps] for steps in kept}
-
-    def _best(self) -> set[int]:
-        """The step of the highest metric, the earliest of equals; empty without metrics."""
-        ranked = [
-            (metric, -steps)
-            for steps, metric in self._metrics.items()
-            if metric is not None and not math.isnan(metric) and steps not in self._unrated
-        ]
-        return {-max(ranked)[1]} if ranked else set()
+def missing(path: Path) -> CheckpointError:
+    """Returns the error for a path at which there is nothing."""
+    return CheckpointError(f"{path} does not exist: give a run folder or a checkpoint file")
 
 
 class _HashedFile:
@@ -243,17 +150,16 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
 
 
 @contextmanager
-def _verified(path: Path) -> Iterator[BinaryIO]:
-    """Opens `path` at the start of its frame, after comparing length and checksum.
+def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Yields `path` open at the start of its frame and its format, once its checksum has fitted.
 
     What goes wrong in the block, too, becomes a `CheckpointError`.
     """
     try:
         with open(path, "rb") as file:
-            _verify(path, file)
-            yield file
+            yield file, _verify(path, file)
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise missing(path) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except _DECODING_ERRORS as error:
@@ -261,16 +167,16 @@ def _verified(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(f"{path} cannot be decoded: {cause}") from error
 
 
-def _verify(path: Path, file: BinaryIO) -> None:
+def _verify(path: Path, file: BinaryIO) -> int:
     head = file.read(_HEADER.size)
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
         raise CheckpointError(f"{path} is not a checkpoint of htsrl")
     if len(head) < _HEADER.size:
         raise _truncated(path)
     _, version, length, digest = _HEADER.unpack(head)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this htsrl reads {FORMAT_VERSION}: "
+            f"{path} has format version {version}, this htsrl reads 1 to {FORMAT_VERSION}: "
             "use the version of htsrl that wrote it"
         )
     if os.fstat(file.fileno()).st_size < _HEADER.size + length:
@@ -278,10 +184,11 @@ def _verify(path: Path, file: BinaryIO) -> None:
     if _sha256(file) != digest:
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
     file.seek(_HEADER.size)
+    return int(version)
 
 
 def _sha256(file: BinaryIO) -> bytes:
-    """Of the rest of `file`."""
+    """Returns the digest of the rest of `file`."""
     sha256 = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         sha256.update(chunk)
@@ -305,25 +212,6 @@ def _decode_meta(payload: bytes) -> dict[str, Any]:
     head = json.loads(payload[8 : 8 + length])
     meta: dict[str, Any] = json.loads(head["__metadata__"]["meta"])
     return meta
-
-
-def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:
-    """The env steps and metric of each intact file, without reading its arrays."""
-    for steps, path in _files(folder).items():
-        with suppress(CheckpointError), _verified(path) as file:
-            (length,) = struct.unpack("<Q", _decompress(file, 8))
-            file.seek(_HEADER.size)
-            yield steps, _decode_meta(_decompress(file, 8 + length))["metric"]
-
-
-def _files(folder: Path) -> dict[int, Path]:
-    """The checkpoints in `folder` by env steps, whether intact or not."""
-    names = folder.iterdir() if folder.is_dir() else ()
-    return {int(match[1]): path for path in names if (match := _NAME.fullmatch(path.name))}
-
-
-def _missing(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} does not exist: give a run folder or a checkpoint file")
 
 
 def _truncated(path: Path) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""Command-line overrides to validated configurations, before Hydra itself runs.
+"""Composes command-line overrides to validated configurations, before Hydra itself runs.
 
 Hydra writes `.hydra/` before our function runs and answers mistakes with several lines and exit
 code 1. So everything is composed here first, by Hydra's own loader, and every mistake becomes
@@ -7,7 +7,6 @@ one line that names the key, the value and the remedy. Free of torch.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,96 +16,49 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.experimental.callback import Callback
+from hydra.errors import OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from htsrl_cli.config.plain import (
-    CHANGES_NO_RESULT,
-    build,
-    config_sha256,
-    did_you_mean,
-    from_plain,
-    shown,
-    to_plain,
-    unknown_key,
-)
-from htsrl_cli.config.rules import validate, validate_bench, validate_eval
+from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line
+from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
-from htsrl_cli.machine import fill_auto
-
-__all__ = [
-    "CHANGES_NO_RESULT",
-    "Composer",
-    "FolderNames",
-    "config_sha256",
-    "configs_dir",
-    "from_plain",
-    "output_dir",
-    "parse_overrides",
-    "resolved",
-    "short_name",
-    "to_bench_config",
-    "to_eval_config",
-    "to_plain",
-    "to_train_config",
-    "typed_words",
-    "validate",
-]
+from htsrl_cli.plugins import config_folders
 
 VERSION_BASE = "1.3"
-# So many options of a group fit on a line.
-_FEW = 8
-# File systems take names of 255 bytes; a digest comes on top.
-_LONGEST_NAME = 200
-_PLUGINS = (
-    "hydra/sweeper/optuna",
-    "hydra/launcher/joblib",
-    "hydra/launcher/ray",
-    "hydra/launcher/submitit_local",
-    "hydra/launcher/submitit_slurm",
-)
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
-def short_name(name: str) -> str:
-    """A folder's name as it is or, where it is long, its beginning and a digest of all of it."""
-    data = name.encode()
-    if len(data) <= _LONGEST_NAME:
-        return name
-    beginning = data[:_LONGEST_NAME].decode(errors="ignore")
-    return f"{beginning}-{hashlib.sha256(data).hexdigest()[:12]}"
-
-
-OmegaConf.register_new_resolver("short_name", short_name, replace=True)
-
-
-class FolderNames(Callback):
-    """Makes `${short_name:...}` known to the processes of launchers, too.
-
-    They name a job's folder before they import anything of ours. But they unpickle a sweep's
-    callbacks, and that imports this module.
-    """
-
-
 def configs_dir() -> Path:
-    """The folder of YAML files: inside an installed wheel, at the top of a source checkout."""
+    """Returns the folder of YAML files: in an installed wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
 
 
+class PackageConfigs(SearchPathPlugin):
+    """Has Hydra search the YAML files of other packages, too; see `htsrl_cli.plugins`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends a folder for each package."""
+        for folder in config_folders():
+            search_path.append(provider="htsrl", path=f"file://{folder}")
+
+
+Plugins.instance().register(PackageConfigs)
+
+
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Command-line words as Hydra's overrides.
+    """Parses command-line words into Hydra's overrides.
 
     Raises:
         UsageError: a word is not of the form KEY=VALUE.
@@ -122,43 +74,37 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def to_train_config(cfg: DictConfig) -> TrainConfig:
-    """The composed `train.yaml` as a validated configuration.
+    """Returns the composed `train.yaml` as a configuration that can be used.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = from_plain(fill_auto(resolved(cfg)))
-    validate(config)
-    return config
+    return load_train_config(resolved(cfg))
 
 
 def to_eval_config(cfg: DictConfig) -> EvalConfig:
-    """The composed `eval.yaml` as a validated configuration.
+    """Returns the composed `eval.yaml` as a configuration that can be used.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = build(EvalConfig, resolved(cfg))
-    validate_eval(config)
-    return config
+    return load_eval_config(resolved(cfg))
 
 
 def to_bench_config(cfg: DictConfig) -> BenchConfig:
-    """The section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
+    """Returns the section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
 
     Raises:
         ConfigError: for the first key that has to change.
     """
-    config = build(BenchConfig, resolved(cfg, ["bench"])["bench"], "bench.")
-    validate_bench(config)
-    return config
+    return load_bench_config(resolved(cfg, ["bench"])["bench"])
 
 
 def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """The composed values, interpolations resolved.
+    """Returns the composed values, interpolations resolved.
 
     Args:
-        names: the sections; those of a training run if None.
+        names: sections to return; those of a training run if None.
 
     Raises:
         ConfigError: a mandatory value is missing, or an interpolation leads nowhere.
@@ -174,13 +120,13 @@ def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, A
     except OmegaConfBaseException as error:
         value = OmegaConf.to_container(own, resolve=False)
         raw = _look_up(value, error.full_key or "")
-        raise ConfigError(error.full_key or "?", raw, _first_line(error)) from error
+        raise ConfigError(error.full_key or "?", raw, first_line(error)) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def typed_words(hydra: Any, kind: str) -> list[str]:
-    """The overrides as they were typed, interpolations and all.
+    """Returns the overrides as they were typed, interpolations and all.
 
     Args:
         hydra: Hydra's own section.
@@ -192,21 +138,17 @@ def typed_words(hydra: Any, kind: str) -> list[str]:
 
 
 def _look_up(plain: Any, key: str) -> object:
+    """Returns the value of a dotted key; None if there is none."""
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, dict) else None
     return plain
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a message of Hydra or OmegaConf that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 class Composer:
     """Composes one verb's configuration as Hydra would, without running anything.
 
     Args:
-        config_name: `train` or `eval`, the primary YAML file.
+        config_name: the primary YAML file, named like the verb.
         config_dir: the user's additional folder of YAML files (`--config-dir`).
     """
 
@@ -221,13 +163,14 @@ class Composer:
             path = f"file://{Path(config_dir).resolve()}"
             search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(search_path)
+        self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
-        """Whether `hydra.mode` asks for a multirun."""
+        """Returns True if `hydra.mode` asks for a multirun."""
         return bool(self._load(overrides, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
 
     def job(self, overrides: Sequence[str]) -> DictConfig:
-        """The configuration of a single run, Hydra's own section included.
+        """Composes the configuration of a single run, Hydra's own section included.
 
         Raises:
             UsageError: an override is malformed, or names a key or option that does not exist.
@@ -240,7 +183,7 @@ class Composer:
         return self._load(overrides, RunMode.RUN)
 
     def sweep(self, overrides: Sequence[str]) -> tuple[DictConfig, list[DictConfig]]:
-        """The multirun's own configuration and that of each job.
+        """Composes the multirun's own configuration and that of each job.
 
         Jobs are known beforehand for Hydra's basic sweeper. Another sweeper chooses values as it
         goes; then the jobs are those of `_samples`.
@@ -259,7 +202,7 @@ class Composer:
         return master, jobs
 
     def group_options(self, group: str) -> list[str]:
-        """Names of all options of a group, nested ones with their folder; empty for no group."""
+        """Returns the options of a group, nested ones with their folder; none for no group."""
         if not self._loader.repository.group_exists(group):
             return []
         names = self._loader.get_group_options(group, ObjectType.CONFIG)
@@ -268,7 +211,7 @@ class Composer:
         return sorted(names)
 
     def _batches(self, master: DictConfig) -> list[list[str]]:
-        """The overrides of each job of a multirun."""
+        """Returns the overrides of each job of a multirun."""
         params = master.hydra.sweeper.get("params") or {}
         words = [f"{key}={value}" for key, value in params.items()]
         parsed = parse_overrides(words + typed_words(master.hydra, "task"))
@@ -283,7 +226,7 @@ class Composer:
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
-        """The overrides of a job for each combination of the groups that a sampler chooses from.
+        """Returns a job's overrides for each combination of the groups that a sampler chooses from.
 
         Other keys of the search keep their defaults: whether a value is any good shows in its
         trial. But every combination must have the keys, and one without a default gets a sample.
@@ -326,105 +269,22 @@ class Composer:
     def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
         parsed = parse_overrides(overrides)
         try:
-            return self._loader.load_configuration(
-                self._config_name, list(overrides), mode, validate_sweep_overrides=False
-            )
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise self._explain(error, parsed) from error
+            return self._load_unexplained(overrides, mode)
+        except REFUSALS as error:
+            raise self._explainer.explain(error, parsed) from error
 
-    def _explain(self, error: Exception, overrides: list[Override]) -> UsageError:
-        """What the user has to change, found by looking at one override after the other."""
-        if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
-            name = error.missing_cfg_file
-            return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
-        fixed = [override for override in overrides if not override.is_sweep_override()]
-        for override in fixed:
-            if problem := self._group_problem(override):
-                return problem
-        groups = [o for o in fixed if self.group_options(o.key_or_group)]
-        for override in fixed:
-            if override not in groups and (problem := self._key_problem(override, groups)):
-                return problem
-        return UsageError(_first_line(error))
-
-    def _group_problem(self, override: Override) -> ConfigError | None:
-        """A group's option that does not exist, or one of a folder inside a group."""
-        group, value = override.key_or_group, override.value()
-        options = self.group_options(group)
-        if not options or override.is_delete() or isinstance(value, dict):
-            return None
-        if value in options:
-            top, nested, folder = group.partition("/")
-            if not nested or top == "hydra":
-                return None
-            return ConfigError(group, shown(value), f"write it as {top}={folder}/{value}")
-        few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self._config_name} --help"
-        hint = did_you_mean(str(value), options) or f" ({few})"
-        return ConfigError(group, shown(value), f"{group} has no such option{hint}")
-
-    def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
-        """A key that does not exist, or a value that does not fit where it goes."""
-        words = [group.input_line or "" for group in groups]
-        try:
-            base = self._loader.load_configuration(
-                self._config_name, words, RunMode.RUN, validate_sweep_overrides=False
-            )
-        except (HydraException, OmegaConfBaseException, ValueError):
-            return None
-        key, value = override.key_or_group, shown(override.value())
-        known = _key_names(base)
-        if key not in known and not (override.is_add() or override.is_force_add()):
-            if key.startswith("env.kwargs."):
-                return ConfigError(key, value, f"a new argument is added with +{key}={value}")
-            own = [name for name in known if not name.startswith("hydra.")]
-            return unknown_key(key, value, known if key.startswith("hydra") else own)
-        try:
-            self._loader.load_configuration(
-                self._config_name,
-                [*words, override.input_line or ""],
-                RunMode.RUN,
-                validate_sweep_overrides=False,
-            )
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            return ConfigError(key, value, _first_line(error.__cause__ or error))
-        return None
+    def _load_unexplained(
+        self, overrides: Sequence[str], mode: RunMode = RunMode.RUN
+    ) -> DictConfig:
+        """Composes as Hydra does; raises one of `REFUSALS`."""
+        return self._loader.load_configuration(
+            self._config_name, list(overrides), mode, validate_sweep_overrides=False
+        )
 
 
 def _first(override: Override) -> object:
-    """A value of a sweep, as it is typed."""
+    """Returns one value of a sweep, as it is typed."""
     value = override.value()
     if isinstance(value, IntervalSweep | RangeSweep):
         return value.start
     return next(override.sweep_string_iterator())
-
-
-def _is_plugin(name: str | None) -> bool:
-    """Whether a configuration comes with a plugin of Hydra."""
-    return name in _PLUGINS
-
-
-def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all keys and sections."""
-    names = []
-    for key, value in cfg.items_ex(resolve=False):
-        names.append(f"{prefix}{key!s}")
-        if isinstance(value, DictConfig) and not (value._is_missing() or value._is_none()):
-            names += _key_names(value, f"{prefix}{key!s}.")
-    return names
-
-
-def output_dir(cfg: DictConfig, multirun: bool) -> Path:
-    """The folder that Hydra will give to the job `cfg`.
-
-    Raises:
-        ConfigError: the folder's name cannot be made.
-    """
-    HydraConfig.instance().set_config(cfg)
-    keys = ["hydra.sweep.dir", "hydra.sweep.subdir"] if multirun else ["hydra.run.dir"]
-    try:
-        parts = [OmegaConf.select(cfg, key, throw_on_missing=True) for key in keys]
-    except OmegaConfBaseException as error:
-        raise ConfigError(keys[0], "???", _first_line(error)) from error
-    if any(part is None for part in parts):
-        raise ConfigError(keys[0], "null", "a folder is needed")
-    return Path(*map(str, parts))

@@ -1,4 +1,4 @@
-"""What one `htsrl train` job is to do: its configuration, its folder, and where it goes on.
+"""Plans one job of `htsrl train`: its configuration, its folder, and where it goes on.
 
 The command line plans every job before Hydra runs, and each job plans itself again where it runs
 (a launcher may have sent it to another process). Free of torch.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,30 +18,29 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from htsrl_cli.checkpoints.file import find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.cli.compose import parse_overrides, resolved, to_train_config
-from htsrl_cli.config.plain import (
-    changes_no_result,
-    equivalent,
-    flatten,
-    from_plain,
-    shown,
-    to_plain,
-)
-from htsrl_cli.config.rules import validate
+from htsrl_cli.config.auto import AUTO
+from htsrl_cli.config.identity import changes_no_result, equivalent
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.plain import flatten, nest, to_plain
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.wording import shown
+from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError, ConfigError
-from htsrl_cli.machine import fill_auto
+from htsrl_cli.plugins import SECTIONS
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
+# Groups of which an option sets keys of any section.
+_PRESETS = ("experiment", "debug")
 _LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
 # What flock(2) answers where the file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # They decide which other keys there are, so a difference in them is named first.
-_SCHEMA_KEYS = ("env.kind", "algo.name")
+_SCHEMA_KEYS = tuple(f"{section}.{tag}" for section, (tag, _) in SECTIONS.items())
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Whether `run_dir` has checkpoints, damaged ones included."""
+    """Returns True if `run_dir` has checkpoints, damaged ones included."""
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 
@@ -128,10 +126,8 @@ def _try_lock(file: IO[str]) -> bool:
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
     """Writes the resolved configuration to `config.yaml`, which appears whole or not at all."""
-    text = OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
-    temporary = run_dir / ".config.yaml.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, run_dir / "config.yaml")
+    content = OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode()
+    write_durably(run_dir / "config.yaml", lambda file: file.write(content))
 
 
 def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
@@ -156,42 +152,26 @@ def _refuse_other_run(run_dir: Path) -> None:
 
 
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
-    """The stored configuration with what was typed, as far as a resume may change it."""
-    stored = _stored_config(checkpoint)
-    asked = to_plain(from_plain(fill_auto(_with_settled(resolved(cfg), stored))))
+    """Returns the stored configuration with what was typed, as far as a resume may change it."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # Choosing a runner is no word on the sync interval, which its file also has.
     sections = {"runner.name" if key == "runner" else key for key in keys}
-    config = from_plain(merge(stored, asked, sections))
-    validate(config)
-    return config
-
-
-def _with_settled(plain: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """`plain` with what `auto` came to when the run began, where that decides results."""
-    settled = dict(flatten(stored))
-    return _nest(
-        {
-            key: settled.get(key, value) if value == AUTO and not changes_no_result(key) else value
-            for key, value in flatten(plain)
-        }
-    )
-
-
-def _stored_config(checkpoint: Path) -> dict[str, Any]:
+    stored = load_checkpoint(checkpoint).meta.get("config", {})
     try:
-        return to_plain(from_plain(load_checkpoint(checkpoint).meta["config"]))
-    except (KeyError, AttributeError, ConfigError) as error:
+        load_train_config(stored)
+    except (AttributeError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{checkpoint} holds no configuration that this version of htsrl knows ({error})"
         ) from error
+    return load_train_config(merge(stored, resolved(cfg), sections))
 
 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
-    """`stored` with the values of `asked` under the keys, sections and groups in `typed`.
+    """Returns `stored` with the values of `asked` under the keys, sections and groups in `typed`.
 
-    A preset (`experiment`) counts as if every key had been typed: the same command line with
-    `resume=auto` goes on with the same run.
+    A preset (`experiment`, `debug`) counts as if every key had been typed: the same command line
+    with `resume=auto` goes on with the same run. What `auto` came to when the run began stays,
+    where that decides results.
 
     Raises:
         ConfigError: a value differs that a resume must not change.
@@ -200,7 +180,7 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
     merged = dict(old_values)
     ordered = sorted(flatten(asked), key=lambda entry: entry[0] not in _SCHEMA_KEYS)
     for key, value in ordered:
-        if not _is_typed(key, typed):
+        if not _is_typed(key, typed) or (value == AUTO and not changes_no_result(key)):
             continue
         old = old_values.get(key)
         if not _may_change(key, old, value):
@@ -210,28 +190,16 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
             )
             raise ConfigError(key, shown(value), remedy)
         merged[key] = value
-    return _nest(merged)
+    return nest(merged)
 
 
 def _is_typed(key: str, typed: set[str]) -> bool:
     parts = key.split(".")
     sections = {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
-    return "experiment" in typed or not sections.isdisjoint(typed)
+    return not typed.isdisjoint(_PRESETS) or not sections.isdisjoint(typed)
 
 
 def _may_change(key: str, old: Any, new: Any) -> bool:
     if equivalent(key, old) == equivalent(key, new) or changes_no_result(key):
         return True
-    return key == "total_steps" and new > old
-
-
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from dotted keys, the reverse of `flatten`."""
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        section = nested
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last] = value
-    return nested
+    return key == "total_steps" and not (isinstance(new, int | float) and new <= old)

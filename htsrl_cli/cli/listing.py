@@ -1,66 +1,73 @@
-"""`htsrl list`: the options of the configuration groups, one on a line, with what they are."""
+"""`htsrl list`: the options of the configuration groups, a line each, with a description."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from htsrl_cli.cli.compose import configs_dir, parse_overrides
-from htsrl_cli.config.plain import did_you_mean
-from htsrl_cli.errors import UsageError
+from htsrl_cli.config.wording import did_you_mean
+from htsrl_cli.errors import ConfigError, UsageError
+from htsrl_cli.plugins import config_folders
 
 # Parts that other files are made of, and Hydra's own.
 _NOT_CHOSEN = ("base", "hydra")
+# Groups that may be left out: a single option is a choice.
+_SINGLE = ("debug", "hparams_search", "sweeper")
 # Each verb's key that names a run folder or a checkpoint.
 _PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
-def groups() -> list[str]:
-    """Names of the groups that have something to choose."""
-    return sorted(
-        folder.name
-        for folder in configs_dir().iterdir()
-        if folder.name not in _NOT_CHOSEN and len(list(folder.rglob("*.yaml"))) > 1
-    )
+def groups(config_dir: str | None = None) -> list[str]:
+    """Returns the names of the groups that have something to choose.
+
+    Args:
+        config_dir: the user's additional folder of YAML files (`--config-dir`).
+    """
+    found: dict[str, int] = {}
+    for folder in _folders(config_dir):
+        for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+            found[group.name] = found.get(group.name, 0) + len(list(group.rglob("*.yaml")))
+    chosen = {name for name, count in found.items() if count > 1 or name in _SINGLE}
+    return sorted(chosen - set(_NOT_CHOSEN))
 
 
-def lines(group: str) -> list[str]:
-    """A group's options in order of name, as they are typed after `GROUP=`.
+def lines(group: str, config_dir: str | None = None) -> list[str]:
+    """Returns a group's options as typed after `GROUP=`, sorted by name, with descriptions.
 
     Raises:
         UsageError: there is no such group, or nothing to choose in it.
     """
-    if group not in groups():
-        hint = did_you_mean(group, groups()) or f" ({', '.join(groups())})"
+    known = groups(config_dir)
+    if group not in known:
+        hint = did_you_mean(group, known) or f" ({', '.join(known)})"
         raise UsageError(f"list {group}: there is no such group{hint}")
-    options = dict(_options(configs_dir() / group))
+    options = _options(group, config_dir)
     width = max(map(len, options))
     return [f"{name:<{width}}  {options[name]}".rstrip() for name in sorted(options)]
 
 
-def completions(verb: str, word: str) -> list[str]:
-    """What the beginning of a word after `verb` can become, as far as Hydra does not know.
+def completions(verb: str, word: str, config_dir: str | None = None) -> list[str]:
+    """Returns the completions of a word after `verb` that Hydra does not know.
 
-    That are the verb `list`'s groups, options, which lie in folders, too, and paths.
+    These are the groups after `list`, options in folders, and paths.
     """
     if verb == "list":
-        return [name for name in groups() if name.startswith(word)]
+        return [name for name in groups(config_dir) if name.startswith(word)]
     key, equals, begun = word.partition("=")
     if not equals:
         return []
     if key == _PATHS.get(verb):
         paths = sorted(glob.glob(f"{glob.escape(begun)}*"))
         return [f"{key}={path}{os.sep if os.path.isdir(path) else ''}" for path in paths]
-    if verb == "eval" or key not in groups():
+    if verb == "eval" or key not in groups(config_dir):
         return []
-    names = sorted(name for name, _ in _options(configs_dir() / key))
-    return [f"{key}={name}" for name in names if name.startswith(begun)]
+    return [f"{key}={name}" for name in sorted(_options(key, config_dir)) if name.startswith(begun)]
 
 
 def is_fixed(word: str) -> bool:
-    """Whether `word` gives a key one value."""
+    """Returns True if `word` gives a key one value."""
     try:
         (override,) = parse_overrides([word])
     except UsageError:
@@ -68,13 +75,27 @@ def is_fixed(word: str) -> bool:
     return not override.is_sweep_override()
 
 
-def _options(folder: Path) -> Iterator[tuple[str, str]]:
-    for path in folder.rglob("*.yaml"):
-        yield path.relative_to(folder).with_suffix("").as_posix(), _description(path)
+def _folders(config_dir: str | None) -> list[Path]:
+    """Returns all folders of YAML files: the user's, this package's, and other packages'."""
+    if config_dir is None:
+        return [configs_dir(), *config_folders()]
+    if not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", config_dir, "there is no such folder")
+    return [Path(config_dir), configs_dir(), *config_folders()]
+
+
+def _options(group: str, config_dir: str | None) -> dict[str, str]:
+    """Returns the description of each option of a group by its name."""
+    options: dict[str, str] = {}
+    for folder in _folders(config_dir):
+        for path in (folder / group).rglob("*.yaml"):
+            name = path.relative_to(folder / group).with_suffix("").as_posix()
+            options.setdefault(name, _description(path))
+    return options
 
 
 def _description(path: Path) -> str:
-    """The comment that a file begins with, without Hydra's directives; empty where it has none."""
+    """Returns the comment that a file begins with, without Hydra's directives; empty if none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return ""

@@ -12,8 +12,10 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -41,8 +43,6 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  tab completion
 """
 _EXIT_INTERRUPTED = 130
-# What Optuna raises at a search's end that has no best trial.
-_NO_TRIALS = "No trials are completed yet."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +92,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _unknown_verb(word: str) -> UsageError:
-    from htsrl_cli.config.plain import did_you_mean
+    from htsrl_cli.config.wording import did_you_mean
 
     if not word:
         return UsageError(f"a verb is needed: {' or '.join(VERBS)} (see htsrl --help)")
@@ -197,30 +197,41 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
 
 
 def _list(words: list[str]) -> None:
-    """The options of the groups named, or of all."""
+    """Prints the options of the groups named, or of all."""
     from htsrl_cli.cli import listing
 
+    parser = _parser("list", "Prints what there is to choose: the options of groups.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="env, algo ...; all if none")
+    parser.add_argument("--config-dir", help="a folder of further YAML files")
+    args = parser.parse_args(words)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if len(words) == 1:
-        print("\n".join(listing.lines(words[0])))
+    if len(args.groups) == 1:
+        print("\n".join(listing.lines(args.groups[0], args.config_dir)))
         return
-    for group in words or listing.groups():
-        print(f"{group}:", *listing.lines(group), sep="\n  ")
+    for group in args.groups or listing.groups(args.config_dir):
+        print(f"{group}:", *listing.lines(group, args.config_dir), sep="\n  ")
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """Returns the parser of a verb without a configuration; its errors are ours."""
+
+    def fail(message: str) -> NoReturn:
+        raise UsageError(f"{verb}: {message} (see htsrl {verb} --help)")
+
+    parser = argparse.ArgumentParser(prog=f"htsrl {verb}", description=description)
+    parser.error = fail  # type: ignore[method-assign]
+    return parser
 
 
 def _report_runs(words: list[str]) -> None:
     """Compares runs."""
     from htsrl_cli.report import report
 
-    def fail(message: str) -> NoReturn:
-        raise UsageError(f"report: {message} (see htsrl report --help)")
-
-    parser = argparse.ArgumentParser(
-        prog="htsrl report",
-        description="Compares runs: a table, learning curves against env steps and time, and one "
-        "HTML page. Runs are grouped by what differs, the seed apart.",
+    parser = _parser(
+        "report",
+        "Compares runs: a table, learning curves against env steps and time, and one HTML page. "
+        "Runs are grouped by what differs, the seed apart.",
     )
-    parser.error = fail  # type: ignore[method-assign]
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder above"
     )
@@ -271,13 +282,30 @@ def _run_verb(verb: str, words: list[str]) -> None:
             f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
             f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
         ) from error
-    except ValueError as error:
-        if str(error) != _NO_TRIALS:
+    except Exception as error:
+        if not _has_no_best_trial(error):
             raise
         raise RunError(
             f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
             "folders say why"
         ) from error
+
+
+def _has_no_best_trial(error: Exception) -> bool:
+    """Returns True if Optuna raised an error at a search's end because no trial gave a metric.
+
+    The search itself is asked, which is the `self` of a call that the error came through: its
+    trials have all ended, none of them with a value.
+    """
+    if "optuna" not in sys.modules:
+        return False
+    from optuna.study import Study
+    from optuna.trial import TrialState
+
+    callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    states = [t.state for study in callers if isinstance(study, Study) for t in study.trials]
+    ended = all(state.is_finished() for state in states)
+    return bool(states) and ended and TrialState.COMPLETE not in states
 
 
 def _sweep_dir() -> str:
@@ -317,6 +345,16 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, flags
 
 
+def _config_dir(words: Sequence[str]) -> str | None:
+    """Returns the folder that `--config-dir` names among words; None where it does not exist."""
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = value if equals else following
+            return folder if Path(folder).is_dir() else None
+    return None
+
+
 def _complete(words: list[str]) -> None:
     """Tab completion: of the verb here, of what follows it by Hydra.
 
@@ -336,7 +374,7 @@ def _complete(words: list[str]) -> None:
     from htsrl_cli.cli import listing
 
     *before, last = overrides.split(" ")
-    found = listing.completions(verb, last)
+    found = listing.completions(verb, last, _config_dir(before))
     if found or verb in TOOLS or last.startswith("-"):
         print(separator.join(found))
         return

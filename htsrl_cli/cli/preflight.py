@@ -1,4 +1,4 @@
-"""What is checked before Hydra runs and writes its first file.
+"""The checks of a command before Hydra runs and writes its first file.
 
 Each check returns the overrides that Hydra gets besides those that were typed.
 """
@@ -17,15 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from htsrl_cli.cli.compose import (
     Composer,
-    output_dir,
     to_bench_config,
     to_eval_config,
     to_train_config,
     typed_words,
 )
-from htsrl_cli.cli.job import AUTO, Job, plan_job
-from htsrl_cli.config.rules import validate
-from htsrl_cli.config.sections import EnvConfig, SyntheticConfig, TrainConfig
+from htsrl_cli.cli.folders import output_dir
+from htsrl_cli.cli.job import Job, plan_job
+from htsrl_cli.config.auto import AUTO
+from htsrl_cli.config.checks import check_combinations
+from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     if fixed and job.run_dir.resolve() != folder.resolve():
         remedy = f"a resume writes into {job.run_dir}: leave this key out"
         raise ConfigError("hydra.run.dir", folder, remedy)
-    check_environments([job.config.env])
+    check_environments([job.config])
     check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
@@ -83,8 +86,8 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     configs = [to_train_config(cfg) for cfg in jobs]
     for cfg, config in zip(jobs, configs, strict=True):
         for runner in to_bench_config(cfg).runners:
-            validate(replace(config, runner=replace(config.runner, name=runner)))
-    check_environments([config.env for config in configs])
+            check_combinations(replace(config, runner=replace(config.runner, name=runner)))
+    check_environments(configs)
     if multirun:
         return []
     folder = output_dir(jobs[0], multirun=False)
@@ -101,31 +104,43 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
     return [composer.job(overrides)]
 
 
-def check_environments(configs: Iterable[EnvConfig]) -> None:
-    """Builds each different environment once.
-
-    Synthetic ones are left out: they always exist, and may be asked to crash.
+def check_environments(configs: Iterable[TrainConfig]) -> None:
+    """Builds each distinct environment once, and asks the network whether it can take it.
 
     Raises:
-        UsageError: one does not exist, is not supported, or its package is missing.
+        UsageError: an environment or a network does not exist, is not supported, or does not fit,
+            or its package is missing.
     """
-    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.envs.registry import make_env
 
-    distinct = {repr(config): config for config in configs}
+    distinct = {repr((config.env, config.network)): config for config in configs}
     for config in distinct.values():
-        if isinstance(config, SyntheticConfig):
+        if not config.env.is_tried:
             continue
         try:
-            make_env(config, 0).close()
+            with closing(make_env(config.env, 0)) as env:
+                _check_network(config.network, env.env_spec)
         except HtsrlError:
             raise
         except Exception:
             # The environment's own failure: the run reports it, with the worker's name.
-            logger.debug("%r cannot be built here", config, exc_info=True)
+            logger.debug("%r cannot be built here", config.env, exc_info=True)
+
+
+def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
+    """Asks a network whether it can take an environment's observations; builds the user's own."""
+    network.check(spec.obs_shape)
+    if isinstance(network, OwnNetworkConfig):
+        # Only then torch is needed here.
+        import torch
+
+        from htsrl_cli.networks.registry import build_policy
+
+        build_policy(spec, network, "fp32", torch.device("cpu"))
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Looks for what only some runs need: packages of trackers, and of videos.
+    """Checks what only some runs need: packages of trackers and videos, and a picture to film.
 
     Raises:
         ConfigError: a package is missing, or an environment that is to be filmed has no picture.
@@ -139,14 +154,14 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
             filmed[repr(config.env)] = config
     if not filmed:
         return
-    from htsrl_cli.envs.base import make_env
+    from htsrl_cli.envs.registry import make_env
     from htsrl_cli.evaluation import video
 
     for config in filmed.values():
         key, value = "eval.video_interval", config.eval.video_interval
         video.check_packages(key, value)
         try:
-            with closing(make_env(config.env, 0, "pitch")) as env:
+            with closing(make_env(config.env, 0, config.env.usual_renderer)) as env:
                 picture = video.check_picture(env, key, value)
                 env.reset(seed=0)
                 picture.render()
@@ -183,7 +198,7 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
             remedy = "a multirun resumes with resume=auto hydra.sweep.dir=DIR"
             raise ConfigError("resume", cfg.resume, remedy)
         plans.append(_plan(cfg, output_dir(cfg, multirun=True)))
-    check_environments([job.config.env for job in plans])
+    check_environments([job.config for job in plans])
     check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
     claim_folder("hydra.sweep.dir", folder)
@@ -195,12 +210,12 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Whether a folder's name is the same at every start, unlike one with the time in it."""
+    """Returns True if a folder has the same name at every start, unlike one with the time in it."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])
 
 
 def _assign(key: str, folder: Path) -> str:
-    """An override that survives Hydra's grammar whatever characters the folder's name has."""
+    """Returns an override that Hydra parses whatever characters the folder's name has."""
     return f"{key}={QuotedString(str(folder), Quote.single).with_quotes()}"

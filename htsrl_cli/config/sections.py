@@ -1,243 +1,36 @@
-"""The configuration's schemas and the sizes derived from it.
+"""The sections of a configuration: one frozen dataclass each.
 
-One frozen dataclass for each section; a role gets the section it needs and nothing else.
-Values come from `configs/`; `htsrl_cli.cli.compose` turns them into a `TrainConfig`. This module
-is imported by executors and therefore free of torch, hydra and omegaconf.
+A role gets the section it needs and nothing else. Values come from the YAML files of `configs/`,
+which is the only place for defaults; `htsrl_cli.config.load` makes sections of them. Executors
+import this module: it is free of torch, hydra and omegaconf.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-
-@dataclass(frozen=True)
-class AtariConfig:
-    """`env=atari/<game>`; names follow the Arcade Learning Environment (Machado et al., 2018).
-
-    Attributes:
-        game: ROM name in snake case, for example `space_invaders`.
-        frame_skip: emulator frames for each env step.
-        screen_size: side of the square gray observation, in pixels.
-        frame_stack: observations are the last `frame_stack` screens, [H, W, frame_stack].
-        noop_max: a reset plays 0 to `noop_max` no-ops (uniform).
-        fire_on_reset: press FIRE after a reset or lost life, where the minimal actions have it.
-        repeat_action_probability: sticky actions; 0 switches them off.
-        full_action_space: all 18 actions instead of the game's minimal set.
-        max_num_frames_per_episode: a game is truncated after so many frames.
-        reward_clipping: train on the sign of the reward.
-        terminal_on_life_loss: a lost life terminates the training episode, not the game.
-        step_timeout_s: a step longer than this is a hang.
-    """
-
-    num_players: ClassVar[int] = 1
-
-    game: str
-    kind: str = "atari"
-    frame_skip: int = 4
-    screen_size: int = 84
-    frame_stack: int = 4
-    noop_max: int = 30
-    fire_on_reset: bool = True
-    repeat_action_probability: float = 0.0
-    full_action_space: bool = False
-    max_num_frames_per_episode: int = 108_000
-    reward_clipping: bool = True
-    terminal_on_life_loss: bool = True
-    step_timeout_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class GymConfig:
-    """`env=gym env.id=...`: any registered Gymnasium environment.
-
-    Attributes:
-        id: a Gymnasium id, or `module:id`, whose module is imported first in every worker.
-        kwargs: keyword arguments for `gymnasium.make`.
-        max_episode_steps: time limit in env steps; null keeps the registered one.
-        step_timeout_s: a step longer than this is a hang.
-    """
-
-    num_players: ClassVar[int] = 1
-
-    id: str
-    kind: str = "gym"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    max_episode_steps: int | None = None
-    step_timeout_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """`env=synthetic/<name>`: environments for tests and benchmarks.
-
-    Attributes:
-        name: `sleep` (a step takes a random time), `count` (the observation encodes
-            environment, episode and step) or `faulty` (raises, crashes or hangs on demand).
-        distribution: of the step time: `constant`, `exponential` or `gamma`.
-        mean_ms: mean step time in milliseconds; 0 does not sleep.
-        shape: shape parameter of the gamma distribution.
-        episode_length: steps in an episode; it terminates, or truncates where `truncate`.
-        truncate: end episodes by truncation instead of termination.
-        fault: what `faulty` does: `raise`, `crash` (SIGSEGV), `exit` or `hang`.
-        fault_step: at which env step of the environment with index `fault_env`, over all its
-            episodes; negative: while it is constructed.
-        fault_env: index of the environment that fails.
-        num_players: decision-makers of each environment.
-        step_timeout_s: a step longer than this is a hang.
-    """
-
-    name: str
-    kind: str = "synthetic"
-    distribution: str = "constant"
-    mean_ms: float = 0.0
-    shape: float = 1.0
-    episode_length: int = 100
-    truncate: bool = False
-    fault: str = "raise"
-    fault_step: int = 100
-    fault_env: int = 0
-    num_players: int = 1
-    step_timeout_s: float = 60.0
-
-
-FOOTBALL_SCENARIOS = (
-    "academy_empty_goal_close",
-    "academy_empty_goal",
-    "academy_run_to_score",
-    "academy_run_to_score_with_keeper",
-    "academy_pass_and_shoot_with_keeper",
-    "academy_run_pass_and_shoot_with_keeper",
-    "academy_3_vs_1_with_keeper",
-    "academy_corner",
-    "academy_counterattack_easy",
-    "academy_counterattack_hard",
-    "academy_single_goal_versus_lazy",
-    "1_vs_1_easy",
-    "5_vs_5",
-    "11_vs_11_competition",
-    "11_vs_11_kaggle",
-    "11_vs_11_easy_stochastic",
-    "11_vs_11_stochastic",
-    "11_vs_11_hard_stochastic",
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig, NetworkConfig
+from htsrl_cli.config.rules import (
+    COUNT,
+    DEVICE,
+    INDEX,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PRECISION,
+    SCORES,
+    SEED,
+    Rule,
+    Rules,
+    one_of,
 )
-
-
-@dataclass(frozen=True)
-class FootballConfig:
-    """`env=football/<scenario>`: Google Research Football (Kurach et al., 2020).
-
-    Attributes:
-        scenario: name of a scenario of the package gfootball.
-        representation: of observations: `extracted` (the super minimap, [72, 96, 4]),
-            `simple115v2` (a vector), `pixels_gray` or `pixels` (rendered, [72, 96, 1 or 3]).
-        frame_stack: observations are the last `frame_stack` ones, joined along the last axis.
-        rewards: `scoring` (+1 for a goal, -1 for one let in), or `scoring,checkpoints`: also 0.1
-            for each of ten distances to the opponent's goal that the ball is first brought to.
-        num_left_players, num_right_players: controlled players of each side. Each is a column;
-            those on the right see the pitch rotated, as if they played from left to right.
-        step_timeout_s: a step longer than this is a hang.
-    """
-
-    scenario: str
-    kind: str = "football"
-    representation: str = "extracted"
-    frame_stack: int = 4
-    rewards: str = "scoring,checkpoints"
-    num_left_players: int = 1
-    num_right_players: int = 0
-    step_timeout_s: float = 60.0
-
-    @property
-    def num_players(self) -> int:
-        """Controlled players of both sides."""
-        return self.num_left_players + self.num_right_players
-
-    @property
-    def is_rendered(self) -> bool:
-        """Whether observations are pictures, which one environment of a process can have."""
-        return self.representation.startswith("pixels")
-
-
-EnvConfig = AtariConfig | GymConfig | SyntheticConfig | FootballConfig
-
-
-@dataclass(frozen=True)
-class PpoConfig:
-    """Proximal policy optimisation, the clipped objective (Schulman et al., 2017).
-
-    Attributes:
-        learning_rate: Adam's; with `anneal_learning_rate` it falls linearly to 0 over the run.
-        anneal_clip_coef: the clip range falls linearly with the updates, too.
-        gae_lambda: of generalised advantage estimation (Schulman et al., 2016).
-        clip_coef: the ratio is clipped to 1 -/+ `clip_coef`.
-        clip_value_loss: clip the value's change by `clip_coef`, too.
-        normalize_advantage: to mean 0 and standard deviation 1 in every minibatch.
-        update_epochs: passes over a slot in one update.
-        num_minibatches: minibatches in an epoch; each is one optimizer step.
-        reevaluate: `hts` and `serial` compute a slot's log-probabilities and values anew with the
-            parameters that the update starts from, which are one update newer than those that
-            acted: the ratio begins at 1 and advantages rest on the newer values, as in `sync`. It
-            costs a forward pass over the slot, and pays where an update moves the policy far.
-            Otherwise both are those of the actors, as in the paper.
-        max_grad_norm: every minibatch's gradient is clipped to this global norm.
-        adam_eps: Adam's epsilon.
-        hidden_sizes: of the multilayer perceptron that serves vector observations.
-        policies: `shared` (one network for all players of an environment) or `independent` (one
-            for each player).
-    """
-
-    name: str = "ppo"
-    learning_rate: float = 2.5e-4
-    anneal_learning_rate: bool = True
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_coef: float = 0.1
-    anneal_clip_coef: bool = False
-    clip_value_loss: bool = True
-    normalize_advantage: bool = True
-    update_epochs: int = 4
-    num_minibatches: int = 4
-    reevaluate: bool = False
-    entropy_coef: float = 0.01
-    value_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    adam_eps: float = 1e-5
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    policies: str = "shared"
-
-
-@dataclass(frozen=True)
-class A2cConfig:
-    """Advantage actor-critic (Mnih et al., 2016) with the one-step delayed gradient of HTS-RL.
-
-    Returns run to the end of the slot; one update for each slot, by RMSprop.
-    """
-
-    name: str = "a2c"
-    learning_rate: float = 7e-4
-    anneal_learning_rate: bool = False
-    gamma: float = 0.99
-    entropy_coef: float = 0.01
-    value_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    rmsprop_alpha: float = 0.99
-    rmsprop_eps: float = 1e-5
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    policies: str = "shared"
-
-
-AlgoConfig = PpoConfig | A2cConfig
-
-
-def num_policies(algo: AlgoConfig, num_players: int) -> int:
-    """Networks that are trained: one for all players, or one for each."""
-    return num_players if algo.policies == "independent" else 1
+from htsrl_cli.config.runners import RUNNERS, Runner
 
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """Who steps and who infers.
+    """The section `actors`: who steps and who infers.
 
     Attributes:
         num_envs: environments in all.
@@ -250,19 +43,30 @@ class ActorsConfig:
         timeout_s: a forward pass longer than this is a hang.
     """
 
-    num_envs: int = 16
-    num_executors: int = 2
-    num_actors: int = 1
-    inference_batch: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    host: str = "auto"
-    timeout_s: float = 60.0
+    rules: ClassVar[Rules] = {
+        "num_envs": COUNT,
+        "num_executors": COUNT,
+        "num_actors": COUNT,
+        "inference_batch": COUNT,
+        "device": DEVICE,
+        "precision": PRECISION,
+        "host": one_of("process", "thread", "auto"),
+        "timeout_s": POSITIVE,
+    }
+
+    num_envs: int
+    num_executors: int
+    num_actors: int
+    inference_batch: int
+    device: str
+    precision: str
+    host: str
+    timeout_s: float
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Who learns.
+    """The section `learner`: who learns.
 
     Attributes:
         device: `auto`, `cpu` or `cuda:N`.
@@ -272,15 +76,22 @@ class LearnerConfig:
             summed in order. More take less time, fewer keep more threads busy with a minibatch.
     """
 
-    device: str = "auto"
-    precision: str = "fp32"
-    num_threads: int = 2
-    micro_batch: int = 256
+    rules: ClassVar[Rules] = {
+        "device": DEVICE,
+        "precision": PRECISION,
+        "num_threads": COUNT,
+        "micro_batch": COUNT,
+    }
+
+    device: str
+    precision: str
+    num_threads: int
+    micro_batch: int
 
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """How the roles are run.
+    """The section `runner`: how the roles are run.
 
     Attributes:
         name: `hts`, `serial` (one thread, bit-identical to `hts`) or `sync` (the baseline).
@@ -288,22 +99,40 @@ class RunnerConfig:
         stop_grace_s: how long a stop waits for the interval under way.
     """
 
-    name: str = "hts"
-    sync_interval: int = 128
-    stop_grace_s: float = 60.0
+    rules: ClassVar[Rules] = {
+        "name": one_of(*RUNNERS),
+        "sync_interval": COUNT,
+        "stop_grace_s": NOT_NEGATIVE,
+    }
+
+    name: str
+    sync_interval: int
+    stop_grace_s: float
+
+    @property
+    def schedule(self) -> Runner:
+        """The way in which the roles take turns."""
+        return RUNNERS[self.name]
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are taken (`interval`, in env steps) and how many (`keep`) are kept."""
+    """The section `checkpoint`: when checkpoints are taken, and how many are kept.
 
-    interval: int = 200_000
-    keep: int = 3
+    Attributes:
+        interval: env steps between two checkpoints.
+        keep: newest checkpoints that are kept.
+    """
+
+    rules: ClassVar[Rules] = {"interval": COUNT, "keep": COUNT}
+
+    interval: int
+    keep: int
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is logged.
+    """The section `log`: what is logged.
 
     Attributes:
         interval: env steps between two lines of metrics.
@@ -313,16 +142,18 @@ class LogConfig:
         mlflow: an experiment of MLflow that gets them.
     """
 
-    interval: int = 10_000
-    rollouts_sha256: bool = True
-    tensorboard: bool = True
-    wandb: str | None = None
-    mlflow: str | None = None
+    rules: ClassVar[Rules] = {"interval": COUNT}
+
+    interval: int
+    rollouts_sha256: bool
+    tensorboard: bool
+    wandb: str | None
+    mlflow: str | None
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation during training, in a process of its own; it changes no result.
+    """The section `eval`: evaluation beside the training, which changes no result.
 
     Attributes:
         interval: env steps between two policies that are evaluated; 0 switches it off.
@@ -331,10 +162,17 @@ class EvaluationConfig:
         targets: scores; it is logged when the final metric first reached each.
     """
 
-    interval: int = 0
-    episodes: int = 10
-    video_interval: int = 0
-    targets: tuple[float, ...] = ()
+    rules: ClassVar[Rules] = {
+        "interval": INDEX,
+        "episodes": COUNT,
+        "video_interval": INDEX,
+        "targets": SCORES,
+    }
+
+    interval: int
+    episodes: int
+    video_interval: int
+    targets: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -344,16 +182,19 @@ class TrainConfig:
     `total_steps` counts env steps (frame skip included) and is rounded up to whole intervals.
     """
 
+    rules: ClassVar[Rules] = {"seed": SEED, "total_steps": COUNT}
+
     env: EnvConfig
     algo: AlgoConfig
+    network: NetworkConfig
     actors: ActorsConfig
     learner: LearnerConfig
     runner: RunnerConfig
     checkpoint: CheckpointConfig
     log: LogConfig
-    eval: EvaluationConfig = EvaluationConfig()
-    seed: int = 1
-    total_steps: int = 10_000_000
+    eval: EvaluationConfig
+    seed: int
+    total_steps: int
 
 
 @dataclass(frozen=True)
@@ -366,21 +207,22 @@ class EvalConfig:
         seed: of the resets and the sampled actions.
         greedy: take the most likely action instead of a sampled one.
         video: write a video of every game.
-        football_renderer: of football's videos: `pitch` (drawn from above) or `engine` (the
-            engine's own picture, about one a second, and one game at a time).
+        renderer: how games are pictured; None for the environment's usual way.
     """
 
+    rules: ClassVar[Rules] = {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED}
+
     checkpoint: str
-    episodes: int = 10
-    seed: int = 0
-    greedy: bool = False
-    video: bool = False
-    football_renderer: str = "pitch"
+    episodes: int
+    seed: int
+    greedy: bool
+    video: bool
+    renderer: str | None
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """How `htsrl bench` measures.
+    """The section `bench` of `htsrl bench`: how it measures.
 
     Attributes:
         runners: what to compare.
@@ -389,46 +231,17 @@ class BenchConfig:
         micro_seconds: of each of the three one-thread measurements of a round.
     """
 
-    runners: tuple[str, ...] = ("hts", "sync", "serial")
-    repeats: int = 3
-    seconds: float = 20.0
-    micro_seconds: float = 2.0
+    rules: ClassVar[Rules] = {
+        "runners": Rule(
+            lambda names: bool(names) and set(names) <= set(RUNNERS),
+            f"must be a list of {', '.join(list(RUNNERS)[:-1])} and {list(RUNNERS)[-1]}",
+        ),
+        "repeats": COUNT,
+        "seconds": POSITIVE,
+        "micro_seconds": POSITIVE,
+    }
 
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Sizes derived from the configuration, computed once.
-
-    Attributes:
-        num_columns: decision-makers, the slot's second axis (B): the players of all environments.
-        sync_interval: env steps in an interval, the slot's first axis (T).
-        steps_per_interval: env steps of all environments in an interval.
-        num_policies: networks that are trained; column c acts by number c % num_policies.
-        num_intervals: intervals in the run.
-        num_updates: updates in the run, over which schedules fall.
-        lag: version of the parameters an update starts from, minus that of its data.
-    """
-
-    num_columns: int
-    sync_interval: int
-    steps_per_interval: int
-    num_policies: int
-    num_intervals: int
-    num_updates: int
-    lag: int
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> RunPlan:
-        """Derives the sizes of `config`."""
-        steps = config.runner.sync_interval * config.actors.num_envs
-        num_intervals = -(-config.total_steps // steps)
-        lag = 0 if config.runner.name == "sync" else 1
-        return cls(
-            num_columns=config.actors.num_envs * config.env.num_players,
-            sync_interval=config.runner.sync_interval,
-            steps_per_interval=steps,
-            num_policies=num_policies(config.algo, config.env.num_players),
-            num_intervals=num_intervals,
-            num_updates=num_intervals - lag,
-            lag=lag,
-        )
+    runners: tuple[str, ...]
+    repeats: int
+    seconds: float
+    micro_seconds: float

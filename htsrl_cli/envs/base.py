@@ -1,7 +1,4 @@
-"""The environments and the only registry of them.
-
-Executors import this module: numpy, gymnasium and the environment's own package, nothing else.
-"""
+"""The interface of an environment. Executors import this module."""
 
 from __future__ import annotations
 
@@ -10,15 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-from htsrl_cli.config.sections import AtariConfig, EnvConfig, FootballConfig, GymConfig
-from htsrl_cli.errors import ConfigError
-
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What a policy emits for one column: a vector of `num_dims` numbers.
+    """The action of one column: a vector of `num_dims` numbers.
 
     Attributes:
         kind: `categorical` (one integer for each entry of `sizes`; several entries are a
@@ -39,13 +33,13 @@ class ActionSpec:
 
     @property
     def dtype(self) -> str:
-        """Of an action vector, as NumPy names it."""
+        """The dtype of an action vector, as NumPy names it."""
         return "float32" if self.kind == "gaussian" else "int64"
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a player of an environment sees and does; images are uint8 [H, W, channels].
+    """The observations and actions of a player; images are uint8 [H, W, channels].
 
     Attributes:
         num_players: decision-makers that act at the same time (P), each a column of the slot.
@@ -77,7 +71,7 @@ class Env(Protocol):
         """Takes one env step; an action is a vector of `env_spec.actions.num_dims` numbers."""
 
     def get_state(self) -> bytes:
-        """Everything that decides the environment's future, wrappers and generators included."""
+        """Packs everything that decides the future, wrappers and generators included."""
 
     def set_state(self, state: bytes) -> Array:
         """Restores `get_state`'s bytes, executing none of them; returns the observation."""
@@ -88,7 +82,7 @@ class Env(Protocol):
 
 @runtime_checkable
 class PicturedEnv(Env, Protocol):
-    """An environment whose state can be pictured; built by `make_env` with a `renderer`.
+    """An environment whose state can be pictured: what `make_env` builds with a `renderer`.
 
     Attributes:
         frame_rate: env steps in a second of play.
@@ -101,53 +95,8 @@ class PicturedEnv(Env, Protocol):
         """Raw score of the game so far."""
 
     def render(self) -> Array:
-        """A picture of the present state, uint8 [H, W, 3], RGB; of constant size. Changes nothing.
+        """Returns a picture of the present state, uint8 [H, W, 3], RGB; of constant size.
 
         Raises:
             ConfigError: it turns out that there is no such picture, or that a package is missing.
         """
-
-
-def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
-    """Builds environment number `index` of a run.
-
-    Args:
-        renderer: makes it a `PicturedEnv`, football pictured by the `pitch` or by the `engine`;
-            None where `render` is not called.
-
-    Raises:
-        ConfigError: the environment does not exist, has spaces that are not supported, cannot be
-            pictured, or its package is missing.
-    """
-    if isinstance(config, AtariConfig):
-        return _make_atari(config, renderer)
-    if isinstance(config, GymConfig):
-        from htsrl_cli.envs.gym.environment import make_gym_env
-
-        return make_gym_env(config, pictured=renderer is not None)
-    if isinstance(config, FootballConfig):
-        return _make_football(config, renderer)
-    from htsrl_cli.envs.synthetic.environment import make_synthetic_env
-
-    return make_synthetic_env(config, index)
-
-
-def _make_atari(config: AtariConfig, renderer: str | None) -> Env:
-    try:
-        from htsrl_cli.envs.atari.environment import AtariEnv
-    except ModuleNotFoundError as error:
-        remedy = f"needs the package {error.name}: pip install ale-py opencv-python-headless"
-        raise ConfigError("env.game", config.game, remedy) from error
-    return AtariEnv(config, pictured=renderer is not None)
-
-
-def _make_football(config: FootballConfig, renderer: str | None) -> Env:
-    try:
-        from htsrl_cli.envs.football.environment import FootballEnv
-    except ModuleNotFoundError as error:
-        remedy = (
-            f"needs the package {error.name}, built from source: run `make football` in a checkout "
-            "of htsrl, or see the README's part on football"
-        )
-        raise ConfigError("env.scenario", config.scenario, remedy) from error
-    return FootballEnv(config, renderer)

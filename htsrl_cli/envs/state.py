@@ -10,10 +10,12 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.errors import CheckpointError
 
 _MAGIC = b"HTSENV01"
@@ -30,7 +32,7 @@ def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> 
 
 
 def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """What `pack_state` was given.
+    """Returns what `pack_state` was given.
 
     Raises:
         CheckpointError: the bytes are damaged, or were packed by another `kind`.
@@ -52,6 +54,20 @@ def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> No
             raise CheckpointError(
                 f"the {kind} state is of {name}={stored.get(name)}, not of {name}={value}"
             )
+
+
+def state_packages(config: EnvConfig) -> dict[str, str]:
+    """Returns name and version of the package that saves an environment's states.
+
+    They are empty where it is not installed, and where states are replays of resets and actions.
+    """
+    name = config.state_package
+    if name is None:
+        return {}
+    try:
+        return {name: version(name)}
+    except PackageNotFoundError:
+        return {}
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from htsrl_cli.config.sections import EvalConfig, EvaluationConfig
 from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.storage.storage import Episode
-from htsrl_cli.tracking.run_log import EVALUATIONS_FOLDER, film_path
+from htsrl_cli.storage.slot import Episode
+from htsrl_cli.tracking.film import EVALUATIONS_FOLDER, animation, film_path
 from htsrl_cli.workers.process import Worker, start_process, stop_workers
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _WAIT_S = 1.0
 
 
 class Evaluated(NamedTuple):
-    """What a policy came to.
+    """The result of a policy.
 
     Attributes:
         env_steps: that it was trained for.
@@ -211,11 +211,13 @@ def _evaluate(path: Path, episodes: int) -> tuple[float, list[Episode], bytes | 
     """Plays a policy; returns what `Evaluated` holds but for the env steps."""
     # Loads what the training has no use for.
     from htsrl_cli.evaluation import play as evaluation
-    from htsrl_cli.evaluation.video import VideoFolder, animation
+    from htsrl_cli.evaluation.video import VideoFolder
 
     checkpoint = load_checkpoint(path)
     env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]
-    config = EvalConfig(str(path), episodes, seed=env_steps)
+    config = EvalConfig(
+        str(path), episodes, seed=env_steps, greedy=False, video=False, renderer=None
+    )
     if checkpoint.meta["filmed"]:
         film = film_path(path.parent.parent, env_steps)
         try:

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from htsrl_cli.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
-from htsrl_cli.config.sections import EvalConfig, FootballConfig, TrainConfig
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.sections import EvalConfig, TrainConfig
 from htsrl_cli.durable import write_durably
-from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env
+from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import resolve_device, set_up_torch
-from htsrl_cli.networks.policy import build_policies, mode, sample
+from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.bootstrap import mean_interval
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,9 @@ def play(
         videos: films games where it is given.
     """
     train_config = _train_config(checkpoint, path)
-    num_rows = train_config.actors.inference_batch
-    renderer = config.football_renderer if videos else None
+    if config.renderer is not None:
+        train_config.env.check_renderer(config.renderer)
+    renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
         # All are number 0: an environment may depend on its index, a score must not.
@@ -127,9 +128,9 @@ def play(
             stack.enter_context(closing(make_env(train_config.env, 0, renderer)))
             for _ in range(num_envs)
         ]
-        policies = _load_policies(checkpoint, train_config, envs[0].env_spec, path)
-        batch = _Batch(policies, envs[0].env_spec, num_rows, config.greedy)
-        return _play_games(envs, batch, config, videos)
+        spec = envs[0].env_spec
+        inference = _load_inference(checkpoint, train_config, spec, path, config.greedy)
+        return _play_games(envs, _Batch(inference, spec), config, videos)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -141,11 +142,11 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
 
 
 def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
-    """Games at a time that the rows of a forward pass serve; one where football is rendered."""
+    """Returns how many games are played at a time: as many as the rows of a pass serve, or one."""
     env = train_config.env
-    if isinstance(env, FootballConfig) and (env.is_rendered or renderer == "engine"):
+    if env.is_alone(renderer):
         return 1
-    return max(1, train_config.actors.inference_batch // env.num_players)
+    return max(1, train_config.actors.inference_batch // env.num_columns)
 
 
 class _Game:
@@ -166,7 +167,7 @@ class _Game:
         self._add_frame()
 
     def noise(self) -> Array:
-        """What samples the players' next actions, float32 [P, D]."""
+        """Draws the numbers that sample the players' next actions, float32 [P, D]."""
         spec = self._env.env_spec
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
@@ -203,39 +204,26 @@ class _Batch:
     Policy k of K acts for players k, k + K, ...
     """
 
-    def __init__(self, policies: nn.ModuleList, spec: EnvSpec, num_rows: int, greedy: bool) -> None:
-        self._policies = policies
+    def __init__(self, inference: Inference, spec: EnvSpec) -> None:
+        self._inference = inference
         self._spec = spec
-        self._greedy = greedy
-        self._device = next(policies.parameters()).device
-        self._obs = np.zeros((num_rows, *spec.obs_shape), spec.obs_dtype)
-        self._noise = np.zeros((num_rows, spec.actions.num_dims), np.float32)
 
     def act(self, games: Sequence[_Game]) -> Array:
-        """Actions [G, P, D] for G games."""
-        spec = self._spec
+        """Returns the actions of G games, [G, P, D]."""
+        spec, inference = self._spec, self._inference
         obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
         noise = np.concatenate([game.noise() for game in games])
         actions = np.empty(noise.shape, spec.actions.dtype)
-        for k, policy in enumerate(self._policies):
-            own = range(k, len(obs), len(self._policies))
-            for start in range(0, len(own), len(self._obs)):
-                rows = own[start : start + len(self._obs)]
-                actions[rows] = self._pass(policy, obs[rows], noise[rows])
+        num_policies, num_rows = len(inference.policies), len(inference.obs)
+        for k in range(num_policies):
+            own = range(k, len(obs), num_policies)
+            for start in range(0, len(own), num_rows):
+                rows = own[start : start + num_rows]
+                # The rows beyond these hold what they last held.
+                inference.obs[: len(rows)] = obs[rows]
+                inference.noise[: len(rows)] = noise[rows]
+                actions[rows] = inference.run(k)[0][: len(rows)].numpy()
         return actions.reshape(len(games), spec.num_players, -1)
-
-    @torch.inference_mode()
-    def _pass(self, policy: nn.Module, obs: Array, noise: Array) -> Array:
-        """Actions for at most as many rows as a pass has; the others hold what they last held."""
-        self._obs[: len(obs)] = obs
-        self._noise[: len(obs)] = noise
-        params = policy(torch.from_numpy(self._obs).to(self._device))[0].cpu()
-        if self._greedy:
-            actions = mode(self._spec.actions, params)
-        else:
-            actions, _ = sample(self._spec.actions, params, torch.from_numpy(self._noise))
-        chosen: Array = actions[: len(obs)].numpy()
-        return chosen
 
 
 def _play_games(
@@ -267,35 +255,44 @@ def _play_games(
 
 def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     try:
-        return from_plain(checkpoint.meta["config"])
+        return load_train_config(checkpoint.meta["config"])
     except (KeyError, ConfigError) as error:
         raise CheckpointError(
             f"{path} holds no configuration that this version of htsrl knows ({error})"
         ) from error
 
 
-def _load_policies(
-    checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path
-) -> nn.ModuleList:
-    """The policies in the actors' precision, with the checkpoint's parameters."""
+def _load_inference(
+    checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
+) -> Inference:
+    """Returns the actors' inference with the checkpoint's parameters."""
     if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
             f"{path} does not fit its environment, which is {spec} here: another version of the "
             "environment's package made it"
         )
-    device = resolve_device("actors.device", config.actors.device)
-    policies = build_policies(spec, config.algo, config.actors.precision, device)
-    with torch.no_grad():
-        for name, parameter in policies.named_parameters():
-            array = checkpoint.arrays.get(f"params/{name}")
-            if array is None or array.shape != tuple(parameter.shape):
-                shape = tuple(parameter.shape)
-                raise CheckpointError(
-                    f"{path} does not fit its environment: "
-                    f"it has no parameter {name} of shape {shape}"
-                )
-            parameter.copy_(torch.from_numpy(array))
-    return policies
+    setup = InferenceSetup(
+        spec=spec,
+        network=config.network,
+        algo=config.algo,
+        batch=config.actors.inference_batch,
+        fixed_rows=False,
+        device=str(resolve_device("actors.device", config.actors.device)),
+        precision=config.actors.precision,
+        keeps_activations=False,
+    )
+    inference = Inference(setup, greedy)
+    values = {}
+    for name, tensor in inference.policies.state_dict().items():
+        array = checkpoint.arrays.get(f"learner/params/{name}")
+        if array is None or array.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{path} does not fit its environment: "
+                f"it has no parameter {name} of shape {tuple(tensor.shape)}"
+            )
+        values[name] = array
+    inference.load(values)
+    return inference
 
 
 def _table(result: EvalResult) -> Table:

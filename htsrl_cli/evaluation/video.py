@@ -5,7 +5,6 @@ A file appears whole, at the end of its game. Score and env step stand below the
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
@@ -29,9 +28,6 @@ CAPTION_HEIGHT = 32
 # Constant rate factor of x264: 0 is lossless, 23 its default.
 _QUALITY = 20
 _OUTPUT = ["-crf", str(_QUALITY), "-movflags", "+faststart", "-f", "mp4"]
-# What is shown in TensorBoard: pictures in a second, and at most.
-_GIF_RATE = 10.0
-_GIF_FRAMES = 300
 
 
 class VideoFolder:
@@ -143,7 +139,7 @@ class Video:
 
 
 def check_packages(key: str, value: object) -> None:
-    """Whether videos, which the configuration's `key` asks for, can be written here.
+    """Checks that videos, which the configuration's `key` asks for, can be written here.
 
     Raises:
         ConfigError: a package is missing.
@@ -166,34 +162,6 @@ def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
     if not isinstance(env, PicturedEnv):
         raise ConfigError(key, value, "this environment has no picture: leave the key out")
     return env
-
-
-def animation(path: Path) -> bytes:
-    """The first half minute of a video as a GIF, half as large, for TensorBoard.
-
-    Raises:
-        OSError: the file holds no video.
-    """
-    from PIL import Image
-
-    file = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    frame_rate = file.get(cv2.CAP_PROP_FPS)
-    step = max(1, round(frame_rate / _GIF_RATE))
-    pictures: list[Image.Image] = []
-    while len(pictures) < _GIF_FRAMES and file.grab():
-        _, frame = file.retrieve()
-        small = cv2.resize(frame[..., ::-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        pictures.append(Image.fromarray(small))
-        for _ in range(step - 1):
-            file.grab()
-    file.release()
-    if not pictures:
-        raise OSError(f"{path} holds no video")
-    seconds = step / frame_rate
-    buffer = io.BytesIO()
-    first, *others = pictures
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 * seconds, loop=0)
-    return buffer.getvalue()
 
 
 def _remove_numbered(folder: Path, name: str) -> None:

@@ -26,7 +26,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
 
 
 class Layer(Protocol):
-    """What computes a layer of a network, or stands in for it."""
+    """A function that computes a layer of a network, or stands in for it."""
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
@@ -123,6 +123,6 @@ def as_array(output: Tensor) -> Array:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """What `as_array` made an array of; not a copy."""
+    """Returns the tensor that `as_array` made an array of; not a copy."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

@@ -1,159 +1,29 @@
-"""The actor: batched inference over whichever columns are ready.
+"""The actor: answers the requests of whichever columns are ready.
 
-Every forward pass has `inference_batch` rows, whatever the number of requests: a row's bits depend
-on the shape of its batch. At a constant shape they do not depend on the other rows (`free_rows`
-checks that on the network, precision and device of the run), so requests are packed as they come.
+A row's bits do not depend on the other rows of its pass, so requests are packed as they come.
 """
 
 from __future__ import annotations
 
 import select
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from htsrl_cli.algorithms.algorithms import build_algorithm
-from htsrl_cli.config.sections import ActorsConfig, AlgoConfig, LearnerConfig
-from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.networks.activations import CachingLayers, as_array, relu_layer
-from htsrl_cli.networks.device import (
-    record,
-    resolve_device,
-    set_up_torch,
-    settle_on,
-    sleep_until_done,
-)
-from htsrl_cli.networks.policy import activation_layout, build_policies, load_parameters, sample
-from htsrl_cli.storage.memory import Array, ArrayType
-from htsrl_cli.storage.storage import Board, ParameterStore, Request, Ring, Slot
+from htsrl_cli.networks.activations import as_array
+from htsrl_cli.networks.device import set_up_torch, settle_on
+from htsrl_cli.sampling.inference import Inference, InferenceSetup
+from htsrl_cli.sampling.requests import Request, decode, is_final, truncating_step
+from htsrl_cli.storage.memory import Array
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Slot
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import wake_promptly
-
-
-@dataclass(frozen=True)
-class ActorSetup:
-    """What every actor of a run has in common.
-
-    Attributes:
-        batch: rows of every forward pass.
-        fixed_rows: a column keeps to one row of the pass, see `Actor`.
-        device: a torch device.
-        precision: `fp32` or `bf16`.
-        keeps_activations: beside the slot, for the learner; see `activations_to_keep`.
-    """
-
-    spec: EnvSpec
-    algo: AlgoConfig
-    batch: int
-    fixed_rows: bool
-    device: str
-    precision: str
-    keeps_activations: bool
-
-
-def activations_to_keep(
-    spec: EnvSpec, algo: AlgoConfig, actors: ActorsConfig, learner: LearnerConfig
-) -> list[ArrayType]:
-    """Of a row of what actors keep for the learner, see `htsrl_cli.networks.activations`.
-
-    Nothing unless the learner's forward pass would be theirs: the same parameters in the same
-    precision, on the CPU.
-    """
-    devices = {
-        resolve_device("actors.device", actors.device).type,
-        resolve_device("learner.device", learner.device).type,
-    }
-    alike = devices == {"cpu"} and actors.precision == learner.precision
-    if not (alike and build_algorithm(algo).at_behaviour):
-        return []
-    return activation_layout(spec, algo, actors.precision)
-
-
-class Inference:
-    """The policies of a run and the buffers of a forward pass of constant shape.
-
-    On a GPU a pass is recorded once and then replayed, sampling and copies in both directions
-    included, on a stream of its own that the learner's kernels give way to.
-
-    Attributes:
-        policies: the networks, `ActorCritic`s.
-        obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
-        activations: of the last run, if they are kept; each [batch, ...].
-    """
-
-    def __init__(self, setup: ActorSetup) -> None:
-        self._device = torch.device(setup.device)
-        self.policies = build_policies(setup.spec, setup.algo, setup.precision, self._device)
-        self._actions = setup.spec.actions
-        self._keeps_activations = setup.keeps_activations
-        self.activations: list[Tensor] = []
-        self._obs = torch.from_numpy(
-            np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
-        )
-        self._noise = torch.zeros(setup.batch, setup.spec.actions.num_dims)
-        self._on_stream: AbstractContextManager[object] = nullcontext()
-        self._recorded: list[tuple[torch.cuda.CUDAGraph, list[Tensor]]] = []
-        if self._device.type == "cuda":
-            self._obs, self._noise = self._obs.pin_memory(), self._noise.pin_memory()
-            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
-                self._device, priority=-1
-            )
-            self._on_stream = torch.cuda.stream(self._stream)
-            self._recorded = [self._record(policy) for policy in range(len(self.policies))]
-        self.obs: Array = self._obs.numpy()
-        self.noise: Array = self._noise.numpy()
-
-    def load(self, parameters: Tensor) -> None:
-        """Takes over parameters, float32 [P]; see `load_parameters`."""
-        with self._on_stream:
-            load_parameters(self.policies, parameters)
-
-    @torch.inference_mode()
-    def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
-
-        They say what they say until the next run.
-
-        Args:
-            policy: number of the network to use.
-        """
-        if self._recorded:
-            graph, (actions, log_probs, values) = self._recorded[policy]
-            with self._on_stream:
-                graph.replay()
-                sleep_until_done(self._device)
-            return actions, log_probs, values
-        layers = CachingLayers() if self._keeps_activations else None
-        params, values = self.policies[policy](self._obs.to(self._device), layers or relu_layer)
-        if layers:
-            self.activations = layers.outputs
-        actions, log_probs = sample(self._actions, params.cpu(), self._noise)
-        return actions, log_probs, values.cpu()
-
-    # Not in inference mode: what torch makes there for all recordings, others could not change.
-    @torch.no_grad()
-    def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        """A network's pass, and where its actions, log-probabilities and values are then found."""
-        found: list[Tensor] = []
-
-        def work() -> None:
-            obs, noise = (
-                array.to(self._device, non_blocking=True) for array in (self._obs, self._noise)
-            )
-            params, values = self.policies[policy](obs)
-            results = (*sample(self._actions, params, noise), values)
-            if not found:
-                found.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
-            for kept, result in zip(found, results, strict=True):
-                kept.copy_(result, non_blocking=True)
-
-        graph, _ = record(work, self._stream)
-        return graph, found
 
 
 class Actor:
@@ -164,7 +34,7 @@ class Actor:
     """
 
     def __init__(
-        self, setup: ActorSetup, ring: Ring, store: ParameterStore, board: Board, worker: int
+        self, setup: InferenceSetup, ring: Ring, store: ParameterStore, board: Board, worker: int
     ) -> None:
         self._setup = setup
         self._ring = ring
@@ -190,7 +60,7 @@ class Actor:
 
     def _load_parameters(self) -> None:
         if self._version != self._store.version:
-            self._inference.load(torch.from_numpy(self._store.values))
+            self._inference.load(self._store.values)
             self._version = self._store.version
 
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[Array, Sequence[Request]]]:
@@ -219,9 +89,9 @@ class Actor:
         self._fill(slot, rows, columns, steps)
         actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
         self._board.count_pass(self._worker)
-        if steps.min() < 0:
-            final = steps < 0
-            slot.final_values[-1 - steps[final], columns[final]] = values[rows[final]]
+        final = is_final(steps)
+        if final.any():
+            slot.final_values[truncating_step(steps[final]), columns[final]] = values[rows[final]]
             rows, columns, steps = rows[~final], columns[~final], steps[~final]
         slot.values[steps, columns] = values[rows]
         slot.versions[steps, columns] = self._version
@@ -234,7 +104,7 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Brings what requests are about, see `Request`, into the rows of the pass, each [n].
+        """Brings what requests are about into the rows of the pass, each [n].
 
         What is not in the slot, and rows without a request, are filled with anything.
         """
@@ -247,94 +117,59 @@ class Actor:
         for source, target in ((slot.obs, inference.obs), (slot.noise, inference.noise)):
             every_cell = source.reshape(-1, *source.shape[2:])
             every_cell.take(cells, axis=0, out=target[: len(cells)], mode="clip")
-        if steps.min() < 0:
-            for row, c, t in zip(rows, columns, steps, strict=True):
-                if t < 0:
-                    inference.obs[row] = self._ring.final_obs[c]
-
-
-def free_rows(setup: ActorSetup, parameters: Tensor) -> bool:
-    """Whether a row's bits are the same wherever it stands and whatever the other rows hold.
-
-    Args:
-        parameters: float32 [P], what `load_parameters` takes.
-    """
-    inference = Inference(setup)
-    inference.load(parameters)
-    rng = np.random.default_rng(0)
-    inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
-    obs = _random_obs(rng, inference.obs)
-    noise = inference.noise.copy()
-    inference.obs[:] = obs
-    # Of several policies, the first: all have its shapes.
-    expected = [result.clone() for result in (*inference.run(0), *inference.activations)]
-    batch = setup.batch
-    for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
-        inference.obs[:] = np.roll(obs, shift, axis=0)
-        inference.noise[:] = np.roll(noise, shift, axis=0)
-        # Every other row is replaced: what is left must not notice.
-        inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
-        kept = torch.arange(1 - shift % 2, batch, 2)
-        results = (*inference.run(0), *inference.activations)
-        for result, reference in zip(results, expected, strict=True):
-            if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
-                return False
-    return True
-
-
-def _random_obs(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
-    if like.dtype == np.uint8:
-        return rng.integers(0, 256, like.shape, dtype=np.uint8)
-    return rng.standard_normal(like.shape).astype(like.dtype)
+        final = is_final(steps)
+        for row, c in zip(rows[final], columns[final], strict=True):
+            inference.obs[row] = self._ring.final_obs[c]
 
 
 @dataclass(frozen=True)
-class ActorPipes:
-    """Requests of all executors, and the way back to each.
+class ActorSetup:
+    """The set-up of an actor, a process or a thread.
 
     Attributes:
-        answers: one pipe for each executor.
+        inference: of all forward passes of the run.
+        ring: where observations are, and answers go.
+        store: where parameters are published.
+        board: where it marks what it is busy with.
+        requests: those of all executors.
+        answers: the way back to each executor.
         columns_per_executor: column c belongs to executor c // columns_per_executor.
-        lockstep: wait until every column has asked before serving any (`runner=sync`).
+        lockstep: wait until every column has asked before serving any.
     """
 
+    inference: InferenceSetup
+    ring: Ring
+    store: ParameterStore
+    board: Board
     requests: Pipe
     answers: Sequence[Pipe]
     columns_per_executor: int
     lockstep: bool
 
 
-def run_actor(
-    control: Connection,
-    worker: int,
-    setup: ActorSetup,
-    ring: Ring,
-    store: ParameterStore,
-    board: Board,
-    pipes: ActorPipes,
-) -> None:
-    """An actor's life, in a process or a thread: serves until `control` says anything."""
+def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
+    """Runs an actor, in a process or a thread: serves until `control` says anything."""
     wake_promptly()
     set_up_torch()
-    settle_on(torch.device(setup.device))
-    actor = Actor(setup, ring, store, board, worker)
+    settle_on(torch.device(setup.inference.device))
+    actor = Actor(setup.inference, setup.ring, setup.store, setup.board, worker)
+    num_columns = setup.ring.num_columns
     poll = select.poll()
-    poll.register(pipes.requests, select.POLLIN)
+    poll.register(setup.requests, select.POLLIN)
     poll.register(control, select.POLLIN)
     held: list[Request] = []
     while control.fileno() not in {fd for fd, _ in poll.poll()}:
-        numbers = pipes.requests.read(setup.batch)
-        held += zip(numbers[::2], numbers[1::2], strict=True)
-        if not pipes.lockstep or sum(t >= 0 for _, t in held) == ring.num_columns:
+        held += decode(setup.requests.read(setup.inference.batch))
+        if not setup.lockstep or sum(not is_final(t) for _, t in held) == num_columns:
             actor.serve(held)
-            _answer(held, pipes)
+            _answer(held, setup)
             held = []
 
 
-def _answer(requests: Sequence[Request], pipes: ActorPipes) -> None:
+def _answer(requests: Sequence[Request], setup: ActorSetup) -> None:
     """Tells every executor which of its columns were served."""
     answered: dict[int, list[int]] = {}
     for c, _ in requests:
-        answered.setdefault(c // pipes.columns_per_executor, []).append(c)
+        answered.setdefault(c // setup.columns_per_executor, []).append(c)
     for executor, columns in answered.items():
-        pipes.answers[executor].write(columns)
+        setup.answers[executor].write(columns)

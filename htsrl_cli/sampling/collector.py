@@ -1,4 +1,4 @@
-"""How executors and actors are hosted: in processes, or inline in one thread.
+"""Hosts executors and actors: in processes, or inline in one thread.
 
 Both fill the ring's slot with the same role code; only who waits for whom differs.
 """
@@ -12,12 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from htsrl_cli.checkpoints.state import State
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import HtsrlError, WorkerError
-from htsrl_cli.sampling.actor import Actor, ActorPipes, ActorSetup, run_actor
-from htsrl_cli.sampling.executor import EnvState, Executor, ExecutorPipes, run_executor
+from htsrl_cli.sampling.actor import Actor, ActorSetup, run_actor
+from htsrl_cli.sampling.executor import EnvState, Executor, ExecutorSetup, run_executor
+from htsrl_cli.sampling.inference import InferenceSetup
+from htsrl_cli.sampling.requests import WIDTH
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import REQUEST_WIDTH, Board, ParameterStore, Ring
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe, Worker, start_process, start_thread, stop_workers
 from htsrl_cli.workers.watcher import Watcher
 
@@ -30,18 +35,22 @@ class Collector(Protocol):
 
     Attributes:
         board: what the workers do; executors come first, actors after them.
+        num_steppers: lines of the board that are executors'.
+        obs: [B, *obs_shape], the environments' observations after `reset` or `load_state`.
     """
 
     board: Board
+    num_steppers: int
+    obs: Array
 
-    def reset(self) -> Array:
-        """Begins the first episodes; returns observations [B, *obs_shape]."""
+    def reset(self) -> None:
+        """Begins the first episodes."""
 
-    def set_states(self, states: Sequence[EnvState]) -> Array:
-        """Restores the environments; returns observations [B, *obs_shape]."""
+    def state(self) -> State:
+        """Returns the environments' states and observations; only between intervals."""
 
-    def get_states(self) -> list[EnvState]:
-        """The environments' states, only between intervals."""
+    def load_state(self, state: State) -> None:
+        """Restores the environments; `obs` tells whether they show what they showed."""
 
     def begin(self) -> None:
         """Starts to collect the ring's interval."""
@@ -60,67 +69,84 @@ class ProcessCollector:
     """Executors in processes, actors in processes or threads, connected by pipes."""
 
     def __init__(
-        self, config: TrainConfig, setup: ActorSetup, ring: Ring, store: ParameterStore
+        self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
     ) -> None:
         actors = config.actors
+        self.num_steppers = actors.num_executors
         self.board = Board(actors.num_executors + actors.num_actors)
         self._ring = ring
-        per_executor = actors.num_envs // actors.num_executors
-        on_gpu, lockstep = setup.device != "cpu", config.runner.name == "sync"
-        requests = Pipe(REQUEST_WIDTH)
-        answers = [Pipe() for _ in range(actors.num_executors)]
         self._executors: list[Worker] = []
         self._actors: list[Worker] = []
+        requests = Pipe(WIDTH)
+        answers = [Pipe() for _ in range(actors.num_executors)]
         try:
-            for i in range(actors.num_executors):
-                indices = range(i * per_executor, (i + 1) * per_executor)
-                self._executors.append(
-                    start_process(
-                        f"executor {i}",
-                        i,
-                        config.env.step_timeout_s,
-                        run_executor,
-                        config.env,
-                        indices,
-                        config.seed,
-                        ring,
-                        self.board,
-                        ExecutorPipes(requests, answers[i], one_by_one=on_gpu and not lockstep),
-                        on_gpu,
-                    )
-                )
-            columns = per_executor * config.env.num_players
-            pipes = ActorPipes(requests, answers, columns, lockstep)
-            in_thread = actors.host == "thread" or (actors.host == "auto" and on_gpu)
-            for i in range(actors.num_actors):
-                self._actors.append(
-                    (start_thread if in_thread else start_process)(
-                        f"actor {i}",
-                        actors.num_executors + i,
-                        actors.timeout_s,
-                        run_actor,
-                        setup,
-                        ring,
-                        store,
-                        self.board,
-                        pipes,
-                    )
-                )
+            self._start_executors(config, inference, requests, answers)
+            self._start_actors(config, inference, store, requests, answers)
         except BaseException:
             stop_workers([*self._executors, *self._actors], gracefully=False)
             raise
         self._watcher = Watcher([*self._executors, *self._actors], self.board)
 
-    def reset(self) -> Array:
-        return _stack([obs for part in self._ask("reset") for obs in part], self._ring)
+    def _start_executors(
+        self,
+        config: TrainConfig,
+        inference: InferenceSetup,
+        requests: Pipe,
+        answers: Sequence[Pipe],
+    ) -> None:
+        on_gpu, lockstep = inference.device != "cpu", config.runner.schedule.lockstep
+        per_executor = config.actors.num_envs // len(answers)
+        for i, pipe in enumerate(answers):
+            setup = ExecutorSetup(
+                env=config.env,
+                indices=range(i * per_executor, (i + 1) * per_executor),
+                seed=config.seed,
+                ring=self._ring,
+                board=self.board,
+                requests=requests,
+                answers=pipe,
+                one_by_one=on_gpu and not lockstep,
+                in_background=on_gpu,
+            )
+            name, timeout_s = f"executor {i}", config.env.step_timeout_s
+            self._executors.append(start_process(name, i, timeout_s, run_executor, setup))
 
-    def set_states(self, states: Sequence[EnvState]) -> Array:
+    def _start_actors(
+        self,
+        config: TrainConfig,
+        inference: InferenceSetup,
+        store: ParameterStore,
+        requests: Pipe,
+        answers: Sequence[Pipe],
+    ) -> None:
+        setup = ActorSetup(
+            inference=inference,
+            ring=self._ring,
+            store=store,
+            board=self.board,
+            requests=requests,
+            answers=answers,
+            columns_per_executor=self._ring.num_columns // len(answers),
+            lockstep=config.runner.schedule.lockstep,
+        )
+        host, on_gpu = config.actors.host, inference.device != "cpu"
+        start = start_thread if host == "thread" or (host == "auto" and on_gpu) else start_process
+        for i in range(config.actors.num_actors):
+            name, timeout_s = f"actor {i}", config.actors.timeout_s
+            self._actors.append(start(name, len(answers) + i, timeout_s, run_actor, setup))
+
+    def reset(self) -> None:
+        self.obs = _stack([obs for part in self._ask("reset") for obs in part], self._ring)
+
+    def state(self) -> State:
+        return _pack([state for part in self._ask("get_states") for state in part], self._ring)
+
+    def load_state(self, state: State) -> None:
+        states = _unpack(state)
         size = len(states) // len(self._executors)
         parts = [states[i : i + size] for i in range(0, len(states), size)]
-        return _stack([obs for part in self._ask("set_states", parts) for obs in part], self._ring)
-
-    def get_states(self) -> list[EnvState]:
-        return [state for part in self._ask("get_states") for state in part]
+        restored = self._ask("set_states", parts)
+        self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
         """Gives every executor a command, with an argument of its own if there are any."""
@@ -151,23 +177,25 @@ class ProcessCollector:
 class InlineCollector:
     """One executor with all environments and one actor, by turns in this thread."""
 
+    num_steppers = 1
+
     def __init__(
-        self, config: TrainConfig, setup: ActorSetup, ring: Ring, store: ParameterStore
+        self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
     ) -> None:
         self.board = Board(2)
         self._ring = ring
         indices = range(config.actors.num_envs)
         self._executor = Executor(config.env, indices, config.seed, ring, self.board, 0)
-        self._actor = Actor(setup, ring, store, self.board, 1)
+        self._actor = Actor(inference, ring, store, self.board, 1)
 
-    def reset(self) -> Array:
-        return _stack(self._executor.reset(), self._ring)
+    def reset(self) -> None:
+        self.obs = _stack(self._executor.reset(), self._ring)
 
-    def set_states(self, states: Sequence[EnvState]) -> Array:
-        return _stack(self._executor.set_states(states), self._ring)
+    def state(self) -> State:
+        return _pack(self._executor.get_states(), self._ring)
 
-    def get_states(self) -> list[EnvState]:
-        return self._executor.get_states()
+    def load_state(self, state: State) -> None:
+        self.obs = _stack(self._executor.set_states(_unpack(state)), self._ring)
 
     def begin(self) -> None:
         """Collecting is all done by `finish`."""
@@ -194,5 +222,21 @@ class InlineCollector:
 
 
 def _stack(observations: Sequence[Array], ring: Ring) -> Array:
-    """Observations of environments, whatever their number of players, as [B, *obs_shape]."""
+    """Returns observations of environments, whatever their players, as [B, *obs_shape]."""
     return np.stack(observations).reshape(ring.final_obs.shape)
+
+
+def _pack(states: Sequence[EnvState], ring: Ring) -> State:
+    """Returns the states of environments, in order, and what they show at present."""
+    arrays = {str(i): np.frombuffer(state.data, np.uint8) for i, state in enumerate(states)}
+    values = {
+        "num_episodes": [state.num_episodes for state in states],
+        "training_returns": [state.training_return for state in states],
+    }
+    return State(arrays | {"obs": ring.slot(ring.interval).obs[0]}, values)
+
+
+def _unpack(state: State) -> list[EnvState]:
+    """Returns the states of environments that `_pack` was given."""
+    counted = zip(state.values["num_episodes"], state.values["training_returns"], strict=True)
+    return [EnvState(state.arrays[str(i)].tobytes(), *of) for i, of in enumerate(counted)]

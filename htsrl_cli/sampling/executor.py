@@ -14,18 +14,21 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from htsrl_cli.config.sections import EnvConfig
-from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import Board, Request, Ring
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 
 
 @dataclass(frozen=True)
 class EnvState:
-    """All that decides what an environment will report.
+    """The state of an environment, and what its executor counts.
 
     Attributes:
         data: its own state.
@@ -128,7 +131,7 @@ class Executor:
         for seat in self._seats:
             seat.t = 0
             seat.pending = 0
-            _request(seat, 0, requests)
+            _add_requests(seat, [(c, 0) for c in seat.columns], requests)
         return requests
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
@@ -166,12 +169,12 @@ class Executor:
         self._record_episode(seat, reward, info.get("episode"))
         if truncated and not terminated:
             self._ring.final_obs[where] = obs
-            _request(seat, -1 - t, requests)
+            _add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
         if terminated or truncated:
             obs = self._reset(seat)
         slot.obs[t + 1, where] = obs
         seat.t = t + 1
-        _request(seat, t + 1, requests)
+        _add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
 
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
@@ -190,55 +193,56 @@ class Executor:
             seat.training_return = 0.0
 
 
-def _request(seat: _Seat, t: int, requests: list[Request]) -> None:
-    """Asks for row `t` of all players of an environment, see `Request`."""
-    seat.pending += len(seat.columns)
-    requests += [(c, t) for c in seat.columns]
+def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
+    """Adds the requests of all players of an environment to those that will be sent."""
+    seat.pending += len(asked)
+    requests += asked
 
 
 @dataclass(frozen=True)
-class ExecutorPipes:
-    """Columns that are ready, to whichever actor is free; columns that were answered, back.
+class ExecutorSetup:
+    """The set-up of an executor process.
 
     Attributes:
+        env: what it builds its environments from.
+        indices: the numbers of its environments, in order; columns follow from them.
+        seed: the run's seed, from which every reset's seed follows.
+        ring: where its environments' experience goes.
+        board: where it marks what it is busy with.
+        requests: columns that are ready, to whichever actor is free.
+        answers: columns that were answered.
         one_by_one: a column asks as soon as it is ready, not together with all that were answered
             with it. The others are stepped while it is served, but passes are less full: of use
             where they take time and not the processor's, on a GPU.
+        in_background: stand back for actors that need the processor for an instant only.
     """
 
+    env: EnvConfig
+    indices: Sequence[int]
+    seed: int
+    ring: Ring
+    board: Board
     requests: Pipe
     answers: Pipe
     one_by_one: bool
+    in_background: bool
 
 
-def run_executor(
-    control: Connection,
-    worker: int,
-    env: EnvConfig,
-    indices: Sequence[int],
-    seed: int,
-    ring: Ring,
-    board: Board,
-    pipes: ExecutorPipes,
-    in_background: bool,
-) -> None:
-    """An executor process: does what the runner says on `control` until that says `stop`.
-
-    Args:
-        in_background: stand back for actors that need the processor for an instant only.
-    """
-    if in_background:
+def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None:
+    """Runs an executor process: does what the runner says on `control` until that says `stop`."""
+    if setup.in_background:
         stay_in_background()
     else:
         wake_promptly()
-    executor = Executor(env, indices, seed, ring, board, worker)
+    board = setup.board
+    executor = Executor(setup.env, setup.indices, setup.seed, setup.ring, board, worker)
     try:
         while True:
             command, *args = control.recv()
             if command == "stop":
                 return
             if command == "run":
-                if not _run_interval(executor, control, worker, board, pipes):
+                if not _run_interval(executor, control, worker, setup):
                     return
                 control.send(("run",))
             else:
@@ -250,13 +254,14 @@ def run_executor(
 
 
 def _run_interval(
-    executor: Executor, control: Connection, worker: int, board: Board, pipes: ExecutorPipes
+    executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps until the slot is full; False when the runner says stop before that."""
+    """Steps until the slot is full; returns False if the runner says stop before that."""
+    board, answers = setup.board, setup.answers
     poll = select.poll()
-    poll.register(pipes.answers, select.POLLIN)
+    poll.register(answers, select.POLLIN)
     poll.register(control, select.POLLIN)
-    _ask(executor.begin(), pipes)
+    _ask(executor.begin(), setup)
     while True:
         board.leave(worker)
         if executor.finished:
@@ -265,12 +270,12 @@ def _run_interval(
         if control.fileno() in ready:
             return False
         board.enter(worker)
-        answered = pipes.answers.read(2 * executor.num_columns)
-        together = 1 if pipes.one_by_one else max(1, len(answered))
+        answered = answers.read(2 * executor.num_columns)
+        together = 1 if setup.one_by_one else max(1, len(answered))
         for start in range(0, len(answered), together):
-            _ask(executor.advance(answered[start : start + together]), pipes)
+            _ask(executor.advance(answered[start : start + together]), setup)
 
 
-def _ask(requests: list[Request], pipes: ExecutorPipes) -> None:
+def _ask(requests: list[Request], setup: ExecutorSetup) -> None:
     if requests:
-        pipes.requests.write([number for request in requests for number in request])
+        setup.requests.write(encode(requests))

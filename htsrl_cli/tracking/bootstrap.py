@@ -14,11 +14,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def mean_interval(samples: Array, seed: int = 0) -> tuple[Array, Array]:
-    """95 % percentile bootstrap interval of the mean over the first axis.
+    """Returns the 95 % percentile bootstrap interval of the mean over the first axis.
 
     Args:
         samples: [N, ...] with N of at least 2.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
         low and high, of shape [...].

@@ -13,7 +13,7 @@ class FinalMetric:
 
     Attributes:
         value: the mean over all episodes of the last ten policies; None before the first.
-        reached: by target the env steps and seconds of training; None where not yet.
+        reached: by target the env steps and seconds of training; None if not reached yet.
     """
 
     def __init__(self, targets: Sequence[float]) -> None:
@@ -22,7 +22,7 @@ class FinalMetric:
         self._means: deque[tuple[float, int]] = deque(maxlen=NUM_POLICIES)
 
     def add(self, env_steps: int, seconds: float, mean: float, episodes: int) -> None:
-        """Takes in the next policy: how long it was trained, and its mean score over episodes."""
+        """Takes in the next policy: its env steps and seconds of training, and its mean score."""
         self._means.append((mean, episodes))
         number = sum(count for _, count in self._means)
         self.value = sum(score * count for score, count in self._means) / number

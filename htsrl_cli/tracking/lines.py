@@ -1,4 +1,4 @@
-"""A file of JSON lines, which a resume cuts back."""
+"""The file `metrics.jsonl`: the names of its metrics, reading its lines, and appending to it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from typing import Any
 
 from htsrl_cli.durable import write_durably
 
+METRICS_FILE = "metrics.jsonl"
+RECENT_EPISODES = 100
+RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
+EVAL_RETURN = "eval/return_mean"
+FINAL_METRIC = "eval/final_metric"
+# The names that the fields of an `Episode` have in a line.
+EPISODE_FIGURES = ("return", "training_return", "length")
+
+Line = dict[str, float | None]
+
 
 class LineFile:
     """Appends lines, each by a single write: a kill leaves whole lines.
 
     Args:
-        path: created where it does not exist.
-        keep: whether a line stays; an unfinished one at the end does not.
+        path: the file; created if it does not exist.
+        keep: returns True if a line of the file stays; an unfinished one at the end never does.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -49,8 +59,22 @@ class LineFile:
         self._file.close()
 
 
+def read_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of `metrics.jsonl`, which may still grow; none if there is no file."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def training_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of the training, without those of evaluated policies."""
+    return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
+
+
 def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
-    """Whether `line` is a whole line of ours that is kept."""
+    """Returns True if `line` is a whole line of ours that is kept."""
     try:
         return line.endswith(b"\n") and keep(json.loads(line))
     except (ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""How far a run is, for people: a bar on a terminal, plain log lines anywhere else."""
+"""The progress of a run, for people: a bar on a terminal, plain log lines anywhere else."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        env_steps, total_steps: done, and at the end.
-        env_steps_per_second: of this process; 0 before it is known.
-        mean_return: of the last episodes; None before the first one ended.
+        env_steps, total_steps: env steps so far, and at the end.
+        env_steps_per_second: the rate of this process; 0 before it is known.
+        mean_return: mean return of the last episodes; None before the first one ended.
     """
 
     env_steps: int
@@ -43,10 +43,10 @@ class Display(Protocol):
     """Shows a run's status; `close` is called however the run ends."""
 
     def barrier(self, status: Status) -> None:
-        """After every interval."""
+        """Called after every interval."""
 
     def line(self, status: Status) -> None:
-        """After every line of metrics."""
+        """Called after every line of metrics."""
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
@@ -76,7 +76,7 @@ class TerminalBar:
         )
 
     def line(self, status: Status) -> None:
-        """The bar has shown it."""
+        """Does nothing: the bar has shown it."""
 
     def close(self) -> None:
         """Leaves the bar as it is and shows the cursor again."""
@@ -87,16 +87,16 @@ class PlainLines:
     """One logged line for every line of metrics."""
 
     def barrier(self, status: Status) -> None:
-        """A log of every barrier would be too long."""
+        """Does nothing: a log of every barrier would be too long."""
 
     def line(self, status: Status) -> None:
         """Logs the status."""
         logger.info("%s", status)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: nothing is open."""
 
 
 def open_display(stream: TextIO) -> Display:
-    """The display that suits `stream`, usually the standard error."""
+    """Returns the display that suits `stream`, usually the standard error."""
     return TerminalBar(stream) if stream.isatty() else PlainLines()

@@ -1,4 +1,4 @@
-"""What a run reports: lines of metrics, to TensorBoard and others, the summary, and progress.
+"""The log of a run: turns what happens at barriers into lines of metrics, and keeps its state.
 
 A line covers a window of intervals. Everything in it outside `time/` is a function of what the
 runner hands in, at barriers only, so that equal runs write equal lines, resumed or not. Evaluated
@@ -8,118 +8,30 @@ policies have lines of their own, in order, which stand where their scores came 
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from htsrl_cli.checkpoints.state import State
 from htsrl_cli.config.sections import EvaluationConfig, LogConfig
-from htsrl_cli.durable import remove_leftovers, write_durably
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
+from htsrl_cli.tracking import summary as summary_file
 from htsrl_cli.tracking.final_metric import FinalMetric
-from htsrl_cli.tracking.lines import LineFile
-from htsrl_cli.tracking.progress import Status, open_display
-from htsrl_cli.tracking.tensorboard import EventFiles, Plain
-from htsrl_cli.tracking.trackers import MlflowTracker, Tracker, WandbTracker
-
-logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
-SUMMARY_FILE = "summary.json"
-EVALUATIONS_FOLDER = "evaluations"
-RECENT_EPISODES = 100
-RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
-EVAL_RETURN = "eval/return_mean"
-FINAL_METRIC = "eval/final_metric"
-
-Line = dict[str, float | None]
-_NO_EVALUATION = EvaluationConfig()
-# Names of an episode's figures in a line.
-_FIGURES = ("return", "training_return", "length")
-
-
-@dataclass
-class _Window:
-    """What happened since the last line.
-
-    Attributes:
-        sums: of each scalar, and in how many intervals it was reported.
-        episodes: those that ended, in the order they were handed in.
-    """
-
-    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
-    episodes: list[Episode] = field(default_factory=list)
-
-    def add(self, scalars: Mapping[str, float], episodes: Sequence[Episode]) -> None:
-        for name, value in scalars.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + float(value), count + 1)
-        self.episodes += episodes
-
-    def means(self) -> Line:
-        """Of the scalars, in order of name."""
-        return {name: total / count for name, (total, count) in sorted(self.sums.items())}
-
-    def episode_statistics(self) -> Line:
-        """Of raw returns, training returns and lengths; None where no episode ended."""
-        line: Line = {"episode/count": len(self.episodes)}
-        for position, name in enumerate(_FIGURES):
-            values = [episode[position] for episode in self.episodes]
-            line[f"episode/{name}_mean"] = _mean(values)
-            line[f"episode/{name}_min"] = min(values, default=None)
-            line[f"episode/{name}_max"] = max(values, default=None)
-        return line
-
-
-class _Stopwatch:
-    """Wall-clock figures: of this process, and of the run with all processes before it."""
-
-    def __init__(self, clock: Callable[[], float], env_steps: int) -> None:
-        self._clock = clock
-        self._started = self._line_started = clock()
-        self._first_steps = self._line_steps = env_steps
-        self._stopped: float | None = None
-        self._busy: dict[str, float] = {}
-        self.seconds_before = 0.0
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        for name, value in seconds.items():
-            self._busy[name] = self._busy.get(name, 0.0) + value
-
-    def stop(self) -> None:
-        """No more time passes."""
-        self._stopped = self._clock()
-
-    def seconds(self) -> float:
-        """Of the whole run so far."""
-        return self.seconds_before + self._now() - self._started
-
-    def env_steps_per_second(self, env_steps: int) -> float:
-        """Since this process started."""
-        return _rate(env_steps - self._first_steps, self._now() - self._started)
-
-    def line(self, env_steps: int) -> Line:
-        """Figures since the last line; then the next window begins."""
-        now = self._now()
-        elapsed = now - self._line_started
-        line: Line = {
-            "time/seconds": self.seconds(),
-            "time/env_steps_per_second": _rate(env_steps - self._line_steps, elapsed),
-            "time/env_steps_per_second_since_start": self.env_steps_per_second(env_steps),
-        }
-        for name, value in sorted(self._busy.items()):
-            line[f"time/{name}"] = _rate(value, elapsed)
-        self._line_started, self._line_steps, self._busy = now, env_steps, {}
-        return line
-
-    def _now(self) -> float:
-        return self._clock() if self._stopped is None else self._stopped
+from htsrl_cli.tracking.lines import (
+    EPISODE_FIGURES,
+    EVAL_RETURN,
+    FINAL_METRIC,
+    RECENT_EPISODES,
+    RECENT_RETURN,
+    Line,
+    read_lines,
+    training_lines,
+)
+from htsrl_cli.tracking.outputs import Outputs
+from htsrl_cli.tracking.progress import Status
+from htsrl_cli.tracking.window import Stopwatch, Window, mean
 
 
 class RunLog:
@@ -135,7 +47,7 @@ class RunLog:
         hyperparameters: plain values, nested or not, for TensorBoard and other trackers.
         total_steps: env steps at the end of the run.
         env_steps: where this process begins; more than 0 after a resume.
-        evaluation: whether policies are evaluated, and the scores to reach.
+        evaluation: whether policies are evaluated, and the scores to reach; None: they are not.
         clock: seconds on a clock that never goes back.
     """
 
@@ -147,7 +59,7 @@ class RunLog:
         total_steps: int,
         env_steps: int = 0,
         *,
-        evaluation: EvaluationConfig = _NO_EVALUATION,
+        evaluation: EvaluationConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
@@ -155,13 +67,13 @@ class RunLog:
         self._hyperparameters = hyperparameters
         self._total_steps = total_steps
         self._env_steps = self._last_line = env_steps
-        self._window = _Window()
+        self._window = Window()
         self._recent: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._num_episodes = 0
-        self._stopwatch = _Stopwatch(clock, env_steps)
-        self._outputs: _Outputs | None = None
-        self._is_evaluated = evaluation.interval > 0
-        self.final_metric = FinalMetric(evaluation.targets)
+        self._stopwatch = Stopwatch(clock, env_steps)
+        self._outputs: Outputs | None = None
+        self._is_evaluated = evaluation is not None and evaluation.interval > 0
+        self.final_metric = FinalMetric(evaluation.targets if evaluation else ())
         self._evaluated: dict[int, float] = {}
         for line in read_lines(run_dir):
             if EVAL_RETURN in line and line["env_steps"] <= env_steps:
@@ -175,12 +87,12 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """What runs are compared by; None before the first episode ended.
+        """The measure that runs are compared by; None before the first episode ended.
 
         The final metric where policies are evaluated, else the mean raw return of the last 100
         episodes.
         """
-        return self.final_metric.value if self._is_evaluated else _mean(self._recent)
+        return self.final_metric.value if self._is_evaluated else mean(self._recent)
 
     @property
     def evaluated(self) -> Collection[int]:
@@ -188,7 +100,7 @@ class RunLog:
         return self._evaluated.keys()
 
     def final_metric_at(self, env_steps: int) -> float | None:
-        """The final metric of the policies up to `env_steps`; None without any."""
+        """Returns the final metric of the policies up to `env_steps`; None without any."""
         values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
         return values[-1] if values else None
 
@@ -242,12 +154,12 @@ class RunLog:
             animation: a GIF of one of them.
 
         Returns:
-            Whether there was space for it; otherwise nothing has changed.
+            False if the disk had no space for it; then nothing has changed.
         """
         before = copy.deepcopy(self.final_metric)
         line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
-        for position, name in enumerate(_FIGURES):
-            line[f"eval/{name}_mean"] = _mean([episode[position] for episode in episodes])
+        for position, name in enumerate(EPISODE_FIGURES):
+            line[f"eval/{name}_mean"] = mean([episode[position] for episode in episodes])
         scores = [episode.raw_return for episode in episodes]
         line |= {"eval/return_min": min(scores), "eval/return_max": max(scores)}
         line["time/seconds"] = seconds
@@ -285,9 +197,9 @@ class RunLog:
         if self._env_steps > self._last_line:
             self._write_line()
 
-    def state(self) -> dict[str, Any]:
-        """What a resume needs to write the same lines, JSON-able and exact."""
-        return {
+    def state(self) -> State:
+        """Returns what a resume needs to write the same lines."""
+        values = {
             "env_steps": self._env_steps,
             "last_line": self._last_line,
             "sums": dict(self._window.sums),
@@ -296,16 +208,18 @@ class RunLog:
             "num_episodes": self._num_episodes,
             "seconds": self.seconds,
         }
+        return State({}, values)
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`, before the first call of `interval`."""
+    def load_state(self, state: State) -> None:
+        """Continues from `state`; to be called before `interval`."""
         assert self._outputs is None, "the state comes before the first interval"
-        self._env_steps, self._last_line = state["env_steps"], state["last_line"]
-        sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
-        self._window = _Window(sums, [Episode(*figures) for figures in state["episodes"]])
-        self._recent = deque(state["recent"], maxlen=RECENT_EPISODES)
-        self._num_episodes = state["num_episodes"]
-        self._stopwatch.seconds_before = state["seconds"]
+        values = state.values
+        self._env_steps, self._last_line = values["env_steps"], values["last_line"]
+        sums = {name: (total, count) for name, (total, count) in values["sums"].items()}
+        self._window = Window(sums, [Episode(*figures) for figures in values["episodes"]])
+        self._recent = deque(values["recent"], maxlen=RECENT_EPISODES)
+        self._num_episodes = values["num_episodes"]
+        self._stopwatch.seconds_before = values["seconds"]
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Writes `summary.json`, whole or not at all.
@@ -313,20 +227,18 @@ class RunLog:
         Raises:
             OSError: it could not be written.
         """
-        text = json.dumps(summary, indent=2) + "\n"
-        path = self._run_dir / SUMMARY_FILE
-        write_durably(path, lambda file: file.write(text.encode()))
+        summary_file.write_summary(self._run_dir, summary)
 
     def close(self) -> None:
         """Closes the files and restores the terminal; what is pending is not written."""
         if self._outputs is not None:
             self._outputs.close(self._env_steps == self._total_steps)
 
-    def _open(self) -> _Outputs:
+    def _open(self) -> Outputs:
         if self._outputs is None:
             # After the last line, not after the checkpoint: a line that `finish` wrote at the end
             # of a run must go when the run is extended.
-            self._outputs = _Outputs(
+            self._outputs = Outputs(
                 self._run_dir,
                 self._config,
                 self._hyperparameters,
@@ -340,134 +252,14 @@ class RunLog:
         outputs = self._open()
         line: Line = {"env_steps": self._env_steps}
         line |= self._window.episode_statistics()
-        line |= {RECENT_RETURN: _mean(self._recent), "episode/total": self._num_episodes}
+        line |= {RECENT_RETURN: mean(self._recent), "episode/total": self._num_episodes}
         line |= self._window.means()
         line |= self._stopwatch.line(self._env_steps)
         outputs.write(line)
-        self._window = _Window()
+        self._window = Window()
         self._last_line = self._env_steps
         outputs.display.line(self._status())
 
     def _status(self) -> Status:
         rate = self._stopwatch.env_steps_per_second(self._env_steps)
-        return Status(self._env_steps, self._total_steps, rate, _mean(self._recent))
-
-
-class _Outputs:
-    """Where lines go. What cannot be written is an error in the log, not the run's end."""
-
-    def __init__(
-        self,
-        run_dir: Path,
-        config: LogConfig,
-        hyperparameters: Mapping[str, object],
-        metric: str,
-        last_line: int,
-        evaluated: Collection[int],
-    ) -> None:
-        def keep(line: dict[str, Any]) -> bool:
-            steps = line["env_steps"]
-            return steps in evaluated if EVAL_RETURN in line else steps <= last_line
-
-        remove_leftovers(run_dir)
-        self._lines = LineFile(run_dir / METRICS_FILE, keep)
-        values = dict(_plain(hyperparameters))
-        self._trackers: dict[str, Tracker] = {}
-        if config.tensorboard:
-            events = EventFiles(run_dir, values, metric, last_line)
-            # What TensorBoard hides for the sake of the lines that will be written again.
-            for line in read_lines(run_dir):
-                if line["env_steps"] > last_line:
-                    events.write(line)
-                    if EVAL_RETURN in line:
-                        _write_film(events, run_dir, line["env_steps"])
-            self._trackers["TensorBoard"] = events
-        if config.wandb is not None:
-            with self._reported("Weights & Biases"):
-                tracker: Tracker = WandbTracker(config.wandb, run_dir, hyperparameters)
-                self._trackers["Weights & Biases"] = tracker
-        if config.mlflow is not None:
-            with self._reported("MLflow"):
-                self._trackers["MLflow"] = MlflowTracker(config.mlflow, run_dir, values)
-        self.display = open_display(sys.stderr)
-
-    def write(self, line: Line) -> bool:
-        """Whether there was space for the line: otherwise it goes nowhere."""
-        try:
-            self._lines.append(line)
-        except OSError as error:
-            steps = line["env_steps"]
-            logger.error("%s: %s; no line at %d env steps", METRICS_FILE, error.strerror, steps)
-            return False
-        for name, tracker in list(self._trackers.items()):
-            with self._reported(name):
-                tracker.write(line)
-        return True
-
-    def show(self, animation: bytes, env_steps: int) -> None:
-        events = self._trackers.get("TensorBoard")
-        if isinstance(events, EventFiles):
-            with self._reported("TensorBoard"):
-                events.write_animation(animation, env_steps)
-
-    def close(self, is_complete: bool) -> None:
-        self.display.close()
-        self._lines.close()
-        for name, tracker in list(self._trackers.items()):
-            with self._reported(name):
-                tracker.close(is_complete)
-
-    @contextmanager
-    def _reported(self, name: str) -> Iterator[None]:
-        """Whatever a tracker raises is logged; none can be used after it has failed."""
-        try:
-            yield
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            logger.error("%s: %s; no more is written there", name, reason)
-            self._trackers.pop(name, None)
-
-
-def film_path(run_dir: Path, env_steps: int) -> Path:
-    """The video of the first game of an evaluated policy."""
-    return run_dir / EVALUATIONS_FOLDER / "videos" / f"policy_{env_steps:012d}.mp4"
-
-
-def _write_film(events: EventFiles, run_dir: Path, env_steps: int) -> None:
-    """Shows a policy's video again where there is one."""
-    film = film_path(run_dir, env_steps)
-    if film.exists():
-        from htsrl_cli.evaluation.video import animation
-
-        events.write_animation(animation(film), env_steps)
-
-
-def read_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, which may still grow; none where it is not there."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def training_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Those of `read_lines` that are of the training, not of an evaluated policy."""
-    return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
-
-
-def _plain(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Plain]]:
-    """Dotted names, and values of the types that trackers take."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _plain(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, Plain) else str(value)
-
-
-def _mean(values: Sequence[float] | deque[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _rate(amount: float, seconds: float) -> float:
-    return amount / seconds if seconds > 0 else 0.0
+        return Status(self._env_steps, self._total_steps, rate, mean(self._recent))

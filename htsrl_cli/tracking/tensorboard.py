@@ -10,10 +10,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hp
 from torch.utils.tensorboard import SummaryWriter
 
-from htsrl_cli.config.plain import changes_no_result
+from htsrl_cli.config.identity import changes_no_result
 from htsrl_cli.tracking.trackers import run_name
 
-# Of a hyperparameter, as TensorBoard takes it.
+# The types of a hyperparameter that TensorBoard takes.
 Plain = bool | int | float | str
 
 # The charts of TensorBoard's page "Custom scalars", by group.
@@ -42,7 +42,7 @@ LAYOUT = {
 class EventFiles:
     """Writes scalars, and once the hyperparameters and the layout of the charts that matter.
 
-    Once is at the run's beginning, or later where it had no event file before.
+    The latter are written at the run's beginning, or later if it had no event file before.
 
     Args:
         run_dir: the run's folder; a resume adds a file beside the earlier ones.

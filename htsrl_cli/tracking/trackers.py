@@ -1,8 +1,8 @@
 """Weights & Biases and MLflow: a run's lines in two more places, for those who keep them there.
 
-Where they go (server, folder, offline) and as whom is said by these packages' own environment
-variables, such as WANDB_MODE and MLFLOW_TRACKING_URI. A resumed run goes on with the same entry;
-lines that it writes again are the same lines.
+Server, folder and user are set by these packages' own environment variables, such as WANDB_MODE and
+MLFLOW_TRACKING_URI. A resumed run continues the same entry; lines that it writes again are the same
+lines.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from htsrl_cli.config.sections import LogConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import ConfigError
 
-# Where the run's identifiers are kept, in its folder.
+# Files in the run's folder that keep its identifiers.
 WANDB_FILE = "wandb_run_id"
 MLFLOW_FILE = "mlflow_run_id"
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Tracker(Protocol):
-    """A place for a run's lines."""
+    """A service that takes a run's lines."""
 
     def write(self, line: Mapping[str, float | None]) -> None:
         """Adds the line's figures at its `env_steps`; those that are None are left out."""
@@ -115,7 +115,7 @@ class MlflowTracker:
         return run_id
 
     def _experiment_id(self, name: str) -> str:
-        """Of the experiment, made where there is none; another job may make it meanwhile."""
+        """Returns the experiment's id; makes it if there is none, unless another job just did."""
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(name)
@@ -130,7 +130,7 @@ class MlflowTracker:
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:
-    """What is in the file; at first what `make` gives."""
+    """Returns the file's content; writes what `make` returns if there is no file."""
     if not path.exists():
         identifier = make().encode()
         write_durably(path, lambda file: file.write(identifier))
@@ -138,12 +138,12 @@ def _stored(path: Path, make: Callable[[], str]) -> str:
 
 
 def run_name(run_dir: Path) -> str:
-    """The folder and the two above: they tell runs apart, those of a sweep, too."""
+    """Returns the names of the folder and the two above, which tell apart runs of a sweep, too."""
     return "/".join(run_dir.resolve().parts[-3:])
 
 
 def check_packages(config: LogConfig) -> None:
-    """Whether the packages of the trackers that are asked for are there.
+    """Checks that the packages of the trackers that are asked for are installed.
 
     Raises:
         ConfigError: one is missing.

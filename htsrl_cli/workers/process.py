@@ -57,7 +57,7 @@ class Pipe:
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """At most `most` messages' numbers; empty when another reader was faster."""
+        """Reads the numbers of at most `most` messages; none when another reader was faster."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -238,7 +238,7 @@ def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
 
 
 def settle_in_launcher() -> None:
-    """In a process that a launcher of a sweep (joblib) started: makes it fit for a run.
+    """Makes a process that a launcher of a sweep (joblib) started fit for a run.
 
     Where the sweep is killed, the run stops as if it had been asked to. And the launcher's own
     start method, which processes would hand on to those they start, is unknown to ours.

@@ -1,4 +1,4 @@
-"""Who goes first where roles compete for a core; on Linux, and without privileges.
+"""Sets who goes first where roles compete for a core; on Linux, without privileges.
 
 Executors and actors wait for each other, the learner for nobody: where they go first, the slot is
 filled early, and what is left of learning fills all cores by itself. Actors on a GPU need the

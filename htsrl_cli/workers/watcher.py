@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from htsrl_cli.errors import HtsrlError, WorkerError
-from htsrl_cli.storage.storage import Board
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT, Worker
 
 # How often hangs are looked for, and how long a hung worker has to write its stack.
@@ -68,7 +68,7 @@ class Watcher:
             raise _cause_of_death(self._dead)
 
     def receive(self, worker: Worker, command: str) -> Any:
-        """What the worker answers to `command`; only in the main thread.
+        """Returns the worker's answer to `command`; only in the main thread.
 
         Raises:
             HtsrlError: the worker failed instead.
@@ -148,7 +148,7 @@ class Watcher:
 
 
 def _cause_of_death(dead: list[Worker]) -> HtsrlError:
-    """What is known of the workers that ended, from one that said why if there is one."""
+    """Returns what is known of the workers that ended, from one that said why if there is one."""
     for worker in dead:
         with suppress(EOFError, OSError):
             while worker.control.poll():

@@ -25,11 +25,13 @@ import torch
 from torch import nn
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.config.plain import from_plain
+from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
-from htsrl_cli.envs.base import Env, make_env
+from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import build_policies, sample
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import build_policies
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -88,7 +90,7 @@ def audit(run_dir: Path) -> Audit:
     set_up_torch()
     files = sorted((run_dir / "checkpoints").glob("step_*.ckpt"))
     checkpoints = [load_checkpoint(file) for file in files]
-    config = from_plain(checkpoints[0].meta["config"])
+    config = load_train_config(checkpoints[0].meta["config"])
     assert [c.meta["interval"] for c in checkpoints] == list(range(len(files))), files
     summary = json.loads((run_dir / "summary.json").read_text())
     return _Auditor(config).run(checkpoints, summary)
@@ -102,7 +104,7 @@ class _Auditor:
 
     def run(self, checkpoints: list[Checkpoint], summary: dict[str, Any]) -> Audit:
         obs, num_episodes = self._replay.first_obs()
-        _expect("interval 0, first observations", checkpoints[0].arrays["obs"], obs)
+        _expect("interval 0, first observations", checkpoints[0].arrays["envs/obs"], obs)
         hashes = [""]
         for before, after in pairwise(checkpoints):
             slot = self._interval(before, after, obs, num_episodes)
@@ -117,10 +119,11 @@ class _Auditor:
     ) -> Arrays:
         """Recomputes the interval between two checkpoints; `obs` are the first observations."""
         interval = before.meta["interval"]
-        _expect(f"interval {interval}, first observations", before.arrays["obs"], obs)
-        if before.meta["num_episodes"] != num_episodes:
+        _expect(f"interval {interval}, first observations", before.arrays["envs/obs"], obs)
+        begun = before.meta["parts"]["envs"]["num_episodes"]
+        if begun != num_episodes:
             raise AuditError(
-                f"interval {interval}: the run has begun {before.meta['num_episodes']} episodes, "
+                f"interval {interval}: the run has begun {begun} episodes, "
                 f"the replay {num_episodes}"
             )
         restored = self._replay.restore(before)
@@ -139,14 +142,14 @@ class _Auditor:
         learned = False
         for name, theta in _parameters(before).items():
             where = f"checkpoint {after.meta['interval']}, previous {name}"
-            _expect(where, after.arrays[f"previous/{name}"], theta)
-            learned |= not np.array_equal(theta, after.arrays[f"params/{name}"])
+            _expect(where, after.arrays[f"learner/previous/{name}"], theta)
+            learned |= not np.array_equal(theta, after.arrays[f"learner/params/{name}"])
         self._found.learned += learned
 
     def _compare_link(self, after: Checkpoint, hashes: list[str]) -> None:
         """A checkpoint's hash covers the slots that have been learned from."""
         num_learned = max(0, after.meta["interval"] - self._lag)
-        if after.meta["rollouts_sha256"] != hashes[num_learned]:
+        if after.meta["parts"]["rollouts"]["sha256"] != hashes[num_learned]:
             raise AuditError(
                 f"interval {num_learned - 1}: the hash of its slot is another than the replay's"
             )
@@ -190,7 +193,9 @@ class Replay:
         self._players = self._spec.num_players
         self._num_columns = len(self._envs) * self._players
         precision = config.actors.precision
-        self._policies = build_policies(self._spec, config.algo, precision, torch.device("cpu"))
+        self._policies = build_policies(
+            self._spec, config.network, config.algo, precision, torch.device("cpu")
+        )
         self.num_episodes = [0] * len(self._envs)
         self._training_returns = [0.0] * len(self._envs)
         self.num_games = 0
@@ -202,13 +207,14 @@ class Replay:
 
     def restore(self, checkpoint: Checkpoint) -> Array:
         """Takes parameters and environments from a checkpoint; returns their observations."""
-        self.num_episodes = list(checkpoint.meta["num_episodes"])
-        self._training_returns = list(checkpoint.meta["training_returns"])
+        values = checkpoint.meta["parts"]["envs"]
+        self.num_episodes = list(values["num_episodes"])
+        self._training_returns = list(values["training_returns"])
         theta = _parameters(checkpoint)
         with torch.no_grad():
             for name, parameter in self._policies.named_parameters():
                 parameter.copy_(torch.from_numpy(theta[name]))
-        states = (checkpoint.arrays[f"env/{i}"].tobytes() for i in range(len(self._envs)))
+        states = (checkpoint.arrays[f"envs/{i}"].tobytes() for i in range(len(self._envs)))
         return self._by_column(
             [env.set_state(state) for env, state in zip(self._envs, states, strict=True)]
         )
@@ -336,7 +342,7 @@ def _dtype(name: str, rows: list[Any]) -> Any:
 
 
 def _parameters(checkpoint: Checkpoint) -> Arrays:
-    prefix = "params/"
+    prefix = "learner/params/"
     arrays = checkpoint.arrays.items()
     return {name.removeprefix(prefix): a for name, a in arrays if name.startswith(prefix)}
 

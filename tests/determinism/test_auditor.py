@@ -11,25 +11,14 @@ import pytest
 import torch
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    ActorsConfig,
-    AlgoConfig,
-    AtariConfig,
-    CheckpointConfig,
-    EnvConfig,
-    GymConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.synthetic.environment import SleepEnv
 from htsrl_cli.runners.run import train
-from htsrl_cli.sampling.actor import Inference
-from htsrl_cli.storage.storage import ParameterStore, Ring
+from htsrl_cli.sampling.inference import Inference
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from tests import sections
 from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
 from tests.harness import IMAGE_PRECISION, slow
@@ -37,15 +26,15 @@ from tests.harness import IMAGE_PRECISION, slow
 NUM_ENVS = 6
 NUM_STEPS = 16
 
-BREAKOUT = AtariConfig("breakout", max_num_frames_per_episode=600)
+BREAKOUT = sections.atari("breakout", max_num_frames_per_episode=600)
 SMALL_BREAKOUT = replace(BREAKOUT, screen_size=44, frame_stack=2)
-SLEEP = SyntheticConfig("sleep", distribution="exponential", mean_ms=0.2, episode_length=11)
-COUNT = SyntheticConfig("count", episode_length=7, truncate=True)
-PENDULUM = GymConfig("Pendulum-v1", max_episode_steps=9)
+SLEEP = sections.synthetic("sleep", distribution="exponential", mean_ms=0.2, episode_length=11)
+COUNT = sections.synthetic("count", episode_length=7, truncate=True)
+PENDULUM = sections.gym("Pendulum-v1", max_episode_steps=9)
 TEAM = replace(SLEEP, num_players=3)
 CUT_TEAM = replace(COUNT, num_players=3)
-PPO = PpoConfig(learning_rate=1e-3, update_epochs=2, num_minibatches=2)
-A2C = A2cConfig(learning_rate=1e-3)
+PPO = sections.ppo(learning_rate=1e-3, update_epochs=2, num_minibatches=2)
+A2C = sections.a2c(learning_rate=1e-3)
 # A policy for each player.
 PPO_EACH = replace(PPO, policies="independent")
 A2C_EACH = replace(A2C, policies="independent")
@@ -58,7 +47,7 @@ def make_config(
 
     6 environments over passes of 4 rows: every pass is a mixture, and some are not full.
     """
-    actors = ActorsConfig(
+    actors = sections.actors(
         num_envs=NUM_ENVS,
         num_executors=2,
         num_actors=1 if runner == "sync" else 2,
@@ -67,14 +56,14 @@ def make_config(
         precision=precision,
     )
     steps = NUM_ENVS * NUM_STEPS
-    return TrainConfig(
+    return sections.train(
         env=env,
         algo=algo,
         actors=actors,
-        learner=LearnerConfig(device="cpu", precision=precision, micro_batch=48),
-        runner=RunnerConfig(runner, sync_interval=NUM_STEPS),
-        checkpoint=CheckpointConfig(interval=steps, keep=1000),
-        log=LogConfig(interval=steps, tensorboard=False),
+        learner=sections.learner(device="cpu", precision=precision, micro_batch=48),
+        runner=sections.runner(runner, sync_interval=NUM_STEPS),
+        checkpoint=sections.checkpoint(interval=steps, keep=1000),
+        log=sections.log(interval=steps, tensorboard=False),
         seed=7,
         total_steps=num_intervals * steps,
     )
@@ -278,7 +267,8 @@ def test_notices_stale_parameters(
 
     def publish_version_only(self: ParameterStore, version: int) -> None:
         if version == 3:
-            self.half(3)[:] = self.half(2)
+            for name, array in self.half(2).items():
+                self.half(3)[name][...] = array
         publish(self, version)
 
     monkeypatch.setattr(ParameterStore, "publish", publish_version_only)

@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 import pytest
 
-from htsrl_cli.config.sections import CheckpointConfig, TrainConfig
-from tests import harness
+from htsrl_cli.config.sections import TrainConfig
+from tests import harness, sections
 from tests.harness import IMAGE_PRECISION, Fingerprint
 
 # What `make test` checks; `make test-slow` checks all combinations.
@@ -57,7 +57,7 @@ class Reference:
         if combination not in self._fingerprints:
             config = replace(
                 harness.small_config(*combination, runner="serial"),
-                checkpoint=CheckpointConfig(interval=harness.STEPS_PER_INTERVAL, keep=100),
+                checkpoint=sections.checkpoint(interval=harness.STEPS_PER_INTERVAL, keep=100),
             )
             self._fingerprints[combination] = harness.run(config, self.path(combination))
         return self._fingerprints[combination]

@@ -10,23 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import sections
 from tests.harness import NO_FOOTBALL
 
 pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
-from htsrl_cli.config.sections import (
-    CheckpointConfig,
-    FootballConfig,
-    LogConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.config.sections import TrainConfig
 from tests import harness
 from tests.determinism import test_resume as resuming
 from tests.determinism.auditor import audit
 from tests.determinism.test_contract import torment
 
-KEEPER = FootballConfig("academy_3_vs_1_with_keeper", representation="simple115v2", frame_stack=1)
+KEEPER = sections.football(
+    "academy_3_vs_1_with_keeper", representation="simple115v2", frame_stack=1
+)
 IMAGES = replace(KEEPER, representation="extracted", frame_stack=2)
 THREE = replace(KEEPER, num_left_players=3)
 NUM_ENVS, SYNC_INTERVAL = 16, 8
@@ -52,7 +49,7 @@ def football_config(
     """Random policies lose the ball soon: episodes are short."""
     env, policies = TEAMS[team]
     config = harness.small_config("truncating", "ppo", precision, runner)
-    algo = PpoConfig(update_epochs=2, num_minibatches=4, learning_rate=1e-3, policies=policies)
+    algo = sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, policies=policies)
     steps = NUM_ENVS * SYNC_INTERVAL
     return replace(
         config,
@@ -60,8 +57,8 @@ def football_config(
         algo=algo,
         actors=replace(config.actors, num_envs=NUM_ENVS),
         runner=replace(config.runner, sync_interval=SYNC_INTERVAL),
-        checkpoint=CheckpointConfig(interval=3 * steps, keep=100),
-        log=LogConfig(interval=2 * steps, tensorboard=False),
+        checkpoint=sections.checkpoint(interval=3 * steps, keep=100),
+        log=sections.log(interval=2 * steps, tensorboard=False),
         total_steps=num_intervals * steps,
     )
 
@@ -128,7 +125,7 @@ def test_runs_replay(team: str, tmp_path: Path) -> None:
     """The auditor restores every environment at every barrier and plays the interval again."""
     config = football_config(team, num_intervals=5)
     steps = NUM_ENVS * SYNC_INTERVAL
-    config = replace(config, checkpoint=CheckpointConfig(interval=steps, keep=100))
+    config = replace(config, checkpoint=sections.checkpoint(interval=steps, keep=100))
     harness.run(harness.with_workers(config, 2, 2, 2), tmp_path)
     found = audit(tmp_path)
     assert (found.slots, found.links) == (5, 5)
@@ -175,7 +172,7 @@ def test_keyframes_change_nothing(match: str, tmp_path: Path) -> None:
         env=LONG[match],
         actors=replace(config.actors, num_envs=4),
         runner=replace(config.runner, sync_interval=50),
-        checkpoint=CheckpointConfig(interval=steps, keep=100),
+        checkpoint=sections.checkpoint(interval=steps, keep=100),
         total_steps=13 * steps,
     )
     expected = harness.run(config, tmp_path / "serial")

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli.config.sections import PpoConfig, TrainConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
-from htsrl_cli.learning.learner import Batch, Learner
+from htsrl_cli.learning.gradient import GpuEngine, GradientEngine
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import ActorCritic, flatten_parameters, initialize, sample
-from htsrl_cli.sampling.actor import ActorSetup, Inference
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import initial_policies
+from htsrl_cli.sampling.inference import Inference, InferenceSetup
+from tests import sections
 from tests.harness import Fingerprint, fingerprint, run, small_config, with_workers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -82,23 +84,21 @@ def without_metrics(of_run: Fingerprint) -> Fingerprint:
 def test_recorded_gradients_are_those_of_the_kernels_one_by_one(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_by_one(self: Learner, batch: Batch, rows: torch.Tensor) -> object:
-        return self._gradient(batch, rows)
-
-    monkeypatch.setattr(Learner, "_replay", one_by_one)
+    monkeypatch.setattr(GpuEngine, "gradient", GradientEngine.gradient)
     assert run(gpu_config("ppo"), tmp_path) == fingerprint(trained("ppo"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recorded_passes_are_those_of_the_kernels_one_by_one(precision: str) -> None:
     set_up_torch()
-    config = PpoConfig()
-    inference = Inference(ActorSetup(PIXELS, config, 32, False, "cuda:0", precision, False))
+    network, algo = sections.network(), sections.ppo()
+    inference = Inference(
+        InferenceSetup(PIXELS, network, algo, 32, False, "cuda:0", precision, False)
+    )
     rng = np.random.default_rng(0)
     for seed in (1, 2):
-        policy = ActorCritic(PIXELS, config.hidden_sizes)
-        initialize(policy, seed)
-        inference.load(flatten_parameters(policy))
+        state = initial_policies(PIXELS, network, algo, seed).state_dict()
+        inference.load({name: tensor.contiguous().numpy() for name, tensor in state.items()})
         inference.obs[:] = rng.integers(0, 256, inference.obs.shape)
         inference.noise[:] = rng.random(inference.noise.shape)
         found = inference.run(0)

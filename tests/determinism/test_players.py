@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.config.sections import CheckpointConfig, SyntheticConfig, TrainConfig
-from tests import harness
+from htsrl_cli.config.sections import TrainConfig
+from tests import harness, sections
 from tests.harness import STEPS_PER_INTERVAL
 
 PLAYERS = 3
-TEAM = SyntheticConfig("sleep", episode_length=7, truncate=True, num_players=PLAYERS)
+TEAM = sections.synthetic("sleep", episode_length=7, truncate=True, num_players=PLAYERS)
 GRID = [
     (policies, algo, precision)
     for policies in ("shared", "independent")
@@ -33,7 +33,7 @@ def team_config(policies: str, algo: str, precision: str, runner: str = "hts") -
         config,
         env=TEAM,
         algo=replace(config.algo, policies=policies),
-        checkpoint=CheckpointConfig(interval=STEPS_PER_INTERVAL, keep=100),
+        checkpoint=sections.checkpoint(interval=STEPS_PER_INTERVAL, keep=100),
     )
 
 

@@ -14,17 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.checkpoints.file import find_checkpoint
-from htsrl_cli.config.sections import (
-    CheckpointConfig,
-    EnvConfig,
-    FootballConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.sampling.actor import Actor
-from htsrl_cli.storage.storage import Request
-from tests import harness
+from htsrl_cli.sampling.requests import Request
+from tests import harness, sections
 from tests.fault.processes import wait_until
 from tests.harness import IMAGE_PRECISION, STEPS_PER_INTERVAL
 
@@ -156,7 +153,7 @@ def long_config(num_intervals: int) -> TrainConfig:
     return replace(
         harness.small_config("atari", "ppo"),
         total_steps=num_intervals * STEPS_PER_INTERVAL,
-        checkpoint=CheckpointConfig(interval=2 * STEPS_PER_INTERVAL, keep=2),
+        checkpoint=sections.checkpoint(interval=2 * STEPS_PER_INTERVAL, keep=2),
     )
 
 
@@ -222,7 +219,9 @@ def test_every_checkpoint_leads_to_the_same_end(
 ) -> None:
     """From a checkpoint in the middle of a line of metrics, too."""
     config = harness.small_config(env, algo, precision, runner)
-    config = replace(config, checkpoint=CheckpointConfig(3 * STEPS_PER_INTERVAL, keep=100))
+    config = replace(
+        config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_INTERVAL, keep=100)
+    )
     expected = harness.run(config, tmp_path)
     files = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
     assert len(files) == 9

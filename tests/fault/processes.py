@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from htsrl_cli.checkpoints.file import Checkpoint, find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
 from tests.harness import Fingerprint, command, environment, fingerprint
 
 MARKER = "HTSRL_TEST_RUN"
@@ -34,7 +35,7 @@ WORDS = (
     "runner.sync_interval=16",
     "algo.num_minibatches=2",
     "algo.update_epochs=1",
-    "algo.hidden_sizes=[8]",
+    "network.hidden_sizes=[8]",
     "learner.micro_batch=16",
     "learner.num_threads=2",
     "checkpoint.interval=640",

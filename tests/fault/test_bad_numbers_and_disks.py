@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
 from tests.fault.conftest import Train
 from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from tests.harness import run as harness_run
+from tests.harness import small_config
 
 # Rewards fine enough at first, then not a number.
 ENVIRONMENT = """
@@ -103,3 +108,21 @@ def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == kept
     assert "htsrl: error: the summary could not be written: No space left" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("runner", ["serial", "sync"])
+def test_cell_that_nobody_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    """Such a slot is not learned from; here the poison of its beginning is put back."""
+    host: Any = InlineCollector if runner == "serial" else ProcessCollector
+    finish = host.finish
+
+    def forget(self: Any, check: Any) -> None:
+        finish(self, check)
+        slot = self._ring.slot(self._ring.interval)
+        slot.truncated.view(np.uint8)[3, 2] = 0xAB
+
+    monkeypatch.setattr(host, "finish", forget)
+    with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
+        harness_run(small_config("terminating", "ppo", runner=runner), tmp_path / "run")

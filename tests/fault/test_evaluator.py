@@ -15,9 +15,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from htsrl_cli.checkpoints.file import Checkpoint
-from htsrl_cli.config.sections import EvaluationConfig
 from htsrl_cli.evaluation.evaluator import Evaluator
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, animation
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT
+from htsrl_cli.tracking.film import animation
+from tests import sections
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
 from tests.harness import STEPS_PER_INTERVAL, Fingerprint, fingerprint, htsrl, small_config
@@ -87,7 +88,7 @@ def test_a_policy_that_waits_to_be_written_is_not_changed_by_the_learner(
     monkeypatch.setattr(Evaluator, "submit", submit)
     config = small_config("terminating", "ppo")
     steps = 4 * STEPS_PER_INTERVAL
-    evaluation = EvaluationConfig(interval=STEPS_PER_INTERVAL, episodes=1)
+    evaluation = sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=1)
     harness_run(replace(config, total_steps=steps, eval=evaluation), tmp_path / "run")
     assert len(submitted) == 4
     assert submitted[0][1] != submitted[-1][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from tests.harness import Fingerprint, fingerprint
 SEARCH = (
     "train",
     "-m",
-    "experiment=cartpole_ppo_sweep",
+    "experiment=cartpole_ppo",
+    "hparams_search=ppo",
+    "hydra.sweeper.n_trials=8",
     "total_steps=2048",
+    "algo.clip_coef=0.2",
     "hydra.sweep.dir=sweep",
     "algo.num_minibatches=choice(3, 4)",
     # Few enough values that some are proposed again.
@@ -88,6 +92,62 @@ def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> N
     assert run.stderr.splitlines()[-1].startswith("htsrl: error: no trial of sweep gave a metric")
     assert "Traceback" not in run.stderr
     assert len(summaries(tmp_path / "sweep")) == 2
+
+
+# Optuna's words, and the type of the error, may change.
+REWORDED = """
+import sys
+from optuna.storages import InMemoryStorage
+from htsrl_cli.cli.main import main
+
+get_best_trial = InMemoryStorage.get_best_trial
+
+def reworded(self, study_id):
+    try:
+        return get_best_trial(self, study_id)
+    except ValueError:
+        raise LookupError("in other words") from None
+
+InMemoryStorage.get_best_trial = reworded
+sys.exit(main(sys.argv[1:]))
+"""
+SEARCH_ALONE = (
+    "train",
+    "-m",
+    *JOB_WORDS,
+    "runner=serial",
+    "sweeper=optuna",
+    "hydra.sweeper.n_trials=2",
+    "algo.learning_rate=interval(1e-5, 1e-2)",
+    # No game ends in so few steps.
+    "env.episode_length=1000",
+    "total_steps=256",
+)
+
+
+def test_search_without_a_result_in_other_words(tmp_path: Path, start: Callable[..., Run]) -> None:
+    run = start(command_line=[sys.executable, "-c", REWORDED, *SEARCH_ALONE])
+    assert run.wait() == 1, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("htsrl: error: no trial of sweep gave a metric")
+    assert "Traceback" not in run.stderr
+    assert len(summaries(tmp_path / "sweep")) == 2
+
+
+# Fails before the first trial has run.
+BROKEN = """
+import sys
+from optuna.trial import Trial
+from htsrl_cli.cli.main import main
+
+Trial._suggest = lambda *args: int("no number")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_search_that_fails_otherwise_says_so(start: Callable[..., Run]) -> None:
+    run = start(command_line=[sys.executable, "-c", BROKEN, *SEARCH_ALONE])
+    assert run.wait() == 1, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("ValueError: invalid literal")
 
 
 def test_job_whose_process_is_killed(

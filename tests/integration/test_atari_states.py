@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from htsrl_cli.config.sections import AtariConfig
 from htsrl_cli.envs.atari import emulator
 from htsrl_cli.envs.atari.emulator import ATARI_57
 from htsrl_cli.envs.atari.environment import AtariEnv
+from tests import sections
 from tests.unit.test_atari import play, random_actions
 
 CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.integration.test_atari_states import AtariConfig, AtariEnv, play, random_actions
-env = AtariEnv(AtariConfig(sys.argv[2], frame_skip=int(sys.argv[3]), repeat_action_probability=.25))
+from tests.integration.test_atari_states import AtariEnv, play, random_actions, sections
+config = sections.atari(sys.argv[2], frame_skip=int(sys.argv[3]), repeat_action_probability=.25)
+env = AtariEnv(config)
 obs = env.set_state(Path(sys.argv[4]).read_bytes())
 print(obs.sum(), play(env, random_actions(env, 400, seed=7)))
 """
@@ -30,7 +31,7 @@ print(obs.sum(), play(env, random_actions(env, 400, seed=7)))
 )
 def test_another_process_goes_on_alike(game: str, frame_skip: int, tmp_path: Path) -> None:
     """With sticky actions and lost lives, before and after; frame skip 1 shows every frame."""
-    config = AtariConfig(game, frame_skip=frame_skip, repeat_action_probability=0.25)
+    config = sections.atari(game, frame_skip=frame_skip, repeat_action_probability=0.25)
     env = AtariEnv(config)
     obs, _ = env.reset(seed=5)
     for t, action in enumerate(random_actions(env, 1300)):
@@ -51,7 +52,7 @@ def test_another_process_goes_on_alike(game: str, frame_skip: int, tmp_path: Pat
 def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the emulator's own states lack must not matter, whenever a keyframe comes."""
     monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 1)
-    config = AtariConfig(game, frame_skip=1, terminal_on_life_loss=False)
+    config = sections.atari(game, frame_skip=1, terminal_on_life_loss=False)
     env, restored = AtariEnv(config), AtariEnv(config)
     env.reset(seed=0)
     restored.reset(seed=1)
@@ -69,7 +70,7 @@ def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("game", ATARI_57)
 def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
     """Restored into an emulator that has played something else, with sticky actions."""
-    config = AtariConfig(game, repeat_action_probability=0.25)
+    config = sections.atari(game, repeat_action_probability=0.25)
     env, restored = AtariEnv(config), AtariEnv(config)
     env.reset(seed=1)
     play(env, random_actions(env, 60))
@@ -78,3 +79,21 @@ def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
     assert (restored.set_state(env.get_state()) == env._observation()).all()
     actions = random_actions(env, 30, seed=2)
     assert play(env, actions) == play(restored, actions)
+
+
+def test_thousands_of_restores_of_qbert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emulator was reported to crash after some 2,000 of them."""
+    monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 16)
+    config = sections.atari("qbert", terminal_on_life_loss=False)
+    env, unsaved = AtariEnv(config), AtariEnv(config)
+    env.reset(seed=0)
+    unsaved.reset(seed=0)
+    for t, action in enumerate(random_actions(env, 3000)):
+        env.set_state(env.get_state())
+        obs, *rest = env.step(action)
+        expected, *expected_rest = unsaved.step(action)
+        assert (obs == expected).all()
+        assert rest == expected_rest
+        if rest[1]:
+            env.reset(seed=t)
+            unsaved.reset(seed=t)

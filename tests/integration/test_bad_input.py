@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, to_plain, to_train_config
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.plain import to_plain
 from tests.conftest import Htsrl
 from tests.harness import NO_FOOTBALL
 
@@ -25,6 +26,28 @@ TRAIN = {
         "no such key",
     ),
     "added key": (["+seeed=1"], "seeed=1", "did you mean seed?"),
+    "added preset": (
+        ["+experiment=cartpole_ppo"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "added option": (["+algo=a2c"], "algo=a2c", "algo=a2c: write it without the +"),
+    "added presets of a sweep": (
+        ["-m", "+experiment=cartpole_ppo,cartpole_a2c"],
+        "experiment=cartpole_ppo",
+        "experiment=cartpole_ppo: write it without the +",
+    ),
+    "option added by force": (
+        ["++env=gym", "env.id=CartPole-v1"],
+        "env=gym",
+        "env=gym: write it without the ++",
+    ),
+    "added plugin": (
+        ["+hydra/launcher=joblib"],
+        "hydra/launcher=joblib",
+        "hydra/launcher=joblib: write it without the +",
+    ),
+    "added key that there is": (["+seed=3"], "seed=3", "seed=3: write it without the +"),
     "mistyped hydra key": (["hydra.run.dri=x"], "hydra.run.dri=x", "hydra.run.dir?"),
     "mistyped group": (["algos=ppo"], "algos=ppo", "did you mean algo?"),
     "mistyped option": (["env=atari/pnog"], "env=atari/pnog", "did you mean atari/pong?"),
@@ -38,7 +61,7 @@ TRAIN = {
     ),
     "number as an option": (["env=3"], "env=3", "no such option"),
     "no value": (["seed"], "seed", "KEY=VALUE"),
-    "malformed list": (["algo.hidden_sizes=[64"], "algo.hidden_sizes=[64", "quote"),
+    "malformed list": (["network.hidden_sizes=[64"], "network.hidden_sizes=[64", "quote"),
     "unknown flag": (["--fast"], "--fast", "--hydra-help"),
     "flags that exclude each other": (["-m", "--cfg", "job"], "--multirun", "only one"),
     "missing mandatory value": (["env=gym"], "env.id=???", "env.id=..."),
@@ -47,8 +70,8 @@ TRAIN = {
     "number for a switch": (["log.tensorboard=1"], "log.tensorboard=1", "true or false"),
     "switch for a number": (["seed=true"], "seed=true", "an integer"),
     "null": (["total_steps=null"], "total_steps=null", "an integer"),
-    "number for a list": (["algo.hidden_sizes=64"], "algo.hidden_sizes=64", "[A,B]"),
-    "empty list": (["algo.hidden_sizes=[]"], "algo.hidden_sizes=()", "positive sizes"),
+    "number for a list": (["network.hidden_sizes=64"], "network.hidden_sizes=64", "[A,B]"),
+    "empty list": (["network.hidden_sizes=[]"], "network.hidden_sizes=()", "positive sizes"),
     "not a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan", "finite"),
     "infinite": (["algo.max_grad_norm=inf"], "algo.max_grad_norm=inf", "finite"),
     "negative rate": (["algo.learning_rate=-1e-4"], "algo.learning_rate=-0.0001", "greater"),
@@ -179,7 +202,7 @@ TRAIN = {
         "algo.learning_rate?",
     ),
     "mistyped key of a search's file": (
-        ["-m", "experiment=cartpole_ppo_sweep", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
+        ["-m", "hparams_search=ppo", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
         "algo.gama=range(0,1)",
         "algo.gamma?",
     ),
@@ -265,7 +288,7 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     save_checkpoint(
         tmp_path / "run" / "checkpoints" / "step_000000002048.ckpt",
-        Checkpoint({"params/weight": np.zeros(1000, np.float32)}, meta),
+        Checkpoint({"learner/params/weight": np.zeros(1000, np.float32)}, meta),
     )
     return tmp_path / "run"
 
@@ -311,6 +334,14 @@ def test_damaged_checkpoints(htsrl: Htsrl, run_dir: Path) -> None:
         assert_refused(htsrl(*words), str(path), "truncated")
     assert_refused(htsrl("train", "resume=run"), "run", "no intact checkpoint")
     assert_refused(htsrl("train", "hydra.run.dir=run", "resume=auto"), "no intact checkpoint")
+
+
+def test_renderer_of_another_environment(htsrl: Htsrl, tmp_path: Path) -> None:
+    config = to_train_config(Composer("train").job(["env=atari/pong"]))
+    path = tmp_path / "pong.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": to_plain(config)}))
+    run = htsrl("eval", f"checkpoint={path}", "video=true", "renderer=engine")
+    assert_refused(run, "renderer=engine: must be one of screen")
 
 
 class Hostile:

@@ -17,10 +17,11 @@ from htsrl_cli.bench import benchmark, microbenchmarks
 from htsrl_cli.bench.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
 from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.cli.compose import Composer, to_train_config
-from htsrl_cli.config.sections import BenchConfig, TrainConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers
+from tests import sections
 from tests.fault.processes import PATIENCE_S, wait_until
 from tests.harness import environment
 
@@ -91,7 +92,7 @@ def test_training_is_measured_as_the_learner_does_it(
 @pytest.mark.slow
 def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["env=synthetic/count", "runner.sync_interval=16", "log.tensorboard=false"]
-    bench = BenchConfig(runners=("serial", "hts"), repeats=2, seconds=0.5, micro_seconds=0.05)
+    bench = sections.bench(runners=("serial", "hts"), repeats=2, seconds=0.5, micro_seconds=0.05)
     rate = benchmark.run(bench, config(*words), words, tmp_path)
     report = json.loads((tmp_path / RESULT_FILE).read_text())
     assert [run["name"] for run in report["runs"]] == ["serial", "hts"] * 2

@@ -25,7 +25,7 @@ TINY = (
     "actors.inference_batch=4",
     "algo.num_minibatches=1",
     "algo.update_epochs=1",
-    "algo.hidden_sizes=[8]",
+    "network.hidden_sizes=[8]",
     "learner.micro_batch=32",
     "learner.num_threads=1",
 )
@@ -248,4 +248,4 @@ def test_resume_with_other_worker_counts(htsrl: Htsrl, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert (config.runner.name, config.actors.num_executors) == ("hts", 4)
-    assert config.algo.hidden_sizes == [8]
+    assert config.network.hidden_sizes == [8]

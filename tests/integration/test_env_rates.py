@@ -12,13 +12,13 @@ import pytest
 
 from htsrl_cli.bench import env_rates
 from htsrl_cli.bench.env_rates import all_cores_env_rate, env_rate
-from htsrl_cli.config.sections import GymConfig, SyntheticConfig
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError
 from htsrl_cli.workers.process import Worker, start_process
+from tests import sections
 
 # An env step takes 10 ms of sleep, so that a process more is a tenth of a second's steps more.
-SLEEPER = SyntheticConfig("sleep", mean_ms=10.0)
+SLEEPER = sections.synthetic("sleep", mean_ms=10.0)
 
 
 def test_environments_of_a_thread_take_turns() -> None:
@@ -54,7 +54,7 @@ def test_cores_share_environments_and_step_at_the_same_time(
 
 def test_a_process_that_fails_says_why() -> None:
     with pytest.raises(RunError, match=r"stepper 0: .*NoSuchEnv"):
-        all_cores_env_rate(GymConfig(id="NoSuchEnv-v0"), 2, 0.1)
+        all_cores_env_rate(sections.gym(id="NoSuchEnv-v0"), 2, 0.1)
     assert not multiprocessing.active_children()
 
 

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import sections
 from tests.harness import NO_FOOTBALL
 
 pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
 
-from htsrl_cli.config.sections import FOOTBALL_SCENARIOS, FootballConfig
-from htsrl_cli.envs.base import Array, Env, make_env
+from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.football import environment as football
+from htsrl_cli.envs.football.config import SCENARIOS, FootballConfig
 from htsrl_cli.envs.football.environment import NUM_ACTIONS
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 
@@ -35,9 +37,9 @@ from htsrl_cli.errors import CheckpointError, ConfigError
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:gym\.")
 
 ROOT = Path(__file__).parents[2]
-EASY = FootballConfig("academy_empty_goal_close")
-KEEPER = FootballConfig("academy_3_vs_1_with_keeper")
-FULL = FootballConfig("11_vs_11_stochastic")
+EASY = sections.football("academy_empty_goal_close")
+KEEPER = sections.football("academy_3_vs_1_with_keeper")
+FULL = sections.football("11_vs_11_stochastic")
 IDLE, RIGHT, SHOT = 0, 5, 12
 
 
@@ -74,7 +76,7 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
     with closing(make_env(config, 0)) as env, closing(theirs):
         assert same(env.reset(seed=seed)[0], theirs.reset())
         for t in range(num_steps):
-            action = rng.integers(0, NUM_ACTIONS, config.num_players)
+            action = rng.integers(0, NUM_ACTIONS, config.num_columns)
             obs, reward, terminated, truncated, _ = env.step(action)
             expected, pay, done, _ = theirs.step(action if len(action) > 1 else int(action[0]))
             assert same(obs, expected), t
@@ -89,27 +91,27 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
 # The package's own environment
 
 
-@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package(scenario: str) -> None:
     """Odd and even seeds differ in the order of the sides; seeds 2 and 3 begin differently."""
     for seed in (1, 2):
-        compare(FootballConfig(scenario), seed, 40)
+        compare(sections.football(scenario), seed, 40)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", FOOTBALL_SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package_for_long(scenario: str) -> None:
     """Up to the first keyframe, after which 5_vs_5 may go on otherwise than the package's."""
     for seed in range(4):
-        compare(FootballConfig(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
+        compare(sections.football(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
 
 
 VARIANTS = {
     "three players": replace(KEEPER, num_left_players=3),
-    "right side": FootballConfig("1_vs_1_easy", num_left_players=0, num_right_players=1),
-    "both sides": FootballConfig("11_vs_11_stochastic", num_left_players=2, num_right_players=3),
-    "vectors": FootballConfig("11_vs_11_kaggle", representation="simple115v2", frame_stack=1),
-    "stacked vectors of both sides": FootballConfig(
+    "right side": sections.football("1_vs_1_easy", num_left_players=0, num_right_players=1),
+    "both sides": sections.football("11_vs_11_stochastic", num_left_players=2, num_right_players=3),
+    "vectors": sections.football("11_vs_11_kaggle", representation="simple115v2", frame_stack=1),
+    "stacked vectors of both sides": sections.football(
         "5_vs_5", representation="simple115v2", num_left_players=4, num_right_players=4
     ),
     "goals only": replace(EASY, rewards="scoring"),
@@ -124,7 +126,7 @@ def test_variants_play_like_the_package(config: FootballConfig) -> None:
 
 def test_rewards_are_compared_over_checkpoints_and_goals() -> None:
     """Three checkpoints on the way, and a goal from afar that pays for the other seven."""
-    config = FootballConfig("academy_empty_goal", frame_stack=1)
+    config = sections.football("academy_empty_goal", frame_stack=1)
     theirs = package_env(config, 1)
     rewards: list[float] = []
     with closing(make_env(config, 0)) as env, closing(theirs):
@@ -145,7 +147,7 @@ RENDER = """
 import hashlib, sys
 import numpy as np
 from dataclasses import replace
-from htsrl_cli.envs.base import make_env
+from htsrl_cli.envs.registry import make_env
 from tests.integration.test_football import EASY, package_env
 
 def show(*images):
@@ -208,9 +210,9 @@ def check_spec(config: FootballConfig, shape: tuple[int, ...]) -> None:
     with closing(make_env(config, 0)) as env:
         spec = env.env_spec
         assert spec.obs_shape == (*shape[:-1], config.frame_stack * shape[-1])
-        players = (config.num_players,) if config.num_players > 1 else ()
+        players = (config.num_columns,) if config.num_columns > 1 else ()
         first, _ = env.reset(seed=0)
-        second, *_ = env.step(np.full(config.num_players, RIGHT))
+        second, *_ = env.step(np.full(config.num_columns, RIGHT))
         for obs in (first, second):
             assert obs.shape == (*players, *spec.obs_shape)
             assert obs.dtype == spec.obs_dtype
@@ -247,7 +249,7 @@ def play(env: Env, actions: Iterator[int] | list[int]) -> tuple[list[float], boo
 
 def test_time_limit_truncates() -> None:
     """Where nothing else ends them, academy scenarios end once 400 steps have been played."""
-    config = FootballConfig("academy_run_to_score")
+    config = sections.football("academy_run_to_score")
     theirs = package_env(config, 0)
     with closing(make_env(config, 0)) as env, closing(theirs):
         env.reset(seed=0)
@@ -275,7 +277,7 @@ def test_goal_terminates(rewards: str, training_return: float) -> None:
 
 def test_the_right_side_scores_for_itself() -> None:
     """1_vs_1: a goal of the left side is one let in."""
-    config = FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1)
+    config = sections.football("1_vs_1_easy", num_left_players=1, num_right_players=1)
     sums = np.zeros(2)
     with closing(make_env(replace(config, rewards="scoring"), 0)) as env:
         env.reset(seed=0)
@@ -314,7 +316,7 @@ def test_more_players_than_can_be_controlled(
     scenario: str, left: int, right: int, key: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{key}=.*lets at most") as error:
-        make_env(FootballConfig(scenario, num_left_players=left, num_right_players=right), 0)
+        make_env(sections.football(scenario, num_left_players=left, num_right_players=right), 0)
     assert "\n" not in str(error.value)
 
 
@@ -364,7 +366,7 @@ def trace(env: Env, num_steps: int, seed: int) -> list[str]:
 def futures(case: dict[str, Any]) -> list[list[str]]:
     """Of a state: in a new environment, and in one that has played something else since."""
     state = Path(case["state"]).read_bytes()
-    with closing(make_env(FootballConfig(**case["config"]), 0)) as env:
+    with closing(make_env(sections.football(**case["config"]), 0)) as env:
         found = []
         for _ in range(2):
             obs = hashlib.sha256(env.set_state(state).tobytes()).hexdigest()
@@ -399,7 +401,7 @@ def test_states_restore_in_another_process(tmp_path: Path) -> None:
         EASY,
         replace(KEEPER, num_left_players=3),
         replace(KEEPER, representation="simple115v2", frame_stack=2),
-        FootballConfig("1_vs_1_easy", num_left_players=1, num_right_players=1),
+        sections.football("1_vs_1_easy", num_left_players=1, num_right_players=1),
     ]
     assert check_restores(configs, tmp_path, 200, 200) > 5
 
@@ -408,8 +410,8 @@ def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.Monke
     """One before the state is taken, two in what is compared."""
     monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 40)
     configs = [
-        FootballConfig("5_vs_5"),
-        FootballConfig("5_vs_5", num_left_players=2, num_right_players=2),
+        sections.football("5_vs_5"),
+        sections.football("5_vs_5", num_left_players=2, num_right_players=2),
         replace(KEEPER, num_left_players=3),
     ]
     check_restores(configs, tmp_path, before=70, after=60)
@@ -417,7 +419,7 @@ def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> None:
-    configs = [FootballConfig(scenario) for scenario in FOOTBALL_SCENARIOS]
+    configs = [sections.football(scenario) for scenario in SCENARIOS]
     check_restores(configs, tmp_path, 200, 200)
 
 
@@ -425,7 +427,7 @@ def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> N
 @pytest.mark.parametrize("before", [450, 520, 1040])
 def test_states_restore_over_true_keyframes(before: int, tmp_path: Path) -> None:
     """Several matches, for only some of the engine's are not wholly in its states."""
-    matches = [FootballConfig("5_vs_5"), FULL, FootballConfig("1_vs_1_easy")]
+    matches = [sections.football("5_vs_5"), FULL, sections.football("1_vs_1_easy")]
     check_restores(matches * 3, tmp_path, before, 120)
 
 
@@ -449,7 +451,7 @@ def test_damaged_and_foreign_states_are_refused(monkeypatch: pytest.MonkeyPatch)
         expected = env.set_state(state)
         assert env.get_state() == state
     others = {
-        "scenario": FootballConfig("academy_empty_goal"),
+        "scenario": sections.football("academy_empty_goal"),
         "representation": replace(EASY, representation="simple115v2"),
         "frame_stack": replace(EASY, frame_stack=2),
     }

@@ -15,16 +15,17 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from htsrl_cli.checkpoints.file import find_checkpoint
-from htsrl_cli.config.sections import EvaluationConfig, TrainConfig
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
+from tests import sections
 from tests.harness import STEPS_PER_INTERVAL, run, small_config
 from tests.unit.test_metrics import CONFIG, feed, fill_disk, lines, open_log, play
 
 
 def evaluated_config() -> TrainConfig:
     config = small_config("terminating", "a2c")
-    evaluation = EvaluationConfig(interval=STEPS_PER_INTERVAL, episodes=2)
+    evaluation = sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=2)
     return replace(config, eval=evaluation, total_steps=12 * STEPS_PER_INTERVAL)
 
 
@@ -57,17 +58,20 @@ def test_event_files_hold_a_layout_of_tags_that_runs_have(tmp_path: Path) -> Non
     assert [category.title for category in layout.category] == ["Score", "Learning", "Speed"]
     tags = {tag for category in layout.category for c in category.chart for tag in c.multiline.tag}
     config = small_config("terminating", "ppo", runner="serial")
-    run(replace(config, eval=EvaluationConfig(STEPS_PER_INTERVAL, 1)), tmp_path / "run")
+    run(
+        replace(config, eval=sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=1)),
+        tmp_path / "run",
+    )
     assert tags <= {tag for line in lines(tmp_path / "run") for tag in line}
 
 
 def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from htsrl_cli.config.sections import LogConfig\n"
+        "from tests import sections\n"
         "from htsrl_cli.tracking.run_log import RunLog\n"
-        "from htsrl_cli.storage.storage import Episode\n"
-        "log = RunLog(Path(sys.argv[1]), LogConfig(interval=1, tensorboard=False), {}, 10)\n"
+        "from htsrl_cli.storage.slot import Episode\n"
+        "log = RunLog(Path(sys.argv[1]), sections.log(interval=1, tensorboard=False), {}, 10)\n"
         "for j in range(1, 10**9):\n"
         "    log.interval(j, {'a': j}, [Episode(1.0, 1.0, j)], {})\n"
         "    log.write_summary({'env_steps': j})\n"

@@ -17,29 +17,29 @@ import pytest
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from htsrl_cli.checkpoints.file import CheckpointStore, save_checkpoint
-from htsrl_cli.config.sections import (
-    AtariConfig,
-    EnvConfig,
-    EvalConfig,
-    FootballConfig,
-    GymConfig,
-    SyntheticConfig,
-)
-from htsrl_cli.envs.base import Array, PicturedEnv, make_env
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.plain import to_plain
+from htsrl_cli.envs.base import Array, PicturedEnv
+from htsrl_cli.envs.football.match import View
+from htsrl_cli.envs.football.pitch import draw_pitch
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder, animation
-from tests.harness import NO_FOOTBALL
+from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
+from htsrl_cli.tracking.film import animation
+from tests import sections
+from tests.harness import NO_FOOTBALL, small_config
 from tests.unit.test_evaluation import make_checkpoint
 
-CARTPOLE = GymConfig("CartPole-v1")
-PONG = AtariConfig("pong", max_num_frames_per_episode=200)
-FOOTBALL = FootballConfig("academy_empty_goal_close")
+CARTPOLE = sections.gym("CartPole-v1")
+PONG = sections.atari("pong", max_num_frames_per_episode=200)
+FOOTBALL = sections.football("academy_empty_goal_close")
 
 
-def pictured(config: EnvConfig, renderer: str = "pitch") -> PicturedEnv:
-    env = make_env(config, 0, renderer)
+def pictured(config: EnvConfig, renderer: str | None = None) -> PicturedEnv:
+    env = make_env(config, 0, renderer or config.usual_renderer)
     assert isinstance(env, PicturedEnv)
     return env
 
@@ -64,7 +64,7 @@ def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
 
 def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> evaluation.EvalResult:
     CheckpointStore(folder, keep=1).save(1234, 0.5, make_checkpoint(config, inference_batch=2))
-    return evaluation.run(EvalConfig(str(folder), **keys))
+    return evaluation.run(sections.eval(str(folder), **keys))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_animation_shows_the_beginning_at_the_same_pace(tmp_path: Path) -> None:
 
 
 def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
-    breakout = AtariConfig("breakout", max_num_frames_per_episode=1200)
+    breakout = sections.atari("breakout", max_num_frames_per_episode=1200)
     result = evaluate(tmp_path, breakout, episodes=1, seed=5, video=True)
     frames, _ = read_back(tmp_path / "videos" / "game_0000.mp4")
     assert len(frames) == result.lengths[0] + 1
@@ -196,13 +196,13 @@ def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
 def test_a_file_elsewhere_has_its_videos_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
-    evaluation.run(EvalConfig(str(path), episodes=1, video=True))
+    evaluation.run(sections.eval(str(path), episodes=1, video=True))
     assert (tmp_path / "videos" / "game_0000.mp4").exists()
 
 
 def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
     """Whatever is drawn in only one of two frames is in the picture as in the observation."""
-    config = AtariConfig("space_invaders")
+    config = sections.atari("space_invaders")
     env, plain = pictured(config), make_env(config, 0)
     assert env.frame_rate == 15
     rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
 
 def test_football_is_drawn_where_it_is() -> None:
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
-    env = pictured(FootballConfig("11_vs_11_stochastic"))
+    env = pictured(sections.football("11_vs_11_stochastic"))
     env.reset(seed=3)
     picture = env.render()
     assert picture.shape == (640, 960, 3)
@@ -247,7 +247,6 @@ def test_football_is_drawn_where_it_is() -> None:
 def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     from htsrl_cli.envs.football.match import View
-    from htsrl_cli.envs.football.pitch import draw_pitch
 
     nobody = View(
         ball=np.array([0.5, 0.3, 4.0]),
@@ -279,10 +278,10 @@ def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (SyntheticConfig("count"), "this environment has no picture"),
-        (GymConfig("Blind-v0"), "Blind-v0 cannot be pictured: it has no render mode rgb_array"),
-        (GymConfig("Liar-v0"), "Liar-v0 cannot be pictured: what it renders is no uint8"),
-        (GymConfig("Lacking-v0"), "Lacking-v0 cannot be pictured: pip install paint"),
+        (sections.synthetic("count"), "this environment has no picture"),
+        (sections.gym("Blind-v0"), "Blind-v0 cannot be pictured: it has no render mode rgb_array"),
+        (sections.gym("Liar-v0"), "Liar-v0 cannot be pictured: what it renders is no uint8"),
+        (sections.gym("Lacking-v0"), "Lacking-v0 cannot be pictured: pip install paint"),
     ],
 )
 def test_what_has_no_picture_is_refused_in_one_line(
@@ -414,13 +413,34 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
     assert np.abs(frames[:, :-16].astype(int) - (200, 60, 20)).max() < 8
 
 
+@pytest.mark.parametrize(
+    ("config", "renderer", "remedy"),
+    [
+        (PONG, "engine", "must be one of screen, which env.kind=atari has"),
+        (CARTPOLE, "human", "must be one of rgb_array, which env.kind=gym has"),
+        (FOOTBALL, "enigne", "must be one of pitch, engine, which env.kind=football has"),
+        (sections.synthetic("count"), "screen", "env.kind=synthetic has no picture: leave the key"),
+    ],
+)
+def test_each_kind_of_environment_names_its_renderers(
+    tmp_path: Path, config: EnvConfig, renderer: str, remedy: str
+) -> None:
+    """A mistake is found without the environment's package, and whether or not there are videos."""
+    meta = {"config": to_plain(replace(small_config("atari", "ppo"), env=config)), "env_steps": 0}
+    path = tmp_path / "a.ckpt"
+    for video in (False, True):
+        keys = sections.eval(str(path), renderer=renderer, video=video)
+        with pytest.raises(ConfigError, match=f"^renderer={renderer}: {remedy}"):
+            evaluation.play(Checkpoint({}, meta), keys, path)
+
+
 @pytest.mark.slow
 def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
     """The engine that renders plays as the one that does not, one game after the other."""
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
-    config = FootballConfig("academy_counterattack_hard")
+    config = sections.football("academy_counterattack_hard")
     without = evaluate(tmp_path, config, episodes=2, seed=1)
-    keys: dict[str, Any] = {"video": True, "football_renderer": "engine"}
+    keys: dict[str, Any] = {"video": True, "renderer": "engine"}
     assert evaluate(tmp_path, config, episodes=2, seed=1, **keys) == without
     for number, length in enumerate(without.lengths):
         frames, _ = read_back(tmp_path / "videos" / f"game_{number:04}.mp4")

@@ -21,8 +21,8 @@ import psutil
 import pytest
 
 from htsrl_cli.errors import ConfigError, WorkerError
-from htsrl_cli.storage.storage import Board
 from htsrl_cli.workers import watcher
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import (
     STOP_GRACE_S,
     STOP_SIGNALS,

@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.config.sections import A2cConfig, PpoConfig
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.seeding import minibatch_orders
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import Slot
+from htsrl_cli.storage.slot import Slot, slot_fields
+from tests import sections
 
 T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
 SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))
 IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", (NUM_ACTIONS,)))
-A2C = A2cConfig(learning_rate=1e-2, max_grad_norm=0.05, hidden_sizes=(7,), rmsprop_eps=1e-3)
-PPO = PpoConfig(
+# Perceptrons of one small layer; a convolutional network for images that are large enough.
+NETWORK = sections.network(hidden_sizes=(7,))
+A2C = sections.a2c(learning_rate=1e-2, max_grad_norm=0.05, rmsprop_eps=1e-3)
+PPO = sections.ppo(
     learning_rate=1e-2,
     anneal_clip_coef=True,
     clip_coef=0.2,
@@ -35,7 +39,6 @@ PPO = PpoConfig(
     num_minibatches=4,
     reevaluate=True,
     max_grad_norm=0.05,
-    hidden_sizes=(7,),
 )
 SEED = 3
 Theta = dict[str, Tensor]
@@ -44,7 +47,7 @@ Theta = dict[str, Tensor]
 def make_slot(spec: EnvSpec, seed: int) -> Slot:
     """Random experience with every kind of end; log-probabilities and values are random, too."""
     rng = np.random.default_rng(seed)
-    layout = Slot.layout(spec, T, B)
+    layout = {field.name: field.layout(T, B) for field in slot_fields(spec)}
     arrays: dict[str, Array] = {n: np.zeros(shape, dtype) for n, (shape, dtype) in layout.items()}
     if spec.obs_dtype == "uint8":
         arrays["obs"][:] = rng.integers(0, 256, arrays["obs"].shape)
@@ -59,7 +62,7 @@ def make_slot(spec: EnvSpec, seed: int) -> Slot:
     arrays["final_values"][:] = np.where(arrays["truncated"], rng.standard_normal((T, B)), 0)
     assert arrays["terminated"].any()
     assert arrays["truncated"].any()
-    return Slot(**arrays)
+    return Slot(arrays)
 
 
 def network(theta: Theta, obs: Array) -> tuple[Tensor, Tensor]:
@@ -252,7 +255,7 @@ def reevaluated(slot: Slot, theta: Theta) -> Slot:
         values[t] = v.numpy()
         if t < T:
             log_probs[t] = log_p.numpy()[np.arange(B), slot.actions[t, :, 0]]
-    return Slot(**(slot.arrays() | {"log_probs": log_probs, "values": values}))
+    return Slot(slot.arrays() | {"log_probs": log_probs, "values": values})
 
 
 def collect(theta: Theta, seed: int) -> Slot:

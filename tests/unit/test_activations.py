@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from htsrl_cli.config.sections import A2cConfig, ActorsConfig, AlgoConfig, LearnerConfig, PpoConfig
+from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import (
     CachedLayers,
@@ -15,10 +15,11 @@ from htsrl_cli.networks.activations import (
     layout_of,
 )
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import NatureCnn
-from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import activations_to_keep
+from htsrl_cli.networks.nature_cnn.network import NatureCnn
+from htsrl_cli.sampling import inference as inference_module
+from htsrl_cli.sampling.inference import activations_to_keep
 from htsrl_cli.storage.memory import ArrayType
+from tests import sections
 
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", (6,)))
 VECTORS = EnvSpec((5,), "float32", ActionSpec("categorical", (3,)))
@@ -66,22 +67,22 @@ def kept(
     spec: EnvSpec, algo: AlgoConfig, actors: str = "fp32", learner: str = "fp32"
 ) -> list[ArrayType]:
     """What is kept with these precisions."""
-    return activations_to_keep(
-        spec,
-        algo,
-        ActorsConfig(device="cpu", precision=actors),
-        LearnerConfig(device="cpu", precision=learner),
+    config = sections.train(
+        algo=algo,
+        actors=sections.actors(device="cpu", precision=actors),
+        learner=sections.learner(device="cpu", precision=learner),
     )
+    return activations_to_keep(spec, config)
 
 
 def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> None:
-    assert kept(PIXELS, A2cConfig()) == [
+    assert kept(PIXELS, sections.a2c()) == [
         ((20, 20, 32), "float32"),
         ((9, 9, 64), "float32"),
         ((7, 7, 64), "float32"),
         ((1, 1, 512), "float32"),
     ]
-    assert kept(PIXELS, A2cConfig(), "bf16", "bf16") == [
+    assert kept(PIXELS, sections.a2c(), "bf16", "bf16") == [
         ((20, 20, 32), "uint16"),
         ((9, 9, 64), "uint16"),
         ((7, 7, 64), "uint16"),
@@ -91,13 +92,13 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
 
 def test_activations_are_not_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """PPO differentiates at newer parameters; perceptrons cost next to nothing."""
-    assert kept(PIXELS, A2cConfig(), "fp32", "bf16") == []
-    assert kept(PIXELS, PpoConfig()) == []
-    assert kept(VECTORS, A2cConfig()) == []
+    assert kept(PIXELS, sections.a2c(), "fp32", "bf16") == []
+    assert kept(PIXELS, sections.ppo()) == []
+    assert kept(VECTORS, sections.a2c()) == []
     for on_gpu in ({"actors.device"}, {"learner.device"}, {"actors.device", "learner.device"}):
 
         def resolve(key: str, _: str, on_gpu: set[str] = on_gpu) -> torch.device:
             return torch.device("cuda" if key in on_gpu else "cpu")
 
-        monkeypatch.setattr(actor_module, "resolve_device", resolve)
-        assert kept(PIXELS, A2cConfig()) == []
+        monkeypatch.setattr(inference_module, "resolve_device", resolve)
+        assert kept(PIXELS, sections.a2c()) == []

@@ -7,20 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from htsrl_cli.config.sections import A2cConfig, AlgoConfig
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, Layer, as_tensor, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import ActorCritic, activation_layout, flatten_parameters, initialize
-from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
-from htsrl_cli.storage.storage import Board, ParameterStore, Request, Ring
+from htsrl_cli.networks.registry import activation_layout, build_policies, initial_policies
+from htsrl_cli.sampling import inference as inference_module
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.inference import InferenceSetup, has_free_rows
+from htsrl_cli.sampling.requests import Request
+from htsrl_cli.storage.memory import Array
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.workers.board import Board
+from tests import sections
 
 T, B = 2, 11
 VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))
@@ -42,27 +50,34 @@ def _torch_as_in_a_run() -> None:
 
 def make_setup(
     spec: EnvSpec, precision: str = "fp32", *, batch: int = 4, fixed_rows: bool = False
-) -> ActorSetup:
+) -> InferenceSetup:
     """Activations are kept wherever there are any."""
-    return ActorSetup(
-        spec, A2cConfig(), batch, fixed_rows, "cpu", precision, keeps_activations=True
+    network, algo = sections.network(), sections.a2c()
+    return InferenceSetup(
+        spec, network, algo, batch, fixed_rows, "cpu", precision, keeps_activations=True
     )
 
 
-def random_parameters(spec: EnvSpec) -> Tensor:
-    """Initial ones, with a policy head that prefers something."""
-    policy = ActorCritic(spec, A2cConfig().hidden_sizes)
-    initialize(policy, seed=0)
+def random_policy(spec: EnvSpec) -> ActorCritic:
+    """An initial one, with a policy head that prefers something."""
+    (policy,) = initial_policies(spec, sections.network(), sections.a2c(), seed=0)
+    assert isinstance(policy, ActorCritic)
     with torch.no_grad():
         policy.policy_head.weight.mul_(100)
-    return flatten_parameters(policy)
+    return policy
+
+
+def random_parameters(spec: EnvSpec) -> dict[str, Array]:
+    """Those of `random_policy`, by their names in a run."""
+    state = nn.ModuleList([random_policy(spec)]).state_dict()
+    return {name: tensor.contiguous().numpy() for name, tensor in state.items()}
 
 
 class Stage:
     """A ring full of random observations, a store with version 5, and an actor."""
 
-    def __init__(self, setup: ActorSetup) -> None:
-        layout = activation_layout(setup.spec, setup.algo, setup.precision)
+    def __init__(self, setup: InferenceSetup) -> None:
+        layout = activation_layout(setup.spec, setup.network, setup.precision)
         self.ring = Ring(setup.spec, T, B, layout)
         rng = np.random.default_rng(0)
         draws = rng.random((T, B, setup.spec.actions.num_dims), dtype=np.float32)
@@ -72,8 +87,11 @@ class Stage:
         for obs in (self.slot.obs, self.ring.final_obs):
             obs[:] = rng.integers(0, 256, obs.shape) / scale
         parameters = random_parameters(setup.spec)
-        self.parameters = ParameterStore(len(parameters))
-        self.parameters.half(5)[:] = parameters.numpy()
+        self.parameters = ParameterStore(
+            {name: (array.shape, array.dtype.name) for name, array in parameters.items()}
+        )
+        for name, array in parameters.items():
+            self.parameters.half(5)[name][...] = array
         self.parameters.publish(5)
         self.actor = Actor(setup, self.ring, self.parameters, Board(1), 0)
 
@@ -121,8 +139,7 @@ def test_answers_stand_at_their_addresses() -> None:
     """Against the policy applied to all observations at once, up to rounding."""
     stage = Stage(make_setup(VECTORS))
     stage.answers([EVERYTHING])
-    policy = ActorCritic(VECTORS, A2cConfig().hidden_sizes)
-    torch.nn.utils.vector_to_parameters(random_parameters(VECTORS), policy.parameters())
+    policy = random_policy(VECTORS)
     with torch.no_grad():
         values = policy(torch.from_numpy(stage.slot.obs).flatten(0, 1))[1].view(T + 1, B)
         finals = policy(torch.from_numpy(stage.ring.final_obs))[1]
@@ -142,8 +159,7 @@ def test_activations_stand_at_the_addresses_of_their_observations(precision: str
     stage = Stage(setup)
     assert [len(stage.ring.activations(interval)) for interval in (8, 9)] == [4, 4]
     stage.answers([EVERYTHING[::-1]])
-    policy = ActorCritic(IMAGES, A2cConfig().hidden_sizes)
-    torch.nn.utils.vector_to_parameters(random_parameters(IMAGES), policy.parameters())
+    policy = random_policy(IMAGES)
     features = as_tensor(stage.ring.activations(8)[-1]).float().view(T, B, -1)
     with torch.no_grad():
         values = policy.value_head(features).squeeze(2)
@@ -175,7 +191,8 @@ def test_new_parameters_are_taken_with_their_version() -> None:
     stage = Stage(make_setup(VECTORS))
     first = stage.answers([[(0, 0)]])
     value = float(stage.slot.values[0, 0])
-    stage.parameters.half(6)[:] = 2 * stage.parameters.values
+    for name, array in stage.parameters.values.items():
+        stage.parameters.half(6)[name][...] = 2 * array
     stage.parameters.publish(6)
     assert stage.answers([[(0, 0)]]) != first
     assert stage.slot.versions[0, 0] == 6
@@ -191,7 +208,7 @@ def test_new_parameters_are_taken_with_their_version() -> None:
 def test_rows_are_free_in_the_shapes_that_we_ship(
     spec: EnvSpec, batch: int, precision: str
 ) -> None:
-    assert free_rows(make_setup(spec, precision, batch=batch), random_parameters(spec))
+    assert has_free_rows(make_setup(spec, precision, batch=batch), random_parameters(spec))
 
 
 class Positional(ActorCritic):
@@ -221,10 +238,12 @@ class Restless(ActorCritic):
 
 
 def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
-    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> nn.ModuleList:
-        return nn.ModuleList([kind(spec, algo.hidden_sizes)])
+    def build(spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, *how: Any) -> nn.ModuleList:
+        (policy,) = build_policies(spec, network, algo, *how)
+        assert isinstance(policy, ActorCritic)
+        return nn.ModuleList([kind(spec.actions, policy.trunk, policy.value_trunk)])
 
-    patch.setattr(actor_module, "build_policies", build)
+    patch.setattr(inference_module, "build_policies", build)
 
 
 @pytest.mark.parametrize("kind", [Positional, Neighbourly])
@@ -233,14 +252,14 @@ def test_rows_that_are_not_free_are_found_out(
     kind: type[ActorCritic], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_instead(monkeypatch, kind)
-    assert not free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
+    assert not has_free_rows(make_setup(VECTORS, batch=batch), random_parameters(VECTORS))
 
 
 def test_rows_are_not_free_where_activations_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     build_instead(monkeypatch, Restless)
     setup = make_setup(IMAGES)
-    assert not free_rows(setup, random_parameters(IMAGES))
-    assert free_rows(replace(setup, keeps_activations=False), random_parameters(IMAGES))
+    assert not has_free_rows(setup, random_parameters(IMAGES))
+    assert has_free_rows(replace(setup, keeps_activations=False), random_parameters(IMAGES))
 
 
 def test_tiles_are_for_policies_that_see_positions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ import pytest
 from ale_py import roms
 
 from htsrl_cli.cli.compose import configs_dir
-from htsrl_cli.config.sections import AtariConfig
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.emulator import ATARI_57, BOOT_FRAMES
 from htsrl_cli.envs.atari.environment import AtariEnv
 from htsrl_cli.envs.base import Array
 from htsrl_cli.errors import CheckpointError, ConfigError
+from tests import sections
 
 NOOP = np.array([0])
 
@@ -69,7 +70,7 @@ def reference_shrink(picture: Array, size: int) -> Array:
 
 @pytest.mark.parametrize("frame_skip", [1, 2, 4])
 def test_screen_is_the_maximum_of_two_frames_shrunk_by_area(frame_skip: int) -> None:
-    config = AtariConfig("pong", frame_skip=frame_skip, noop_max=0, fire_on_reset=False)
+    config = sections.atari("pong", frame_skip=frame_skip, noop_max=0, fire_on_reset=False)
     env = AtariEnv(config)
     env.reset(seed=0)
     ale = ale_py.ALEInterface()
@@ -90,7 +91,7 @@ def test_screen_is_the_maximum_of_two_frames_shrunk_by_area(frame_skip: int) -> 
 
 
 def test_observation_is_the_last_screens_newest_last() -> None:
-    env = AtariEnv(AtariConfig("breakout", frame_stack=3))
+    env = AtariEnv(sections.atari("breakout", frame_stack=3))
     obs, _ = env.reset(seed=3)
     assert obs.shape == env.env_spec.obs_shape == (84, 84, 3)
     assert obs.dtype == np.uint8
@@ -108,7 +109,7 @@ def test_observation_is_the_last_screens_newest_last() -> None:
 
 def test_lost_life_ends_the_episode_but_not_the_game() -> None:
     """Without FIRE nothing happens in Breakout: each of the five lives is lost after a reset."""
-    env = AtariEnv(AtariConfig("breakout", noop_max=0))
+    env = AtariEnv(sections.atari("breakout", noop_max=0))
     env.reset(seed=0)
     lives = []
     for _ in range(5):
@@ -122,7 +123,7 @@ def test_lost_life_ends_the_episode_but_not_the_game() -> None:
 
 
 def test_going_on_without_fire_leaves_the_emulator_alone() -> None:
-    env = AtariEnv(AtariConfig("ms_pacman"))
+    env = AtariEnv(sections.atari("ms_pacman"))
     env.reset(seed=0)
     until_end(env)
     assert not env._starts_game
@@ -133,7 +134,7 @@ def test_going_on_without_fire_leaves_the_emulator_alone() -> None:
 
 
 def test_without_fire_breakout_stands_still() -> None:
-    config = AtariConfig("breakout", fire_on_reset=False, max_num_frames_per_episode=2000)
+    config = sections.atari("breakout", fire_on_reset=False, max_num_frames_per_episode=2000)
     env = AtariEnv(config)
     env.reset(seed=0)
     assert until_end(env)[1:3] == (False, True)
@@ -141,7 +142,7 @@ def test_without_fire_breakout_stands_still() -> None:
 
 
 def test_whole_game_is_one_episode_and_fires_between_lives() -> None:
-    env = AtariEnv(AtariConfig("breakout", terminal_on_life_loss=False))
+    env = AtariEnv(sections.atari("breakout", terminal_on_life_loss=False))
     env.reset(seed=0)
     _, terminated, _, info = until_end(env)
     assert terminated
@@ -151,8 +152,8 @@ def test_whole_game_is_one_episode_and_fires_between_lives() -> None:
 
 def test_raw_score_counts_what_clipping_hides() -> None:
     """Ice blocks of Frostbite pay 10 each and more."""
-    env = AtariEnv(AtariConfig("frostbite"))
-    raw = AtariEnv(AtariConfig("frostbite", reward_clipping=False))
+    env = AtariEnv(sections.atari("frostbite"))
+    raw = AtariEnv(sections.atari("frostbite", reward_clipping=False))
     for each in (env, raw):
         each.reset(seed=2)
     total, length = 0.0, 0
@@ -172,7 +173,7 @@ def test_raw_score_counts_what_clipping_hides() -> None:
 
 def test_rewards_of_noops_and_fire_count_in_the_raw_score(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn of the emulator pays 1 more: no-ops, five times FIRE, and the steps."""
-    env = AtariEnv(AtariConfig("breakout"))
+    env = AtariEnv(sections.atari("breakout"))
     play_frames, paid = env._emulator.run, []
 
     def pay(action: int, num_frames: int) -> int:
@@ -188,7 +189,7 @@ def test_rewards_of_noops_and_fire_count_in_the_raw_score(monkeypatch: pytest.Mo
 
 def test_cap_on_frames_truncates() -> None:
     """4 frames of the boot, then env steps of 4 frames: the 24th reaches frame 100."""
-    config = AtariConfig("pong", noop_max=0, fire_on_reset=False, max_num_frames_per_episode=100)
+    config = sections.atari("pong", noop_max=0, fire_on_reset=False, max_num_frames_per_episode=100)
     env = AtariEnv(config)
     env.reset(seed=0)
     _, terminated, truncated, info = until_end(env)
@@ -209,12 +210,12 @@ def frames_until(config: AtariConfig) -> int:
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 def test_an_end_at_the_cap_is_terminated(terminal_on_life_loss: bool) -> None:
     """A lost life, or the game over, in the very step that reaches the cap."""
-    config = AtariConfig(
+    config = sections.atari(
         "breakout", noop_max=0, frame_skip=1, terminal_on_life_loss=terminal_on_life_loss
     )
     cap = frames_until(config)
     env = AtariEnv(
-        AtariConfig(
+        sections.atari(
             "breakout",
             noop_max=0,
             frame_skip=1,
@@ -231,19 +232,19 @@ def test_an_end_at_the_cap_is_terminated(terminal_on_life_loss: bool) -> None:
 
 def test_game_over_during_noops_begins_again() -> None:
     """Pong is lost 0:21 within 10,000 no-ops; the game then begins without any."""
-    env = AtariEnv(AtariConfig("pong", noop_max=20_000, fire_on_reset=False))
+    env = AtariEnv(sections.atari("pong", noop_max=20_000, fire_on_reset=False))
     seed = next(s for s in range(9) if np.random.default_rng(s).integers(20_001) > 10_000)
     obs, _ = env.reset(seed=seed)
     assert env._emulator._ale.getEpisodeFrameNumber() == BOOT_FRAMES
-    fresh = AtariEnv(AtariConfig("pong", noop_max=0, fire_on_reset=False))
+    fresh = AtariEnv(sections.atari("pong", noop_max=0, fire_on_reset=False))
     assert (obs == fresh.reset(seed=0)[0]).all()
     assert env._score == 0
 
 
 def test_cap_reached_by_fire_is_reported_by_the_next_step() -> None:
     """The life is lost 1 to 3 frames before the cap, and FIRE plays the rest."""
-    lost_at = frames_until(AtariConfig("breakout", noop_max=0))
-    config = AtariConfig("breakout", noop_max=0, max_num_frames_per_episode=lost_at + 2)
+    lost_at = frames_until(sections.atari("breakout", noop_max=0))
+    config = sections.atari("breakout", noop_max=0, max_num_frames_per_episode=lost_at + 2)
     env = AtariEnv(config)
     env.reset(seed=0)
     assert until_end(env)[3] == {}
@@ -263,7 +264,7 @@ def test_cap_reached_by_fire_is_reported_by_the_next_step() -> None:
 @pytest.mark.parametrize("game", ["berzerk", "qbert", "amidar", "pong"])
 def test_reset_is_a_function_of_the_seed(game: str) -> None:
     """Frame skip 1 shows every frame; these games carry something across the emulator's reset."""
-    config = AtariConfig(game, frame_skip=1, repeat_action_probability=0.25)
+    config = sections.atari(game, frame_skip=1, repeat_action_probability=0.25)
     fresh, used = AtariEnv(config), AtariEnv(config)
     used.reset(seed=1)
     play(used, random_actions(used, 700))
@@ -274,7 +275,7 @@ def test_reset_is_a_function_of_the_seed(game: str) -> None:
 
 
 def test_seeds_draw_0_to_noop_max_noops() -> None:
-    env = AtariEnv(AtariConfig("pong", noop_max=3, fire_on_reset=False))
+    env = AtariEnv(sections.atari("pong", noop_max=3, fire_on_reset=False))
     frames = set()
     for seed in range(30):
         env._starts_game = True
@@ -285,7 +286,7 @@ def test_seeds_draw_0_to_noop_max_noops() -> None:
 
 def test_half_drawn_frame_before_a_new_game() -> None:
     """The emulator's own reset leaves Qbert in such a frame."""
-    fresh, left = AtariEnv(AtariConfig("qbert")), AtariEnv(AtariConfig("qbert"))
+    fresh, left = AtariEnv(sections.atari("qbert")), AtariEnv(sections.atari("qbert"))
     left._emulator._ale.reset_game()
     assert (left.reset(seed=0)[0] == fresh.reset(seed=0)[0]).all()
     actions = random_actions(fresh, 100)
@@ -293,7 +294,7 @@ def test_half_drawn_frame_before_a_new_game() -> None:
 
 
 def test_saving_changes_nothing() -> None:
-    saved, unsaved = (AtariEnv(AtariConfig("yars_revenge", frame_skip=1)) for _ in range(2))
+    saved, unsaved = (AtariEnv(sections.atari("yars_revenge", frame_skip=1)) for _ in range(2))
     actions = random_actions(saved, 600)
     assert (saved.reset(seed=1)[0] == unsaved.reset(seed=1)[0]).all()
     for action in actions:
@@ -302,7 +303,7 @@ def test_saving_changes_nothing() -> None:
 
 
 def test_state_before_a_reset_keeps_which_reset_comes() -> None:
-    env, restored = AtariEnv(AtariConfig("breakout")), AtariEnv(AtariConfig("breakout"))
+    env, restored = AtariEnv(sections.atari("breakout")), AtariEnv(sections.atari("breakout"))
     env.reset(seed=0)
     for _ in range(5):
         until_end(env)
@@ -312,7 +313,7 @@ def test_state_before_a_reset_keeps_which_reset_comes() -> None:
 
 
 def test_damaged_states_are_refused() -> None:
-    env = AtariEnv(AtariConfig("pong"))
+    env = AtariEnv(sections.atari("pong"))
     env.reset(seed=0)
     state = env.get_state()
     flipped = bytearray(state)
@@ -322,12 +323,12 @@ def test_damaged_states_are_refused() -> None:
             env.set_state(damaged)
 
 
-@pytest.mark.parametrize("other", [AtariConfig("qbert"), AtariConfig("pong", frame_stack=2)])
+@pytest.mark.parametrize("other", [sections.atari("qbert"), sections.atari("pong", frame_stack=2)])
 def test_states_of_other_games_and_screens_are_refused(other: AtariConfig) -> None:
     env = AtariEnv(other)
     env.reset(seed=0)
     with pytest.raises(CheckpointError, match="not of"):
-        AtariEnv(AtariConfig("pong")).set_state(env.get_state())
+        AtariEnv(sections.atari("pong")).set_state(env.get_state())
 
 
 # Configuration
@@ -335,17 +336,17 @@ def test_states_of_other_games_and_screens_are_refused(other: AtariConfig) -> No
 
 def test_unknown_game_names_the_closest() -> None:
     with pytest.raises(ConfigError, match=r"env\.game=spaceinvaders: .*space_invaders"):
-        AtariEnv(AtariConfig("spaceinvaders"))
+        AtariEnv(sections.atari("spaceinvaders"))
 
 
 def test_cap_within_the_reset_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"env\.max_num_frames_per_episode=38"):
-        AtariEnv(AtariConfig("pong", max_num_frames_per_episode=38))
+        AtariEnv(sections.atari("pong", max_num_frames_per_episode=38))
 
 
 def test_full_action_space() -> None:
-    assert AtariEnv(AtariConfig("pong")).env_spec.actions.sizes == (6,)
-    assert AtariEnv(AtariConfig("pong", full_action_space=True)).env_spec.actions.sizes == (18,)
+    assert AtariEnv(sections.atari("pong")).env_spec.actions.sizes == (6,)
+    assert AtariEnv(sections.atari("pong", full_action_space=True)).env_spec.actions.sizes == (18,)
 
 
 def test_one_file_for_every_game() -> None:

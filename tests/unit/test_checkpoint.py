@@ -24,14 +24,8 @@ import zstandard
 
 from htsrl_cli import durable
 from htsrl_cli.checkpoints import file as checkpoint_module
-from htsrl_cli.checkpoints.file import (
-    MAGIC,
-    Checkpoint,
-    CheckpointStore,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from htsrl_cli.checkpoints.file import MAGIC, Checkpoint, load_checkpoint, save_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
 from htsrl_cli.errors import CheckpointError
 
 HEADER_SIZE = 52
@@ -404,7 +398,8 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, find_checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
 
 run_dir = Path(sys.argv[1])
 store = CheckpointStore(run_dir, keep=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,27 +11,19 @@ from typing import Any
 
 import pytest
 
-from htsrl_cli import machine
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, configs_dir, output_dir, short_name, to_train_config
+from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.cli.folders import output_dir, short_name
 from htsrl_cli.cli.job import _resumed_config, merge
-from htsrl_cli.config.plain import (
-    CHANGES_NO_RESULT,
-    config_sha256,
-    did_you_mean,
-    flatten,
-    from_plain,
-    to_plain,
-)
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    AtariConfig,
-    FootballConfig,
-    GymConfig,
-    PpoConfig,
-    TrainConfig,
-)
+from htsrl_cli.config import auto
+from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.plain import flatten, to_plain
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.wording import did_you_mean
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.errors import ConfigError
+from tests import sections
 
 
 def train_config(*words: str) -> TrainConfig:
@@ -54,20 +47,20 @@ def test_defaults() -> None:
     config = train_config()
     assert isinstance(config.env, AtariConfig)
     assert config.env.game == "pong"
-    assert config.algo == PpoConfig()
+    assert config.algo == sections.ppo()
     assert config.runner.name == "hts"
 
 
 def test_yaml_values_become_the_declared_types() -> None:
-    config = train_config("total_steps=1e6", "algo.learning_rate=1", "algo.hidden_sizes=[32,16]")
+    config = train_config("total_steps=1e6", "algo.learning_rate=1", "network.hidden_sizes=[32,16]")
     assert (type(config.total_steps), config.total_steps) == (int, 1_000_000)
     assert (type(config.algo.learning_rate), config.algo.learning_rate) == (float, 1.0)
-    assert config.algo.hidden_sizes == (32, 16)
+    assert config.network == sections.network(hidden_sizes=(32, 16))
 
 
 def test_gym_keyword_arguments_are_kept_as_they_are() -> None:
     config = train_config("env=gym", "env.id=A-v0", "+env.kwargs={render_mode:null,sizes:[1,2]}")
-    assert config.env == GymConfig("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
+    assert config.env == sections.gym("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
 
 
 @pytest.mark.parametrize("preset", Composer("train").group_options("experiment"))
@@ -75,9 +68,21 @@ def test_presets_are_valid(preset: str) -> None:
     assert train_config(f"experiment={preset}").algo.name in preset.split("_")
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"{group}={option}"
+        for group in ("launcher", "sweeper")
+        for option in Composer("train").group_options(group)
+    ],
+)
+def test_plugins_are_those_that_the_tests_run_with(word: str) -> None:
+    assert Composer("train").job([word]).hydra.launcher._target_
+
+
 def test_paper_preset() -> None:
     config = train_config("experiment=atari_a2c", "env=atari/pong")
-    assert config.algo == A2cConfig(
+    assert config.algo == sections.a2c(
         learning_rate=7e-4,
         gamma=0.99,
         entropy_coef=0.01,
@@ -91,8 +96,8 @@ def test_paper_preset() -> None:
 
 def test_football_preset() -> None:
     config = train_config("experiment=football_ppo", "env=football/academy_corner")
-    assert config.env == FootballConfig("academy_corner")
-    assert config.algo == PpoConfig(
+    assert config.env == sections.football("academy_corner")
+    assert config.algo == sections.ppo(
         learning_rate=3.43e-4,
         gamma=0.993,
         gae_lambda=0.95,
@@ -115,7 +120,7 @@ def test_command_line_wins_over_a_preset() -> None:
 
 def test_every_option_of_every_group_is_found() -> None:
     composer = Composer("train")
-    for group in ("env", "algo", "actors", "learner", "runner", "experiment"):
+    for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         found = {f"{group}/{name}.yaml" for name in composer.group_options(group)}
         folder = configs_dir()
         assert found == {
@@ -125,7 +130,7 @@ def test_every_option_of_every_group_is_found() -> None:
 
 def test_plain_values_survive_json() -> None:
     config = train_config("env=gym", "env.id=CartPole-v1", "env.max_episode_steps=7")
-    assert from_plain(json.loads(json.dumps(to_plain(config)))) == config
+    assert load_train_config(json.loads(json.dumps(to_plain(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -138,41 +143,54 @@ def test_plain_values_survive_json() -> None:
         ("algo.gamma", None),
         ("algo.gamma", "0.9"),
         ("algo.anneal_learning_rate", 1),
-        ("algo.hidden_sizes", [64, "64"]),
-        ("algo.hidden_sizes", 64),
+        ("network.hidden_sizes", [64, "64"]),
+        ("network.hidden_sizes", 64),
         ("runner.name", 3),
         ("actors", 4),
     ],
 )
 def test_wrong_types(key: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        from_plain(plain_with(train_config(), key, value))
+        load_train_config(plain_with(train_config(), key, value))
     assert caught.value.key == key
 
 
 def test_missing_and_unknown_keys() -> None:
     plain = to_plain(train_config())
     with pytest.raises(ConfigError, match=r"^env\.game=null: .*env\.game="):
-        from_plain(plain | {"env": {"kind": "atari"}})
+        load_train_config(plain | {"env": {"kind": "atari"}})
     with pytest.raises(ConfigError, match=r"^runer=1: .*did you mean runner\?"):
-        from_plain(plain | {"runer": 1})
+        load_train_config(plain | {"runer": 1})
     with pytest.raises(ConfigError, match=r"^algo\.name=pppo: .*did you mean ppo\?"):
-        from_plain(plain | {"algo": {"name": "pppo"}})
+        load_train_config(plain | {"algo": {"name": "pppo"}})
 
 
-@pytest.mark.parametrize("section", ["env", "algo", "actors", "learner", "runner"])
-def test_sections_fall_back_to_their_defaults(section: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        "seed",
+        "env.frame_skip",
+        "algo.gamma",
+        "network.hidden_sizes",
+        "actors.num_executors",
+        "learner.micro_batch",
+        "runner.sync_interval",
+        "checkpoint.keep",
+        "log.mlflow",
+        "eval.targets",
+        "network",
+    ],
+)
+def test_a_missing_key_is_refused_with_its_name(key: str) -> None:
+    """Values come from the YAML files; the schemas have no defaults."""
     plain = to_plain(train_config())
-    needed = {
-        "env": ("kind", "game"),
-        "algo": ("name",),
-        # The command line's sizes of batches are this machine's: a GPU's are larger.
-        "actors": ("inference_batch",),
-        "learner": ("micro_batch",),
-    }
-    plain[section] = {key: plain[section][key] for key in needed.get(section, ())}
-    # So are its worker counts, which the hash leaves out.
-    assert config_sha256(from_plain(plain)) == config_sha256(train_config())
+    section, _, name = key.rpartition(".")
+    del (plain[section] if section else plain)[name]
+    with pytest.raises(
+        ConfigError, match=rf"^{re.escape(key)}=null: .*{re.escape(key)}="
+    ) as caught:
+        load_train_config(plain)
+    assert caught.value.key == key
 
 
 def test_sweep_gives_every_combination() -> None:
@@ -196,9 +214,9 @@ def test_search_is_tried_with_each_option_of_its_groups() -> None:
         "seed=range(5,9)",
     ]
     configs = [to_train_config(job) for job in Composer("train").sweep(words)[1]]
-    assert [config.algo for config in configs] == [PpoConfig(), A2cConfig()]
+    assert [config.algo for config in configs] == [sections.ppo(), sections.a2c()]
     for config in configs:
-        assert (config.env, config.seed) == (GymConfig("CartPole-v1"), 1)
+        assert (config.env, config.seed) == (sections.gym("CartPole-v1"), 1)
 
 
 def test_long_folder_names_are_cut_and_stay_different() -> None:
@@ -235,14 +253,14 @@ def test_hash_sees_every_other_key() -> None:
     keys = [key for key, _ in flatten(to_plain(config))]
     counted = [key for key in keys if not key.startswith(CHANGES_NO_RESULT)]
     assert 20 < len(counted) < len(keys)
-    for key in set(counted) - {"env.kind", "algo.name", "algo.hidden_sizes"}:
+    for key in set(counted) - {"env.kind", "algo.name", "network.name", "network.hidden_sizes"}:
         section, _, name = key.rpartition(".")
         owner: Any = getattr(config, section) if section else config
         value = getattr(owner, name)
         other = f"{value}x" if isinstance(value, str) else value + 1
         changed = replace(owner, **{name: other})
         hashes.add(config_sha256(replace(config, **{section: changed}) if section else changed))
-    assert len(hashes) == len(counted) - 3 + 1
+    assert len(hashes) == len(counted) - 4 + 1
 
 
 def test_keys_that_change_no_result_exist() -> None:
@@ -278,8 +296,9 @@ def test_what_auto_came_to_stays_with_a_run(
     path = tmp_path / "run.ckpt"
     save_checkpoint(path, Checkpoint({}, {"config": to_plain(begun)}))
     others: dict[str, int | str] = {"inference_batch": 77, "precision": "other", "num_actors": 7}
-    for key in others:
-        monkeypatch.setitem(machine._AUTO, ("actors", key), partial(lambda k, _: others[k], key))
+    for key, other in others.items():
+        choice = auto.Choice(partial(lambda value, _: value, other), placeholder=other)
+        monkeypatch.setitem(auto.CHOICES, ("actors", key), choice)
     resumed = _resumed_config(Composer("train").job(words), words, path)
     assert resumed == replace(begun, actors=replace(begun.actors, num_actors=7))
 

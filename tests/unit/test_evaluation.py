@@ -12,40 +12,34 @@ import numpy as np
 import pytest
 import torch
 
-from htsrl_cli.checkpoints.file import Checkpoint, CheckpointStore, save_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    ActorsConfig,
-    AtariConfig,
-    CheckpointConfig,
-    EnvConfig,
-    EvalConfig,
-    GymConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    TrainConfig,
-)
-from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.networks.policy import ActorCritic, initialize, sample
+from htsrl_cli.networks.actor_critic import ActorCritic
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import build_policy, initial_policies
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
+from tests import sections
 
-CARTPOLE = GymConfig("CartPole-v1")
+CARTPOLE = sections.gym("CartPole-v1")
 PATH = Path("some.ckpt")
 
 
 def train_config(env: EnvConfig, **actors: Any) -> TrainConfig:
-    return TrainConfig(
+    return sections.train(
         env=env,
-        algo=PpoConfig(),
-        actors=ActorsConfig(device="cpu", **actors),
-        learner=LearnerConfig(),
-        runner=RunnerConfig(),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(),
+        algo=sections.ppo(),
+        actors=sections.actors(device="cpu", **actors),
+        learner=sections.learner(),
+        runner=sections.runner(),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(),
     )
 
 
@@ -56,17 +50,18 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
         spec = probe.env_spec
         probe.close()
     config = train_config(env, **actors)
-    policy = ActorCritic(spec, config.algo.hidden_sizes)
-    initialize(policy, seed=1)
+    policies = initial_policies(spec, config.network, config.algo, seed=1)
+    (policy,) = policies
+    assert isinstance(policy, ActorCritic)
     with torch.no_grad():  # far from uniform, so that parameters matter
         policy.policy_head.weight.mul_(50)
-    arrays = {f"params/0.{name}": p.detach().numpy() for name, p in policy.named_parameters()}
+    arrays = {f"learner/params/{n}": p.detach().numpy() for n, p in policies.named_parameters()}
     meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
     return Checkpoint(arrays, json.loads(json.dumps(meta)))
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Any]:
-    return evaluation.play(checkpoint, EvalConfig("", **config), PATH, side_by_side)
+    return evaluation.play(checkpoint, sections.eval("", **config), PATH, side_by_side)
 
 
 class LivesEnv:
@@ -138,10 +133,10 @@ def test_the_seed_decides_and_greedy_play_differs() -> None:
 def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) -> Any:
     """One game in the plainest way."""
     env = make_env(config.env, 0)
-    policy = ActorCritic(env.env_spec, config.algo.hidden_sizes)
+    policy = build_policy(env.env_spec, config.network, "fp32", torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/0.{name}"]))
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"learner/params/0.{name}"]))
     rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
     actions, num_resets = env.env_spec.actions, 0
     info: dict[str, Any] = {}
@@ -164,7 +159,7 @@ def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) 
 
 
 def test_atari_games_are_played_whole_with_their_raw_score() -> None:
-    env = AtariConfig("breakout", max_num_frames_per_episode=3000)
+    env = sections.atari("breakout", max_num_frames_per_episode=3000)
     checkpoint = make_checkpoint(env)
     config = train_config(env)
     expected = [slowly(checkpoint, config, 5, number) for number in range(3)]
@@ -193,9 +188,9 @@ def test_every_forward_pass_has_the_constant_shape(
     shapes = []
     forward = ActorCritic.forward
 
-    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+    def recorded(self: ActorCritic, obs: torch.Tensor, *layer: Any) -> Any:
         shapes.append(tuple(obs.shape))
-        return forward(self, obs)
+        return forward(self, obs, *layer)
 
     monkeypatch.setattr(ActorCritic, "forward", recorded)
     play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, inference_batch=4), episodes=6)
@@ -209,9 +204,9 @@ def test_the_actors_precision_is_used(
     dtypes: list[torch.dtype] = []
     forward = ActorCritic.forward
 
-    def recorded(self: ActorCritic, obs: torch.Tensor) -> Any:
+    def recorded(self: ActorCritic, obs: torch.Tensor, *layer: Any) -> Any:
         dtypes.extend(p.dtype for p in self.trunk.parameters())
-        return forward(self, obs)
+        return forward(self, obs, *layer)
 
     monkeypatch.setattr(ActorCritic, "forward", recorded)
     play(make_checkpoint(CARTPOLE, LivesEnv.env_spec, precision="bf16"), episodes=2)
@@ -243,7 +238,7 @@ def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[st
     store = CheckpointStore(tmp_path, keep=2)
     store.save(500, 1.0, make_checkpoint(CARTPOLE))
     store.save(1234, 0.5, make_checkpoint(CARTPOLE))
-    result = evaluation.run(EvalConfig(str(tmp_path), episodes=5, seed=3))
+    result = evaluation.run(sections.eval(str(tmp_path), episodes=5, seed=3))
     assert result.checkpoint == str(store.path(1234))
     assert result.mean == np.mean(result.returns)
     games = zip(result.returns, result.training_returns, result.lengths, strict=True)
@@ -261,7 +256,7 @@ def test_one_episode_of_a_file_elsewhere(
 ) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
-    result = evaluation.run(EvalConfig(str(path), episodes=1))
+    result = evaluation.run(sections.eval(str(path), episodes=1))
     assert (result.std, result.interval) == (None, None)
     assert (tmp_path / "eval.json").exists()
     assert "standard deviation" in capsys.readouterr().out
@@ -273,7 +268,7 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
     (tmp_path / "eval.json").mkdir()
-    evaluation.run(EvalConfig(str(path), episodes=2))
+    evaluation.run(sections.eval(str(path), episodes=2))
     assert "mean" in capsys.readouterr().out
     assert "the scores are not stored" in caplog.text
 
@@ -287,9 +282,9 @@ def unfit(kind: str) -> Checkpoint:
         case "no spec":
             del meta["env_spec"]
         case "shape":
-            arrays["params/0.policy_head.bias"] = np.zeros(3, np.float32)
+            arrays["learner/params/0.policy_head.bias"] = np.zeros(3, np.float32)
         case "missing":
-            del arrays["params/0.policy_head.bias"]
+            del arrays["learner/params/0.policy_head.bias"]
         case "no config":
             del meta["config"]
         case "old config":
@@ -326,6 +321,6 @@ def test_environments_are_closed_when_a_checkpoint_does_not_fit(
 def test_the_settings_of_another_device_are_not_needed() -> None:
     checkpoint = make_checkpoint(CARTPOLE)
     meta = checkpoint.meta
-    config = replace(train_config(CARTPOLE), learner=LearnerConfig(device="cuda:7"))
+    config = replace(train_config(CARTPOLE), learner=sections.learner(device="cuda:7"))
     meta = meta | {"config": to_plain(config)}
     assert len(play(Checkpoint(checkpoint.arrays, meta), episodes=1)) == 1

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from htsrl_cli.config.sections import GymConfig
 from htsrl_cli.envs.base import ActionSpec, Array
-from htsrl_cli.envs.gym.environment import GymEnv, make_gym_env, probe_restore
+from htsrl_cli.envs.gym.environment import GymEnv
+from htsrl_cli.envs.probe import restores_exactly
 from htsrl_cli.errors import CheckpointError, ConfigError
+from tests import sections
 
 
 class Echo(gymnasium.Env[Any, Any]):
@@ -70,7 +71,7 @@ gymnasium.register("Forgetful-v0", entry_point=f"{__name__}:Forgetful")
 
 
 def echo(obs: spaces.Space[Any] = VECTOR, action: spaces.Space[Any] = COIN) -> GymEnv:
-    return make_gym_env(GymConfig("Echo-v0", kwargs={"obs": obs, "action": action}))
+    return GymEnv(sections.gym("Echo-v0", kwargs={"obs": obs, "action": action}))
 
 
 def inner(env: GymEnv) -> Any:
@@ -173,7 +174,7 @@ def test_other_spaces_are_refused_in_one_line(
 )
 def test_unknown_ids_say_what_to_do(env_id: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        make_gym_env(GymConfig(env_id))
+        GymEnv(sections.gym(env_id))
     assert caught.value.key == "env.id"
     assert "\n" not in str(caught.value)
 
@@ -182,19 +183,19 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "Box2D", None)
     monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
     with pytest.raises(ConfigError, match="install") as caught:
-        make_gym_env(GymConfig("LunarLander-v3"))
+        GymEnv(sections.gym("LunarLander-v3"))
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_keyword_argument() -> None:
     with pytest.raises(ConfigError, match=r"env\.kwargs=.*gravitation"):
-        make_gym_env(GymConfig("CartPole-v1", kwargs={"gravitation": 1}))
+        GymEnv(sections.gym("CartPole-v1", kwargs={"gravitation": 1}))
 
 
 def test_old_version_does_not_warn(capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_gym_env(GymConfig("CartPole-v0")).close()
+        GymEnv(sections.gym("CartPole-v0")).close()
     assert capfd.readouterr() == ("", "")
 
 
@@ -212,7 +213,7 @@ def test_module_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "my_registering_module.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    env = make_gym_env(GymConfig("my_registering_module:Mine-v0"))
+    env = GymEnv(sections.gym("my_registering_module:Mine-v0"))
     assert env.env_spec.actions.sizes == (2,)
 
 
@@ -221,14 +222,14 @@ def test_module_that_lacks_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ConfigError, match="needs the package no_such_package"):
-        make_gym_env(GymConfig("my_importing_module:Mine-v0"))
+        GymEnv(sections.gym("my_importing_module:Mine-v0"))
 
 
 # Episodes
 
 
 def test_time_limit_truncates_and_the_raw_return_is_told() -> None:
-    env = make_gym_env(GymConfig("Pendulum-v1", max_episode_steps=3))
+    env = GymEnv(sections.gym("Pendulum-v1", max_episode_steps=3))
     env.reset(seed=0)
     total = 0.0
     for t in range(3):
@@ -252,9 +253,9 @@ CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from htsrl_cli.config.sections import GymConfig
-from htsrl_cli.envs.gym.environment import make_gym_env
-env = make_gym_env(GymConfig(sys.argv[1]))
+from htsrl_cli.envs.gym.environment import GymEnv
+from tests import sections
+env = GymEnv(sections.gym(sys.argv[1]))
 digest = [env.set_state(Path(sys.argv[2]).read_bytes()).tobytes()]
 for _ in range(5):
     obs, *rest = env.step(np.ones(env.env_spec.actions.num_dims, env.env_spec.actions.dtype))
@@ -265,7 +266,7 @@ print(digest)
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_another_process_goes_on_alike(env_id: str, tmp_path: Path) -> None:
-    env = make_gym_env(GymConfig(env_id))
+    env = GymEnv(sections.gym(env_id))
     action = np.ones(env.env_spec.actions.num_dims, env.env_spec.actions.dtype)
     env.reset(seed=1)
     env.reset(seed=2)
@@ -305,19 +306,19 @@ def test_replay_restores_the_environments_generator_and_counts(num_steps: int) -
 
 
 def test_damaged_and_foreign_states_are_refused() -> None:
-    env = make_gym_env(GymConfig("CartPole-v1"))
+    env = GymEnv(sections.gym("CartPole-v1"))
     env.reset(seed=0)
     state = env.get_state()
     for damaged in (b"", state[:-1], state[:-1] + b"?"):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
     with pytest.raises(CheckpointError, match=r"id=CartPole-v1, not of id=Pendulum-v1"):
-        make_gym_env(GymConfig("Pendulum-v1")).set_state(state)
+        GymEnv(sections.gym("Pendulum-v1")).set_state(state)
 
 
 def test_episode_that_ends_earlier_is_refused() -> None:
     env, shorter = (
-        make_gym_env(GymConfig("Pendulum-v1", max_episode_steps=limit)) for limit in (9, 3)
+        GymEnv(sections.gym("Pendulum-v1", max_episode_steps=limit)) for limit in (9, 3)
     )
     env.reset(seed=0)
     for _ in range(5):
@@ -328,9 +329,11 @@ def test_episode_that_ends_earlier_is_refused() -> None:
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
 def test_probe_finds_that_seeded_environments_restore(env_id: str) -> None:
-    assert probe_restore(GymConfig(env_id))
+    assert restores_exactly(sections.gym(env_id))
 
 
 @pytest.mark.parametrize(("env_id", "restores"), [("Echo-v0", True), ("Forgetful-v0", False)])
 def test_probe_finds_what_survives_a_reset(env_id: str, restores: bool) -> None:
-    assert probe_restore(GymConfig(env_id, kwargs={"obs": VECTOR, "action": COIN})) == restores
+    assert (
+        restores_exactly(sections.gym(env_id, kwargs={"obs": VECTOR, "action": COIN})) == restores
+    )

@@ -21,31 +21,26 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.learner import Learner, num_micro_batches
+from htsrl_cli.learning.gradient import num_micro_batches
+from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.activations import CachingLayers, as_array
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import build_policy
+from htsrl_cli.networks.registry import build_policy
 from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.requests import Request
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.storage import Request, Slot
+from htsrl_cli.storage.slot import Slot
+from tests import sections
 from tests.unit.learner_references import (
     A2C,
     IMAGES,
+    NETWORK,
     PPO,
     SEED,
     SPEC,
@@ -78,8 +73,10 @@ def make_learner(
     num_threads: int = 1,
     precision: str = "fp32",
 ) -> Learner:
-    config = LearnerConfig("cpu", precision, num_threads, micro_batch)
-    return Learner(spec, algo, config, torch.device("cpu"), num_updates, lag, SEED)
+    config = sections.learner(
+        device="cpu", precision=precision, num_threads=num_threads, micro_batch=micro_batch
+    )
+    return Learner(spec, NETWORK, algo, config, torch.device("cpu"), num_updates, lag, SEED)
 
 
 def no_check() -> None:
@@ -273,14 +270,14 @@ def test_the_values_of_the_slot_matter(algo: AlgoConfig, name: str) -> None:
 
 
 def small_run() -> TrainConfig:
-    return TrainConfig(
-        env=SyntheticConfig("count"),
-        algo=A2cConfig(),
-        actors=ActorsConfig(num_envs=4, inference_batch=2, device="cpu"),
-        learner=LearnerConfig(device="cpu"),
-        runner=RunnerConfig("serial", sync_interval=4),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(interval=16, tensorboard=False),
+    return sections.train(
+        env=sections.synthetic("count"),
+        algo=sections.a2c(),
+        actors=sections.actors(num_envs=4, inference_batch=2, device="cpu"),
+        learner=sections.learner(device="cpu"),
+        runner=sections.runner("serial", sync_interval=4),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(interval=16, tensorboard=False),
         total_steps=5 * 16,
     )
 
@@ -321,9 +318,10 @@ def test_a_slot_of_two_versions_stops_the_run(
 def assert_same_state(one: Learner, other: Learner) -> None:
     """θ[j], θ[j-1] and the optimizer, bit for bit."""
     expected, got = one.state(), other.state()
-    assert expected.keys() == got.keys()
-    for name, array in expected.items():
-        assert array.tobytes() == got[name].tobytes(), name
+    assert expected.values == got.values
+    assert expected.arrays.keys() == got.arrays.keys()
+    for name, array in expected.arrays.items():
+        assert array.tobytes() == got.arrays[name].tobytes(), name
 
 
 CASES = [
@@ -353,8 +351,8 @@ def test_the_number_of_threads_changes_no_bit(
 
 def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> list[Array]:
     """What an actor with `params` or `previous` of a learner keeps of a slot, 12 rows a pass."""
-    policy = build_policy(IMAGES, A2C, precision, torch.device("cpu"))
-    state = learner.state()
+    policy = build_policy(IMAGES, NETWORK, precision, torch.device("cpu"))
+    state = learner.state().arrays
     obs = torch.from_numpy(slot.obs[:T]).flatten(0, 1)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -429,7 +427,7 @@ def test_a_restored_learner_goes_on_alike(spec: EnvSpec, algo: AlgoConfig, preci
     for seed in range(2):
         one.update(make_slot(spec, seed), no_check)
     other = make_learner(algo, spec=spec, precision=precision)
-    other.load_state(one.state(), one.num_updates_done)
+    other.load_state(one.state())
     assert_same_state(one, other)
     for learner in (one, other):
         learner.update(make_slot(spec, 2), no_check)

@@ -9,14 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.losses import (
-    Rollout,
-    a2c_loss,
-    bootstrapped_returns,
-    gae,
-    next_values,
-    ppo_loss,
-)
+from htsrl_cli.algorithms.a2c.loss import a2c_loss
+from htsrl_cli.algorithms.ppo.loss import ppo_loss
+from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns, gae, next_values
 
 
 def column(

@@ -20,16 +20,16 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
-from htsrl_cli.config.sections import EvaluationConfig, LogConfig
-from htsrl_cli.storage.storage import Episode
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import lines as line_file
 from htsrl_cli.tracking.final_metric import FinalMetric
 from htsrl_cli.tracking.lines import LineFile
 from htsrl_cli.tracking.progress import Status, TerminalBar
 from htsrl_cli.tracking.run_log import RunLog
+from tests import sections
 
 STEPS = 64  # of an interval
-CONFIG = LogConfig(interval=200, tensorboard=False)
+CONFIG = sections.log(interval=200, tensorboard=False)
 
 
 class Clock:
@@ -230,7 +230,7 @@ def test_resuming_a_finished_run_changes_no_line(tmp_path: Path) -> None:
         state = log.state()
         log.finish()
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    evaluation = EvaluationConfig(interval=STEPS)
+    evaluation = sections.evaluation(interval=STEPS)
     with open_log(tmp_path, 5 * STEPS, evaluation=evaluation) as log:
         log.load_state(state)
         log.finish()
@@ -326,7 +326,7 @@ def test_evaluated_policies_survive_a_resume(
     seconds = iter(range(2_000_000_000, 2_100_000_000))
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", seconds.__next__)
     config = replace(CONFIG, tensorboard=True)
-    evaluation = EvaluationConfig(interval=STEPS, targets=(3.5,))
+    evaluation = sections.evaluation(interval=STEPS, targets=(3.5,))
     episodes = {j: [Episode(float(j), 0.0, 5), Episode(j + 1.0, 0.0, 7)] for j in range(1, 9)}
     with open_log(tmp_path, config=config, evaluation=evaluation) as log:
         assert log.metric is None
@@ -387,7 +387,7 @@ def fill_disk(patch: pytest.MonkeyPatch, is_full: Callable[[Any], bool]) -> None
 
 
 def test_scores_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluation = EvaluationConfig(interval=STEPS, targets=(1.0, 2.0))
+    evaluation = sections.evaluation(interval=STEPS, targets=(1.0, 2.0))
     policies = [(j * STEPS, 0.5 * j, [Episode(float(j), 0.0, 7)]) for j in (1, 2)]
     expected, late = tmp_path / "expected", tmp_path / "late"
     for folder in (expected, late):

@@ -17,39 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.state import State
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.plain import to_plain
-from htsrl_cli.config.sections import (
-    A2cConfig,
-    ActorsConfig,
-    AlgoConfig,
-    CheckpointConfig,
-    EvalConfig,
-    LearnerConfig,
-    LogConfig,
-    PpoConfig,
-    RunnerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
-from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec, make_env
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, NonFiniteError
 from htsrl_cli.evaluation import play as evaluation
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.activations import Layer, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.networks.policy import (
-    ActorCritic,
-    activation_layout,
-    build_policies,
-    flatten_parameters,
-    initialize,
-    sample,
-)
-from htsrl_cli.sampling import actor as actor_module
-from htsrl_cli.sampling.actor import Actor, ActorSetup, free_rows
+from htsrl_cli.networks.distributions import sample
+from htsrl_cli.networks.registry import activation_layout, build_policies, initial_policies
+from htsrl_cli.sampling import inference as inference_module
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.sampling.inference import InferenceSetup, has_free_rows
+from htsrl_cli.sampling.requests import Request
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
-from htsrl_cli.storage.storage import Board, Episode, ParameterStore, Request, Ring, Slot
-from tests.unit.learner_references import A2C, IMAGES, PPO, SEED, SPEC, make_slot
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Episode, Slot
+from htsrl_cli.workers.board import Board
+from tests import sections
+from tests.unit.learner_references import A2C, IMAGES, NETWORK, PPO, SEED, SPEC, make_slot
 from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
 
 K = 3
@@ -72,14 +64,15 @@ def independent(algo: AlgoConfig) -> AlgoConfig:
 def columns_of(slot: Slot, policy: int) -> Slot:
     """A slot with the columns of one policy only."""
     arrays = slot.arrays().items()
-    return Slot(**{name: np.ascontiguousarray(array[:, policy::K]) for name, array in arrays})
+    return Slot({name: np.ascontiguousarray(array[:, policy::K]) for name, array in arrays})
 
 
 def parameters_of(learner: Learner, policy: int) -> dict[str, Array]:
     """θ[j], θ[j-1] and the optimizer's state of one policy, under the names of a lone one."""
-    marked = {name: name.split("/") for name in learner.state()}
+    arrays = learner.state().arrays
+    marked = {name: name.split("/") for name in arrays}
     return {
-        "/".join([*path[:-1], path[-1].replace(f"{policy}.", "0.", 1)]): learner.state()[name]
+        "/".join([*path[:-1], path[-1].replace(f"{policy}.", "0.", 1)]): arrays[name]
         for name, path in marked.items()
         if path[-1].startswith(f"{policy}.")
     }
@@ -88,11 +81,11 @@ def parameters_of(learner: Learner, policy: int) -> dict[str, Array]:
 def lone_learner(policy: int, algo: AlgoConfig, spec: EnvSpec, precision: str) -> Learner:
     """Of one player, beginning with the parameters that policy number `policy` begins with."""
     learner = make_learner(algo, spec=spec, micro_batch=3, precision=precision)
-    network = ActorCritic(spec, algo.hidden_sizes)
-    initialize(network, SEED, policy)
+    team = replace(spec, num_players=K)
+    network = initial_policies(team, NETWORK, independent(algo), SEED)[policy]
     begin = {f"0.{name}": p.detach().numpy() for name, p in network.named_parameters()}
     arrays = {f"{kind}/{n}": a for kind in ("params", "previous") for n, a in begin.items()}
-    learner.load_state(arrays, 0)
+    learner.load_state(State(arrays, {"num_updates": 0}))
     return learner
 
 
@@ -117,7 +110,7 @@ def test_an_independent_policy_learns_as_if_it_were_alone(
         logged = team.update(slot, no_check)
         logs = [learner.update(columns_of(slot, k), no_check) for k, learner in enumerate(learners)]
         for k, learner in enumerate(learners):
-            expected, got = learner.state(), parameters_of(team, k)
+            expected, got = learner.state().arrays, parameters_of(team, k)
             assert expected.keys() == got.keys()
             for name, array in expected.items():
                 assert array.tobytes() == got[name].tobytes(), (number, k, name)
@@ -174,7 +167,7 @@ def test_threads_and_restores_change_no_bit(
     for number in range(2):
         slot = make_slot(spec, number)
         assert one.update(slot, no_check) == other.update(slot, no_check)
-    restored.load_state(one.state(), one.num_updates_done)
+    restored.load_state(one.state())
     for learner in (one, other, restored):
         learner.update(make_slot(spec, 2), no_check)
     assert_same_state(one, other)
@@ -199,24 +192,39 @@ VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)), K)
 EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
 
 
-def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> ActorSetup:
-    return ActorSetup(VECTORS, A2cConfig(policies=policies), 4, fixed_rows, "cpu", "fp32", False)
+def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> InferenceSetup:
+    algo = sections.a2c(policies=policies)
+    return InferenceSetup(
+        VECTORS, sections.network(), algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=False
+    )
+
+
+def store_of(policies: nn.ModuleList) -> ParameterStore:
+    """A store with version 0: the parameters of these policies."""
+    arrays = arrays_of(policies)
+    store = ParameterStore({name: (a.shape, a.dtype.name) for name, a in arrays.items()})
+    for name, array in arrays.items():
+        store.half(0)[name][...] = array
+    store.publish(0)
+    return store
+
+
+def arrays_of(policies: nn.ModuleList) -> dict[str, Array]:
+    """Parameters by name."""
+    return {name: t.contiguous().numpy() for name, t in policies.state_dict().items()}
 
 
 class Stage:
     """A ring full of random observations, and an actor whose policies have preferences."""
 
-    def __init__(self, setup: ActorSetup, parameters: Tensor) -> None:
+    def __init__(self, setup: InferenceSetup, policies: nn.ModuleList) -> None:
         self.ring = Ring(setup.spec, T, B)
         rng = np.random.default_rng(0)
         self.ring.begin(0, np.zeros((B, 6)), rng.random((T, B, 2), dtype=np.float32))
         self.slot = self.ring.slot(0)
         for obs in (self.slot.obs, self.ring.final_obs):
             obs[:] = rng.standard_normal(obs.shape)
-        store = ParameterStore(len(parameters))
-        store.half(0)[:] = parameters.numpy()
-        store.publish(0)
-        self.actor = Actor(setup, self.ring, store, Board(1), 0)
+        self.actor = Actor(setup, self.ring, store_of(policies), Board(1), 0)
 
     def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:
         for part in parts:
@@ -226,10 +234,9 @@ class Stage:
 
 
 def team_policies(algo: AlgoConfig) -> nn.ModuleList:
-    policies = build_policies(VECTORS, algo, "fp32", torch.device("cpu"))
-    for index, policy in enumerate(policies):
+    policies = initial_policies(VECTORS, sections.network(), algo, SEED)
+    for policy in policies:
         assert isinstance(policy, ActorCritic)
-        initialize(policy, SEED, index)
         with torch.no_grad():
             policy.policy_head.weight.mul_(100)
     return policies
@@ -256,7 +263,7 @@ class Positional(ActorCritic):
 @pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
 def test_policy_c_modulo_k_serves_column_c(fixed_rows: bool) -> None:
     setup = team_setup(fixed_rows=fixed_rows)
-    stage = Stage(setup, flatten_parameters(constants(team_policies(setup.algo))))
+    stage = Stage(setup, constants(team_policies(setup.algo)))
     stage.answers([EVERYTHING[::-1]])
     expected = np.arange(B) % K + 1.0
     assert (stage.slot.values == expected).all()
@@ -265,7 +272,7 @@ def test_policy_c_modulo_k_serves_column_c(fixed_rows: bool) -> None:
 
 def test_a_shared_policy_serves_every_column() -> None:
     setup = team_setup("shared")
-    stage = Stage(setup, flatten_parameters(constants(team_policies(setup.algo))))
+    stage = Stage(setup, constants(team_policies(setup.algo)))
     stage.answers([EVERYTHING])
     assert (stage.slot.values == 1.0).all()
 
@@ -273,17 +280,22 @@ def test_a_shared_policy_serves_every_column() -> None:
 def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Column c has row c // K % batch in the passes of its policy: its environment's."""
 
-    def build(spec: EnvSpec, algo: AlgoConfig, *_: object) -> nn.ModuleList:
-        return nn.ModuleList(Positional(spec, algo.hidden_sizes) for _ in range(K))
+    def build(spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, *how: Any) -> nn.ModuleList:
+        policies = nn.ModuleList()
+        for policy in build_policies(spec, network, algo, *how):
+            assert isinstance(policy, ActorCritic)
+            policies.append(Positional(spec.actions, policy.trunk, policy.value_trunk))
+        return policies
 
-    monkeypatch.setattr(actor_module, "build_policies", build)
+    monkeypatch.setattr(inference_module, "build_policies", build)
     setup = team_setup(fixed_rows=True)
-    parameters = flatten_parameters(constants(team_policies(setup.algo)))
-    assert not free_rows(setup, parameters)
+    policies = constants(team_policies(setup.algo))
+    assert len(policies) == K
+    assert not has_free_rows(setup, arrays_of(policies))
     columns = np.arange(B)
     expected = columns % K + 1 + columns // K % setup.batch / 8
     for parts in in_parts():
-        stage = Stage(setup, parameters)
+        stage = Stage(setup, policies)
         stage.answers(parts)
         assert (stage.slot.values == expected).all()
 
@@ -306,17 +318,15 @@ def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: boo
     expected, got = (make_learner(algo, spec=TEAM_IMAGES, micro_batch=4) for _ in range(2))
     random = make_slot(TEAM_IMAGES, 0)
     num_steps, num_columns = random.rewards.shape
-    layout = activation_layout(TEAM_IMAGES, algo, "fp32")
+    layout = activation_layout(TEAM_IMAGES, NETWORK, "fp32")
     ring = Ring(TEAM_IMAGES, num_steps, num_columns, layout)
     for name, array in ring.slot(0).arrays().items():
         array[:] = random.arrays()[name]
     ring.begin(0, random.obs[0], random.noise)
-    parameters = flatten_parameters(got.policies)
-    store = ParameterStore(len(parameters))
-    store.half(0)[:] = parameters.numpy()
-    store.publish(0)
-    setup = ActorSetup(TEAM_IMAGES, algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=True)
-    actor = Actor(setup, ring, store, Board(1), 0)
+    setup = InferenceSetup(
+        TEAM_IMAGES, NETWORK, algo, 4, fixed_rows, "cpu", "fp32", keeps_activations=True
+    )
+    actor = Actor(setup, ring, store_of(got.policies), Board(1), 0)
     actor.serve([(c, t) for c in range(num_columns) for t in range(num_steps + 1)])
     assert len(ring.activations(0)) == 4
     logged = expected.update(ring.slot(0), no_check)
@@ -327,20 +337,20 @@ def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: boo
 @pytest.mark.parametrize("policies", ["shared", "independent"])
 def test_a_players_answers_do_not_depend_on_its_company(policies: str) -> None:
     setup = team_setup(policies)
-    parameters = flatten_parameters(team_policies(setup.algo))
-    assert free_rows(setup, parameters)
-    expected = Stage(setup, parameters).answers([[request] for request in EVERYTHING])
+    networks = team_policies(setup.algo)
+    assert has_free_rows(setup, arrays_of(networks))
+    expected = Stage(setup, networks).answers([[request] for request in EVERYTHING])
     for fixed_rows in (False, True):
         each = team_setup(policies, fixed_rows=fixed_rows)
         for parts in in_parts():
-            assert Stage(each, parameters).answers(parts) == expected
+            assert Stage(each, networks).answers(parts) == expected
 
 
 # Synthetic environments
 
 
 def test_count_tells_every_players_column() -> None:
-    env = make_env(SyntheticConfig("count", episode_length=2, num_players=K), 2)
+    env = make_env(sections.synthetic("count", episode_length=2, num_players=K), 2)
     assert env.env_spec.num_players == K
     assert env.reset(seed=0)[0].tolist() == [[6, 0, 0], [7, 0, 0], [8, 0, 0]]
     obs, reward, *_ = env.step(np.zeros((K, 1), np.int64))
@@ -351,7 +361,7 @@ def test_count_tells_every_players_column() -> None:
 
 
 def test_sleep_pays_every_player_for_its_own_choice() -> None:
-    env = make_env(SyntheticConfig("sleep", num_players=K), 0)
+    env = make_env(sections.synthetic("sleep", num_players=K), 0)
     obs, _ = env.reset(seed=3)
     for _ in range(10):
         best = obs.argmax(axis=1)
@@ -361,7 +371,7 @@ def test_sleep_pays_every_player_for_its_own_choice() -> None:
 
 
 def test_several_players_are_restored() -> None:
-    env, other = (make_env(SyntheticConfig("sleep", num_players=K), 0) for _ in range(2))
+    env, other = (make_env(sections.synthetic("sleep", num_players=K), 0) for _ in range(2))
     env.reset(seed=1)
     obs, *_ = env.step(np.zeros((K, 1), np.int64))
     assert np.array_equal(other.set_state(env.get_state()), obs)
@@ -375,42 +385,42 @@ def test_several_players_are_restored() -> None:
 
 
 def team_config(policies: str) -> TrainConfig:
-    return TrainConfig(
-        env=SyntheticConfig("sleep", num_players=K, episode_length=12),
-        algo=PpoConfig(policies=policies),
-        actors=ActorsConfig(device="cpu", inference_batch=4),
-        learner=LearnerConfig(),
-        runner=RunnerConfig(),
-        checkpoint=CheckpointConfig(),
-        log=LogConfig(),
+    return sections.train(
+        env=sections.synthetic("sleep", num_players=K, episode_length=12),
+        algo=sections.ppo(policies=policies),
+        actors=sections.actors(device="cpu", inference_batch=4),
+        learner=sections.learner(),
+        runner=sections.runner(),
+        checkpoint=sections.checkpoint(),
+        log=sections.log(),
     )
 
 
 def team_checkpoint(config: TrainConfig) -> Checkpoint:
     """What a run would save, with untrained parameters that prefer something."""
     spec = make_env(config.env, 0).env_spec
-    arrays: dict[str, Array] = {}
-    for k, policy in enumerate(build_policies(spec, config.algo, "fp32", torch.device("cpu"))):
+    policies = initial_policies(spec, config.network, config.algo, seed=1)
+    for policy in policies:
         assert isinstance(policy, ActorCritic)
-        initialize(policy, 1, k)
         with torch.no_grad():
             policy.policy_head.weight.mul_(100)
-        arrays |= {f"params/{k}.{n}": p.detach().numpy() for n, p in policy.named_parameters()}
+    arrays = {f"learner/params/{n}": array for n, array in arrays_of(policies).items()}
     meta = {"config": to_plain(config), "env_steps": 0, "env_spec": asdict(spec)}
     return Checkpoint(arrays, json.loads(json.dumps(meta)))
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Episode]:
-    return evaluation.play(checkpoint, EvalConfig("", **config), Path("some.ckpt"), side_by_side)
+    return evaluation.play(checkpoint, sections.eval("", **config), Path("some.ckpt"), side_by_side)
 
 
 def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:
     """One game, player after player, in the plainest way."""
     env = make_env(config.env, 0)
-    policies = build_policies(env.env_spec, config.algo, "fp32", torch.device("cpu"))
+    cpu = torch.device("cpu")
+    policies = build_policies(env.env_spec, config.network, config.algo, "fp32", cpu)
     with torch.no_grad():
         for name, parameter in policies.named_parameters():
-            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"params/{name}"]))
+            parameter.copy_(torch.from_numpy(checkpoint.arrays[f"learner/params/{name}"]))
     rng = generator(5, Purpose.EVALUATION_ACTIONS, number)
     obs, _ = env.reset(seed=reset_seed(5, number, 0, Purpose.EVALUATION_RESETS))
     total, info = 0.0, dict[str, Any]()

@@ -11,22 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as fn
 
-from htsrl_cli.config.sections import A2cConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
-from htsrl_cli.networks.policy import (
-    PRECISIONS,
-    ActorCritic,
-    NatureCnn,
-    build_policy,
-    flatten_parameters,
-    initialize,
-    join_columns,
-    load_parameters,
-    log_prob_entropy,
-    mode,
-    running_sums,
-    sample,
-)
+from htsrl_cli.learning.learner import Learner
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.networks.distributions import log_prob_entropy, most_likely, running_sums, sample
+from htsrl_cli.networks.nature_cnn.network import NatureCnn, join_columns
+from htsrl_cli.networks.registry import PRECISIONS, build_policy, initial_policies
+from htsrl_cli.sampling.inference import Inference, InferenceSetup
+from htsrl_cli.storage.parameters import ParameterStore
+from tests import sections
 
 SINGLE = ActionSpec("categorical", sizes=(4,))
 MULTI = ActionSpec("categorical", sizes=(3, 2, 5))
@@ -51,8 +44,8 @@ def random_obs(spec: EnvSpec, num_rows: int, seed: int = 0) -> Tensor:
 
 
 def make_policy(spec: EnvSpec, precision: str = "fp32", seed: int = 0) -> ActorCritic:
-    policy = build_policy(spec, A2cConfig(), precision, torch.device("cpu"))
-    initialize(policy, seed)
+    policy = build_policy(spec, sections.network(), precision, torch.device("cpu"))
+    initialize(policy, torch.Generator().manual_seed(seed))
     return policy
 
 
@@ -165,19 +158,23 @@ def test_actions_have_the_shape_and_dtype_of_a_slot(
     actions: ActionSpec, dtype: torch.dtype
 ) -> None:
     params = randn(7, sum(actions.sizes) or 2 * actions.num_dims)
-    for chosen in (
-        sample(actions, params, torch.full((7, actions.num_dims), 0.5))[0],
-        mode(actions, params),
-    ):
+    noise = torch.full((7, actions.num_dims), 0.5)
+    for choose in (sample, most_likely):
+        chosen, log_probs = choose(actions, params, noise)
+        assert (log_probs.shape, log_probs.dtype) == ((7,), torch.float32)
         assert chosen.shape == (7, actions.num_dims)
         assert chosen.dtype == dtype == getattr(torch, actions.dtype)
 
 
-def test_mode_is_the_most_probable_action() -> None:
-    params = randn(20, 10)
+def test_the_most_likely_action_is_taken_whatever_the_noise() -> None:
+    params, noise = randn(20, 10), torch.full((20, 3), BELOW_1)
     expected = [part.argmax(1).tolist() for part in torch.split(params, list(MULTI.sizes), dim=1)]
-    assert mode(MULTI, params).T.tolist() == expected
-    assert torch.equal(mode(GAUSSIAN, params[:, :4]), params[:, :2])
+    chosen, log_probs = most_likely(MULTI, params, noise)
+    assert chosen.T.tolist() == expected
+    assert torch.equal(log_probs, log_prob_entropy(MULTI, params, chosen)[0])
+    chosen, log_probs = most_likely(GAUSSIAN, params[:, :4], noise[:, :2])
+    assert torch.equal(chosen, params[:, :2])
+    assert torch.equal(log_probs, log_prob_entropy(GAUSSIAN, params[:, :4], chosen)[0])
 
 
 # Networks
@@ -285,30 +282,48 @@ def test_initial_weights_are_orthogonal(spec: EnvSpec) -> None:
         assert not layer.bias.any()
 
 
+def initial(seed: int) -> bytes:
+    """All bytes of what a run of this seed begins with."""
+    policies = initial_policies(VECTORS, sections.network(), sections.a2c(), seed)
+    return b"".join(p.detach().numpy().tobytes() for p in policies.parameters())
+
+
 def test_initial_parameters_are_a_function_of_the_seed() -> None:
     torch.manual_seed(0)
-    one = flatten_parameters(make_policy(VECTORS, seed=4))
+    one = initial(seed=4)
     torch.manual_seed(1)
-    assert torch.equal(one, flatten_parameters(make_policy(VECTORS, seed=4)))
-    assert not torch.equal(one, flatten_parameters(make_policy(VECTORS, seed=5)))
+    assert initial(seed=4) == one
+    assert initial(seed=5) != one
+
+
+def published(spec: EnvSpec, precision: str) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """A learner's policies, and those of an actor that took over what the learner published."""
+    network, algo, cpu = sections.network(), sections.a2c(), torch.device("cpu")
+    config = sections.learner(device="cpu")
+    learner = Learner(spec, network, algo, config, cpu, num_updates=1, lag=1, seed=1)
+    store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in learner.parameters().items()})
+    learner.write_parameters(store.half(0))
+    store.publish(0)
+    learner.close()
+    actor = Inference(InferenceSetup(spec, network, algo, 4, False, "cpu", precision, False))
+    actor.load(store.values)
+    return learner.policies, actor.policies
 
 
 @pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
-def test_flat_parameters_are_the_same_policy(spec: EnvSpec) -> None:
-    one, other = make_policy(spec, seed=1), make_policy(spec, seed=2)
-    load_parameters(other, flatten_parameters(one))
+def test_published_parameters_are_the_same_policy(spec: EnvSpec) -> None:
+    one, other = published(spec, "fp32")
     for (name, expected), got in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(expected, got), name
         assert expected.stride() == got.stride(), name
     obs = random_obs(spec, 4)
-    for expected, got in zip(one(obs), other(obs), strict=True):
+    for expected, got in zip(one[0](obs), other[0](obs), strict=True):
         assert torch.equal(expected, got)
 
 
 def test_bf16_rounds_the_trunks_and_not_the_heads() -> None:
-    exact, policy = make_policy(VECTORS), make_policy(VECTORS, "bf16", seed=1)
-    load_parameters(policy, flatten_parameters(exact))
-    loaded = dict(policy.named_parameters())
+    exact, rounded = published(VECTORS, "bf16")
+    loaded = dict(rounded.named_parameters())
     for name, p in exact.named_parameters():
         assert torch.equal(loaded[name].float(), p.bfloat16().float() if "trunk" in name else p)
 

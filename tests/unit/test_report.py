@@ -17,6 +17,9 @@ from omegaconf import OmegaConf
 
 from htsrl_cli.errors import UsageError
 from htsrl_cli.report import report
+from htsrl_cli.report.groups import Group, group, select
+from htsrl_cli.report.page import table_rows
+from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, find_runs, load_run
 from htsrl_cli.tracking.bootstrap import mean_interval
 
 CARTPOLE = {"kind": "gym", "id": "CartPole-v1"}
@@ -47,10 +50,10 @@ def write_run(
     return folder
 
 
-def groups_of(*folders: Path) -> list[report.Group]:
-    found = {folder: report.load_run(folder) for folder in report.find_runs(folders)}
-    runs, _ = report.select(found)
-    return report.group(runs)
+def groups_of(*folders: Path) -> list[Group]:
+    found = {folder: load_run(folder) for folder in find_runs(folders)}
+    runs, _ = select(found)
+    return group(runs)
 
 
 def evaluate(run: Path, *env_steps: int, score: float = 5.0) -> None:
@@ -119,7 +122,7 @@ def test_curves_cover_what_all_runs_have(tmp_path: Path) -> None:
     assert (seconds[0], seconds[-1]) == (15.0, 22.5)
     np.testing.assert_array_equal(others, [mean, low, high])
     assert both.final() == (20.0, 20.0, 20.0)
-    (row,) = report.table_rows([both])
+    (row,) = table_rows([both])
     assert (row["runs"], row["env steps"], row["env steps/s"]) == ("2", "3,000 to 4,000", "150")
 
 
@@ -132,12 +135,12 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
                 line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
                 file.write(json.dumps(line | {"eval/final_metric": steps * seed}) + "\n")
     (both,) = groups_of(tmp_path)
-    assert both.score == report.FINAL_SCORE
+    assert both.score == FINAL_SCORE
     assert [curve.scores.tolist() for curve in both.curves] == [[1000, 3000], [2000, 6000]]
     assert both.final()[0] == 4500
     write_run(tmp_path / "3", [1.0, 2.0, 6.0], 3)
     (three,) = groups_of(tmp_path)
-    assert three.score == report.RECENT_SCORE
+    assert three.score == RECENT_SCORE
     assert three.final()[0] == 4
 
 
@@ -206,16 +209,16 @@ def test_the_score_of_an_environment_is_named(
     report.run([tmp_path], tmp_path / "out")
     title = "{}, score: {}".format
     printed = " ".join(capsys.readouterr().out.split())
-    assert title("CartPole-v1", report.FINAL_SCORE) in printed
-    assert title("pong", report.RECENT_SCORE) in printed
+    assert title("CartPole-v1", FINAL_SCORE) in printed
+    assert title("pong", RECENT_SCORE) in printed
     rows = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [(row["environment"], row["measure"]) for row in rows] == [
-        ("CartPole-v1", report.FINAL_SCORE),
-        ("pong", report.RECENT_SCORE),
+        ("CartPole-v1", FINAL_SCORE),
+        ("pong", RECENT_SCORE),
     ]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"<td>{report.FINAL_SCORE}</td><td>5.00</td>" in page
-    assert f"<td>{report.RECENT_SCORE}</td><td>1.00</td>" in page
+    assert f"<td>{FINAL_SCORE}</td><td>5.00</td>" in page
+    assert f"<td>{RECENT_SCORE}</td><td>1.00</td>" in page
 
 
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [1.0, 2.0])
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"env_steps": 30')
-    loaded = report.load_run(run)
+    loaded = load_run(run)
     assert loaded is not None
-    assert loaded.curves[report.RECENT_SCORE].scores.tolist() == [1.0, 2.0]
+    assert loaded.curves[RECENT_SCORE].scores.tolist() == [1.0, 2.0]
     assert loaded.params_sha256 is None

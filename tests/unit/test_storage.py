@@ -11,7 +11,10 @@ import pytest
 
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import as_tensor
-from htsrl_cli.storage.storage import Board, ParameterStore, Ring, Slot
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Slot, slot_fields
+from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT
 
 T, B = 3, 4
@@ -66,17 +69,33 @@ def test_shapes_and_dtypes() -> None:
 
 def test_gaussian_actions_are_floats() -> None:
     spec = EnvSpec((2,), "float32", ActionSpec("gaussian", low=(-1.0,), high=(1.0,)))
-    assert Slot.layout(spec, T, B)["actions"] == ((T, B, 1), "float32")
+    fields = {field.name: field for field in slot_fields(spec)}
+    assert fields["actions"].layout(T, B) == ((T, B, 1), "float32")
 
 
 def test_a_new_ring_is_poisoned() -> None:
-    """Floats are NaN, which no loss survives; integers are no action, version or length."""
+    """Floats are NaN, which no loss survives; integers are no action, version or length.
+
+    Booleans are neither true nor false, which a look at their bytes finds.
+    """
     for slot in make_ring().slots:
         for name, array in slot.arrays().items():
+            if array.dtype.kind == "b":
+                assert (array.view(np.uint8) > 1).all(), name
             if array.dtype.kind == "f":
                 assert np.isnan(array).all(), name
             elif array.dtype.kind == "i":
                 assert (array < -(2**60)).all(), name
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_a_boolean_that_was_never_written_is_found(name: str) -> None:
+    filled, fresh = make_ring().slots
+    fill(filled)
+    filled.check_filled()
+    getattr(filled, name)[1:2, 2] = getattr(fresh, name)[1:2, 2]
+    with pytest.raises(AssertionError, match=f"slot.{name}"):
+        filled.check_filled()
 
 
 def test_activations_stand_beside_the_slots() -> None:
@@ -145,7 +164,7 @@ def test_episodes_come_in_order_of_address() -> None:
 def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:
     """What executors and actors do: look up the interval, read parameters, write their cells."""
     slot = ring.slot(ring.interval)
-    slot.rewards[1, 2] = store.values.sum()
+    slot.rewards[1, 2] = store.values["weight"].sum()
     slot.versions[0, 0] = store.version
     ring.final_obs[3] = 200
     board.enter(1)
@@ -155,9 +174,9 @@ def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Conn
 
 
 def test_a_spawned_child_shares_everything() -> None:
-    ring, store, board = make_ring(), ParameterStore(10), Board(2)
+    ring, store, board = make_ring(), ParameterStore({"weight": ((2, 5), "float32")}), Board(2)
     ring.begin(5, np.zeros((B, 5, 2)), np.zeros((T, B, 2)))
-    store.half(5)[:] = np.arange(10)
+    store.half(5)["weight"][:] = np.arange(10).reshape(2, 5)
     store.publish(5)
     ours, theirs = CONTEXT.Pipe()
     child = CONTEXT.Process(target=fill_in_child, args=(ring, store, board, theirs))
@@ -175,13 +194,18 @@ def test_a_spawned_child_shares_everything() -> None:
 
 
 def test_the_store_starts_without_a_version() -> None:
-    store = ParameterStore(3)
+    store = ParameterStore({"0.weight": ((2,), "float32"), "0.count": ((), "int64")})
     assert store.version == -1
-    store.half(0)[:] = [1.5, -2.0, 0.0]
-    store.half(1)[:] = 9
+    store.half(0)["0.weight"][:] = [1.5, -2.0]
+    store.half(0)["0.count"][...] = 2**40
+    for array in store.half(1).values():
+        array[...] = 9
     store.publish(0)
     assert store.version == 0
-    assert store.values.tolist() == [1.5, -2.0, 0.0]
+    assert {n: array.tolist() for n, array in store.values.items()} == {
+        "0.weight": [1.5, -2.0],
+        "0.count": 2**40,
+    }
 
 
 def test_the_board_adds_up_busy_times(monkeypatch: pytest.MonkeyPatch) -> None:

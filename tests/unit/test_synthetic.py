@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htsrl_cli.config.sections import SyntheticConfig
-from htsrl_cli.envs.synthetic.environment import EXIT_CODE, make_synthetic_env
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.envs.synthetic.environment import EXIT_CODE
 from htsrl_cli.errors import CheckpointError
+from tests import sections
 
 ACTION = np.array([1])
 
 
 def test_count_tells_environment_episode_and_step() -> None:
-    env = make_synthetic_env(SyntheticConfig("count", episode_length=2), index=7)
+    env = make_env(sections.synthetic("count", episode_length=2), index=7)
     assert env.reset(seed=0)[0].tolist() == [7, 0, 0]
     obs, reward, *ends, info = env.step(ACTION)
     assert (obs.tolist(), reward, ends, info) == ([7, 0, 1], 70_001.0, [False, False], {})
@@ -33,14 +34,14 @@ def test_count_tells_environment_episode_and_step() -> None:
 
 @pytest.mark.parametrize("truncate", [False, True])
 def test_episodes_end_as_configured(truncate: bool) -> None:
-    config = SyntheticConfig("sleep", episode_length=1, truncate=truncate)
-    env = make_synthetic_env(config, index=0)
+    config = sections.synthetic("sleep", episode_length=1, truncate=truncate)
+    env = make_env(config, index=0)
     env.reset(seed=0)
     assert env.step(ACTION)[2:4] == (not truncate, truncate)
 
 
 def test_sleep_pays_for_naming_the_largest_number() -> None:
-    env = make_synthetic_env(SyntheticConfig("sleep"), index=0)
+    env = make_env(sections.synthetic("sleep"), index=0)
     obs, _ = env.reset(seed=4)
     for _ in range(20):
         obs, reward, *_ = env.step(np.array([int(obs.argmax())]))
@@ -59,10 +60,10 @@ def test_step_times_have_the_mean_and_deviation_of_their_distribution(
     """Mean 10 ms; a gamma distribution's deviation is mean / sqrt(shape)."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    config = SyntheticConfig(
+    config = sections.synthetic(
         "sleep", distribution=distribution, mean_ms=10.0, shape=shape, episode_length=5000
     )
-    env = make_synthetic_env(config, index=0)
+    env = make_env(config, index=0)
     env.reset(seed=0)
     for _ in range(4000):
         env.step(ACTION)
@@ -71,9 +72,9 @@ def test_step_times_have_the_mean_and_deviation_of_their_distribution(
 
 
 def test_what_is_seen_does_not_depend_on_the_times() -> None:
-    config = SyntheticConfig("sleep", mean_ms=0.01)
-    constant = make_synthetic_env(config, index=0)
-    random = make_synthetic_env(replace(config, distribution="exponential"), index=1)
+    config = sections.synthetic("sleep", mean_ms=0.01)
+    constant = make_env(config, index=0)
+    random = make_env(replace(config, distribution="exponential"), index=1)
     assert (constant.reset(seed=5)[0] == random.reset(seed=5)[0]).all()
     for _ in range(10):
         assert (constant.step(ACTION)[0] == random.step(ACTION)[0]).all()
@@ -83,8 +84,8 @@ def test_what_is_seen_does_not_depend_on_the_times() -> None:
 def test_restored_environment_goes_on_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    config = SyntheticConfig(name, distribution="gamma", mean_ms=1.0, episode_length=8)
-    env, restored = (make_synthetic_env(config, index=2) for _ in range(2))
+    config = sections.synthetic(name, distribution="gamma", mean_ms=1.0, episode_length=8)
+    env, restored = (make_env(config, index=2) for _ in range(2))
     env.reset(seed=1)
     env.reset(seed=2)
     for _ in range(3):
@@ -100,21 +101,21 @@ def test_restored_environment_goes_on_alike(name: str, monkeypatch: pytest.Monke
 
 
 def test_damaged_and_foreign_states_are_refused() -> None:
-    env = make_synthetic_env(SyntheticConfig("count"), index=0)
+    env = make_env(sections.synthetic("count"), index=0)
     env.reset(seed=0)
     state = env.get_state()
     for damaged in (b"", state[:-1], b"?" + state[1:]):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
     with pytest.raises(CheckpointError, match="name=count, not of name=sleep"):
-        make_synthetic_env(SyntheticConfig("sleep"), index=0).set_state(state)
+        make_env(sections.synthetic("sleep"), index=0).set_state(state)
 
 
 # Faults
 
 
 def test_fault_comes_at_its_step_over_all_episodes() -> None:
-    env = make_synthetic_env(SyntheticConfig("faulty", fault_step=3, episode_length=2), index=0)
+    env = make_env(sections.synthetic("faulty", fault_step=3, episode_length=2), index=0)
     for _ in range(2):
         env.reset(seed=0)
         env.step(ACTION)
@@ -125,19 +126,19 @@ def test_fault_comes_at_its_step_over_all_episodes() -> None:
 
 
 def test_fault_is_of_one_environment() -> None:
-    config = SyntheticConfig("faulty", fault_step=-1, fault_env=4)
-    make_synthetic_env(config, index=3)
+    config = sections.synthetic("faulty", fault_step=-1, fault_env=4)
+    make_env(config, index=3)
     with pytest.raises(RuntimeError, match="env step -1"):
-        make_synthetic_env(config, index=4)
+        make_env(config, index=4)
 
 
 CHILD = """
 import sys
-from htsrl_cli.config.sections import SyntheticConfig
-from htsrl_cli.envs.synthetic.environment import make_synthetic_env
-config = SyntheticConfig("faulty", fault=sys.argv[1], fault_step=-1)
+from htsrl_cli.envs.registry import make_env
+from tests import sections
+config = sections.synthetic("faulty", fault=sys.argv[1], fault_step=-1)
 print("begun", flush=True)
-make_synthetic_env(config, index=0)
+make_env(config, index=0)
 """
 
 

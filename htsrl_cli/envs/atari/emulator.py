@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from htsrl_cli.config.sections import AtariConfig
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.base import Array
 from htsrl_cli.envs.state import generator_state, restore_generator
 from htsrl_cli.errors import CheckpointError, ConfigError
@@ -199,7 +199,7 @@ class Emulator:
 
 @cache
 def _frames(height: int, width: int) -> tuple[Array, Array]:
-    """Where a game draws its last two frames, before they are pooled and shrunk.
+    """Returns the arrays in which a game draws its last two frames, before they are pooled.
 
     All games of a process use the same: an executor runs several by turns, and what they all need
     should fit in its core's cache.

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from htsrl_cli.config.sections import AtariConfig
+from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.emulator import BOOT_FRAMES, FIRE, FRAME_RATE, NOOP, Emulator
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
@@ -175,6 +175,15 @@ class AtariEnv:
             "screen_size": config.screen_size,
             "frame_stack": config.frame_stack,
         }
+
+
+def make_atari_env(config: AtariConfig, index: int, renderer: str | None) -> AtariEnv:
+    """Builds a game; all games of a run are alike.
+
+    Raises:
+        ConfigError: as `AtariEnv`.
+    """
+    return AtariEnv(config, pictured=renderer is not None)
 
 
 def _check_cap(config: AtariConfig) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.football.match import NOBODY, Match, View
 from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
@@ -72,13 +72,13 @@ class FootballEnv:
             obs_shape=(*shape, depth * config.frame_stack),
             obs_dtype="float32" if config.representation == "simple115v2" else "uint8",
             actions=ActionSpec("categorical", sizes=(NUM_ACTIONS,)),
-            num_players=config.num_players,
+            num_players=config.num_columns,
         )
         # The last `frame_stack` observations of all players, the newest last: [P, *shape, depth].
         self._frames: list[Array] = []
         self._depth = depth
         # Checkpoints that each player has been rewarded for.
-        self._collected = [0] * config.num_players
+        self._collected = [0] * config.num_columns
         self._length = 0
         self._keyframe: tuple[dict[str, Any], list[bytes]] = ({}, [])
         self._played = bytearray()
@@ -178,7 +178,7 @@ class FootballEnv:
     def _restore(self, meta: dict[str, Any], blobs: list[bytes]) -> None:
         engine, stack = blobs
         self._match.set_state(meta, engine)
-        shape = (self._config.num_players, *self.env_spec.obs_shape)
+        shape = (self._config.num_columns, *self.env_spec.obs_shape)
         stacked = np.frombuffer(stack, self.env_spec.obs_dtype).reshape(shape)
         parts = np.split(stacked, self._config.frame_stack, axis=-1)
         self._frames = [np.ascontiguousarray(part) for part in parts]
@@ -189,7 +189,7 @@ class FootballEnv:
         return left - right
 
     def _rewards(self, scored: int) -> Array:
-        """Of every player, float32 [P], after `scored` more goals of the left side."""
+        """Returns every player's reward, float32 [P], after `scored` goals of the left side."""
         rewards = np.array([scored if left else -scored for left in self._is_left], np.float32)
         if "checkpoints" not in self._config.rewards:
             return rewards
@@ -206,7 +206,7 @@ class FootballEnv:
         return rewards
 
     def _seen(self) -> Iterator[tuple[View, int]]:
-        """What every player sees, and its own index in its side."""
+        """Yields what every player sees, and its own index in its side."""
         sides = {is_left: self._match.view(is_left) for is_left in set(self._is_left)}
         counts = {True: 0, False: 0}
         for is_left in self._is_left:
@@ -234,7 +234,7 @@ class FootballEnv:
         return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
 
     def _shown(self) -> Array:
-        """What is stacked; of a single player without the players' axis."""
+        """Returns the stacked frames; those of a single player without the players' axis."""
         stacked = self._stacked()
         return stacked if len(stacked) > 1 else stacked[0]
 
@@ -250,8 +250,17 @@ class FootballEnv:
         }
 
 
+def make_football_env(config: FootballConfig, index: int, renderer: str | None) -> FootballEnv:
+    """Builds a scenario; all environments of a run are alike.
+
+    Raises:
+        ConfigError: as `FootballEnv`.
+    """
+    return FootballEnv(config, renderer)
+
+
 def _reached(view: View) -> int:
-    """How many of the ten checkpoints the ball is beyond: distances to the opponents' goal."""
+    """Returns how many of the ten distances to the opponents' goal the ball has passed."""
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
     return sum(distance <= threshold for threshold in thresholds)

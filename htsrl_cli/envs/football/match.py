@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.config.sections import FootballConfig
 from htsrl_cli.envs.base import Array
+from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.errors import CheckpointError, ConfigError
 
 with contextlib.redirect_stderr(io.StringIO()):  # gym says that it is not maintained any more
@@ -151,7 +151,7 @@ class Match:
         self._judge()
 
     def view(self, is_left: bool) -> View:
-        """What a side sees after the last step."""
+        """Returns what a side sees after the last step."""
         return self._view if is_left else self._view.rotated(self._right_controlled)
 
     def frame(self) -> Array:
@@ -209,7 +209,7 @@ class Match:
         return football_action_set.action_right
 
     def _look(self) -> bool:
-        """Whether the ball is in play; if so, reads what there is to see."""
+        """Reads what there is to see if the ball is in play; returns whether it is."""
         info = self._engine.get_info()
         if info.is_in_play:
             self._read(info)
@@ -238,7 +238,7 @@ class Match:
         self._step = info.step
 
     def _judge(self) -> None:
-        """Whether the episode is over, by the scenario's rules."""
+        """Decides by the scenario's rules whether the episode is over."""
         rules, mode, owner = self._scenario, self._view.game_mode, self._view.ball_owned_team
         stopped = mode != _NORMAL and self._mode_before == _NORMAL
         lost = NOBODY not in (owner, self._owner_before) and owner != self._owner_before

@@ -111,7 +111,7 @@ def _write_banner(image: Array, score: tuple[int, int], step: int) -> None:
 
 @functools.cache
 def _empty_pitch() -> Array:
-    """What never changes: grass, lines (after the laws of the game, in metres), goals, banner."""
+    """Draws what never changes: grass, lines (in metres, after the laws), goals, banner."""
     image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     image[...] = _SURROUNDINGS
     image[:54] = _BANNER

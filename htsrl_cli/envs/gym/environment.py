@@ -1,15 +1,12 @@
 """Any Gymnasium environment with a Box observation and a Discrete, MultiDiscrete or Box action.
 
-Its state is saved as a replay: the reset's seed and the actions since. Whether that reproduces
-the environment is found out by `probe_restore`.
+Its state is saved as a replay: the reset's seed and the actions since.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +16,12 @@ import gymnasium
 import numpy as np
 from gymnasium import error, spaces
 
-from htsrl_cli.config.sections import GymConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.plugins import import_here
 
-_PROBE_STEPS = 30
 # Pictures in a second, of environments that do not say it.
 _FRAME_RATE = 30
 
@@ -127,61 +124,13 @@ class GymEnv:
         self._env.close()
 
 
-def make_gym_env(config: GymConfig, pictured: bool = False) -> GymEnv:
+def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
     """Builds `env.id`.
 
     Raises:
         ConfigError: as `GymEnv`.
     """
-    return GymEnv(config, pictured)
-
-
-def probe_restore(config: GymConfig) -> bool:
-    """Whether a restored environment goes on as the saved one does; tries it on two instances."""
-    saved, restored = GymEnv(config), GymEnv(config)
-    rng = np.random.default_rng(0)
-    try:
-        obs, _ = saved.reset(seed=0)
-        for seed in range(1, _PROBE_STEPS + 1):
-            obs, _, terminated, truncated, _ = saved.step(_random_action(saved, rng))
-            if terminated or truncated:
-                obs, _ = saved.reset(seed=seed)
-        if not _same(obs, restored.set_state(saved.get_state())):
-            return False
-        return _go_on_alike(saved, restored, rng)
-    except CheckpointError:
-        return False
-    finally:
-        saved.close()
-        restored.close()
-
-
-def _go_on_alike(first: GymEnv, second: GymEnv, rng: np.random.Generator) -> bool:
-    """Whether both give the same for the same actions, beyond the end of an episode."""
-    for seed in range(_PROBE_STEPS):
-        action = _random_action(first, rng)
-        obs, *rest = first.step(action)
-        other_obs, *other_rest = second.step(action)
-        if not _same(obs, other_obs) or repr(rest) != repr(other_rest):
-            return False
-        if rest[1] or rest[2]:
-            obs, _ = first.reset(seed=seed)
-            other_obs, _ = second.reset(seed=seed)
-            if not _same(obs, other_obs):
-                return False
-    return True
-
-
-def _random_action(env: GymEnv, rng: np.random.Generator) -> Array:
-    spec = env.env_spec.actions
-    if spec.kind == "gaussian":
-        return rng.standard_normal(spec.num_dims, dtype=np.float32)
-    return rng.integers(spec.sizes)
-
-
-def _same(first: Array, second: Array) -> bool:
-    """Bit by bit, so that a NaN equals itself."""
-    return first.tobytes() == second.tobytes()
+    return GymEnv(config, pictured=renderer is not None)
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
@@ -241,11 +190,8 @@ def _import_module(env_id: str) -> str:
     module, colon, name = env_id.rpartition(":")
     if not colon:
         return env_id
-    # A console script, unlike `python -m`, does not look for modules in the working directory.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        importlib.import_module(module)
+        import_here(module)
     except ModuleNotFoundError as cause:
         remedy = f"there is no module {module}: install it, or run in the folder that holds it"
         if not f"{module}.".startswith(f"{cause.name}."):

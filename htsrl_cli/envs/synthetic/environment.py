@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.config.sections import SyntheticConfig
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 
 NUM_ACTIONS = 4
 EXIT_CODE = 3
@@ -109,7 +109,7 @@ class SyntheticEnv(ABC):
         """Rewards [P] for `actions` [P], given at the observations of step `_length`."""
 
     def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
-        """How long each step of an episode takes."""
+        """Draws the seconds that each step of an episode takes."""
         config, length = self._config, self._config.episode_length
         if config.distribution == "exponential":
             times_ms = rng.exponential(config.mean_ms, length)
@@ -194,6 +194,6 @@ _ENVS: dict[str, type[SleepEnv] | type[CountEnv]] = {
 }
 
 
-def make_synthetic_env(config: SyntheticConfig, index: int) -> SyntheticEnv:
-    """Builds environment number `index` of `env.name`, which validation has checked."""
+def make_synthetic_env(config: SyntheticConfig, index: int, renderer: str | None) -> SyntheticEnv:
+    """Builds environment number `index` of `env.name`; it has no picture."""
     return _ENVS[config.name](config, index)

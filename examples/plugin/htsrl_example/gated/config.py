@@ -1,0 +1,26 @@
+"""`network=gated`: its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from htsrl_cli.config.kinds import NetworkConfig
+from htsrl_cli.config.rules import COUNT, Rules
+from htsrl_cli.plugins import Kind
+
+
+@dataclass(frozen=True)
+class GatedConfig(NetworkConfig):
+    """A layer whose outputs are gated by another one, shared by policy and value.
+
+    Attributes:
+        width: units of the layer.
+    """
+
+    rules: ClassVar[Rules] = {"width": COUNT, **NetworkConfig.rules}
+
+    width: int
+
+
+KIND = Kind(GatedConfig, "htsrl_example.gated.network:Gated")

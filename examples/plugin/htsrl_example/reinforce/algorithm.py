@@ -1,0 +1,47 @@
+"""REINFORCE with a learned baseline (Williams, 1992)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htsrl_cli.algorithms.base import Indices, OldPolicy, Prediction, Targets
+from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
+from htsrl_example.reinforce.config import ReinforceConfig
+
+
+class Reinforce:
+    """One full-batch step a slot, at the parameters that collected the data."""
+
+    at_behaviour = True
+    reevaluates = False
+    anneals_loss = False
+
+    def __init__(self, config: ReinforceConfig) -> None:
+        self._config = config
+
+    def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=True)
+
+    def targets(self, rollout: Rollout) -> Targets:
+        returns = bootstrapped_returns(rollout, self._config.gamma)
+        return Targets(returns - rollout.values[:-1], returns)
+
+    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
+        yield np.arange(num_rows)
+
+    def weigh(self, advantages: Tensor) -> Tensor:
+        return advantages
+
+    def loss(
+        self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self._config
+        policy = -(now.log_probs * targets.advantages).sum() / num_rows
+        value = (now.values - targets.returns).square().sum() / num_rows
+        entropy = now.entropy.sum() / num_rows
+        loss = policy + config.value_coef * value - config.entropy_coef * entropy
+        return loss, {"policy": policy, "value": value, "entropy": entropy}

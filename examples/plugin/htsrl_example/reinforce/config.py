@@ -1,0 +1,16 @@
+"""`algo=reinforce`: its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.plugins import Kind
+
+
+@dataclass(frozen=True)
+class ReinforceConfig(AlgoConfig):
+    """REINFORCE (Williams, 1992) with a learned baseline: one step of Adam a slot."""
+
+
+KIND = Kind(ReinforceConfig, "htsrl_example.reinforce.algorithm:Reinforce")

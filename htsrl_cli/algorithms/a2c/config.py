@@ -1,0 +1,33 @@
+"""`algo=a2c`: the keys of advantage actor-critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.rules import BELOW_ONE, POSITIVE, Rules
+from htsrl_cli.plugins import Kind
+
+
+@dataclass(frozen=True)
+class A2cConfig(AlgoConfig):
+    """Advantage actor-critic (Mnih et al., 2016) with the one-step delayed gradient of HTS-RL.
+
+    Returns run to the end of the slot; one update for each slot, by RMSprop.
+
+    Attributes:
+        rmsprop_alpha, rmsprop_eps: RMSprop's smoothing constant and epsilon.
+    """
+
+    rules: ClassVar[Rules] = {
+        "rmsprop_alpha": BELOW_ONE,
+        "rmsprop_eps": POSITIVE,
+        **AlgoConfig.rules,
+    }
+
+    rmsprop_alpha: float
+    rmsprop_eps: float
+
+
+KIND = Kind(A2cConfig, "htsrl_cli.algorithms.a2c.algorithm:A2c")

@@ -1,0 +1,61 @@
+"""Proximal policy optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from htsrl_cli.algorithms.base import Indices, OldPolicy, Prediction, Targets
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.algorithms.ppo.loss import ppo_loss
+from htsrl_cli.algorithms.returns import Rollout, gae
+from htsrl_cli.seeding import minibatch_orders
+
+
+class Ppo:
+    """Proximal policy optimisation: several epochs of shuffled minibatches a slot."""
+
+    at_behaviour = False
+
+    def __init__(self, config: PpoConfig) -> None:
+        self._config = config
+        self.reevaluates = config.reevaluate
+        self.anneals_loss = config.anneal_clip_coef
+
+    def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        config = self._config
+        return torch.optim.Adam(
+            parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+
+    def targets(self, rollout: Rollout) -> Targets:
+        advantages = gae(rollout, self._config.gamma, self._config.gae_lambda)
+        return Targets(advantages, advantages + rollout.values[:-1])
+
+    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
+        config = self._config
+        size = num_rows // config.num_minibatches
+        for order in minibatch_orders(seed, update, config.update_epochs, num_rows):
+            yield from order.reshape(-1, size)
+
+    def weigh(self, advantages: Tensor) -> Tensor:
+        if not self._config.normalize_advantage or len(advantages) < 2:
+            return advantages
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+    def loss(
+        self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self._config
+        return ppo_loss(
+            *now,
+            *old,
+            *targets,
+            clip_coef=config.clip_coef * (remaining if config.anneal_clip_coef else 1.0),
+            clip_value_loss=config.clip_value_loss,
+            entropy_coef=config.entropy_coef,
+            value_coef=config.value_coef,
+            num_rows=num_rows,
+        )

@@ -1,0 +1,57 @@
+"""Checkpoints of earlier formats, as this version would have written them.
+
+1   up to htsrl 0.1.0 of November 2026: parts told apart by their arrays' first names, sizes of
+perceptrons in the section `algo`
+2   parts by name (`htsrl_cli.checkpoints.state`), a section `network`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from htsrl_cli.checkpoints.state import Array
+
+# First names of arrays of format 1, and the part that they belong to.
+_PARTS = {
+    "params": "learner/params",
+    "optimizer": "learner/optimizer",
+    "previous": "learner/previous",
+    "env": "envs",
+    "obs": "envs/obs",
+    "slot": "slot",
+}
+
+
+def upgrade(
+    version: int, arrays: dict[str, Array], meta: dict[str, Any]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Returns arrays and document of a checkpoint of format `version` in the present format."""
+    if version > 1:
+        return arrays, meta
+    renamed = {}
+    for name, array in arrays.items():
+        first, slash, rest = name.partition("/")
+        renamed[f"{_PARTS.get(first, first)}{slash}{rest}"] = array
+    return renamed, _upgrade_meta(meta)
+
+
+def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    new = dict(meta)
+    if "config" in new:
+        new["config"] = _upgrade_config(new["config"])
+    if "interval" in new:
+        new["parts"] = {
+            "learner": {"num_updates": new.pop("num_updates")},
+            "envs": {key: new.pop(key) for key in ("num_episodes", "training_returns")},
+            "rollouts": {"sha256": new.pop("rollouts_sha256")},
+            "log": new.pop("log"),
+        }
+    return new
+
+
+def _upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    algo = dict(config.get("algo", {}))
+    if "network" in config or "hidden_sizes" not in algo:
+        return config
+    network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
+    return {**config, "algo": algo, "network": network}

@@ -1,0 +1,128 @@
+"""The user's mistake behind an error of Hydra: which key has to change, and to what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from htsrl_cli.config.wording import did_you_mean, shown, unknown_key
+from htsrl_cli.errors import ConfigError, UsageError
+
+# The errors by which Hydra refuses to compose.
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+# So many options of a group fit on a line.
+_FEW = 8
+_PLUGINS = (
+    "hydra/sweeper/optuna",
+    "hydra/launcher/joblib",
+    "hydra/launcher/submitit_local",
+    "hydra/launcher/submitit_slurm",
+)
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """Finds the override that made Hydra refuse a verb's configuration.
+
+    Attributes:
+        config_name: the primary YAML file, named like the verb.
+        group_options: returns the options of a group; none if there is no such group.
+        compose: composes a single run from overrides, or raises one of `REFUSALS`.
+    """
+
+    config_name: str
+    group_options: Callable[[str], list[str]]
+    compose: Callable[[Sequence[str]], DictConfig]
+
+    def explain(self, error: Exception, overrides: list[Override]) -> UsageError:
+        """Returns the mistake, found by looking at one override after the other."""
+        if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
+            name = error.missing_cfg_file
+            return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
+        fixed = [override for override in overrides if not override.is_sweep_override()]
+        for override in fixed:
+            if problem := self._group_problem(override) or self._group_again(override):
+                return problem
+        groups = [o for o in fixed if self.group_options(o.key_or_group)]
+        for override in fixed:
+            if override not in groups and (problem := self._key_problem(override, groups)):
+                return problem
+        return UsageError(first_line(error))
+
+    def _group_problem(self, override: Override) -> ConfigError | None:
+        """Returns the mistake of an option that does not exist, or of a folder inside a group."""
+        group, value = override.key_or_group, override.value()
+        options = self.group_options(group)
+        if not options or override.is_delete() or isinstance(value, dict):
+            return None
+        if value in options:
+            top, nested, folder = group.partition("/")
+            if not nested or top == "hydra":
+                return None
+            return ConfigError(group, shown(value), f"write it as {top}={folder}/{value}")
+        few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self.config_name} --help"
+        hint = did_you_mean(str(value), options) or f" ({few})"
+        return ConfigError(group, shown(value), f"{group} has no such option{hint}")
+
+    def _group_again(self, override: Override) -> ConfigError | None:
+        """Returns the mistake of adding (`+`) a group that is in a defaults list already."""
+        plus, group, value = _plus(override), override.key_or_group, override.value()
+        if not plus or isinstance(value, dict):
+            return None
+        if group not in self.compose([]).hydra.runtime.choices:
+            return None
+        return ConfigError(group, shown(value), f"write it without the {plus}")
+
+    def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
+        """Returns the mistake of a key that does not exist, or of a value of the wrong type."""
+        words = [group.input_line or "" for group in groups]
+        try:
+            base = self.compose(words)
+        except REFUSALS:
+            return None
+        key, value = override.key_or_group, shown(override.value())
+        known = _key_names(base)
+        if key not in known and not (override.is_add() or override.is_force_add()):
+            if key.startswith("env.kwargs."):
+                return ConfigError(key, value, f"a new argument is added with +{key}={value}")
+            own = [name for name in known if not name.startswith("hydra.")]
+            return unknown_key(key, value, known if key.startswith("hydra") else own)
+        try:
+            self.compose([*words, override.input_line or ""])
+        except REFUSALS as error:
+            if override.is_add() and key in known:
+                return ConfigError(key, value, "write it without the +")
+            return ConfigError(key, value, first_line(error.__cause__ or error))
+        return None
+
+
+def _plus(override: Override) -> str:
+    """Returns what is typed in front of the key to add it."""
+    if override.is_force_add():
+        return "++"
+    return "+" if override.is_add() else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a message of Hydra or OmegaConf that is not blank."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _is_plugin(name: str | None) -> bool:
+    """Returns True if the configuration comes with a plugin of Hydra."""
+    return name in _PLUGINS
+
+
+def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Returns the dotted names of all keys and sections."""
+    names = []
+    for key, value in cfg.items_ex(resolve=False):
+        names.append(f"{prefix}{key!s}")
+        if isinstance(value, DictConfig) and not (value._is_missing() or value._is_none()):
+            names += _key_names(value, f"{prefix}{key!s}.")
+    return names

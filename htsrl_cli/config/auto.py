@@ -1,0 +1,114 @@
+"""Chooses the values that `auto` stands for on this machine.
+
+Worker counts change no result. Precisions and sizes of batches do: what `auto` came to is stored
+with the run. A device stays `auto` in the configuration: the role that uses it resolves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from htsrl_cli import machine
+from htsrl_cli.config.sections import TrainConfig
+
+AUTO = "auto"
+# Where there is none of these (NVIDIA, WSL, AMD) torch need not be asked.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+# One actor keeps up with so many cores' executors.
+_CORES_PER_ACTOR = 16
+# Rows of a forward pass and of a micro-batch: few stay in a core's cache, many fill a GPU.
+_INFERENCE_BATCH = {"cpu": 8, "gpu": 64}
+_MICRO_BATCH = {"cpu": 256, "gpu": 8192}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice of a value for one key.
+
+    Attributes:
+        choose: returns the value, from the keys that are not chosen automatically.
+        placeholder: stands for the value until it is chosen.
+    """
+
+    choose: Callable[[TrainConfig], int | str]
+    placeholder: int | str
+
+
+def _num_executors(config: TrainConfig) -> int:
+    """Returns at most one process for each core, with equal shares of the environments."""
+    num_envs = config.actors.num_envs
+    if config.env.one_per_process:
+        return num_envs
+    most = min(num_envs, machine.num_cores())
+    return max(n for n in range(1, most + 1) if num_envs % n == 0)
+
+
+def _num_actors(config: TrainConfig) -> int:
+    if config.runner.schedule.lockstep:
+        return 1
+    return -(-machine.num_cores() // _CORES_PER_ACTOR)
+
+
+def _num_threads(config: TrainConfig) -> int:
+    return 1 if is_gpu(config.learner.device) else machine.num_cores()
+
+
+def _inference_batch(config: TrainConfig) -> int:
+    """Returns on a GPU at most the number of players: a wider pass would never be full."""
+    if not is_gpu(config.actors.device):
+        return _INFERENCE_BATCH["cpu"]
+    num_players = config.actors.num_envs * max(1, config.env.num_columns)
+    return min(num_players, _INFERENCE_BATCH["gpu"])
+
+
+def _micro_batch(config: TrainConfig) -> int:
+    return _MICRO_BATCH["gpu" if is_gpu(config.learner.device) else "cpu"]
+
+
+def _precision(device: str) -> str:
+    return "bf16" if is_gpu(device) or machine.has_bf16() else "fp32"
+
+
+CHOICES: Mapping[tuple[str, str], Choice] = {
+    ("actors", "num_executors"): Choice(_num_executors, 1),
+    ("actors", "num_actors"): Choice(_num_actors, 1),
+    ("actors", "inference_batch"): Choice(_inference_batch, 1),
+    ("actors", "precision"): Choice(lambda config: _precision(config.actors.device), "fp32"),
+    ("learner", "num_threads"): Choice(_num_threads, 1),
+    ("learner", "micro_batch"): Choice(_micro_batch, 1),
+    ("learner", "precision"): Choice(lambda config: _precision(config.learner.device), "fp32"),
+}
+
+
+def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Returns `plain` with placeholders for every `auto`, and the keys that have one."""
+    held, keys = dict(plain), []
+    for (section, key), choice in CHOICES.items():
+        values = held.get(section)
+        if isinstance(values, Mapping) and values.get(key) == AUTO:
+            held[section] = {**values, key: choice.placeholder}
+            keys.append((section, key))
+    return held, keys
+
+
+def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
+    """Returns `config` with the values that `auto` stands for in `keys`."""
+    filled = config
+    for section, key in keys:
+        value = CHOICES[section, key].choose(config)
+        owner: Any = getattr(filled, section)
+        changes: dict[str, Any] = {section: replace(owner, **{key: value})}
+        filled = replace(filled, **changes)
+    return filled
+
+
+def is_gpu(device: str) -> bool:
+    """Returns True if a configured device is or becomes a GPU; looks only where one may be."""
+    if device == AUTO and any(Path(name).exists() for name in _GPU_FILES):
+        import torch
+
+        return torch.cuda.is_available()
+    return device.startswith("cuda")

@@ -1,0 +1,106 @@
+"""Combinations of keys that a configuration must keep to, across its sections.
+
+Nothing here imports torch or an environment; whether a GPU or a game exists is found out by
+whoever needs it.
+"""
+
+from __future__ import annotations
+
+from htsrl_cli.config.plan import RunPlan
+from htsrl_cli.config.rules import check_rules
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.errors import ConfigError
+
+_SECTIONS = (
+    "env",
+    "algo",
+    "network",
+    "actors",
+    "learner",
+    "runner",
+    "checkpoint",
+    "log",
+    "eval",
+)
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Checks every key by itself.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    check_rules("", config, config.rules)
+    for name in _SECTIONS:
+        section = getattr(config, name)
+        check_rules(f"{name}.", section, section.rules)
+
+
+def check_combinations(config: TrainConfig) -> None:
+    """Checks what keys must keep to together, once each of them is in its range.
+
+    Raises:
+        ConfigError: for the first key that has to change.
+    """
+    config.env.check()
+    _check_workers(config)
+    _check_processes(config)
+    _check_sizes(config)
+    _check_evaluation(config)
+
+
+def _check_workers(config: TrainConfig) -> None:
+    """Worker counts; a runner without workers ignores them."""
+    actors, schedule = config.actors, config.runner.schedule
+    if schedule.inline:
+        return
+    if actors.num_envs % actors.num_executors:
+        fitting = max(n for n in range(1, actors.num_executors) if actors.num_envs % n == 0)
+        raise ConfigError(
+            "actors.num_executors",
+            actors.num_executors,
+            f"must divide actors.num_envs={actors.num_envs}, as {fitting} does",
+        )
+    if schedule.lockstep and actors.num_actors != 1:
+        remedy = f"must be 1 with runner={config.runner.name}, the baseline"
+        raise ConfigError("actors.num_actors", actors.num_actors, remedy)
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """Environments of which a process can hold only one have an executor each."""
+    actors, runner, reason = config.actors, config.runner, config.env.one_per_process
+    if not reason:
+        return
+    if runner.schedule.inline and actors.num_envs > 1:
+        remedy = f"must be 1 with runner={runner.name} {reason}"
+        raise ConfigError("actors.num_envs", actors.num_envs, remedy)
+    if not runner.schedule.inline and actors.num_executors != actors.num_envs:
+        remedy = f"must be {actors.num_envs}, as actors.num_envs, {reason}"
+        raise ConfigError("actors.num_executors", actors.num_executors, remedy)
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    """An algorithm can use a slot's rows, and a run makes at least one update."""
+    plan = RunPlan.of(config)
+    players = " x players" if plan.rows_per_policy > plan.steps_per_interval else ""
+    config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")
+    if plan.num_updates < 1:
+        raise ConfigError(
+            "total_steps",
+            config.total_steps,
+            f"an interval has {plan.steps_per_interval} env steps and the first update comes after "
+            f"the second: give more than {plan.steps_per_interval}, or lower runner.sync_interval "
+            "or actors.num_envs",
+        )
+
+
+def _check_evaluation(config: TrainConfig) -> None:
+    """A run that evaluates its policies evaluates one, and films those that are evaluated."""
+    plan, interval = RunPlan.of(config), config.eval.interval
+    steps = plan.num_intervals * plan.steps_per_interval
+    if interval > steps:
+        remedy = f"the run has {steps} env steps: give {steps} or less, or 0 to evaluate none"
+        raise ConfigError("eval.interval", interval, remedy)
+    if config.eval.video_interval and not interval:
+        remedy = "films policies that are evaluated: give eval.interval, too"
+        raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)

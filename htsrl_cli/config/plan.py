@@ -1,0 +1,60 @@
+"""The sizes of a run that follow from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.sections import TrainConfig
+
+
+def num_policies(algo: AlgoConfig, num_players: int) -> int:
+    """Returns the number of networks that are trained: one for all players, or one for each."""
+    return num_players if algo.policies == "independent" else 1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Sizes derived from the configuration, computed once.
+
+    Attributes:
+        num_columns: decision-makers, the slot's second axis (B): the players of all environments.
+        sync_interval: env steps in an interval, the slot's first axis (T).
+        steps_per_interval: env steps of all environments in an interval.
+        num_policies: networks that are trained; column c acts by number c % num_policies.
+        rows_per_policy: rows of a slot that each of them learns from.
+        num_intervals: intervals in the run.
+        num_updates: updates in the run, over which schedules fall.
+        lag: version of the parameters an update starts from, minus that of its data.
+    """
+
+    num_columns: int
+    sync_interval: int
+    steps_per_interval: int
+    num_policies: int
+    rows_per_policy: int
+    num_intervals: int
+    num_updates: int
+    lag: int
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> RunPlan:
+        """Derives the sizes of `config`."""
+        steps = config.runner.sync_interval * config.actors.num_envs
+        num_intervals = -(-config.total_steps // steps)
+        lag = config.runner.schedule.lag
+        policies = num_policies(config.algo, config.env.num_columns)
+        return cls(
+            num_columns=config.actors.num_envs * config.env.num_columns,
+            sync_interval=config.runner.sync_interval,
+            steps_per_interval=steps,
+            num_policies=policies,
+            rows_per_policy=steps * config.env.num_columns // policies,
+            num_intervals=num_intervals,
+            num_updates=num_intervals - lag,
+            lag=lag,
+        )
+
+    def is_due(self, env_steps: int, period: int) -> bool:
+        """Returns True at the first barrier at or after a multiple of `period` env steps."""
+        return env_steps // period > (env_steps - self.steps_per_interval) // period

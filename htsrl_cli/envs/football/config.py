@@ -1,0 +1,116 @@
+"""`env=football/<scenario>`: the keys of Google Research Football."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.rules import COUNT, INDEX, Rules, one_of
+from htsrl_cli.errors import ConfigError
+from htsrl_cli.plugins import Kind
+
+SCENARIOS = (
+    "academy_empty_goal_close",
+    "academy_empty_goal",
+    "academy_run_to_score",
+    "academy_run_to_score_with_keeper",
+    "academy_pass_and_shoot_with_keeper",
+    "academy_run_pass_and_shoot_with_keeper",
+    "academy_3_vs_1_with_keeper",
+    "academy_corner",
+    "academy_counterattack_easy",
+    "academy_counterattack_hard",
+    "academy_single_goal_versus_lazy",
+    "1_vs_1_easy",
+    "5_vs_5",
+    "11_vs_11_competition",
+    "11_vs_11_kaggle",
+    "11_vs_11_easy_stochastic",
+    "11_vs_11_stochastic",
+    "11_vs_11_hard_stochastic",
+)
+
+
+@dataclass(frozen=True)
+class FootballConfig(EnvConfig):
+    """A scenario of Google Research Football (Kurach et al., 2020).
+
+    Attributes:
+        scenario: name of a scenario of the package gfootball.
+        representation: of observations: `extracted` (the super minimap, [72, 96, 4]),
+            `simple115v2` (a vector), `pixels_gray` or `pixels` (rendered, [72, 96, 1 or 3]).
+        frame_stack: observations are the last `frame_stack` ones, joined along the last axis.
+        rewards: `scoring` (+1 for a goal, -1 for one let in), or `scoring,checkpoints`: also 0.1
+            for each of ten distances to the opponent's goal that the ball is first brought to.
+        num_left_players, num_right_players: controlled players of each side. Each is a column;
+            those on the right see the pitch rotated, as if they played from left to right.
+    """
+
+    rules: ClassVar[Rules] = {
+        "scenario": one_of(*SCENARIOS),
+        "representation": one_of("extracted", "simple115v2", "pixels_gray", "pixels"),
+        "frame_stack": COUNT,
+        "rewards": one_of("scoring", "scoring,checkpoints"),
+        "num_left_players": INDEX,
+        "num_right_players": INDEX,
+        **EnvConfig.rules,
+    }
+    label_key: ClassVar[str] = "scenario"
+    restores_exactly: ClassVar[bool] = True
+    install_hint: ClassVar[str] = (
+        "built from source: run `make football` in a checkout of htsrl, or see the README's part "
+        "on football"
+    )
+    # A drawing of the pitch from above, and the engine's own picture.
+    renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")
+    state_package: ClassVar[str | None] = "gfootball"
+
+    scenario: str
+    representation: str
+    frame_stack: int
+    rewards: str
+    num_left_players: int
+    num_right_players: int
+
+    @property
+    def num_columns(self) -> int:
+        """Controlled players of both sides."""
+        return self.num_left_players + self.num_right_players
+
+    @property
+    def is_rendered(self) -> bool:
+        """Observations are pictures, which one environment of a process can have."""
+        return self.representation.startswith("pixels")
+
+    @property
+    def one_per_process(self) -> str:
+        """The reason where observations are rendered: only one engine of a process can."""
+        if not self.is_rendered:
+            return ""
+        return (
+            f"with env.representation={self.representation}: a process can render one environment"
+        )
+
+    def is_alone(self, renderer: str | None) -> bool:
+        """Returns True where the engine renders, for observations or for a video."""
+        return self.is_rendered or renderer == "engine"
+
+    def check(self) -> None:
+        """Somebody plays, and only the left side sees rendered images.
+
+        Raises:
+            ConfigError: for the first key that has to change.
+        """
+        if self.num_columns == 0:
+            raise ConfigError("env.num_left_players", 0, "no player is controlled: give 1 or more")
+        if self.is_rendered and self.num_right_players:
+            raise ConfigError(
+                "env.num_right_players",
+                self.num_right_players,
+                f"must be 0 with env.representation={self.representation}: only the left side's "
+                "view is rendered",
+            )
+
+
+KIND = Kind(FootballConfig, "htsrl_cli.envs.football.environment:make_football_env")

@@ -1,0 +1,36 @@
+"""`env=gym env.id=...`: the keys of any Gymnasium environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.rules import NOT_EMPTY, OPTIONAL_COUNT, Rules
+from htsrl_cli.plugins import Kind
+
+
+@dataclass(frozen=True)
+class GymConfig(EnvConfig):
+    """Any registered Gymnasium environment.
+
+    Attributes:
+        id: a Gymnasium id, or `module:id`, whose module is imported first in every worker.
+        kwargs: keyword arguments for `gymnasium.make`.
+        max_episode_steps: time limit in env steps; null keeps the registered one.
+    """
+
+    rules: ClassVar[Rules] = {
+        "id": NOT_EMPTY,
+        "max_episode_steps": OPTIONAL_COUNT,
+        **EnvConfig.rules,
+    }
+    label_key: ClassVar[str] = "id"
+    renderers: ClassVar[tuple[str, ...]] = ("rgb_array",)
+
+    id: str
+    kwargs: dict[str, Any]
+    max_episode_steps: int | None
+
+
+KIND = Kind(GymConfig, "htsrl_cli.envs.gym.environment:make_gym_env")

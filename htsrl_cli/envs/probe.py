@@ -1,0 +1,62 @@
+"""Tries whether an environment that was restored goes on as the one that was saved."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.envs.base import Array, Env
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.errors import CheckpointError
+
+_NUM_STEPS = 30
+
+
+def restores_exactly(config: EnvConfig) -> bool:
+    """Returns True if a restored environment goes on as the saved one does; tries two instances."""
+    rng = np.random.default_rng(0)
+    with ExitStack() as stack:
+        saved, restored = (stack.enter_context(closing(make_env(config, 0))) for _ in range(2))
+        obs, _ = saved.reset(seed=0)
+        for seed in range(1, _NUM_STEPS + 1):
+            obs, _, terminated, truncated, _ = saved.step(random_action(saved, rng))
+            if terminated or truncated:
+                obs, _ = saved.reset(seed=seed)
+        try:
+            found = restored.set_state(saved.get_state())
+        except CheckpointError:
+            return False
+        return _same(obs, found) and _go_on_alike(saved, restored, rng)
+
+
+def random_action(env: Env, rng: np.random.Generator) -> Array:
+    """Returns an action of every player, [P, D]; of a single player [D]."""
+    spec, num_players = env.env_spec.actions, env.env_spec.num_players
+    shape = (num_players, spec.num_dims) if num_players > 1 else (spec.num_dims,)
+    if spec.kind == "gaussian":
+        return rng.standard_normal(shape, dtype=np.float32)
+    return rng.integers(spec.sizes, size=shape)
+
+
+def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
+    """Returns True if both give the same for the same actions, beyond the end of an episode."""
+    for seed in range(_NUM_STEPS):
+        action = random_action(first, rng)
+        obs, *rest = first.step(action)
+        other_obs, *other_rest = second.step(action)
+        if not _same(obs, other_obs) or repr(rest) != repr(other_rest):
+            return False
+        if rest[1] or rest[2]:
+            obs, _ = first.reset(seed=seed)
+            other_obs, _ = second.reset(seed=seed)
+            if not _same(obs, other_obs):
+                return False
+    return True
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compares bit by bit, so that a NaN equals itself."""
+    return bool(first.tobytes() == second.tobytes())

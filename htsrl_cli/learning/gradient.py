@@ -1,0 +1,312 @@
+"""Gradient engines: they differentiate minibatches, on a CPU's threads or recorded on a GPU.
+
+A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU each is
+computed on a single thread by a small pool: the result does not depend on the number of threads,
+and the cores are better used than by threads inside an operation. A GPU computes one after the
+other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.sections import LearnerConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.networks.activations import CachedLayers, relu_layer
+from htsrl_cli.networks.device import pin, record, unpin
+from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.registry import build_policies
+from htsrl_cli.storage.memory import Array
+from htsrl_cli.workers.scheduling import stay_in_background
+
+
+class Batch(NamedTuple):
+    """A slot as N = T * B rows, time-major: obs [N, *obs_shape], actions [N, D], the rest [N].
+
+    Attributes:
+        activations: those that were kept, each [N, ...]; none where passes are to be made.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    old: OldPolicy
+    targets: Targets
+    activations: list[Tensor]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns all tensors but the activations, in a fixed order."""
+        return self.obs, self.actions, *self.old, *self.targets
+
+
+class Gradient(NamedTuple):
+    """The gradient of a minibatch.
+
+    Attributes:
+        of_policies: float32, by policy and parameter.
+        norms: of those of each policy, float32 [parameters].
+        names, losses: parts of the loss, float32 [micro-batches, parts].
+    """
+
+    of_policies: list[list[Tensor]]
+    norms: list[Tensor]
+    names: list[str]
+    losses: Tensor
+
+
+class _Piece(NamedTuple):
+    """A micro-batch: number of the policy, rows of the batch [n] and weighed advantages [n]."""
+
+    policy: int
+    rows: Tensor
+    advantages: Tensor
+
+
+class GradientEngine(ABC):
+    """Policies in the learner's precision, which are differentiated.
+
+    Of K policies, number k learns from columns k, k + K, ... only.
+
+    Args:
+        algorithm: gives the loss.
+        config: precision, threads and size of micro-batches.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        network: NetworkConfig,
+        algo: AlgoConfig,
+        algorithm: Algorithm,
+        config: LearnerConfig,
+        device: torch.device,
+    ) -> None:
+        self._algorithm = algorithm
+        self._actions = spec.actions
+        self._micro_batch = config.micro_batch
+        self._num_threads = config.num_threads
+        self._device = device
+        self._policies = build_policies(spec, network, algo, config.precision, device)
+        self._state: list[Tensor] = list(self._policies.state_dict().values())
+
+    @abstractmethod
+    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
+        """Applies `work` to every piece; yields the results in order."""
+
+    @torch.no_grad()
+    def load(self, state: list[Tensor]) -> None:
+        """Takes over parameters and buffers, in the order of `state_dict`, rounded to precision."""
+        torch._foreach_copy_(self._state, state)
+
+    def hold(self, batch: Batch) -> Batch:
+        """Returns a batch where `gradient` can read it; the one before is then overwritten."""
+        return batch
+
+    def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
+        """Differentiates the loss of a minibatch.
+
+        Args:
+            batch: from `hold`.
+            rows: of every policy's share of the batch.
+            remaining: fraction of all updates that is still to come.
+        """
+        num_policies, num_rows = len(self._policies), len(rows)
+
+        def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
+            loss, parts = self._loss(batch, piece, num_rows, remaining)
+            parameters = list(self._policies[piece.policy].parameters())
+            # Of parameters that a network does not use, zero.
+            gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            return [g.float() for g in gradient], parts
+
+        pieces = [
+            piece
+            for policy in range(num_policies)
+            for piece in self._pieces(batch, rows * num_policies + policy, policy)
+        ]
+        gradients: list[list[Tensor]] = []
+        losses: list[Tensor] = []
+        for piece, (gradient, parts) in zip(pieces, self._map(micro_batch, pieces), strict=True):
+            if piece.policy == len(gradients):
+                gradients.append(gradient)
+            else:
+                torch._foreach_add_(gradients[piece.policy], gradient)
+            losses.append(torch.stack([*parts.values()]))
+        norms = [
+            torch.stack([torch.linalg.vector_norm(g) for g in gradient]) for gradient in gradients
+        ]
+        return Gradient(gradients, norms, [*parts], torch.stack(losses))
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
+        """Returns log-probabilities [N] and values [N + B] of a slot by the loaded parameters.
+
+        Args:
+            obs: [N + B, *obs_shape]; the last B have no action.
+            actions: [N, D].
+        """
+        num_policies = len(self._policies)
+        found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
+
+        @torch.no_grad()
+        def evaluate(piece: tuple[int, slice]) -> None:
+            policy, rows = piece
+            params, found.values[rows] = self._policies[policy](obs[rows])
+            chosen = actions[rows]
+            log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
+            found.log_probs[rows] = log_probs
+
+        num_rows = len(obs) // num_policies
+        number = num_micro_batches(num_rows, self._micro_batch)
+        edges = [num_policies * (num_rows * k // number) for k in range(number + 1)]
+        pieces = [
+            (policy, slice(start + policy, stop + policy, num_policies))
+            for policy in range(num_policies)
+            for start, stop in pairwise(edges)
+        ]
+        for _ in self._map(evaluate, pieces):
+            pass
+        return found
+
+    @abstractmethod
+    def pin(self, arrays: Sequence[Array]) -> None:
+        """Prepares arrays for copies to the device, until `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends what the engine holds outside memory."""
+
+    def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
+        """Cuts one policy's rows of a minibatch into micro-batches."""
+        advantages = self._algorithm.weigh(batch.targets.advantages[rows])
+        number = num_micro_batches(len(rows), self._micro_batch)
+        wholes = (torch.tensor_split(whole, number) for whole in (rows, advantages))
+        yield from (_Piece(policy, *parts) for parts in zip(*wholes, strict=True))
+
+    def _loss(
+        self, batch: Batch, piece: _Piece, num_rows: int, remaining: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        policy, rows, advantages = piece
+        cached = [array.index_select(0, rows) for array in batch.activations]
+        params, values = self._policies[policy](
+            batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
+        )
+        log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
+        return self._algorithm.loss(
+            Prediction(log_probs, entropy, values),
+            OldPolicy(*(array[rows] for array in batch.old)),
+            Targets(advantages, batch.targets.returns[rows]),
+            num_rows,
+            remaining,
+        )
+
+
+class PoolEngine(GradientEngine):
+    """Computes each micro-batch on one of a small pool of threads."""
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        begin = stay_in_background if self._device.type == "cpu" else None
+        return ThreadPoolExecutor(self._num_threads, "learner", begin)
+
+    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
+        return self._pool.map(work, pieces)
+
+    def pin(self, arrays: Sequence[Array]) -> None:
+        """Does nothing: arrays are read where they are."""
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class GpuEngine(GradientEngine):
+    """Records the gradient of a minibatch once, then replays it in one call (a CUDA graph).
+
+    Where the loss changes from update to update nothing is recorded. A GPU is kept busy by one
+    thread; a recording takes in what that thread does.
+    """
+
+    _recorded: tuple[torch.cuda.CUDAGraph, Gradient] | None = None
+    _held: Batch | None = None
+    _pinned: Sequence[Array] = ()
+
+    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
+        return map(work, pieces)
+
+    def hold(self, batch: Batch) -> Batch:
+        """Copies a batch into the memory of the first one: recordings read from there."""
+        if self._algorithm.anneals_loss:
+            return batch
+        if self._held is None:
+            self._held = batch
+        else:
+            for held, tensor in zip(self._held.tensors(), batch.tensors(), strict=True):
+                held.copy_(tensor)
+        return self._held
+
+    def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
+        """Differentiates the loss of a minibatch, by a replay of the recording."""
+        if self._algorithm.anneals_loss:
+            return super().gradient(batch, rows, remaining)
+        if self._recorded is None:
+            self._rows = rows.clone()
+            compute = super().gradient
+            self._recorded = record(
+                lambda: compute(batch, self._rows, remaining),
+                torch.cuda.Stream(self._device),  # type: ignore[no-untyped-call]
+            )
+        graph, gradient = self._recorded
+        self._rows.copy_(rows)
+        graph.replay()
+        return gradient
+
+    def pin(self, arrays: Sequence[Array]) -> None:
+        """Locks the pages of arrays, from which the GPU then copies without a detour."""
+        pinned: list[Array] = []
+        self._pinned = pinned
+        for array in arrays:
+            pin(array)
+            pinned.append(array)
+
+    def close(self) -> None:
+        """Ends what `pin` began."""
+        for array in self._pinned:
+            unpin(array)
+        self._pinned = ()
+
+
+def build_engine(
+    spec: EnvSpec,
+    network: NetworkConfig,
+    algo: AlgoConfig,
+    algorithm: Algorithm,
+    config: LearnerConfig,
+    device: torch.device,
+) -> GradientEngine:
+    """Returns the engine that suits the device."""
+    engine = GpuEngine if device.type == "cuda" else PoolEngine
+    return engine(spec, network, algo, algorithm, config, device)
+
+
+def num_micro_batches(num_rows: int, most: int) -> int:
+    """Returns how many micro-batches a minibatch is cut into.
+
+    They are equal but for a row, and none is empty. Their number is even where the rows allow it,
+    so that two threads end together; only a minibatch of half a micro-batch or less is not cut.
+
+    Args:
+        most: rows of a micro-batch.
+    """
+    if 2 * num_rows <= most:
+        return 1
+    number = -(-num_rows // most)
+    return min(number + number % 2, num_rows)

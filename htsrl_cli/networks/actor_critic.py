@@ -1,0 +1,85 @@
+"""Actor-critic networks: a trunk, and heads for the policy and the value.
+
+Shapes: N rows, P distribution parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htsrl_cli.envs.base import ActionSpec
+from htsrl_cli.networks.activations import Layer, relu_layer
+
+
+class ActorCritic(nn.Module):
+    """A trunk with a policy and a value head.
+
+    A trunk is a module with an attribute `num_features` that maps observations as the slot has them
+    (uint8 or float32 [N, *obs_shape]) to features [N, num_features]; it casts them to the dtype of
+    its parameters itself. One with a true attribute `computes_by_layer` is given a `Layer` besides,
+    which computes its layers: their outputs can then be kept for the learner. Trunks compute in the
+    policy's precision, the heads in float32: bf16 has 8 bits for a value or a logit, and advantages
+    and ratios come from small differences of them.
+
+    Args:
+        actions: what the policy head parameterises.
+        trunk: makes the policy's features.
+        value_trunk: makes the value's features; None where they share the trunk.
+    """
+
+    def __init__(
+        self, actions: ActionSpec, trunk: nn.Module, value_trunk: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.actions = actions
+        self.trunk = trunk
+        self.value_trunk = value_trunk
+        num_features: Any = trunk.num_features
+        num_value_features: Any = (value_trunk or trunk).num_features
+        self.policy_head = nn.Linear(num_features, sum(actions.sizes) or actions.num_dims)
+        self.value_head = nn.Linear(num_value_features, 1)
+        if actions.kind == "gaussian":
+            self.log_std = nn.Parameter(torch.zeros(actions.num_dims))
+
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
+        """Maps observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
+
+        Args:
+            layer: computes the layers of trunks that ask for it.
+        """
+        features = _features(self.trunk, obs, layer)
+        value_features = features
+        if self.value_trunk is not None:
+            value_features = _features(self.value_trunk, obs, layer)
+        params = self.policy_head(features)
+        if self.actions.kind == "gaussian":
+            params = torch.cat([params, self.log_std.expand_as(params)], dim=1)
+        return params, self.value_head(value_features).squeeze(1)
+
+
+def _features(trunk: nn.Module, obs: Tensor, layer: Layer) -> Tensor:
+    made = trunk(obs, layer) if getattr(trunk, "computes_by_layer", False) else trunk(obs)
+    features: Tensor = made.float()
+    return features
+
+
+@torch.no_grad()
+def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
+    """Sets orthogonal weights and zero biases in linear layers and convolutions.
+
+    The gain is sqrt(2), 0.01 for the policy head and 1 for the value head. Other layers keep what
+    they were made with.
+    """
+    gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
+    for module in policy.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            gain = gains.get(id(module), math.sqrt(2))
+            # `orthogonal_` does not fill channels-last memory.
+            weight = torch.empty(module.weight.shape)
+            module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))
+            if module.bias is not None:
+                module.bias.zero_()

@@ -1,0 +1,16 @@
+"""The network that suits the observations."""
+
+from __future__ import annotations
+
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.networks.auto.config import AutoConfig
+from htsrl_cli.networks.mlp.network import Mlp, make_mlps
+from htsrl_cli.networks.nature_cnn.config import is_large_image
+from htsrl_cli.networks.nature_cnn.network import NatureCnn
+
+
+def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | tuple[Mlp, Mlp]:
+    """Returns the Nature CNN for images that are large enough, else two perceptrons."""
+    if is_large_image(spec.obs_shape):
+        return NatureCnn(*spec.obs_shape)
+    return make_mlps(config, spec)

@@ -1,0 +1,89 @@
+"""Action distributions: sampling, the most likely action, log-probabilities and entropies.
+
+Shapes: N rows, D action dimensions, P distribution parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from htsrl_cli.envs.base import ActionSpec
+
+
+def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns noise [N, D] into actions [N, D] and their log-probabilities [N].
+
+    Categorical actions invert the cumulative distribution at a uniform number; Gaussian ones
+    scale a standard normal number. Every row depends on its own inputs only.
+
+    Args:
+        params: [N, P].
+    """
+    if actions.kind == "gaussian":
+        mean, log_std = params.chunk(2, dim=1)
+        action = mean + log_std.exp() * noise
+        return action, _gaussian_log_prob(mean, log_std, action)
+    chosen, log_probs = [], torch.zeros_like(noise[:, 0])
+    for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
+        log_p = logits.log_softmax(dim=1)
+        cumulative = _cumulative(log_p.exp())
+        # Rounding may leave the last entry below 1: scale the number, not the distribution.
+        threshold = noise[:, d : d + 1] * cumulative[:, -1:]
+        choice = (cumulative <= threshold).sum(dim=1, keepdim=True).clamp(max=logits.shape[1] - 1)
+        chosen.append(choice)
+        log_probs = log_probs + log_p.gather(1, choice).squeeze(1)
+    return torch.cat(chosen, dim=1), log_probs
+
+
+def _cumulative(probabilities: Tensor) -> Tensor:
+    """Returns [N, n] summed along the rows; on CUDA torch has no deterministic `cumsum`."""
+    on_cuda = probabilities.device.type == "cuda"
+    return running_sums(probabilities) if on_cuda else probabilities.cumsum(dim=1)
+
+
+def running_sums(numbers: Tensor) -> Tensor:
+    """Returns cumulative sums along the rows of [N, n], made column by column.
+
+    Sums in any other order might fall where nothing negative is added, or rise by a rounding where
+    nothing is: an action that is impossible could be drawn.
+    """
+    sums = list(numbers.unbind(dim=1))
+    for column in range(1, len(sums)):
+        sums[column] = sums[column - 1] + sums[column]
+    return torch.stack(sums, dim=1)
+
+
+def most_likely(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the most likely actions [N, D] and their log-probabilities [N]; draws nothing."""
+    if actions.kind == "gaussian":
+        chosen = params.chunk(2, dim=1)[0]
+    else:
+        parts = torch.split(params, list(actions.sizes), dim=1)
+        chosen = torch.stack([logits.argmax(dim=1) for logits in parts], dim=1)
+    return chosen, log_prob_entropy(actions, params, chosen)[0]
+
+
+def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log-probabilities of the chosen actions [N, D], and entropies; both [N]."""
+    if actions.kind == "gaussian":
+        mean, log_std = params.chunk(2, dim=1)
+        entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=1)
+        return _gaussian_log_prob(mean, log_std, chosen), entropy
+    log_probs = torch.zeros_like(params[:, 0])
+    entropy = torch.zeros_like(params[:, 0])
+    for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
+        log_p = logits.log_softmax(dim=1)
+        # Not `gather`: its gradient is a `scatter_add`, which a GPU can only do deterministically
+        # by sorting.
+        others = chosen[:, d : d + 1] != torch.arange(logits.shape[1], device=logits.device)
+        log_probs = log_probs + log_p.masked_fill(others, 0.0).sum(dim=1)
+        entropy = entropy - (log_p.exp() * log_p).sum(dim=1)
+    return log_probs, entropy
+
+
+def _gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    z = (action - mean) * torch.exp(-log_std)
+    return (-0.5 * z * z - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1)

@@ -1,0 +1,26 @@
+"""`network=mlp`: multilayer perceptrons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from htsrl_cli.config.kinds import NetworkConfig
+from htsrl_cli.config.rules import SIZES, Rules
+from htsrl_cli.plugins import Kind
+
+
+@dataclass(frozen=True)
+class MlpConfig(NetworkConfig):
+    """Two separate perceptrons with tanh, one for the policy and one for the value.
+
+    Attributes:
+        hidden_sizes: of the layers, from the observation on.
+    """
+
+    rules: ClassVar[Rules] = {"hidden_sizes": SIZES, **NetworkConfig.rules}
+
+    hidden_sizes: tuple[int, ...]
+
+
+KIND = Kind(MlpConfig, "htsrl_cli.networks.mlp.network:make_mlps")

@@ -1,0 +1,77 @@
+"""The convolutional network of Mnih et al. (2015).
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.networks.activations import Layer, relu_layer
+from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
+
+
+class NatureCnn(nn.Module):
+    """The convolutional trunk of Mnih et al. (2015): uint8 [N, H, W, C] to [N, 512].
+
+    The slot's (H, W, C) layout viewed as (C, H, W) is channels-last memory: no copy is needed.
+
+    Attributes:
+        computes_by_layer: see `ActorCritic`.
+        num_features: outputs of a row.
+    """
+
+    computes_by_layer = True
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
+        # Outputs of conv2. Pixels beyond those they see change nothing and are left out; what
+        # remains is a multiple of each layer's stride.
+        rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 for size in (height, width))
+        self.seen = slice(8 * rows + 12), slice(8 * columns + 12)
+        self.fc = nn.Linear(64 * (rows - 2) * (columns - 2), 512)
+        self.num_features = 512
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> Tensor:
+        x = obs[:, *self.seen].permute(0, 3, 1, 2)
+        x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
+        # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
+        # bytes are exact in bf16 where their fractions are not.
+        x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
+        x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
+        x = layer(x, self.conv3.weight, self.conv3.bias)
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            # The linear layer as the convolution that it is: in fp32 torch gives convolutions to
+            # oneDNN and products to MKL, which takes twice as long on AMD's processors.
+            weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+            return layer(x, weight, self.fc.bias).flatten(1)
+        # Flattened in (H, W, C) order, which channels-last memory holds as it is.
+        return layer(x.permute(0, 2, 3, 1).flatten(1), self.fc.weight, self.fc.bias)
+
+
+def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
+    """Returns the trunk that policy and value share."""
+    return NatureCnn(*spec.obs_shape)
+
+
+def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """A convolution of channels-last images, its stride over columns taken by the memory layout.
+
+    `stride` neighbouring columns are viewed as one column of so many times the channels, and so are
+    the kernel's: the same products, and nothing moves. That leaves a stride of 1 over columns and
+    more channels, which fill vector registers better.
+    """
+    return layer(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
+
+
+def join_columns(x: Tensor, number: int) -> Tensor:
+    """Views channels-last [N, C, H, W] as [N, number * C, H, W / number]."""
+    n, channels, height, width = x.shape
+    joined = x.permute(0, 2, 3, 1).reshape(n, height, width // number, number * channels)
+    return joined.permute(0, 3, 1, 2)

@@ -1,0 +1,117 @@
+"""Makes the policies of a run, with networks of any kind.
+
+A kind lies in a folder of its own: its keys (a subclass of `NetworkConfig`) and the network. It is
+declared by an entry point of the group `htsrl.networks`, which names a `Kind` whose factory is
+called as `factory(config, spec)` and returns the trunk that policy and value share, or a pair of
+trunks, the policy's and the value's; `ActorCritic` says what a trunk is. `network.name=module:name`
+names such a factory, a class for example, without a package: `config` is then an
+`OwnNetworkConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.plain import find_kind
+from htsrl_cli.config.plan import num_policies
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.errors import ConfigError
+from htsrl_cli.networks.activations import CachingLayers, layout_of
+from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.seeding import Purpose, generator
+from htsrl_cli.storage.memory import ArrayType
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_network(config: NetworkConfig) -> Callable[..., Any]:
+    """Imports the factory of a network.
+
+    Raises:
+        ConfigError: its module or its name does not exist, or a package is missing.
+    """
+    kind = find_kind("network", config.name)
+    module, _, name = kind.factory.partition(":")
+    try:
+        return kind.load()
+    except ModuleNotFoundError as error:
+        remedy = f"there is no module {module}: install it, or run in the folder that holds it"
+        if not f"{module}.".startswith(f"{error.name}."):
+            remedy = f"module {module} needs the package {error.name}: pip install {error.name}"
+        raise ConfigError("network.name", config.name, remedy) from error
+    except AttributeError as error:
+        remedy = f"module {module} has no {name}"
+        raise ConfigError("network.name", config.name, remedy) from error
+
+
+def build_policy(
+    spec: EnvSpec, network: NetworkConfig, precision: str, device: torch.device
+) -> ActorCritic:
+    """Builds a policy with trunks in `precision`, its parameters not yet meaningful.
+
+    It computes as in evaluation: a layer that behaves otherwise in training (dropout, batch
+    normalisation) would make results depend on who computes what.
+
+    Raises:
+        ConfigError: the network does not fit the environment, or is no trunk.
+    """
+    network.check(spec.obs_shape)
+    made = load_network(network)(network, spec)
+    trunks = made if isinstance(made, tuple) else (made,)
+    for trunk in trunks:
+        if not (
+            isinstance(trunk, nn.Module) and isinstance(getattr(trunk, "num_features", None), int)
+        ):
+            remedy = "it must return a torch.nn.Module with an integer num_features, or two of them"
+            raise ConfigError("network.name", network.name, remedy)
+    policy = ActorCritic(spec.actions, *trunks).to(device)
+    for trunk in trunks:
+        trunk.to(PRECISIONS[precision])
+    return policy.eval()
+
+
+def build_policies(
+    spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, precision: str, device: torch.device
+) -> nn.ModuleList:
+    """Builds the `ActorCritic`s of a run: one for all players, or one for each (`algo.policies`).
+
+    Raises:
+        ConfigError: as `build_policy`.
+    """
+    count = num_policies(algo, spec.num_players)
+    return nn.ModuleList(build_policy(spec, network, precision, device) for _ in range(count))
+
+
+def initial_policies(
+    spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, seed: int
+) -> nn.ModuleList:
+    """Builds the policies that a run begins with, in float32 on the CPU; a function of its seed.
+
+    Raises:
+        ConfigError: as `build_policy`.
+    """
+    policies = nn.ModuleList()
+    for index in range(num_policies(algo, spec.num_players)):
+        numbers = generator(seed, Purpose.PARAMETERS, index)
+        rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
+        # Layers that `initialize` leaves alone draw from torch's own generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(numbers.integers(2**63)))
+            policy = build_policy(spec, network, "fp32", torch.device("cpu"))
+        initialize(policy, rng)
+        policies.append(policy)
+    return policies
+
+
+@torch.no_grad()
+def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
+    """Returns shape and dtype of a row of each layer's output, where networks compute by layer."""
+    policy = build_policy(spec, network, precision, torch.device("cpu"))
+    layers = CachingLayers()
+    policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), layers)
+    return layout_of(layers.outputs)

@@ -1,0 +1,148 @@
+"""Groups of runs that differ in nothing but the seed, and what tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.config.identity import changes_no_result
+from htsrl_cli.config.wording import shown
+from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, Curve, Run
+from htsrl_cli.tracking.bootstrap import Array, mean_interval
+
+# Keys that a reader looks for first, if they differ.
+_FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
+_NUM_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of an environment that differ in nothing but the seed.
+
+    Attributes:
+        label: values that tell it from other groups of its environment.
+        curves: one for each run, of `score`.
+        score: the score that all runs of the environment have.
+    """
+
+    environment: str
+    label: str
+    runs: tuple[Run, ...]
+    curves: tuple[Curve, ...]
+    score: str
+
+    def final(self) -> tuple[float, float | None, float | None]:
+        """Returns the mean of the last scores and its interval; a single run has none."""
+        scores = np.array([curve.scores[-1] for curve in self.curves])
+        if len(scores) < 2:
+            return float(scores[0]), None, None
+        low, high = mean_interval(scores)
+        return float(scores.mean()), float(low), float(high)
+
+    def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
+        """Returns positions, mean, low and high over the range in which all runs have a score; [N].
+
+        Args:
+            axis: `env_steps`, or `seconds` (those that the runs took for them on average).
+        """
+        starts, ends = zip(*((c.env_steps[0], c.env_steps[-1]) for c in self.curves), strict=True)
+        steps = np.linspace(max(starts), max(*starts, min(ends)), _NUM_POINTS)
+        places = [np.interp(steps, c.env_steps, getattr(c, axis)) for c in self.curves]
+        scores = np.array([np.interp(steps, c.env_steps, c.scores) for c in self.curves])
+        x = np.mean(places, axis=0)
+        if len(scores) < 2:
+            return x, scores[0], None, None
+        return x, scores.mean(axis=0), *mean_interval(scores)
+
+
+def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
+    """Returns the runs that are compared, and the others as `FOLDER (REASON)`.
+
+    Of runs with the same configuration and seed the one with the most env steps is compared.
+
+    Args:
+        found: runs by folder; None for one without a score.
+    """
+    loaded = [run for run in found.values() if run is not None]
+    keys = sorted({key for run in loaded for key in run.treatment})
+
+    def identity(run: Run) -> tuple[str, ...]:
+        return str(run.config.get("seed")), *_values(run, keys)
+
+    longest: dict[tuple[str, ...], Run] = {}
+    for candidate in sorted(loaded, key=lambda run: -run.env_steps):
+        longest.setdefault(identity(candidate), candidate)
+    scores = _scores(longest.values())
+    runs, left_out = [], []
+    for folder, run in found.items():
+        if run is None:
+            left_out.append(f"{folder} (no episode has ended yet)")
+        elif (equal := longest[identity(run)]) is not run:
+            left_out.append(f"{folder} (same configuration and seed as {equal.folder})")
+        elif scores[run.environment] not in run.curves:
+            left_out.append(f"{folder} (no episode has ended yet, and others were not evaluated)")
+        else:
+            runs.append(run)
+    return runs, left_out
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Returns the groups, in order of first appearance; those of an environment are neighbours."""
+    groups = []
+    for environment, score in _scores(runs).items():
+        own = [run for run in runs if run.environment == environment]
+        keys = _telling_keys(own)
+        names = dict.fromkeys(_values(run, keys) for run in own)
+        for values in names:
+            members = tuple(run for run in own if _values(run, keys) == values)
+            treatment = members[0].treatment
+            label = " ".join(f"{key}={_short(treatment[key])}" for key in keys if key in treatment)
+            curves = tuple(run.curves[score] for run in members)
+            groups.append(Group(environment, label or environment, members, curves, score))
+    return groups
+
+
+def _scores(runs: Collection[Run]) -> dict[str, str]:
+    """Returns by environment, in order of first appearance, the score that its runs share."""
+    return {run.environment: FINAL_SCORE for run in runs} | {
+        run.environment: RECENT_SCORE for run in runs if FINAL_SCORE not in run.curves
+    }
+
+
+def _telling_keys(runs: Sequence[Run]) -> list[str]:
+    """Returns the keys that tell groups apart: first those of `_FIRST`, then what differs besides.
+
+    An algorithm's own defaults follow from its name and are left out.
+    """
+    chosen: list[str] = []
+    for key in _FIRST:
+        if _num_groups(runs, [*chosen, key]) > _num_groups(runs, chosen):
+            chosen.append(key)
+    alike: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_values(run, chosen), []).append(run)
+    keys = sorted({key for run in runs for key in run.treatment})
+    # What changes results before what changes the speed only.
+    keys.sort(key=changes_no_result)
+    return chosen + [
+        key
+        for key in keys
+        if key not in chosen and any(_num_groups(members, [key]) > 1 for members in alike.values())
+    ]
+
+
+def _num_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
+    return len({_values(run, keys) for run in runs})
+
+
+def _short(value: Any) -> str:
+    """Returns a value as shown; four digits of a number tell those of a search apart."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
+def _values(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(run.treatment.get(key)) for key in keys)

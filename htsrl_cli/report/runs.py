@@ -1,0 +1,140 @@
+"""The runs of a report: their configurations, and how their scores grew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from htsrl_cli.config.plain import find_kind, flatten
+from htsrl_cli.errors import ConfigError, UsageError
+from htsrl_cli.tracking.bootstrap import Array
+from htsrl_cli.tracking.lines import (
+    EVAL_RETURN,
+    FINAL_METRIC,
+    METRICS_FILE,
+    RECENT_RETURN,
+    read_lines,
+)
+from htsrl_cli.tracking.summary import read_summary
+
+CONFIG_FILE = "config.yaml"
+FINAL_SCORE = "final metric"
+RECENT_SCORE = "mean score of 100 episodes"
+# Differences of these make no group; of total_steps they do where a schedule spans the run.
+_NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
+_SCHEDULES = ("algo.anneal_learning_rate", "algo.anneal_clip_coef")
+
+
+class Curve(NamedTuple):
+    """The growth of a score; [N] each."""
+
+    env_steps: Array
+    seconds: Array
+    scores: Array
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's configuration and scores.
+
+    Attributes:
+        config: values by dotted key.
+        curves: by score; FINAL_SCORE and RECENT_SCORE, as far as the run has them.
+        env_steps, seconds: env steps and seconds of training so far.
+        params_sha256: digest of the parameters; None while the run goes on.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    curves: dict[str, Curve]
+    env_steps: int
+    seconds: float
+    params_sha256: str | None
+
+    @property
+    def environment(self) -> str:
+        """The environment's name, such as `pong` or `CartPole-v1`."""
+        return environment_name(self.config)
+
+    @cached_property
+    def treatment(self) -> dict[str, Any]:
+        """The values of `config` that tell groups apart."""
+        has_schedule = any(self.config.get(key) for key in _SCHEDULES)
+        return {
+            key: value
+            for key, value in self.config.items()
+            if not _is_left_out(key) or (has_schedule and key == "total_steps")
+        }
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Finds run folders among and below `paths`, in order and each once.
+
+    Raises:
+        UsageError: there is none at or below a path.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = sorted(config.parent for config in path.rglob(CONFIG_FILE))
+        runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
+        if not runs:
+            raise UsageError(f"{path}: there is no run with {CONFIG_FILE} and {METRICS_FILE}")
+        found |= dict.fromkeys(folder.resolve() for folder in runs)
+    return list(found)
+
+
+def load_run(folder: Path) -> Run | None:
+    """Loads a run as far as it has come; returns None if it has no score yet."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
+    assert isinstance(plain, dict)
+    lines = read_lines(folder)
+    training = [line for line in lines if EVAL_RETURN not in line]
+    evaluated = [line for line in lines if EVAL_RETURN in line]
+    found = {
+        FINAL_SCORE: _curve(evaluated, FINAL_METRIC),
+        RECENT_SCORE: _curve(training, RECENT_RETURN),
+    }
+    curves = {score: curve for score, curve in found.items() if curve is not None}
+    if not curves:
+        return None
+    env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
+    return Run(
+        folder,
+        dict(flatten({str(key): value for key, value in plain.items()})),
+        curves,
+        env_steps,
+        seconds,
+        read_summary(folder).get("params_sha256"),
+    )
+
+
+def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
+    """Returns the curve of the lines that have a score, by env steps; None without any."""
+    scored = sorted(
+        (line["env_steps"], line["time/seconds"], line[score])
+        for line in lines
+        if line[score] is not None
+    )
+    return Curve(*map(np.array, zip(*scored, strict=True))) if scored else None
+
+
+def environment_name(config: Mapping[str, Any]) -> str:
+    """Returns the name of the environment of a configuration, given by dotted key."""
+    kind = str(config["env.kind"])
+    try:
+        key = find_kind("env", kind).config.label_key
+    except ConfigError:
+        # Of a package that is not installed here.
+        return kind
+    return str(config[f"env.{key}"])
+
+
+def _is_left_out(key: str) -> bool:
+    return any(key == entry or key.startswith(f"{entry}.") for entry in _NOT_COMPARED)

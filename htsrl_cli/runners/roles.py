@@ -1,0 +1,30 @@
+"""The parts of a run, as `htsrl_cli.runners.wiring` connects them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from htsrl_cli.config.plan import RunPlan
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.learning.learner import Learner
+from htsrl_cli.runners.rollouts import RolloutDigest
+from htsrl_cli.sampling.collector import Collector
+from htsrl_cli.sampling.inference import InferenceSetup
+from htsrl_cli.storage.parameters import ParameterStore
+from htsrl_cli.storage.ring import Ring
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The learner, the collector, and what lies between the two."""
+
+    config: TrainConfig
+    plan: RunPlan
+    spec: EnvSpec
+    learner: Learner
+    ring: Ring
+    store: ParameterStore
+    inference: InferenceSetup
+    collector: Collector
+    rollouts: RolloutDigest

@@ -1,0 +1,147 @@
+"""Takes checkpoints of a run at a barrier, and brings a run back to one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.state import State, Stateful, join, split
+from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.plain import to_plain
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.state import state_packages
+from htsrl_cli.errors import CheckpointError
+from htsrl_cli.learning.learner import Learner
+from htsrl_cli.runners.roles import Roles
+from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.slot import Slot
+from htsrl_cli.workers.board import Board
+
+logger = logging.getLogger(__name__)
+
+
+def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
+    """Returns what `htsrl eval` and a resume must know of a run's file."""
+    return {
+        "env_spec": asdict(spec),
+        "config": to_plain(config),
+        "packages": state_packages(config.env),
+    }
+
+
+def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
+    """Returns θ[j] alone, as `htsrl eval` reads it; nothing of it changes while the run goes on."""
+    arrays = {n: array.copy() for n, array in roles.learner.parameters().items()}
+    state = join({"learner": State({f"params/{n}": a for n, a in arrays.items()}, {})})
+    return Checkpoint(state.arrays, {**meta, **identity(roles.config, roles.spec)})
+
+
+def unlearned_slot(roles: Roles, interval: int) -> Slot | None:
+    """Returns the slot that has been filled and not yet learned from when an interval begins."""
+    return roles.ring.slot(interval - 1) if roles.plan.lag and interval > 0 else None
+
+
+def take(roles: Roles, log: Stateful, interval: int) -> Checkpoint:
+    """Returns everything that going on exactly from the barrier before `interval` needs."""
+    slot = unlearned_slot(roles, interval)
+    whole = join(
+        {
+            "learner": roles.learner.state(),
+            "envs": roles.collector.state(),
+            "rollouts": roles.rollouts.state(),
+            "log": log.state(),
+            "slot": State({} if slot is None else slot.arrays(), {}),
+        }
+    )
+    meta = {"interval": interval, "parts": whole.values}
+    return Checkpoint(whole.arrays, meta | identity(roles.config, roles.spec))
+
+
+def restore(roles: Roles, checkpoint: Checkpoint) -> int:
+    """Brings the roles to where `take` found them; returns the interval that is to begin.
+
+    The log goes on by itself, once it is open.
+    """
+    whole = State(checkpoint.arrays, checkpoint.meta["parts"])
+    interval: int = checkpoint.meta["interval"]
+    roles.rollouts.load_state(split(whole, "rollouts"))
+    roles.learner.load_state(split(whole, "learner"))
+    slot = unlearned_slot(roles, interval)
+    if slot is not None:
+        _restore_slot(roles, slot, interval - 1, split(whole, "slot").arrays)
+    envs = split(whole, "envs")
+    roles.collector.load_state(envs)
+    if not np.array_equal(roles.collector.obs, envs.arrays["obs"]):
+        logger.warning("the environment did not restore exactly: this run differs from here on")
+    return interval
+
+
+def log_state(checkpoint: Checkpoint) -> State:
+    """Returns what the log of a run goes on from."""
+    return split(State({}, checkpoint.meta["parts"]), "log")
+
+
+def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Learner) -> None:
+    """Compares a checkpoint with the environment and the network of this run.
+
+    Raises:
+        CheckpointError: it was made with other spaces, another network, or a version of the
+            environment's package whose states may differ.
+    """
+    stored = checkpoint.meta["env_spec"]
+    if stored != json.loads(json.dumps(asdict(spec))):
+        raise CheckpointError(
+            f"the checkpoint is of an environment with {stored}, this one has {asdict(spec)}: "
+            "resume with the environment it was made with"
+        )
+    _check_packages(checkpoint.meta.get("packages", {}), env)
+    for name, array in learner.parameters().items():
+        found = checkpoint.arrays.get(f"learner/params/{name}")
+        if found is None or found.shape != array.shape:
+            raise CheckpointError(f"the checkpoint has no parameter {name} of shape {array.shape}")
+
+
+def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
+    """Compares the versions of packages that save states; early checkpoints name none."""
+    installed = state_packages(env)
+    for name, version in stored.items():
+        if installed.get(name) != version:
+            raise CheckpointError(
+                f"the checkpoint's environment states are of {name} {version}, and "
+                f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
+            )
+
+
+def _restore_slot(roles: Roles, slot: Slot, interval: int, stored: Mapping[str, Any]) -> None:
+    """Restores the slot not yet learned from; activations, which no file has, are made anew."""
+    _fill(slot, stored)
+    if not roles.inference.keeps_activations:
+        return
+    _serve_again(roles, slot, interval)
+    if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
+        logger.warning("actors did not repeat exactly: this run differs from here on")
+        _fill(slot, stored)
+
+
+def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
+    for name, array in slot.arrays().items():
+        array[:] = stored[name]
+
+
+def _serve_again(roles: Roles, slot: Slot, interval: int) -> None:
+    """Answers all requests of a past interval once more, with the parameters of that interval."""
+    ring, store = roles.ring, roles.store
+    for name, array in roles.learner.previous_parameters().items():
+        store.half(interval)[name][...] = array
+    store.publish(interval)
+    ring.begin(interval, slot.obs[0], slot.noise)
+    actor = Actor(roles.inference, ring, store, Board(1), 0)
+    for t in range(ring.num_steps):
+        actor.serve([(c, t) for c in range(ring.num_columns)])

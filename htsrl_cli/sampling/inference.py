@@ -1,0 +1,191 @@
+"""Batched forward passes of constant shape, for actors and for evaluation.
+
+Every forward pass has `inference_batch` rows, whatever the number of requests: a row's bits depend
+on the shape of its batch. At a constant shape they do not depend on the other rows
+(`has_free_rows` checks that on the network, precision and device of the run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htsrl_cli.algorithms.registry import build_algorithm
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.networks.activations import CachingLayers, relu_layer
+from htsrl_cli.networks.device import record, resolve_device, sleep_until_done
+from htsrl_cli.networks.distributions import most_likely, sample
+from htsrl_cli.networks.registry import activation_layout, build_policies
+from htsrl_cli.storage.memory import Array, ArrayType
+
+
+@dataclass(frozen=True)
+class InferenceSetup:
+    """The set-up that all forward passes of a run have in common.
+
+    Attributes:
+        batch: rows of every forward pass.
+        fixed_rows: a column keeps to one row of the pass, see `Actor`.
+        device: a torch device.
+        precision: `fp32` or `bf16`.
+        keeps_activations: beside the slot, for the learner; see `activations_to_keep`.
+    """
+
+    spec: EnvSpec
+    network: NetworkConfig
+    algo: AlgoConfig
+    batch: int
+    fixed_rows: bool
+    device: str
+    precision: str
+    keeps_activations: bool
+
+
+def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
+    """Returns the layout of a row of what actors keep for the learner, see `networks.activations`.
+
+    It is empty unless the learner's forward pass would be theirs: the same parameters in the same
+    precision, on the CPU.
+    """
+    actors, learner = config.actors, config.learner
+    devices = {
+        resolve_device("actors.device", actors.device).type,
+        resolve_device("learner.device", learner.device).type,
+    }
+    alike = devices == {"cpu"} and actors.precision == learner.precision
+    if not (alike and build_algorithm(config.algo).at_behaviour):
+        return []
+    return activation_layout(spec, config.network, actors.precision)
+
+
+class Inference:
+    """The policies of a run and the buffers of a forward pass of constant shape.
+
+    On a GPU a pass is recorded once and then replayed, sampling and copies in both directions
+    included, on a stream of its own that the learner's kernels give way to.
+
+    Args:
+        greedy: takes the most likely actions instead of sampled ones.
+
+    Attributes:
+        policies: the networks, `ActorCritic`s.
+        obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
+        activations: of the last run, if they are kept; each [batch, ...].
+    """
+
+    def __init__(self, setup: InferenceSetup, greedy: bool = False) -> None:
+        self._device = torch.device(setup.device)
+        self.policies = build_policies(
+            setup.spec, setup.network, setup.algo, setup.precision, self._device
+        )
+        self._state = self.policies.state_dict()
+        self._choose = most_likely if greedy else sample
+        self._actions = setup.spec.actions
+        self._keeps_activations = setup.keeps_activations
+        self.activations: list[Tensor] = []
+        self._obs = torch.from_numpy(
+            np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
+        )
+        self._noise = torch.zeros(setup.batch, setup.spec.actions.num_dims)
+        self._on_stream: AbstractContextManager[object] = nullcontext()
+        self._recorded: list[tuple[torch.cuda.CUDAGraph, list[Tensor]]] = []
+        if self._device.type == "cuda":
+            self._obs, self._noise = self._obs.pin_memory(), self._noise.pin_memory()
+            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+                self._device, priority=-1
+            )
+            self._on_stream = torch.cuda.stream(self._stream)
+            self._recorded = [self._record(policy) for policy in range(len(self.policies))]
+        self.obs: Array = self._obs.numpy()
+        self.noise: Array = self._noise.numpy()
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Array]) -> None:
+        """Takes over the policies' parameters and buffers, rounded to their precision."""
+        with self._on_stream:
+            for name, tensor in self._state.items():
+                tensor.copy_(torch.from_numpy(values[name]))
+
+    @torch.inference_mode()
+    def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
+
+        They are overwritten by the next call.
+
+        Args:
+            policy: number of the network to use.
+        """
+        if self._recorded:
+            graph, (actions, log_probs, values) = self._recorded[policy]
+            with self._on_stream:
+                graph.replay()
+                sleep_until_done(self._device)
+            return actions, log_probs, values
+        layers = CachingLayers() if self._keeps_activations else None
+        params, values = self.policies[policy](self._obs.to(self._device), layers or relu_layer)
+        if layers:
+            self.activations = layers.outputs
+        actions, log_probs = self._choose(self._actions, params.cpu(), self._noise)
+        return actions, log_probs, values.cpu()
+
+    # Not in inference mode: what torch makes there for all recordings, others could not change.
+    @torch.no_grad()
+    def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+        """Records a network's pass; returns where its actions, log-probabilities and values are."""
+        found: list[Tensor] = []
+
+        def work() -> None:
+            obs, noise = (
+                array.to(self._device, non_blocking=True) for array in (self._obs, self._noise)
+            )
+            params, values = self.policies[policy](obs)
+            results = (*self._choose(self._actions, params, noise), values)
+            if not found:
+                found.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
+            for kept, result in zip(found, results, strict=True):
+                kept.copy_(result, non_blocking=True)
+
+        graph, _ = record(work, self._stream)
+        return graph, found
+
+
+def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
+    """Returns True if a row's bits depend neither on its place in the batch nor on other rows.
+
+    Args:
+        values: the policies' parameters and buffers by name.
+    """
+    inference = Inference(setup)
+    inference.load(values)
+    rng = np.random.default_rng(0)
+    inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
+    obs = _random_obs(rng, inference.obs)
+    noise = inference.noise.copy()
+    inference.obs[:] = obs
+    # Of several policies, the first: all have its shapes.
+    expected = [result.clone() for result in (*inference.run(0), *inference.activations)]
+    batch = setup.batch
+    for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
+        inference.obs[:] = np.roll(obs, shift, axis=0)
+        inference.noise[:] = np.roll(noise, shift, axis=0)
+        # Every other row is replaced: what is left must not notice.
+        inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
+        kept = torch.arange(1 - shift % 2, batch, 2)
+        results = (*inference.run(0), *inference.activations)
+        for result, reference in zip(results, expected, strict=True):
+            if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
+                return False
+    return True
+
+
+def _random_obs(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    if like.dtype == np.uint8:
+        return rng.integers(0, 256, like.shape, dtype=np.uint8)
+    return rng.standard_normal(like.shape).astype(like.dtype)

@@ -1,0 +1,46 @@
+"""The film of an evaluated policy: where it lies, and its beginning as TensorBoard shows it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+EVALUATIONS_FOLDER = "evaluations"
+# Of the GIF: pictures per second, and pictures at most.
+_GIF_RATE = 10.0
+_GIF_FRAMES = 300
+
+
+def film_path(run_dir: Path, env_steps: int) -> Path:
+    """Returns the path of the video of an evaluated policy's first game."""
+    return run_dir / EVALUATIONS_FOLDER / "videos" / f"policy_{env_steps:012d}.mp4"
+
+
+def animation(path: Path) -> bytes:
+    """Returns the first half minute of a video as a GIF, half as large, for TensorBoard.
+
+    Raises:
+        OSError: the file holds no video.
+    """
+    # The training has no use for them while nothing is filmed.
+    import cv2
+    from PIL import Image
+
+    file = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    frame_rate = file.get(cv2.CAP_PROP_FPS)
+    step = max(1, round(frame_rate / _GIF_RATE))
+    pictures: list[Image.Image] = []
+    while len(pictures) < _GIF_FRAMES and file.grab():
+        _, frame = file.retrieve()
+        small = cv2.resize(frame[..., ::-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        pictures.append(Image.fromarray(small))
+        for _ in range(step - 1):
+            file.grab()
+    file.release()
+    if not pictures:
+        raise OSError(f"{path} holds no video")
+    seconds = step / frame_rate
+    buffer = io.BytesIO()
+    first, *others = pictures
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=1000 * seconds, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,31 @@
+"""The file `summary.json`, which a run writes when it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from htsrl_cli.durable import write_durably
+
+SUMMARY_FILE = "summary.json"
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, object]) -> None:
+    """Writes `summary.json`, whole or not at all.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    text = json.dumps(summary, indent=2) + "\n"
+    write_durably(run_dir / SUMMARY_FILE, lambda file: file.write(text.encode()))
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Reads `summary.json`; returns an empty dict if the run has not written it yet."""
+    path = run_dir / SUMMARY_FILE
+    if not path.exists():
+        return {}
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary

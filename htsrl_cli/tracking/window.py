@@ -1,0 +1,106 @@
+"""The events of a run since its last line of metrics: figures of intervals, and time spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from htsrl_cli.storage.slot import Episode
+from htsrl_cli.tracking.lines import EPISODE_FIGURES, Line
+
+
+@dataclass
+class Window:
+    """Scalars and episodes of the intervals since the last line.
+
+    Attributes:
+        sums: by scalar its sum, and the number of intervals that reported it.
+        episodes: episodes that ended, in the order they were handed in.
+    """
+
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    episodes: list[Episode] = field(default_factory=list)
+
+    def add(self, scalars: Mapping[str, float], episodes: Sequence[Episode]) -> None:
+        """Takes in an interval."""
+        for name, value in scalars.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + float(value), count + 1)
+        self.episodes += episodes
+
+    def means(self) -> Line:
+        """Returns the mean of each scalar, sorted by name."""
+        return {name: total / count for name, (total, count) in sorted(self.sums.items())}
+
+    def episode_statistics(self) -> Line:
+        """Returns mean, lowest and highest return, training return and length; None without any."""
+        line: Line = {"episode/count": len(self.episodes)}
+        for position, name in enumerate(EPISODE_FIGURES):
+            values = [episode[position] for episode in self.episodes]
+            line[f"episode/{name}_mean"] = mean(values)
+            line[f"episode/{name}_min"] = min(values, default=None)
+            line[f"episode/{name}_max"] = max(values, default=None)
+        return line
+
+
+class Stopwatch:
+    """Wall-clock figures of this process, and of the run with all processes before it.
+
+    Args:
+        clock: seconds on a clock that never goes back.
+        env_steps: env steps of the run when this process began.
+
+    Attributes:
+        seconds_before: seconds that earlier processes trained.
+    """
+
+    def __init__(self, clock: Callable[[], float], env_steps: int) -> None:
+        self._clock = clock
+        self._started = self._line_started = clock()
+        self._first_steps = self._line_steps = env_steps
+        self._stopped: float | None = None
+        self._busy: dict[str, float] = {}
+        self.seconds_before = 0.0
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Takes in the seconds (or counts) of an interval, by name."""
+        for name, value in seconds.items():
+            self._busy[name] = self._busy.get(name, 0.0) + value
+
+    def stop(self) -> None:
+        """Stops the clock for good."""
+        self._stopped = self._clock()
+
+    def seconds(self) -> float:
+        """Returns the seconds of the whole run so far."""
+        return self.seconds_before + self._now() - self._started
+
+    def env_steps_per_second(self, env_steps: int) -> float:
+        """Returns the rate since this process started."""
+        return _rate(env_steps - self._first_steps, self._now() - self._started)
+
+    def line(self, env_steps: int) -> Line:
+        """Returns the figures since the last line, and begins the next window."""
+        now = self._now()
+        elapsed = now - self._line_started
+        line: Line = {
+            "time/seconds": self.seconds(),
+            "time/env_steps_per_second": _rate(env_steps - self._line_steps, elapsed),
+            "time/env_steps_per_second_since_start": self.env_steps_per_second(env_steps),
+        }
+        for name, value in sorted(self._busy.items()):
+            line[f"time/{name}"] = _rate(value, elapsed)
+        self._line_started, self._line_steps, self._busy = now, env_steps, {}
+        return line
+
+    def _now(self) -> float:
+        return self._clock() if self._stopped is None else self._stopped
+
+
+def mean(values: Collection[float]) -> float | None:
+    """Returns the mean; None without values."""
+    return sum(values) / len(values) if values else None
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0

@@ -1,0 +1,126 @@
+"""Sections of configurations for tests: the values of the YAML files, but for what a test changes.
+
+Keys that are `auto` in the YAML files have fixed values here, whatever the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any, TypeVar
+
+from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.cli.compose import Composer, resolved
+from htsrl_cli.config.kinds import NetworkConfig
+from htsrl_cli.config.plain import build, find_kind
+from htsrl_cli.config.sections import (
+    ActorsConfig,
+    BenchConfig,
+    CheckpointConfig,
+    EvalConfig,
+    EvaluationConfig,
+    LearnerConfig,
+    LogConfig,
+    RunnerConfig,
+    TrainConfig,
+)
+from htsrl_cli.envs.atari.config import AtariConfig
+from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
+from htsrl_cli.networks.mlp.config import MlpConfig
+
+_SectionT = TypeVar("_SectionT")
+_FIXED = (
+    "actors.num_executors=2",
+    "actors.num_actors=1",
+    "actors.inference_batch=8",
+    "learner.num_threads=2",
+    "learner.micro_batch=256",
+)
+
+
+@cache
+def _plain(*words: str) -> dict[str, Any]:
+    return resolved(Composer("train").job([*_FIXED, *words]))
+
+
+def _section(schema: type[_SectionT], name: str, words: tuple[str, ...] = ()) -> _SectionT:
+    return build(schema, _plain(*words)[name], f"{name}.")
+
+
+def atari(game: str, **changes: Any) -> AtariConfig:
+    return replace(_section(AtariConfig, "env", ("env=atari/pong",)), game=game, **changes)
+
+
+def football(scenario: str, **changes: Any) -> FootballConfig:
+    words = ("env=football/5_vs_5",)
+    return replace(_section(FootballConfig, "env", words), scenario=scenario, **changes)
+
+
+def gym(id: str, **changes: Any) -> GymConfig:
+    return replace(_section(GymConfig, "env", ("env=gym", "env.id=X-v0")), id=id, **changes)
+
+
+def synthetic(name: str, **changes: Any) -> SyntheticConfig:
+    """Steps take no time unless a test says so."""
+    base = _section(SyntheticConfig, "env", ("env=synthetic/sleep",))
+    return replace(base, name=name, **{"mean_ms": 0.0, **changes})
+
+
+def ppo(**changes: Any) -> PpoConfig:
+    return replace(_section(PpoConfig, "algo", ("algo=ppo",)), **changes)
+
+
+def a2c(**changes: Any) -> A2cConfig:
+    return replace(_section(A2cConfig, "algo", ("algo=a2c",)), **changes)
+
+
+def network(name: str = "auto", **changes: Any) -> NetworkConfig:
+    schema = find_kind("network", name).config
+    config: NetworkConfig = replace(_section(schema, "network", (f"network={name}",)), **changes)
+    return config
+
+
+def mlp(*hidden_sizes: int) -> MlpConfig:
+    return MlpConfig("mlp", hidden_sizes)
+
+
+def actors(**changes: Any) -> ActorsConfig:
+    return replace(_section(ActorsConfig, "actors"), **changes)
+
+
+def learner(**changes: Any) -> LearnerConfig:
+    return replace(_section(LearnerConfig, "learner"), **changes)
+
+
+def runner(name: str = "hts", **changes: Any) -> RunnerConfig:
+    return replace(_section(RunnerConfig, "runner"), name=name, **changes)
+
+
+def checkpoint(**changes: Any) -> CheckpointConfig:
+    return replace(_section(CheckpointConfig, "checkpoint"), **changes)
+
+
+def log(**changes: Any) -> LogConfig:
+    return replace(_section(LogConfig, "log"), **changes)
+
+
+def evaluation(**changes: Any) -> EvaluationConfig:
+    return replace(_section(EvaluationConfig, "eval"), **changes)
+
+
+def train(**changes: Any) -> TrainConfig:
+    """The whole configuration, with some sections and values changed."""
+    return replace(build(TrainConfig, _plain()), **changes)
+
+
+def eval(checkpoint: str, **changes: Any) -> EvalConfig:
+    plain = resolved(Composer("eval").job(["checkpoint=x"]))
+    return replace(build(EvalConfig, plain), checkpoint=checkpoint, **changes)
+
+
+def bench(**changes: Any) -> BenchConfig:
+    plain = resolved(Composer("bench").job([]), ["bench"])["bench"]
+    return replace(build(BenchConfig, plain, "bench."), **changes)
