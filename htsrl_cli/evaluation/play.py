@@ -28,7 +28,7 @@ from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.video import Video, VideoFolder
-from htsrl_cli.networks.device import resolve_device, set_up_torch
+from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
@@ -271,17 +271,7 @@ def _load_inference(
             f"{path} does not fit its environment, which is {spec} here: another version of the "
             "environment's package made it"
         )
-    setup = InferenceSetup(
-        spec=spec,
-        network=config.network,
-        algo=config.algo,
-        batch=config.actors.inference_batch,
-        fixed_rows=False,
-        device=str(resolve_device("actors.device", config.actors.device)),
-        precision=config.actors.precision,
-        keeps_activations=False,
-    )
-    inference = Inference(setup, greedy)
+    inference = Inference(InferenceSetup.of(spec, config), greedy)
     values = {}
     for name, tensor in inference.policies.state_dict().items():
         array = checkpoint.arrays.get(f"learner/params/{name}")
