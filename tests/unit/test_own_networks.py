@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from htsrl_cli.checkpoints.state import State
+from htsrl_cli.checkpoints.state import State, digest
 from htsrl_cli.config.kinds import AlgoConfig, OwnNetworkConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.networks.registry import initial_policies
-from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.storage.parameters import ParameterStore
 from tests import sections

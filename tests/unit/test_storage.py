@@ -86,8 +86,8 @@ def test_a_boolean_that_was_never_written_is_found(name: str) -> None:
 
 
 def test_the_order_of_the_fields_is_that_of_the_hash() -> None:
-    assert [field.name for field in slot_fields(SPEC)] == NAMES
-    assert list(make_ring().slot(0).arrays()) == NAMES
+    assert tuple(field.name for field in slot_fields(SPEC)) == NAMES
+    assert tuple(make_ring().slot(0).arrays()) == NAMES
 
 
 def test_a_new_field_is_hashed_in_its_place_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
