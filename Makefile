@@ -52,4 +52,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache

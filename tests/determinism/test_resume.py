@@ -158,7 +158,7 @@ def long_config(num_intervals: int) -> TrainConfig:
 
 
 def test_two_kills(tmp_path: Path) -> None:
-    config = long_config(24)
+    config = long_config(14)
     expected = harness.run(config, tmp_path / "uninterrupted")
     killed, _ = kill_and_resume(config, 2, tmp_path)
     assert killed >= 1
@@ -178,7 +178,7 @@ def test_twenty_kills_some_while_writing(tmp_path: Path) -> None:
 
 
 def test_sigterm_and_resume_by_other_workers(tmp_path: Path) -> None:
-    config = long_config(24)
+    config = long_config(14)
     expected = harness.run(config, tmp_path / "uninterrupted")
     arguments = [*words(config), "hydra.run.dir=run"]
     process = start(*arguments, "actors.num_executors=4", cwd=tmp_path)

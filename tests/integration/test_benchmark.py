@@ -89,6 +89,7 @@ def test_training_is_measured_as_the_learner_does_it(
     assert set(made) == ({4} if cached else set())
 
 
+@pytest.mark.slow
 def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["env=synthetic/count", "runner.sync_interval=16", "log.tensorboard=false"]
     bench = sections.bench(runners=("serial", "hts"), repeats=2, seconds=0.5, micro_seconds=0.05)

@@ -177,14 +177,8 @@ def rendered(who: str, *representations: str) -> list[str]:
     return [line for line in lines if line.startswith("(")]
 
 
-@pytest.mark.parametrize(
-    "depths",
-    [
-        {"pixels_gray": 1},
-        pytest.param({"pixels": 3, "pixels_gray": 1}, marks=pytest.mark.slow),
-    ],
-    ids=len,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("depths", [{"pixels_gray": 1}, {"pixels": 3, "pixels_gray": 1}], ids=len)
 def test_images_are_rendered(depths: dict[str, int]) -> None:
     """Without a display, in several environments of a process by turns, and over a restore."""
     lines = rendered("ours", *depths)

@@ -78,7 +78,10 @@ def train(device: str, run_dir: Path, *words: str) -> None:
     htsrl(device, "train", *common, *where, *words, folder=run_dir.parent)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    ["PPO", "A2C", pytest.param("Gaussian actions", marks=pytest.mark.slow), "images"],
+)
 def test_a_run_on_a_gpu_does_the_same_as_on_the_cpu(
     name: str, trained: Callable[[str, str], Path]
 ) -> None:
