@@ -28,6 +28,7 @@ from htsrl_cli.config.sections import EvalConfig, FootballConfig, TrainConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.envs.base import Array, Env, EnvSpec, make_env, usual_renderer
 from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.evaluation.marks import Marks
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import resolve_device, set_up_torch
 from htsrl_cli.networks.policy import build_policies, mode, sample
@@ -108,6 +109,7 @@ def play(
     path: Path,
     side_by_side: int | None = None,
     videos: VideoFolder | None = None,
+    marks: Marks | None = None,
 ) -> list[Episode]:
     """Plays `config.episodes` games; returns them in order of number.
 
@@ -117,7 +119,9 @@ def play(
         path: of the checkpoint, for messages.
         side_by_side: games at a time; by default as many as the rows of a forward pass serve.
         videos: films games where it is given.
+        marks: what is marked for a watcher.
     """
+    marks = marks or Marks()
     train_config = _train_config(checkpoint, path)
     num_rows = train_config.actors.inference_batch
     if config.renderer is not None:
@@ -126,13 +130,14 @@ def play(
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
         # All are number 0: an environment may depend on its index, a score must not.
-        envs = [
-            stack.enter_context(closing(make_env(train_config.env, 0, renderer)))
-            for _ in range(num_envs)
-        ]
+        envs = []
+        for _ in range(num_envs):
+            with marks.env():
+                env = make_env(train_config.env, 0, renderer)
+            envs.append(stack.enter_context(closing(env)))
         policies = _load_policies(checkpoint, train_config, envs[0].env_spec, path)
         batch = _Batch(policies, envs[0].env_spec, num_rows, config.greedy)
-        return _play_games(envs, batch, config, videos)
+        return _play_games(envs, batch, config, videos, marks)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -157,9 +162,10 @@ class _Game:
     Its video, where there is one, has no picture of those later resets.
     """
 
-    def __init__(self, env: Env, number: int, seed: int, video: Video | None) -> None:
+    def __init__(self, env: Env, number: int, seed: int, video: Video | None, marks: Marks) -> None:
         self.number = number
         self._env = env
+        self._marks = marks
         self._seed = seed
         self._num_resets = 0
         self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
@@ -176,7 +182,8 @@ class _Game:
     def step(self, actions: Array) -> Episode | None:
         """One env step with actions [P, D]; at the end of the game what it came to."""
         taken = actions if len(actions) > 1 else actions[0]
-        self.obs, reward, terminated, truncated, info = self._env.step(taken)
+        with self._marks.env():
+            self.obs, reward, terminated, truncated, info = self._env.step(taken)
         self._training_return += float(np.mean(reward))
         self._add_frame()
         if "episode" in info:
@@ -196,7 +203,8 @@ class _Game:
         address = (self.number, self._num_resets)
         self._num_resets += 1
         seed = reset_seed(self._seed, *address, Purpose.EVALUATION_RESETS)
-        obs, _ = self._env.reset(seed=seed)
+        with self._marks.env():
+            obs, _ = self._env.reset(seed=seed)
         return obs
 
 
@@ -242,17 +250,22 @@ class _Batch:
 
 
 def _play_games(
-    envs: Sequence[Env], batch: _Batch, config: EvalConfig, videos: VideoFolder | None
+    envs: Sequence[Env],
+    batch: _Batch,
+    config: EvalConfig,
+    videos: VideoFolder | None,
+    marks: Marks,
 ) -> list[Episode]:
     def begin(env: Env, number: int) -> _Game:
         video = videos.video(env, number) if videos else None
-        return _Game(env, number, config.seed, video)
+        return _Game(env, number, config.seed, video, marks)
 
     games = {row: begin(env, row) for row, env in enumerate(envs)}
     started = len(games)
     results: dict[int, Episode] = {}
     while games:
-        actions = batch.act(list(games.values()))
+        with marks.forward_pass():
+            actions = batch.act(list(games.values()))
         for (row, game), chosen in zip(list(games.items()), actions, strict=True):
             result = game.step(chosen)
             if result is None:

@@ -29,7 +29,7 @@ from htsrl_cli.config.sections import EnvConfig, GymConfig, RunPlan, TrainConfig
 from htsrl_cli.envs.base import EnvSpec, make_env
 from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError, ConfigError, RunError
-from htsrl_cli.evaluation.evaluator import Evaluator
+from htsrl_cli.evaluation.evaluator import Evaluator, Timeouts
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device, set_up_torch
 from htsrl_cli.networks.policy import flatten_parameters
@@ -178,7 +178,10 @@ class Run:
         if self._config.eval.interval == 0:
             return None
         self._checkpoints.unrate()
-        return Evaluator(self._run_dir, self._config.eval, self._env_steps, self.log.evaluated)
+        config = self._config
+        timeouts = Timeouts(config.env.step_timeout_s, config.actors.timeout_s)
+        evaluated = self.log.evaluated
+        return Evaluator(self._run_dir, config.eval, self._env_steps, evaluated, timeouts)
 
     @property
     def _env_steps(self) -> int:
