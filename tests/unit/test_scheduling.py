@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from htsrl_cli.runners.run import Run
-from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
+from htsrl_cli.workers.scheduling import core_wait_s, stay_in_background, wake_promptly
 from tests import harness
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
@@ -97,3 +97,9 @@ def test_workers_go_first_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert seen[name] == (SHORT_NS, usual[1]), name
     learners = [seen[name] for name in seen if name.startswith("learner")]
     assert learners == [(usual[0], 10)] * 2
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts it")
+def test_wait_for_a_core_is_known_of_processes_that_there_are() -> None:
+    assert core_wait_s(os.getpid()) > 0
+    assert core_wait_s(2**30) == 0
