@@ -19,6 +19,7 @@ from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.networks.registry import initial_policies
+from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.storage.parameters import ParameterStore
 from tests import sections
