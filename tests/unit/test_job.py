@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from htsrl_cli.cli.job import write_config
 from tests.harness import environment, small_config
 
-
 # Composed before anything is killed: that opens files, too.
 CONFIG = small_config("terminating", "ppo")
 
