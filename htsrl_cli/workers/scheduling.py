@@ -64,7 +64,7 @@ def wake_promptly() -> None:
 
 
 def core_wait_s(pid: int) -> float:
-    """Returns how long a process's main thread was ready and had no core, in seconds; 0 if unknown."""
+    """Returns the seconds that a process's main thread waited for a core; 0 where it is unknown."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
