@@ -82,3 +82,22 @@ class Algorithm(Protocol):
             num_rows: rows of the minibatch.
             remaining: fraction of all updates that is still to come.
         """
+
+
+class WholeSlot:
+    """The minibatches of an algorithm that takes one step a slot, on all of its rows.
+
+    Its gradient is taken at the parameters that collected the data.
+    """
+
+    at_behaviour = True
+    reevaluates = False
+    anneals_loss = False
+
+    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
+        """Yields all rows once."""
+        yield np.arange(num_rows)
+
+    def weigh(self, advantages: Tensor) -> Tensor:
+        """Returns advantages as they are."""
+        return advantages

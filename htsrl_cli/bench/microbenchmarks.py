@@ -59,7 +59,7 @@ class OneThread:
             spec, stepped = env.env_spec, env_rate([env], seconds)
         return cls(
             stepped,
-            _inference_rate(config, spec, actors, seconds),
+            _inference_rate(config, spec, seconds),
             _train_rate(config, spec, learner, seconds),
             spec.num_players,
             config.algo.num_epochs,
@@ -82,21 +82,9 @@ class OneThread:
         return 1000 / max(total.values())
 
 
-def _inference_rate(
-    config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float
-) -> float:
+def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float:
     """Measures rows per second of the actor's forward pass and sampling."""
-    actors = config.actors
-    setup = InferenceSetup(
-        spec=spec,
-        network=config.network,
-        algo=config.algo,
-        batch=actors.inference_batch,
-        fixed_rows=False,
-        device=str(device),
-        precision=actors.precision,
-        keeps_activations=False,
-    )
+    setup = InferenceSetup.of(spec, config)
     inference = Inference(setup)
 
     def forward() -> int:

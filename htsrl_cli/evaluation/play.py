@@ -27,8 +27,9 @@ from htsrl_cli.durable import write_durably
 from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.evaluation.marks import Marks
 from htsrl_cli.evaluation.video import Video, VideoFolder
-from htsrl_cli.networks.device import resolve_device, set_up_torch
+from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
@@ -107,6 +108,7 @@ def play(
     path: Path,
     side_by_side: int | None = None,
     videos: VideoFolder | None = None,
+    marks: Marks | None = None,
 ) -> list[Episode]:
     """Plays `config.episodes` games; returns them in order of number.
 
@@ -116,7 +118,9 @@ def play(
         path: of the checkpoint, for messages.
         side_by_side: games at a time; by default as many as the rows of a forward pass serve.
         videos: films games where it is given.
+        marks: what is marked for a watcher.
     """
+    marks = marks or Marks()
     train_config = _train_config(checkpoint, path)
     if config.renderer is not None:
         train_config.env.check_renderer(config.renderer)
@@ -124,13 +128,14 @@ def play(
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
         # All are number 0: an environment may depend on its index, a score must not.
-        envs = [
-            stack.enter_context(closing(make_env(train_config.env, 0, renderer)))
-            for _ in range(num_envs)
-        ]
+        envs = []
+        for _ in range(num_envs):
+            with marks.env():
+                env = make_env(train_config.env, 0, renderer)
+            envs.append(stack.enter_context(closing(env)))
         spec = envs[0].env_spec
         inference = _load_inference(checkpoint, train_config, spec, path, config.greedy)
-        return _play_games(envs, _Batch(inference, spec), config, videos)
+        return _play_games(envs, _Batch(inference, spec), config, videos, marks)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -155,9 +160,10 @@ class _Game:
     Its video, where there is one, has no picture of those later resets.
     """
 
-    def __init__(self, env: Env, number: int, seed: int, video: Video | None) -> None:
+    def __init__(self, env: Env, number: int, seed: int, video: Video | None, marks: Marks) -> None:
         self.number = number
         self._env = env
+        self._marks = marks
         self._seed = seed
         self._num_resets = 0
         self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
@@ -174,7 +180,8 @@ class _Game:
     def step(self, actions: Array) -> Episode | None:
         """One env step with actions [P, D]; at the end of the game what it came to."""
         taken = actions if len(actions) > 1 else actions[0]
-        self.obs, reward, terminated, truncated, info = self._env.step(taken)
+        with self._marks.env():
+            self.obs, reward, terminated, truncated, info = self._env.step(taken)
         self._training_return += float(np.mean(reward))
         self._add_frame()
         if "episode" in info:
@@ -194,7 +201,8 @@ class _Game:
         address = (self.number, self._num_resets)
         self._num_resets += 1
         seed = reset_seed(self._seed, *address, Purpose.EVALUATION_RESETS)
-        obs, _ = self._env.reset(seed=seed)
+        with self._marks.env():
+            obs, _ = self._env.reset(seed=seed)
         return obs
 
 
@@ -227,17 +235,22 @@ class _Batch:
 
 
 def _play_games(
-    envs: Sequence[Env], batch: _Batch, config: EvalConfig, videos: VideoFolder | None
+    envs: Sequence[Env],
+    batch: _Batch,
+    config: EvalConfig,
+    videos: VideoFolder | None,
+    marks: Marks,
 ) -> list[Episode]:
     def begin(env: Env, number: int) -> _Game:
         video = videos.video(env, number) if videos else None
-        return _Game(env, number, config.seed, video)
+        return _Game(env, number, config.seed, video, marks)
 
     games = {row: begin(env, row) for row, env in enumerate(envs)}
     started = len(games)
     results: dict[int, Episode] = {}
     while games:
-        actions = batch.act(list(games.values()))
+        with marks.forward_pass():
+            actions = batch.act(list(games.values()))
         for (row, game), chosen in zip(list(games.items()), actions, strict=True):
             result = game.step(chosen)
             if result is None:
@@ -271,17 +284,7 @@ def _load_inference(
             f"{path} does not fit its environment, which is {spec} here: another version of the "
             "environment's package made it"
         )
-    setup = InferenceSetup(
-        spec=spec,
-        network=config.network,
-        algo=config.algo,
-        batch=config.actors.inference_batch,
-        fixed_rows=False,
-        device=str(resolve_device("actors.device", config.actors.device)),
-        precision=config.actors.precision,
-        keeps_activations=False,
-    )
-    inference = Inference(setup, greedy)
+    inference = Inference(InferenceSetup.of(spec, config), greedy)
     values = {}
     for name, tensor in inference.policies.state_dict().items():
         array = checkpoint.arrays.get(f"learner/params/{name}")

@@ -284,17 +284,9 @@ class GpuEngine(GradientEngine):
         self._pinned = ()
 
 
-def build_engine(
-    spec: EnvSpec,
-    network: NetworkConfig,
-    algo: AlgoConfig,
-    algorithm: Algorithm,
-    config: LearnerConfig,
-    device: torch.device,
-) -> GradientEngine:
-    """Returns the engine that suits the device."""
-    engine = GpuEngine if device.type == "cuda" else PoolEngine
-    return engine(spec, network, algo, algorithm, config, device)
+def engine_for(device: torch.device) -> type[GradientEngine]:
+    """Returns the engine that suits a device."""
+    return GpuEngine if device.type == "cuda" else PoolEngine
 
 
 def num_micro_batches(num_rows: int, most: int) -> int:

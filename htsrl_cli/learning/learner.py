@@ -16,7 +16,7 @@ from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.gradient import Batch, Gradient, build_engine
+from htsrl_cli.learning.gradient import Batch, Gradient, engine_for
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
 from htsrl_cli.networks.registry import initial_policies
@@ -61,7 +61,8 @@ class Learner:
         # θ[j-1], where the gradient of A2C is taken (paper, Eq. 6); θ[1] = θ[0].
         self._previous = _clones(self._state)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
-        self._engine = build_engine(spec, network, algo, self._algorithm, config, device)
+        engine = engine_for(device)
+        self._engine = engine(spec, network, algo, self._algorithm, config, device)
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:

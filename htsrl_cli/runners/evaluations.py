@@ -12,7 +12,7 @@ from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.plan import RunPlan
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
-from htsrl_cli.evaluation.evaluator import Evaluator
+from htsrl_cli.evaluation.evaluator import Evaluator, Timeouts
 from htsrl_cli.tracking.run_log import RunLog
 from htsrl_cli.workers.stopping import StopSignals
 
@@ -40,7 +40,8 @@ class Evaluations:
         self._log = log
         self._checkpoints = checkpoints
         checkpoints.unrate()
-        self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated)
+        timeouts = Timeouts(config.env.step_timeout_s, config.actors.timeout_s)
+        self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated, timeouts)
 
     def barrier(self, env_steps: int, policy: Callable[[Mapping[str, Any]], Checkpoint]) -> None:
         """Hands over the policy published at this barrier where it is due; logs what is done.

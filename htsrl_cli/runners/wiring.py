@@ -60,16 +60,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     ring = build_ring(config, spec, plan, activations)
     parameters = learner.parameters()
     store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in parameters.items()})
-    inference = InferenceSetup(
-        spec=spec,
-        network=config.network,
-        algo=config.algo,
-        batch=config.actors.inference_batch,
-        fixed_rows=False,
-        device=str(resolve_device("actors.device", config.actors.device)),
-        precision=config.actors.precision,
-        keeps_activations=bool(activations),
-    )
+    inference = InferenceSetup.of(spec, config, keeps_activations=bool(activations))
     if not has_free_rows(inference, parameters):
         logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
         inference = replace(inference, fixed_rows=True)

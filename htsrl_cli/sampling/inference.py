@@ -47,6 +47,26 @@ class InferenceSetup:
     precision: str
     keeps_activations: bool
 
+    @classmethod
+    def of(
+        cls, spec: EnvSpec, config: TrainConfig, keeps_activations: bool = False
+    ) -> InferenceSetup:
+        """Derives the set-up of a run's forward passes, whose rows are taken to be free.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        return cls(
+            spec=spec,
+            network=config.network,
+            algo=config.algo,
+            batch=config.actors.inference_batch,
+            fixed_rows=False,
+            device=str(resolve_device("actors.device", config.actors.device)),
+            precision=config.actors.precision,
+            keeps_activations=keeps_activations,
+        )
+
 
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
     """Returns the layout of a row of what actors keep for the learner, see `networks.activations`.

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import threading
+from pathlib import Path
 
 # Of the learner's threads on a processor, and of executors where actors are on a GPU.
 _BACKGROUND_NICE = 10
@@ -60,3 +61,11 @@ def wake_promptly() -> None:
     attributes = _SchedAttr(size, os.SCHED_OTHER, 0, nice, 0, _SHORT_SLICE_NS, 0, 0)
     # A sandbox may forbid the call: then things are as they were.
     ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)
+
+
+def core_wait_s(pid: int) -> float:
+    """Returns the seconds that a process's main thread waited for a core; 0 where it is unknown."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0

@@ -22,6 +22,7 @@ import numpy as np
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT, Worker
+from htsrl_cli.workers.scheduling import core_wait_s
 
 # How often hangs are looked for, and how long a hung worker has to write its stack.
 WATCH_PERIOD_S = 0.25
@@ -42,19 +43,27 @@ class Watcher:
     busy for that long although one owes an answer, there is one that does not wake up, or lost
     what it was told: it was stopped while it waited, for example.
 
+    Args:
+        workers: one with several cells on the board is named once for each, with the same name.
+        stand_back: the workers hardly get a core where others want it; a tenth of the time that
+            they wait for one counts.
+
     Attributes:
         failed: readable once a worker has failed.
+        hang: the error of the worker that hangs; None so far.
     """
 
-    def __init__(self, workers: Iterable[Worker], board: Board) -> None:
+    def __init__(self, workers: Iterable[Worker], board: Board, stand_back: bool = False) -> None:
         self._workers = list(workers)
         self._board = board
+        self._stand_back = stand_back
+        self._core_wait_s = self._total_core_wait_s()
         self._since, self._busy_s = board.since(), board.busy_s()
         # Seconds since the worker began or ended something. They are counted from look to look:
         # a pause of the whole run (Ctrl-Z) is no hang.
         self._still_s = np.zeros(len(self._since))
         self._dead: list[Worker] = []
-        self._hang: WorkerError | None = None
+        self.hang: WorkerError | None = None
         self._closing, self._close = CONTEXT.Pipe(duplex=False)
         self.failed, self._fail = CONTEXT.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -62,8 +71,8 @@ class Watcher:
 
     def check(self) -> None:
         """Raises the error of the worker that failed, if any; only in the main thread."""
-        if self._hang is not None:
-            raise self._hang
+        if self.hang is not None:
+            raise self.hang
         if self._dead:
             raise _cause_of_death(self._dead)
 
@@ -95,8 +104,8 @@ class Watcher:
 
     def _watch(self) -> None:
         looked = time.monotonic()
-        while not (self._dead or self._hang):
-            sentinels = [worker.sentinel for worker in self._workers]
+        while not (self._dead or self.hang):
+            sentinels = {worker.sentinel for worker in self._workers}
             ready = connection.wait([self._closing, *sentinels], WATCH_PERIOD_S)
             if self._closing in ready:
                 return
@@ -104,14 +113,30 @@ class Watcher:
             before, looked = looked, time.monotonic()
             self._look_at_board(min(looked - before, 2 * WATCH_PERIOD_S))
             if not self._dead:
-                self._hang = self._find_hang() or self._find_stall()
+                self.hang = self._find_hang() or self._find_stall()
         self._fail.send_bytes(b"!")
 
     def _look_at_board(self, elapsed_s: float) -> None:
         since, busy_s = self._board.since(), self._board.busy_s()
         moved = (since != self._since) | (busy_s != self._busy_s)
-        self._still_s = np.where(moved, 0.0, self._still_s + elapsed_s)
+        # Nobody owes anything: what is asked for next has all its time.
+        resting = (since == 0) & (not any(worker.owes for worker in self._workers))
+        counted_s = max(elapsed_s - self._new_core_wait_s(), 0.1 * elapsed_s)
+        self._still_s = np.where(moved | resting, 0.0, self._still_s + counted_s)
         self._since, self._busy_s = since, busy_s
+
+    def _new_core_wait_s(self) -> float:
+        """Seconds since the last call that workers which stand back have waited for a core."""
+        before, self._core_wait_s = self._core_wait_s, self._total_core_wait_s()
+        return self._core_wait_s - before
+
+    def _total_core_wait_s(self) -> float:
+        if not self._stand_back:
+            return 0.0
+        pids = {
+            worker.host.pid for worker in self._workers if isinstance(worker.host, SpawnProcess)
+        }
+        return sum(core_wait_s(pid) for pid in pids if pid is not None)
 
     def _find_hang(self) -> WorkerError | None:
         """A worker that is busy with one thing for too long."""

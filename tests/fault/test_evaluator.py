@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.evaluation.evaluator import Evaluator
 from htsrl_cli.evaluation.video import CAPTION_HEIGHT
 from htsrl_cli.tracking.film import animation
+from htsrl_cli.workers.watcher import NO_STACK
 from tests import sections
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
@@ -140,7 +142,8 @@ def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
     """However many policies wait: more than go into a pipe."""
     number = 320
     words = ("env.mean_ms=0", "eval.interval=64", "eval.episodes=1", f"total_steps={64 * number}")
-    run = train(*words)
+    # It is slow by being stopped, which is a hang in the end.
+    run = train(*words, "env.step_timeout_s=600", "actors.timeout_s=600")
     wait_until(lambda: evaluator(run), "an evaluator")
     process = evaluator(run)
     assert process is not None
@@ -151,6 +154,57 @@ def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
     _, policies = lines(run.folder)
     assert [line["env_steps"] for line in policies] == [64 * k for k in range(1, number + 1)]
     assert f"the training is complete; policies to evaluate: {number}" in run.stderr
+
+
+def test_evaluator_that_hangs(train: Train) -> None:
+    """Three games of an environment have more env steps than the training takes in it."""
+    run = train(
+        "env=synthetic/faulty",
+        "env.fault=hang",
+        "env.fault_step=60",
+        "env.episode_length=23",
+        "env.step_timeout_s=2",
+        "eval.interval=192",
+        "eval.episodes=12",
+        "total_steps=192",
+    )
+    assert run.wait() == 1, run.stderr
+    assert run.stderr.count("evaluator hangs: busy with one thing for") == 3
+    assert run.stderr.count("the policy of 192 env steps is played again") == 2
+    error = run.stderr[run.stderr.index("htsrl: error: ") :]
+    assert error.startswith(
+        "htsrl: error: the evaluator died or hung 3 times at the policy of 192 env steps; switch "
+        "evaluation off with eval.interval=0, or raise env.step_timeout_s and actors.timeout_s\n"
+    )
+    assert "_fail_if_chosen" in error
+    assert "Traceback" not in run.stderr
+    # The training itself is complete.
+    assert run.checkpoint().meta["env_steps"] == 192
+
+
+def test_stopped_evaluator(train: Train, evaluated: Path) -> None:
+    """A hang in which nothing answers; the training goes on, and no policy is lost."""
+    run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
+    wait_until(lambda: run.env_steps and lines(run.folder)[1], "an evaluated policy")
+    process = evaluator(run)
+    assert process is not None
+    process.suspend()
+    assert run.wait() == 0, run.stderr
+    assert lines(run.folder) == lines(evaluated)
+    assert "evaluator hangs: " in run.stderr
+    assert NO_STACK in run.stderr
+
+
+def test_pause_of_the_whole_run_is_no_hang_of_the_evaluator(train: Train, evaluated: Path) -> None:
+    """Ctrl-Z, and fg after a while."""
+    run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
+    wait_until(lambda: run.env_steps and lines(run.folder)[1], "an evaluated policy")
+    run.signal(signal.SIGSTOP, group=True)
+    time.sleep(6)
+    run.signal(signal.SIGCONT, group=True)
+    assert run.wait() == 0, run.stderr
+    assert lines(run.folder) == lines(evaluated)
+    assert "hangs" not in run.stderr
 
 
 def test_evaluator_that_dies_again_and_again(train: Train) -> None:

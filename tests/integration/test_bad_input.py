@@ -245,7 +245,7 @@ EVAL = {
 BENCH = {
     "no rounds": (["bench.repeats=0"], "bench.repeats=0", "1 or more"),
     "no time": (["bench.seconds=0"], "bench.seconds=0.0", "greater than 0"),
-    "unknown runner": (["bench.runners=[async]"], "bench.runners=", "hts, sync and serial"),
+    "unknown runner": (["bench.runners=[async]"], "bench.runners=", "hts, serial and sync"),
     "actors of the baseline": (["actors.num_actors=2"], "actors.num_actors=2", "runner=sync"),
     "mistyped key of bench": (["bench.repeat=1"], "bench.repeat=1", "bench.repeats?"),
     "mistyped key of training": (["algo.gama=1"], "algo.gama=1", "algo.gamma?"),

@@ -215,6 +215,33 @@ def test_stopped_while_waiting(hire: Callable[..., Crew]) -> None:
         crew.ask("double", 1)
 
 
+def test_one_that_has_rested_has_all_its_time(hire: Callable[..., Crew]) -> None:
+    """It wakes up late, but in time; what it rested before does not count."""
+    crew = hire((start_process, role))
+    process_of(crew.workers[0]).suspend()
+    time.sleep(2 * TIMEOUT_S)
+    crew.workers[0].send("double", 21)
+    time.sleep(2 * watcher.WATCH_PERIOD_S)
+    process_of(crew.workers[0]).resume()
+    assert crew.watcher.receive(crew.workers[0], "double") == 42
+    assert not connection.wait([crew.watcher.failed], watcher.STACK_GRACE_S)
+
+
+def test_little_of_the_wait_for_a_core_counts_where_workers_stand_back(
+    hire: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = hire((start_process, role))
+    # As if somebody else had the core all the time.
+    monkeypatch.setattr(watcher, "core_wait_s", lambda pid: time.monotonic())
+    patient = Watcher(crew.workers, crew.board, stand_back=True)
+    crew.workers[0].send("sleep", 1000)
+    assert connection.wait([crew.watcher.failed, patient.failed]) == [crew.watcher.failed]
+    began = time.monotonic()
+    assert connection.wait([patient.failed], PATIENCE_S)
+    assert time.monotonic() - began > 4 * TIMEOUT_S
+    patient.stop()
+
+
 def test_answer_that_is_not_fetched_is_no_hang(hire: Callable[..., Crew]) -> None:
     crew = hire((start_process, role))
     crew.workers[0].send("double", 1)

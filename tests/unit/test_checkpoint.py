@@ -25,6 +25,7 @@ import zstandard
 from htsrl_cli import durable
 from htsrl_cli.checkpoints import file as checkpoint_module
 from htsrl_cli.checkpoints.file import MAGIC, Checkpoint, load_checkpoint, save_checkpoint
+from htsrl_cli.checkpoints.state import State, split
 from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
 from htsrl_cli.errors import CheckpointError
 
@@ -76,6 +77,95 @@ def test_arrays_and_meta_come_back_bit_for_bit(tmp_path: Path, example: Checkpoi
         assert loaded.arrays[name].shape == array.shape, name
         assert loaded.arrays[name].tobytes() == array.tobytes(), name
         assert loaded.arrays[name].flags.writeable, name
+
+
+def in_format_1(path: Path, checkpoint: Checkpoint) -> Path:
+    """Writes a file as the first versions of htsrl did."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_module, "FORMAT_VERSION", 1)
+        save_checkpoint(path, checkpoint)
+    return path
+
+
+OLD_CONFIG = {"seed": 1, "algo": {"name": "a2c", "gamma": 0.9, "hidden_sizes": [7]}}
+NEW_CONFIG = {
+    "seed": 1,
+    "algo": {"name": "a2c", "gamma": 0.9},
+    "network": {"name": "auto", "hidden_sizes": [7]},
+}
+
+
+def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
+    """All that a run's checkpoint had: learner, environments, slot, rollouts and log."""
+    renamed = {
+        "params/0.trunk.layers.0.weight": "learner/params/0.trunk.layers.0.weight",
+        "optimizer/step/0.log_std": "learner/optimizer/step/0.log_std",
+        "optimizer/exp_avg/0.log_std": "learner/optimizer/exp_avg/0.log_std",
+        "previous/0.trunk.layers.0.weight": "learner/previous/0.trunk.layers.0.weight",
+        "env/0": "envs/0",
+        "env/11": "envs/11",
+        "obs": "envs/obs",
+        "slot/obs": "slot/obs",
+        "slot/rewards": "slot/rewards",
+    }
+    arrays = {old: np.full((2, 3), i) for i, old in enumerate(renamed)}
+    kept = {"env_spec": {"obs_dtype": "uint8"}, "packages": {"ale-py": "1"}, "metric": 0.5}
+    log = {"env_steps": 640, "seconds": 0.1 + 0.2, "recent": [1.0]}
+    meta = {
+        **kept,
+        "env_steps": 640,
+        "interval": 5,
+        "num_updates": 4,
+        "num_episodes": [3, 4],
+        "training_returns": [0.5, -1.0],
+        "rollouts_sha256": "ab",
+        "log": log,
+        "config": OLD_CONFIG,
+    }
+    path = in_format_1(tmp_path / "old.ckpt", Checkpoint(dict(arrays), meta))
+    read = load_checkpoint(path)
+    assert read.arrays.keys() == set(renamed.values())
+    for old, new in renamed.items():
+        assert read.arrays[new].tobytes() == arrays[old].tobytes(), new
+    assert read.meta == {
+        **kept,
+        "env_steps": 640,
+        "interval": 5,
+        "parts": {
+            "learner": {"num_updates": 4},
+            "envs": {"num_episodes": [3, 4], "training_returns": [0.5, -1.0]},
+            "rollouts": {"sha256": "ab"},
+            "log": log,
+        },
+        "config": NEW_CONFIG,
+    }
+    whole = State(read.arrays, read.meta["parts"])
+    assert split(whole, "learner").arrays.keys() == {
+        name.removeprefix("learner/") for name in renamed.values() if name.startswith("learner/")
+    }
+    assert split(whole, "envs").arrays.keys() == {"0", "11", "obs"}
+    assert split(whole, "slot").arrays.keys() == {"obs", "rewards"}
+    # What it is read as can be saved in the present format, and is then read as it is.
+    save_checkpoint(tmp_path / "new.ckpt", read)
+    again = load_checkpoint(tmp_path / "new.ckpt")
+    assert (again.meta, again.arrays.keys()) == (read.meta, read.arrays.keys())
+
+
+def test_a_policy_of_format_1_is_read_without_parts(tmp_path: Path) -> None:
+    """What an evaluation was handed: parameters alone, at no barrier."""
+    meta = {"env_steps": 64, "seconds": 1.5, "filmed": False, "config": OLD_CONFIG}
+    checkpoint = Checkpoint({"params/0.log_std": np.zeros(2)}, meta)
+    read = load_checkpoint(in_format_1(tmp_path / "old.ckpt", checkpoint))
+    assert read.arrays.keys() == {"learner/params/0.log_std"}
+    assert read.meta == meta | {"config": NEW_CONFIG}
+
+
+def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Names that meant something in format 1 mean nothing now."""
+    checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": OLD_CONFIG})
+    save_checkpoint(tmp_path / "a.ckpt", checkpoint)
+    read = load_checkpoint(tmp_path / "a.ckpt")
+    assert (read.arrays.keys(), read.meta) == (checkpoint.arrays.keys(), checkpoint.meta)
 
 
 def test_strided_arrays_are_saved_by_value(tmp_path: Path) -> None:
@@ -399,6 +489,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.state import State, split
 from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
 
 run_dir = Path(sys.argv[1])

@@ -158,7 +158,7 @@ def test_wrong_types(key: str, value: object) -> None:
 def test_missing_and_unknown_keys() -> None:
     plain = to_plain(train_config())
     with pytest.raises(ConfigError, match=r"^env\.game=null: .*env\.game="):
-        load_train_config(plain | {"env": {"kind": "atari"}})
+        load_train_config(plain | {"env": {"kind": "atari", "step_timeout_s": 60.0}})
     with pytest.raises(ConfigError, match=r"^runer=1: .*did you mean runner\?"):
         load_train_config(plain | {"runer": 1})
     with pytest.raises(ConfigError, match=r"^algo\.name=pppo: .*did you mean ppo\?"):

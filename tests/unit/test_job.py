@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 from htsrl_cli.cli.job import write_config
 from tests.harness import environment, small_config
 
+# Composed before anything is killed: that opens files, too.
+CONFIG = small_config("terminating", "ppo")
+
 
 def write(run_dir: Path, seed: int) -> None:
-    write_config(replace(small_config("terminating", "ppo"), seed=seed), run_dir)
+    write_config(replace(CONFIG, seed=seed), run_dir)
 
 
 def test_the_configuration_is_on_the_disk_before_it_has_its_name(

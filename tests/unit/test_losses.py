@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.a2c.loss import a2c_loss
+from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets
 from htsrl_cli.algorithms.ppo.loss import ppo_loss
 from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns, gae, next_values
 
@@ -150,11 +151,8 @@ def vector(*numbers: float) -> Tensor:
 def test_a2c_loss_by_hand() -> None:
     """Policy -(-1 * 2 + -2 * 1) / 2 = 2, value (1 + 4) / 2, entropy (0.5 + 0.7) / 2."""
     loss, parts = a2c_loss(
-        log_probs=vector(-1, -2),
-        entropy=vector(0.5, 0.7),
-        values=vector(1, 3),
-        advantages=vector(2, 1),
-        returns=vector(2, 5),
+        Prediction(log_probs=vector(-1, -2), entropy=vector(0.5, 0.7), values=vector(1, 3)),
+        Targets(advantages=vector(2, 1), returns=vector(2, 5)),
         entropy_coef=0.1,
         value_coef=0.5,
         num_rows=2,
@@ -170,13 +168,9 @@ def ppo(
 ) -> tuple[float, dict[str, float]]:
     """One row with clip range 0.2, old value 0 and return 1; entropy 0.7."""
     loss, parts = ppo_loss(
-        log_probs=vector(math.log(0.5 * ratio)),
-        entropy=vector(0.7),
-        values=vector(value),
-        old_log_probs=vector(math.log(0.5)),
-        old_values=vector(0.0),
-        advantages=vector(advantage),
-        returns=vector(1.0),
+        Prediction(vector(math.log(0.5 * ratio)), entropy=vector(0.7), values=vector(value)),
+        OldPolicy(vector(math.log(0.5)), values=vector(0.0)),
+        Targets(advantages=vector(advantage), returns=vector(1.0)),
         clip_coef=0.2,
         clip_value_loss=clip_value_loss,
         entropy_coef=0.1,
@@ -225,9 +219,8 @@ def test_ppo_value_loss_by_hand(value: float, clipped: float, plain: float) -> N
 def test_no_gradient_where_the_ratio_is_clipped() -> None:
     old = torch.zeros(4)
     log_probs = vector(0.5, 0.5, -0.5, -0.5).requires_grad_()
-    loss, _ = ppo_loss(
-        log_probs, old, old, old, old, vector(1, -1, 1, -1), old, 0.2, False, 0.0, 0.0, 4
-    )
+    now, targets = Prediction(log_probs, old, old), Targets(vector(1, -1, 1, -1), old)
+    loss, _ = ppo_loss(now, OldPolicy(old, old), targets, 0.2, False, 0.0, 0.0, 4)
     (gradient,) = torch.autograd.grad(loss, log_probs)
     assert (gradient != 0).tolist() == [False, True, True, False]
 
@@ -239,17 +232,13 @@ def test_micro_batches_add_up(algorithm: str) -> None:
     rows = [torch.randn(10, generator=rng) for _ in range(7)]
 
     def loss(inputs: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        log_probs, entropy, values, old_log_probs, old_values, advantages, returns = inputs
+        now, old, targets = Prediction(*inputs[:3]), OldPolicy(*inputs[3:5]), Targets(*inputs[5:])
         if algorithm == "a2c":
-            return a2c_loss(log_probs, entropy, values, advantages, returns, 0.1, 0.5, 10)
+            return a2c_loss(now, targets, 0.1, 0.5, 10)
         return ppo_loss(
-            log_probs,
-            entropy,
-            values,
-            old_log_probs,
-            old_values,
-            advantages,
-            returns,
+            now,
+            old,
+            targets,
             clip_coef=0.2,
             clip_value_loss=True,
             entropy_coef=0.1,

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
+from htsrl_cli.checkpoints.state import State
 from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import lines as line_file
 from htsrl_cli.tracking.final_metric import FinalMetric
@@ -176,15 +177,16 @@ def test_a_resumed_run_writes_identical_lines(tmp_path: Path, stop: int, further
     with open_log(resumed) as log:
         for j in range(stop):
             feed(log, j)
-        state = json.dumps(log.state())
+        assert log.state().arrays == {}
+        state = json.dumps(log.state().values)
         for j in range(stop, min(stop + further, 12)):  # after the checkpoint, then killed
             feed(log, j)
     with open(resumed / "metrics.jsonl", "ab") as file:
         file.write(b'{"env_steps": 12, "half a li')
     with open_log(resumed, stop * STEPS) as log:
-        log.load_state(json.loads(state))
+        log.load_state(State({}, json.loads(state)))
         assert (
-            json.loads(json.dumps(log.state())).items()
+            json.loads(json.dumps(log.state().values)).items()
             >= {
                 name: value for name, value in json.loads(state).items() if name != "seconds"
             }.items()

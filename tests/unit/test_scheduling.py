@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
+from htsrl_cli.workers.scheduling import core_wait_s, stay_in_background, wake_promptly
 
 SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
 KERNEL = tuple(int(part) for part in platform.release().split(".")[:2])
@@ -71,3 +71,9 @@ def test_only_this_thread_stands_back() -> None:
 def test_a_nicer_thread_is_not_made_less_nice() -> None:
     """Which the kernel refuses to those without privileges."""
     assert in_thread(partial(become_nice, 15), stay_in_background, lambda: nice(0)) == 15
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts it")
+def test_wait_for_a_core_is_known_of_processes_that_there_are() -> None:
+    assert core_wait_s(os.getpid()) > 0
+    assert core_wait_s(2**30) == 0

@@ -11,29 +11,16 @@ import pytest
 
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.networks.activations import as_tensor
+from htsrl_cli.storage import ring as ring_module
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
-from htsrl_cli.storage.slot import Slot, slot_fields
+from htsrl_cli.storage.slot import Field, Slot, slot_fields
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT
+from tests.determinism.auditor import NAMES
 
 T, B = 3, 4
 SPEC = EnvSpec((5, 2), "uint8", ActionSpec("categorical", sizes=(3, 2)))
-NAMES = [
-    "obs",
-    "noise",
-    "actions",
-    "log_probs",
-    "values",
-    "versions",
-    "rewards",
-    "terminated",
-    "truncated",
-    "final_values",
-    "episode_returns",
-    "training_returns",
-    "episode_lengths",
-]
 
 
 def make_ring() -> Ring:
@@ -95,6 +82,34 @@ def test_a_boolean_that_was_never_written_is_found(name: str) -> None:
     filled.check_filled()
     getattr(filled, name)[1:2, 2] = getattr(fresh, name)[1:2, 2]
     with pytest.raises(AssertionError, match=f"slot.{name}"):
+        filled.check_filled()
+
+
+def test_the_order_of_the_fields_is_that_of_the_hash() -> None:
+    assert tuple(field.name for field in slot_fields(SPEC)) == NAMES
+    assert tuple(make_ring().slot(0).arrays()) == NAMES
+
+
+def test_a_new_field_is_hashed_in_its_place_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line in `slot_fields` gives it its place in memory, in the hash and in `check_filled`."""
+    place = NAMES.index("rewards")
+
+    def with_another(spec: EnvSpec) -> tuple[Field, ...]:
+        fields = slot_fields(spec)
+        return *fields[:place], Field("masks", (3,), "bool"), *fields[place:]
+
+    monkeypatch.setattr(ring_module, "slot_fields", with_another)
+    filled, fresh = make_ring().slots
+    names = [*NAMES[:place], "masks", *NAMES[place:]]
+    masks = filled.arrays()["masks"]
+    assert list(filled.arrays()) == names
+    assert (masks.shape, masks.dtype.name) == ((T, B, 3), "bool")
+    fill(filled)
+    data = b"".join(filled.arrays()[name].tobytes() for name in names)
+    assert filled.sha256() == hashlib.sha256(data).hexdigest()
+    filled.check_filled()
+    masks[2, 1, :1] = fresh.arrays()["masks"][2, 1, :1]
+    with pytest.raises(AssertionError, match=r"slot\.masks"):
         filled.check_filled()
 
 

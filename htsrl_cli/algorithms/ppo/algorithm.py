@@ -50,9 +50,9 @@ class Ppo:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
         return ppo_loss(
-            *now,
-            *old,
-            *targets,
+            now,
+            old,
+            targets,
             clip_coef=config.clip_coef * (remaining if config.anneal_clip_coef else 1.0),
             clip_value_loss=config.clip_value_loss,
             entropy_coef=config.entropy_coef,

@@ -8,27 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets
+
 
 def ppo_loss(
-    log_probs: Tensor,
-    entropy: Tensor,
-    values: Tensor,
-    old_log_probs: Tensor,
-    old_values: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
+    now: Prediction,
+    old: OldPolicy,
+    targets: Targets,
     clip_coef: float,
     clip_value_loss: bool,
     entropy_coef: float,
     value_coef: float,
     num_rows: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate loss (Schulman et al., 2017, Eq. 7 and 9) of a micro-batch.
+    """Returns the clipped surrogate loss (Schulman et al., 2017, Eq. 7 and 9) of a micro-batch.
 
     Args:
-        log_probs, entropy, values: of the policy that is being differentiated, [N].
-        old_log_probs, old_values: of the policy before the update, [N].
-        advantages, returns: constants, [N].
+        now: of the policy that is being differentiated, [N].
+        old: of the policy before the update, [N].
+        targets: constants, [N].
         clip_value_loss: the larger of the clipped and unclipped squared errors, as in the
             authors' implementation.
         num_rows: size of the minibatch that the sums are divided by.
@@ -37,16 +35,17 @@ def ppo_loss(
         The loss, and its parts by name, among them the approximate KL divergence
         (Schulman, 2020: mean of ratio - 1 - log ratio) and the fraction of ratios clipped.
     """
-    log_ratio = log_probs - old_log_probs
+    advantages, returns = targets
+    log_ratio = now.log_probs - old.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).sum() / num_rows
-    errors = (values - returns) ** 2
+    errors = (now.values - returns) ** 2
     if clip_value_loss:
-        clipped_values = old_values + (values - old_values).clamp(-clip_coef, clip_coef)
+        clipped_values = old.values + (now.values - old.values).clamp(-clip_coef, clip_coef)
         errors = torch.maximum(errors, (clipped_values - returns) ** 2)
     value_loss = 0.5 * errors.sum() / num_rows
-    entropy_mean = entropy.sum() / num_rows
+    entropy_mean = now.entropy.sum() / num_rows
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy_mean
     with torch.no_grad():
         kl = (ratio - 1 - log_ratio).sum() / num_rows

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.base import Indices, OldPolicy, Prediction, Targets
+from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets, WholeSlot
 from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 from htsrl_example.reinforce.config import ReinforceConfig
 
 
-class Reinforce:
+class Reinforce(WholeSlot):
     """One full-batch step a slot, at the parameters that collected the data."""
-
-    at_behaviour = True
-    reevaluates = False
-    anneals_loss = False
 
     def __init__(self, config: ReinforceConfig) -> None:
         self._config = config
@@ -29,12 +24,6 @@ class Reinforce:
     def targets(self, rollout: Rollout) -> Targets:
         returns = bootstrapped_returns(rollout, self._config.gamma)
         return Targets(returns - rollout.values[:-1], returns)
-
-    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        yield np.arange(num_rows)
-
-    def weigh(self, advantages: Tensor) -> Tensor:
-        return advantages
 
     def loss(
         self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
