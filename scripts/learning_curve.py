@@ -26,7 +26,8 @@ from htsrl_cli.config.load import load_train_config
 from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
-from htsrl_cli.tracking.lines import RECENT_RETURN, training_lines
+from htsrl_cli.tracking.lines import training_lines
+from htsrl_cli.tracking.metric_names import RECENT_RETURN
 
 
 @dataclass(frozen=True)

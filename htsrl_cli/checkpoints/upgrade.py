@@ -1,4 +1,4 @@
-"""Checkpoints of earlier formats, as this version would have written them.
+"""Reads checkpoints of earlier formats: brings them into the present one.
 
 1   up to htsrl 0.1.0 of November 2026: parts told apart by their arrays' first names, sizes of
 perceptrons in the section `algo`

@@ -1,4 +1,4 @@
-"""Plain values to a configuration that can be used: the one way, and it goes one way only.
+"""Loads configurations: makes plain values, composed or stored, ready for use, in one direction.
 
 plain values → typed sections → ranges checked → `auto` filled in → combinations checked
 """

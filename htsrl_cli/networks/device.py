@@ -1,4 +1,4 @@
-"""Process-wide torch settings that reproducibility and speed need."""
+"""Devices: which one a key names, torch's process-wide settings, and recordings on a GPU."""
 
 from __future__ import annotations
 

@@ -13,13 +13,8 @@ import numpy as np
 from htsrl_cli.config.plain import find_kind, flatten
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.tracking.bootstrap import Array
-from htsrl_cli.tracking.lines import (
-    EVAL_RETURN,
-    FINAL_METRIC,
-    METRICS_FILE,
-    RECENT_RETURN,
-    read_lines,
-)
+from htsrl_cli.tracking.lines import METRICS_FILE, read_lines
+from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC, RECENT_RETURN
 from htsrl_cli.tracking.summary import read_summary
 
 CONFIG_FILE = "config.yaml"

@@ -1,4 +1,4 @@
-"""The parts of a run, as `htsrl_cli.runners.wiring` connects them."""
+"""Bundles the parts of a run that `htsrl_cli.runners.wiring` has built and connected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from htsrl_cli.config.plan import RunPlan
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.learning.learner import Learner
-from htsrl_cli.runners.rollouts import RolloutDigest
+from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.sampling.collector import Collector
 from htsrl_cli.sampling.inference import InferenceSetup
 from htsrl_cli.storage.parameters import ParameterStore

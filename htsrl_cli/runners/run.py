@@ -30,6 +30,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.runners.evaluations import Evaluations
+from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.snapshot import (
     log_state,
@@ -38,7 +39,6 @@ from htsrl_cli.runners.snapshot import (
     take,
     unlearned_slot,
 )
-from htsrl_cli.runners.stopwatch import StopWatch
 from htsrl_cli.runners.wiring import connect
 from htsrl_cli.seeding import action_noise
 from htsrl_cli.storage.memory import Array
@@ -168,7 +168,7 @@ class Run:
     def _run_interval(self, check: Callable[[], None]) -> None:
         """Collects an interval and learns; ends at the barrier with the next interval open."""
         collector, ring = self._roles.collector, self._roles.ring
-        watch = StopWatch(collector.board, collector.num_steppers)
+        watch = LoadMeter(collector.board, collector.num_steppers)
         barrier_s = watch.started_at - self._barrier_began
         self._logged: dict[str, float] = {}
         collector.begin()

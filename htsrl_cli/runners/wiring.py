@@ -17,7 +17,7 @@ from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
 from htsrl_cli.runners.roles import Roles
-from htsrl_cli.runners.rollouts import RolloutDigest
+from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.runners.snapshot import check_fit
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
 from htsrl_cli.sampling.inference import InferenceSetup, activations_to_keep, has_free_rows

@@ -57,7 +57,8 @@ def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
     """Returns the arrays of a slot, in the order in which they are hashed.
 
     A new array is a new line here, and an attribute of `Slot`: executors, actors and the learner
-    find it by its name, and it is saved, hashed and restored with the others.
+    find it by its name, and it is saved, hashed and restored with the others. Slots in earlier
+    checkpoints lack it: `htsrl_cli.checkpoints.upgrade` says what they had instead.
     """
     draws = (spec.actions.num_dims,)
     return (

@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl`: the names of its metrics, reading its lines, and appending to it."""
+"""The file `metrics.jsonl`: reading its lines, and appending to it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from htsrl_cli.durable import write_durably
+from htsrl_cli.tracking.metric_names import EVAL_RETURN
 
 METRICS_FILE = "metrics.jsonl"
-RECENT_EPISODES = 100
-RECENT_RETURN = f"episode/return_mean_{RECENT_EPISODES}"
-EVAL_RETURN = "eval/return_mean"
-FINAL_METRIC = "eval/final_metric"
-# The names that the fields of an `Episode` have in a line.
-EPISODE_FIGURES = ("return", "training_return", "length")
-
-Line = dict[str, float | None]
 
 
 class LineFile:

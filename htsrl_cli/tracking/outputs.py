@@ -12,7 +12,8 @@ from typing import Any
 from htsrl_cli.config.sections import LogConfig
 from htsrl_cli.durable import remove_leftovers
 from htsrl_cli.tracking.film import animation, film_path
-from htsrl_cli.tracking.lines import EVAL_RETURN, METRICS_FILE, Line, LineFile, read_lines
+from htsrl_cli.tracking.lines import METRICS_FILE, LineFile, read_lines
+from htsrl_cli.tracking.metric_names import EVAL_RETURN, Line
 from htsrl_cli.tracking.progress import open_display
 from htsrl_cli.tracking.tensorboard import EventFiles, Plain
 from htsrl_cli.tracking.trackers import MlflowTracker, Tracker, WandbTracker

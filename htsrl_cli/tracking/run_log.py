@@ -19,15 +19,14 @@ from htsrl_cli.config.sections import EvaluationConfig, LogConfig
 from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import summary as summary_file
 from htsrl_cli.tracking.final_metric import FinalMetric
-from htsrl_cli.tracking.lines import (
+from htsrl_cli.tracking.lines import read_lines, training_lines
+from htsrl_cli.tracking.metric_names import (
     EPISODE_FIGURES,
     EVAL_RETURN,
     FINAL_METRIC,
     RECENT_EPISODES,
     RECENT_RETURN,
     Line,
-    read_lines,
-    training_lines,
 )
 from htsrl_cli.tracking.outputs import Outputs
 from htsrl_cli.tracking.progress import Status

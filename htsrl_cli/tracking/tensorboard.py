@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import summary_v2 as hp
 from torch.utils.tensorboard import SummaryWriter
 
 from htsrl_cli.config.identity import changes_no_result
+from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC, RECENT_RETURN
 from htsrl_cli.tracking.trackers import run_name
 
 # The types of a hyperparameter that TensorBoard takes.
@@ -19,8 +20,8 @@ Plain = bool | int | float | str
 # The charts of TensorBoard's page "Custom scalars", by group.
 LAYOUT = {
     "Score": {
-        "training, mean of 100 episodes": ["Multiline", ["episode/return_mean_100"]],
-        "evaluation": ["Multiline", ["eval/return_mean", "eval/final_metric"]],
+        "training, mean of 100 episodes": ["Multiline", [RECENT_RETURN]],
+        "evaluation": ["Multiline", [EVAL_RETURN, FINAL_METRIC]],
         "episode length": ["Multiline", ["episode/length_mean"]],
     },
     "Learning": {

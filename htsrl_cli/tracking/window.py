@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from htsrl_cli.storage.slot import Episode
-from htsrl_cli.tracking.lines import EPISODE_FIGURES, Line
+from htsrl_cli.tracking.metric_names import EPISODE_FIGURES, Line
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Advantage actor-critic."""
+"""A2C as an `Algorithm`: its optimizer and targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation."""
+"""PPO as an `Algorithm`: its optimizer, targets and minibatches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`network=auto`: the network that suits the observations."""
+"""`network=auto`: the keys of the network that suits the observations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that suits the observations."""
+"""Chooses the Nature CNN or perceptrons by the shape of the observations."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import time
 from htsrl_cli.workers.board import Board
 
 
-class StopWatch:
+class LoadMeter:
     """Times the roles from the moment it is made.
 
     Args:
