@@ -38,7 +38,7 @@ def upgrade(
 def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
     new = dict(meta)
     if "config" in new:
-        new["config"] = _upgrade_config(new["config"])
+        new["config"] = upgrade_config(new["config"])
     if "interval" in new:
         new["parts"] = {
             "learner": {"num_updates": new.pop("num_updates")},
@@ -49,7 +49,8 @@ def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
     return new
 
 
-def _upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored configuration as this version would have stored it."""
     algo = dict(config.get("algo", {}))
     if "network" in config or "hidden_sizes" not in algo:
         return config

@@ -101,7 +101,7 @@ def initial_policies(
         rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
         # Layers that `initialize` leaves alone draw from torch's own generator.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(numbers.integers(2**63)))
+            torch.default_generator.manual_seed(int(numbers.integers(2**63)))
             policy = build_policy(spec, network, "fp32", torch.device("cpu"))
         initialize(policy, rng)
         policies.append(policy)

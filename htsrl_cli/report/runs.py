@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.config.plain import find_kind, flatten
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.tracking.bootstrap import Array
@@ -102,7 +103,7 @@ def load_run(folder: Path) -> Run | None:
     env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
     return Run(
         folder,
-        dict(flatten({str(key): value for key, value in plain.items()})),
+        dict(flatten(upgrade_config({str(key): value for key, value in plain.items()}))),
         curves,
         env_steps,
         seconds,
