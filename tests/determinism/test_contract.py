@@ -25,8 +25,7 @@ from tests.harness import IMAGE_PRECISION, Fingerprint
 
 # What `make test` checks; `make test-slow` checks all combinations.
 FAST = {
-    ("atari", "ppo", IMAGE_PRECISION),
-    # Keeps activations.
+    # Keeps activations. PPO on images is test_auditor's and test_resume's.
     ("atari", "a2c", IMAGE_PRECISION),
     ("terminating", "a2c", "fp32"),
     ("truncating", "ppo", "fp32"),

@@ -181,12 +181,12 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_report(htsrl: Htsrl, tmp_path: Path) -> None:
-    words = [*TINY, "env=synthetic/sleep", "env.mean_ms=0", "total_steps=4096", "log.interval=512"]
+    words = [*TINY, "env=synthetic/sleep", "env.mean_ms=0", "total_steps=1024", "log.interval=256"]
     assert htsrl("train", "-m", *words, "algo=ppo", "seed=1,2").returncode == 0
     run = htsrl("report", "runs", "--output", "compared")
     assert run.returncode == 0, run.stderr
     (row,) = json.loads((tmp_path / "compared" / "report.json").read_text())
-    assert (row["runs"], row["env steps"]) == ("2", "4,096")
+    assert (row["runs"], row["env steps"]) == ("2", "1,024")
     page = (tmp_path / "compared" / "report.html").read_text()
     for summary in tmp_path.rglob("summary.json"):
         assert json.loads(summary.read_text())["params_sha256"] in page
@@ -241,6 +241,7 @@ def test_resume_goes_on_in_the_same_folder(htsrl: Htsrl, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_resume_with_other_worker_counts(htsrl: Htsrl, tmp_path: Path) -> None:
     assert htsrl("train", *TINY, "total_steps=96", "hydra.run.dir=run").returncode == 0
     words = ["resume=run", "total_steps=128", "runner=hts", "actors.num_executors=4"]

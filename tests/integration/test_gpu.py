@@ -82,7 +82,7 @@ def train(device: str, run_dir: Path, *words: str) -> None:
     "name",
     [
         "PPO",
-        "A2C",
+        pytest.param("A2C", marks=pytest.mark.slow),
         pytest.param("Gaussian actions", marks=pytest.mark.slow),
         # In fp32 the CPU takes another kernel, and other bits.
         pytest.param("images in bf16", marks=() if HAS_BF16 else EMULATED),
@@ -105,7 +105,7 @@ def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("name", ["PPO", "A2C"])
+@pytest.mark.parametrize("name", ["PPO", pytest.param("A2C", marks=pytest.mark.slow)])
 def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
     name: str, trained: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def figures(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if value is not None}
 
 
+@pytest.mark.slow
 def test_wandb(tmp_path: Path) -> None:
     run = train(tmp_path, *WORDS, "log.wandb=pole", "total_steps=320", WANDB_MODE="offline")
     assert run.returncode == 0, run.stderr
@@ -109,6 +110,7 @@ def test_wandb(tmp_path: Path) -> None:
         assert figures(line) in logged
 
 
+@pytest.mark.slow
 def test_mlflow(tmp_path: Path) -> None:
     variables = {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/tracked"} | FILE_STORE
     run = train(tmp_path, *WORDS, "log.mlflow=pole", "total_steps=320", **variables)

@@ -22,8 +22,6 @@ from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.envs.base import Array, PicturedEnv
-from htsrl_cli.envs.football.match import View
-from htsrl_cli.envs.football.pitch import draw_pitch
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
@@ -247,6 +245,7 @@ def test_football_is_drawn_where_it_is() -> None:
 def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     from htsrl_cli.envs.football.match import View
+    from htsrl_cli.envs.football.pitch import draw_pitch
 
     nobody = View(
         ball=np.array([0.5, 0.3, 4.0]),
