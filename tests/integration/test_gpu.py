@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.fault.processes import wait_until
-from tests.harness import EMULATED, HAS_BF16, environment, fingerprint
+from tests.harness import environment, fingerprint
 
 ON_GPU = ["learner.device=cuda", "actors.device=cuda", "actors.host=thread"]
 SMALL = [
@@ -85,7 +85,7 @@ def train(device: str, run_dir: Path, *words: str) -> None:
         pytest.param("A2C", marks=pytest.mark.slow),
         pytest.param("Gaussian actions", marks=pytest.mark.slow),
         # In fp32 the CPU takes another kernel, and other bits.
-        pytest.param("images in bf16", marks=() if HAS_BF16 else EMULATED),
+        pytest.param("images in bf16", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_on_a_gpu_does_the_same_as_on_the_cpu(
