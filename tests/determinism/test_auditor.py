@@ -21,7 +21,7 @@ from htsrl_cli.storage.ring import Ring
 from tests import sections
 from tests.determinism import auditor
 from tests.determinism.auditor import Array, Audit, AuditError, audit
-from tests.harness import IMAGE_PRECISION, slow
+from tests.harness import IMAGE_PRECISION, NEEDS_BF16
 
 NUM_ENVS = 6
 NUM_STEPS = 16
@@ -86,14 +86,14 @@ ATARI = [
     *(
         pytest.param(
             *(SMALL_BREAKOUT, A2C, "sync", precision),
-            marks=() if precision == IMAGE_PRECISION else slow("atari", precision),
+            marks=() if precision == IMAGE_PRECISION else pytest.mark.slow,
         )
         for precision in ("fp32", "bf16")
     ),
     *(
-        pytest.param(BREAKOUT, algo, runner, precision, marks=pytest.mark.slow)
+        pytest.param(BREAKOUT, algo, runner, precision, marks=[pytest.mark.slow, *marks])
         for runner in ("hts", "serial", "sync")
-        for algo, precision in ((A2C, "fp32"), (PPO, "bf16"))
+        for algo, precision, marks in ((A2C, "fp32", []), (PPO, "bf16", [NEEDS_BF16]))
     ),
 ]
 

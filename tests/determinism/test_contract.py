@@ -27,13 +27,20 @@ from tests.harness import IMAGE_PRECISION, Fingerprint
 FAST = {
     # Keeps activations. PPO on images is test_auditor's and test_resume's.
     ("atari", "a2c", IMAGE_PRECISION),
-    ("terminating", "a2c", "fp32"),
     ("truncating", "ppo", "fp32"),
 }
+
+
+def marks(env: str, precision: str) -> list[pytest.MarkDecorator]:
+    """Returns the marks of a combination that `make test` leaves out."""
+    emulated = (env, precision) == ("screens", "bf16")
+    return [pytest.mark.slow, *([harness.NEEDS_BF16] if emulated else [])]
+
+
 COMBINATIONS = [
     pytest.param(
         (env, algo, precision),
-        marks=() if (env, algo, precision) in FAST else harness.slow(env, precision),
+        marks=() if (env, algo, precision) in FAST else marks(env, precision),
         id=f"{env}-{algo}-{precision}",
     )
     for env in harness.ENVS
@@ -105,7 +112,7 @@ class TestContract:
             np.stack([slot[name] for slot in slots])
             for name in ("terminated", "truncated", "episode_lengths")
         )
-        if combination[0] == "atari":
+        if combination[0] in ("atari", "screens"):
             assert (terminated & (lengths == 0)).sum() > 50, "lives lost"
             assert (terminated & (lengths > 0)).sum() >= 5, "games over"
             assert (truncated & ~terminated).sum() >= 5, "games truncated"
@@ -128,15 +135,20 @@ class TestContract:
         assert len(stopped) > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_executors", "num_actors", "num_threads"),
     [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (16, 1, 2), (16, 2, 2)],
     ids=str,
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
-@pytest.mark.parametrize("env", ["atari", "truncating"])
+@pytest.mark.parametrize(
+    ("env", "algo", "precision"),
+    [
+        pytest.param(env, algo, precision, marks=marks(env, precision))
+        for env in ("screens", "truncating")
+        for algo in harness.ALGOS
+        for precision in ("fp32", "bf16")
+    ],
+)
 def test_number_of_workers_changes_nothing(
     reference: Reference,
     env: str,
@@ -150,6 +162,17 @@ def test_number_of_workers_changes_nothing(
     config = harness.small_config(env, algo, precision)
     config = harness.with_workers(config, num_executors, num_actors, num_threads)
     assert harness.run(config, tmp_path) == reference.of((env, algo, precision))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_screens_of_full_size(algo: str, tmp_path: Path) -> None:
+    """Kernels choose their ways by the sizes of what they compute."""
+    fingerprints = []
+    for runner in ("serial", "hts"):
+        config = harness.small_config("screens", algo, IMAGE_PRECISION, runner)
+        config = replace(config, total_steps=3 * harness.STEPS_PER_INTERVAL)
+        fingerprints.append(harness.run(config, tmp_path / runner))
+    assert fingerprints[0] == fingerprints[1]
 
 
 def test_actors_in_threads_change_nothing(reference: Reference, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", sizes=(6,)))
 
 def gpu_config(algo: str) -> TrainConfig:
     """Both roles on the GPU: PPO in bf16, A2C in fp32."""
-    config = small_config("atari", algo, "bf16" if algo == "ppo" else "fp32")
+    config = small_config("screens", algo, "bf16" if algo == "ppo" else "fp32")
     return replace(
         config,
         actors=replace(config.actors, device="cuda:0"),

@@ -20,7 +20,7 @@ GRID = [
     for algo in harness.ALGOS
     for precision in ("fp32", "bf16")
 ]
-FAST = {("shared", "ppo", "fp32"), ("independent", "a2c", "bf16")}
+FAST = {("independent", "a2c", "bf16")}
 COMBINATIONS = [
     pytest.param(*each, marks=() if each in FAST else pytest.mark.slow, id="-".join(each))
     for each in GRID

@@ -138,6 +138,7 @@ def test_killed_evaluator(train: Train, evaluated: Path) -> None:
     assert "the evaluator died" in run.stderr
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
     """However many policies wait: more than go into a pipe."""
     number = 320
@@ -182,6 +183,7 @@ def test_evaluator_that_hangs(train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == 192
 
 
+@pytest.mark.slow
 def test_stopped_evaluator(train: Train, evaluated: Path) -> None:
     """A hang in which nothing answers; the training goes on, and no policy is lost."""
     run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
@@ -195,6 +197,7 @@ def test_stopped_evaluator(train: Train, evaluated: Path) -> None:
     assert NO_STACK in run.stderr
 
 
+@pytest.mark.slow
 def test_pause_of_the_whole_run_is_no_hang_of_the_evaluator(train: Train, evaluated: Path) -> None:
     """Ctrl-Z, and fg after a while."""
     run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
@@ -207,6 +210,7 @@ def test_pause_of_the_whole_run_is_no_hang_of_the_evaluator(train: Train, evalua
     assert "hangs" not in run.stderr
 
 
+@pytest.mark.slow
 def test_evaluator_that_dies_again_and_again(train: Train) -> None:
     run = train(TOTAL, *EVAL, "eval.episodes=1_000_000")
     run.wait_for_steps(INTERVAL)
@@ -221,7 +225,9 @@ def test_evaluator_that_dies_again_and_again(train: Train) -> None:
     assert len(pids) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_stopped_run(
     train: Train, start: Callable[..., Run], evaluated: Path, number: signal.Signals
 ) -> None:
@@ -237,6 +243,7 @@ def test_stopped_run(
     assert sorted(policies, key=lambda line: line["env_steps"]) == lines(evaluated)[1]
 
 
+@pytest.mark.slow
 def test_stopped_while_the_queue_is_drained(
     train: Train, start: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -255,6 +262,7 @@ def test_stopped_while_the_queue_is_drained(
     assert json.loads((run.folder / "summary.json").read_text())["evaluations"] == 1
 
 
+@pytest.mark.slow
 def test_filmed_games(start: Callable[..., Run], tmp_path: Path) -> None:
     words = (
         "env=gym",

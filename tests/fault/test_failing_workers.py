@@ -152,6 +152,7 @@ def test_one_of_two_actors_is_stopped(train: Train) -> None:
     assert run.wait() == 143, run.stderr
 
 
+@pytest.mark.slow
 def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None:
     run = train(TOTAL, *TIMEOUTS)
     run.wait_for_steps(1)

@@ -20,6 +20,7 @@ def kill(run: Run) -> None:
     assert not run.leftovers()
 
 
+@pytest.mark.slow
 def test_busy_workers_end(train: Train) -> None:
     run = train(*STUCK)
     run.wait_for_steps(STUCK_STEPS)
@@ -39,6 +40,7 @@ def test_waiting_and_stopped_workers_end(train: Train) -> None:
     kill(run)
 
 
+@pytest.mark.slow
 def test_starting_workers_end(train: Train) -> None:
     run = train(ENDLESS)
     wait_until(run.actors, "an actor")

@@ -41,6 +41,7 @@ def test_interrupt_finishes_the_interval_and_resumes(
     assert resumed.fingerprint() == uninterrupted
 
 
+@pytest.mark.slow
 def test_terminating_the_whole_group(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(100)
@@ -79,6 +80,7 @@ def test_signal_at_random_moments(train: Train, number: int, group: bool) -> Non
         stop_while_starting(run, number, group, random.uniform(0, 6))
 
 
+@pytest.mark.slow
 def test_signal_while_workers_start(train: Train) -> None:
     run = train(ENDLESS)
     wait_until(run.workers, "a worker")

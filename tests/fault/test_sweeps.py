@@ -74,6 +74,7 @@ def test_search_that_is_killed_goes_on(
     assert OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml") == results
 
 
+@pytest.mark.slow
 def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> None:
     """No game ends in so few steps. Names of the trials' folders would be too long."""
     run = start(
@@ -150,6 +151,7 @@ def test_search_that_fails_otherwise_says_so(start: Callable[..., Run]) -> None:
     assert run.stderr.splitlines()[-1].startswith("ValueError: invalid literal")
 
 
+@pytest.mark.slow
 def test_job_whose_process_is_killed(
     tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
@@ -169,6 +171,7 @@ def test_job_whose_process_is_killed(
     assert fingerprint(tmp_path / "sweep" / "0") == uninterrupted
 
 
+@pytest.mark.slow
 def test_timeout_of_a_batch_system(
     tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:

@@ -67,7 +67,10 @@ def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPa
             env.reset(seed=t)
 
 
-@pytest.mark.parametrize("game", ATARI_57)
+@pytest.mark.parametrize(
+    "game",
+    [pytest.param(g, marks=[pytest.mark.slow] if i % 5 else []) for i, g in enumerate(ATARI_57)],
+)
 def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
     """Restored into an emulator that has played something else, with sticky actions."""
     config = sections.atari(game, repeat_action_probability=0.25)

@@ -12,6 +12,7 @@ import pytest
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.plain import to_plain
+from tests import warm
 from tests.conftest import Htsrl
 from tests.harness import NO_FOOTBALL
 
@@ -274,9 +275,14 @@ def assert_refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
 
 @pytest.mark.parametrize(("words", "said", "remedy"), CASES.values(), ids=CASES)
 def test_refused_in_one_line(
-    htsrl: Htsrl, tmp_path: Path, words: list[str], said: str, remedy: str
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    words: list[str],
+    said: str,
+    remedy: str,
 ) -> None:
-    assert_refused(htsrl(*words), said, remedy)
+    run = warm.run(tuple(words), tmp_path, tmp_path_factory.mktemp("outputs"))
+    assert_refused(run, said, remedy)
     assert list(tmp_path.iterdir()) == []
 
 

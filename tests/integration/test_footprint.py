@@ -150,7 +150,7 @@ def test_observations_do_not_travel(pong: Run) -> None:
     """Workers send and receive some bytes for an env step, not the observation."""
     workers = pong.workers()
     before, steps = transferred(workers), pong.env_steps
-    pong.wait_for_steps(steps + 6 * 1024)
+    pong.wait_for_steps(steps + 2 * 1024)
     bytes_per_step = (transferred(workers) - before) / (pong.env_steps - steps)
     # Two numbers for a request and one for an answer, each written and read, are 24 bytes.
     assert 12 < bytes_per_step < 100 < OBS_BYTES

@@ -94,6 +94,7 @@ def test_a_run_on_a_gpu_does_the_same_as_on_the_cpu(
     assert fingerprint(trained(name, "gpu")) == fingerprint(trained(name, "cpu"))
 
 
+@pytest.mark.slow
 def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
     trained: Callable[[str, str], Path],
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
     assert fingerprint(part) == fingerprint(trained(name, "gpu"))
 
 
+@pytest.mark.slow
 def test_executors_stand_back_for_actors_on_a_gpu(tmp_path: Path) -> None:
     words = [*SMALL, "env.id=CartPole-v1", "actors.num_executors=2", "total_steps=1_000_000_000"]
     start = [sys.executable, "-m", "tests.pretend_gpu", "train", *words, *ON_GPU]

@@ -10,6 +10,7 @@ from torch import Tensor
 from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.a2c.loss import a2c_loss
 from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets, WholeSlot
+from htsrl_cli.algorithms.optimizers import eager
 from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 
 
@@ -21,7 +22,7 @@ class A2c(WholeSlot):
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         config = self._config
-        return torch.optim.RMSprop(
+        return eager(torch.optim.RMSprop)(
             parameters,
             lr=config.learning_rate,
             alpha=config.rmsprop_alpha,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.base import Indices, OldPolicy, Prediction, Targets
+from htsrl_cli.algorithms.optimizers import eager
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.algorithms.ppo.loss import ppo_loss
 from htsrl_cli.algorithms.returns import Rollout, gae
@@ -26,9 +27,8 @@ class Ppo:
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         config = self._config
-        return torch.optim.Adam(
-            parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True
-        )
+        adam = eager(torch.optim.Adam)
+        return adam(parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True)
 
     def targets(self, rollout: Rollout) -> Targets:
         advantages = gae(rollout, self._config.gamma, self._config.gae_lambda)
