@@ -12,22 +12,31 @@ from typing import Any
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 Htsrl = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def htsrl(tmp_path: Path) -> Htsrl:
-    """Runs `htsrl WORDS ...` in an empty folder, or in `cwd`; `env` adds to the environment."""
+def htsrl(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Htsrl:
+    """Runs `htsrl WORDS ...` in an empty folder, or in `cwd`.
+
+    `env` adds to the environment of a new interpreter; without it an old one is forked.
+    """
 
     def run(
         *words: str, cwd: Path | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        if env is None:
+            outputs = tmp_path_factory.mktemp("outputs")
+            environment = {**os.environ, "PYTHONPATH": path}
+            return warm.run(*words, cwd=cwd or tmp_path, environment=environment, outputs=outputs)
         return subprocess.run(
             [sys.executable, "-m", "htsrl_cli", *words],
             cwd=cwd or tmp_path,
-            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            env={**os.environ, "PYTHONPATH": path, **env},
             text=True,
             capture_output=True,
             stdin=subprocess.DEVNULL,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
-from tests import harness, sections
+from tests import harness, sections, warm
 from tests.fault.processes import wait_until
 from tests.harness import IMAGE_PRECISION, STEPS_PER_INTERVAL, Fingerprint
 
@@ -69,15 +68,14 @@ def workers(rng: random.Random) -> list[str]:
     ]
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[bytes]:
-    with open(cwd / "output", "ab") as output:
-        return subprocess.Popen(
-            harness.command("train", *arguments),
-            cwd=cwd,
-            env=harness.environment(),
-            stdout=output,
-            stderr=output,
-        )
+def start(*arguments: str, cwd: Path) -> warm.Command:
+    return warm.Command(
+        *("train", *arguments),
+        cwd=cwd,
+        environment=harness.environment(),
+        stdout=cwd / "output",
+        stderr=cwd / "output",
+    )
 
 
 def writes_checkpoint(pid: int) -> bool:
@@ -95,9 +93,7 @@ def newest_step(run_dir: Path) -> int:
     return max((int(name.removeprefix("step_")) for name in names), default=-1)
 
 
-def kill(
-    process: subprocess.Popen[bytes], run_dir: Path, rng: random.Random, in_checkpoint: bool
-) -> bool:
+def kill(process: warm.Command, run_dir: Path, rng: random.Random, in_checkpoint: bool) -> bool:
     """SIGKILLs a run at a random moment after its first progress; whether it was writing."""
     before = newest_step(run_dir)
     while process.poll() is None and newest_step(run_dir) <= before:

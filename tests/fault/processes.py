@@ -16,7 +16,8 @@ import psutil
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
-from tests.harness import Fingerprint, command, environment, fingerprint
+from tests import warm
+from tests.harness import Fingerprint, environment, fingerprint
 
 MARKER = "HTSRL_TEST_RUN"
 # Waits end with an error after this: far longer than anything here takes.
@@ -65,8 +66,8 @@ class Run:
     Args:
         cwd: where it runs; its temporary files go to a folder beside it.
         words: of the command `htsrl`.
-        command_line: to run something else instead.
-        path: comes before the program's own modules.
+        command_line: what to run in a new interpreter instead.
+        env: environment variables besides the test's own.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Run:
         cwd: Path,
         *words: str,
         command_line: Sequence[str] | None = None,
-        path: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self._mark = uuid.uuid4().hex
         self._tmp = cwd / f"tmp-{self._mark}"
@@ -82,12 +83,15 @@ class Run:
         self._segments = _segments()
         self.folder = cwd / "run"
         self._stderr = self._tmp.with_suffix(".stderr")
-        variables = environment() | {MARKER: self._mark, "TMPDIR": str(self._tmp)}
-        if path is not None:
-            variables["PYTHONPATH"] = os.pathsep.join([str(path), variables["PYTHONPATH"]])
+        variables = environment() | {MARKER: self._mark, "TMPDIR": str(self._tmp)} | (env or {})
+        self._stderr.touch()
+        self.process: subprocess.Popen[bytes] | warm.Command
+        if command_line is None:
+            self.process = warm.Command(*words, cwd=cwd, environment=variables, stderr=self._stderr)
+            return
         with open(self._stderr, "wb") as stderr:
             self.process = subprocess.Popen(
-                command_line or command(*words),
+                command_line,
                 cwd=cwd,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -136,6 +140,8 @@ class Run:
     def _is_mine(self, process: psutil.Process) -> bool:
         try:
             alive = process.status() != psutil.STATUS_ZOMBIE
+            if process.pid == self.process.pid:
+                return bool(alive)
             return bool(alive and process.environ().get(MARKER) == self._mark)
         except psutil.Error:
             return False

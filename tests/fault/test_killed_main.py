@@ -5,12 +5,20 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
 from tests.fault.conftest import Train
-from tests.fault.processes import ENDLESS, Run, wait_until
+from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
 from tests.fault.test_signals import STUCK, STUCK_STEPS
+from tests.harness import command
+
+
+@pytest.fixture
+def train(start: Callable[..., Run]) -> Train:
+    """Starts `htsrl train` on something small, as users do: with every process that it has then."""
+    return lambda *words: start(command_line=command("train", *WORDS, *words))
 
 
 def kill(run: Run) -> None:

@@ -12,7 +12,6 @@ import pytest
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.plain import to_plain
-from tests import warm
 from tests.conftest import Htsrl
 from tests.harness import NO_FOOTBALL
 
@@ -275,14 +274,9 @@ def assert_refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
 
 @pytest.mark.parametrize(("words", "said", "remedy"), CASES.values(), ids=CASES)
 def test_refused_in_one_line(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    words: list[str],
-    said: str,
-    remedy: str,
+    htsrl: Htsrl, tmp_path: Path, words: list[str], said: str, remedy: str
 ) -> None:
-    run = warm.run(tuple(words), tmp_path, tmp_path_factory.mktemp("outputs"))
-    assert_refused(run, said, remedy)
+    assert_refused(htsrl(*words), said, remedy)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from tests.fault.processes import ENDLESS, NUM_EXECUTORS, WORDS, Run, wait_until
-from tests.harness import NO_FOOTBALL, environment
+from tests.harness import NO_FOOTBALL, command, environment
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 OBS_BYTES = 84 * 84 * 4
@@ -59,8 +60,7 @@ def pong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     cwd = tmp_path_factory.mktemp("pong")
     (cwd / "sitecustomize.py").write_text(MODULES_ON_SIGNAL)
     words = [word for word in WORDS if not word.startswith("env")]
-    run = Run(
-        cwd,
+    command_line = command(
         "train",
         *words,
         "env=atari/pong",
@@ -70,8 +70,9 @@ def pong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         "checkpoint.interval=1_000_000_000",
         "log.interval=1024",
         ENDLESS,
-        path=cwd,
     )
+    python_path = {"PYTHONPATH": os.pathsep.join([str(cwd), environment()["PYTHONPATH"]])}
+    run = Run(cwd, command_line=command_line, env=python_path)
     run.wait_for_steps(2048)
     yield run
     run.end()
