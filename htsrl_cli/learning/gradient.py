@@ -60,7 +60,8 @@ class Gradient(NamedTuple):
         of_policies: gradients in float32, by policy and parameter.
         norms: for each policy, the norm of every parameter's gradient, float32 [parameters].
         names: names of the parts of the loss.
-        losses: float32 [micro-batches, parts]; the sum over micro-batches is the minibatch's loss.
+        losses: the parts' values in the micro-batches of all policies, float32 [micro-batches,
+            parts]; a policy's sum to its loss.
     """
 
     of_policies: list[list[Tensor]]
@@ -110,7 +111,7 @@ class GradientEngine(ABC):
 
     @torch.no_grad()
     def load(self, state: list[Tensor]) -> None:
-        """Copies in parameters and buffers, ordered as in `state_dict`, rounded to the precision."""
+        """Copies in parameters and buffers, ordered as in `state_dict`, rounded to precision."""
         torch._foreach_copy_(self._state, state)
 
     def hold(self, batch: Batch) -> Batch:

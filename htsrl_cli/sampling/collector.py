@@ -160,7 +160,7 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Sends every executor a command, with its element of `args` if any; returns the answers."""
+        """Sends a command to every executor, with its element of `args`; returns the answers."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]
