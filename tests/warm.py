@@ -1,4 +1,4 @@
-"""`htsrl` in a process that is forked where its imports are done: commands that end at once."""
+"""`htsrl` in a process forked after its imports, for commands that end soon."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CONTEXT.set_forkserver_preload(["tests.warm", "htsrl_cli.cli.preflight", "hydra
 
 
 def run(words: tuple[str, ...], cwd: Path, outputs: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `htsrl WORDS ...` in `cwd`, a third of a second sooner than a new interpreter would.
+    """Runs `htsrl WORDS ...` in `cwd`, a third of a second faster than a new interpreter.
 
-    Standard output and error go to files in `outputs`, a folder that exists.
+    Standard output and standard error go to files in the existing folder `outputs`.
     """
     files = (outputs / "stdout", outputs / "stderr")
     process = _CONTEXT.Process(target=_command, args=(words, cwd, files))
