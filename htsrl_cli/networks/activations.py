@@ -31,7 +31,7 @@ class Layer(Protocol):
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
     ) -> Tensor:
-        """Returns the rectified output: of x weight^T + bias for x [N, I], else a convolution.
+        """Returns max(0, y) for y = x weight^T + bias, or for y the convolution of images x.
 
         Args:
             x: [N, I], or images [N, C, H, W] to convolve.

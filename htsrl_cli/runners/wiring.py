@@ -75,7 +75,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def probe(config: EnvConfig) -> EnvSpec:
-    """Builds one environment to learn its spaces; this also shows mistakes early.
+    """Builds one environment and returns its spec; this also shows mistakes early.
 
     Logs a warning if its states cannot be restored exactly.
 

@@ -183,7 +183,7 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Writes the cells of `Episode`: zeros, but for a game that ended in its first column."""
+        """Writes the cells of `Episode`: zeros, or a game that ended, in its first column."""
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
         slot.episode_returns[t, where] = 0.0
