@@ -1,4 +1,4 @@
-"""The command as a user types it, and a last word on what was left out."""
+"""The `htsrl` fixture, and a summary of the tests that were left out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Htsrl = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def htsrl(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Htsrl:
-    """Runs `htsrl WORDS ...` in an empty folder, or in `cwd`.
+    """Returns a function that runs `htsrl WORDS ...` in an empty folder or in `cwd`.
 
-    `env` adds to the environment of a new interpreter; without it an old one is forked.
+    Its argument `env` adds environment variables, and starts a new interpreter instead of a fork.
     """
 
     def run(
@@ -46,8 +46,8 @@ def htsrl(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Htsrl:
     return run
 
 
-# What was deselected, by reason: counted where tests are collected, which with pytest-xdist are its
-# workers, and shown by the main process.
+# Numbers of deselected tests by reason. Tests are counted where they are collected, with
+# pytest-xdist in its workers, and the main process shows the numbers.
 _DESELECTED = pytest.StashKey[Counter[str]]()
 
 
@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     for item in items:
         reasons = [m.kwargs.get("reason", "slow") for m in item.iter_markers("slow")]
-        # A mark with a reason says more than one without.
+        # Prefer a mark with a reason to one without.
         reason = max(reasons, key=len, default="deselected")
         item.config.stash[_DESELECTED][f"{reason} (make test-slow)" if reasons else reason] += 1
 
@@ -71,15 +71,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    # Every worker collects all tests.
+    # Every worker collects all tests: take the maximum, not the sum.
     found: dict[str, int] = getattr(node, "workeroutput", {}).get("deselected", {})
     node.config.stash[_DESELECTED] |= Counter(found)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Says in a line for each reason how many tests were left out."""
+    """Prints how many tests were left out, one line for each reason."""
     left_out = config.stash[_DESELECTED] + Counter(
-        # Of a file that was skipped as a whole, its tests are not known.
+        # A file skipped as a whole counts once: its tests are not known.
         report.longrepr[2].removeprefix("Skipped: ")
         + (" [a file]" if report.nodeid.endswith(".py") else "")
         for report in terminalreporter.stats.get("skipped", [])

@@ -1,4 +1,4 @@
-"""What several tests need: small configurations, runs of them, and a run's fingerprint."""
+"""Helpers of several tests: small configurations, runs of them, and a run's fingerprint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from htsrl_cli.machine import has_bf16
 from htsrl_cli.runners import run as runner
 from tests import sections
 
-# Why a test of football is skipped: `pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)`.
+# Reason for skipping football: `pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)`.
 NO_FOOTBALL = "football's engine is not installed (make football)"
 
-# Training on images follows the processor: one without bf16 emulates it, some fifteen times slower.
-# There `make test` trains on images in fp32, and `make test-slow` in bf16 on small ones only.
-# HTSRL_TEST_WITHOUT_BF16=1 selects what such a processor is asked.
+# A processor without bf16 emulates it, some fifteen times slower. There `make test` trains on
+# images in fp32, and `make test-slow` uses bf16 with small images only.
+# HTSRL_TEST_WITHOUT_BF16=1 selects the tests of such a processor.
 HAS_BF16 = has_bf16() and not os.environ.get("HTSRL_TEST_WITHOUT_BF16")
 IMAGE_PRECISION = "bf16" if HAS_BF16 else "fp32"
 NEEDS_BF16 = pytest.mark.skipif(not HAS_BF16, reason="this processor would emulate bf16")
@@ -34,16 +34,16 @@ SYNC_INTERVAL = 16
 NUM_INTERVALS = 24
 STEPS_PER_INTERVAL = NUM_ENVS * SYNC_INTERVAL
 
-# A random policy loses a life within some forty steps; the cap ends half of the games.
+# A random policy loses a life within about forty env steps; the cap truncates half of the games.
 SCREENS = sections.atari(game="breakout", max_num_frames_per_episode=720)
 ENVS: dict[str, EnvConfig] = {
-    # Small images take an eighth of the time of "screens", which have the size of training.
+    # Small images take an eighth of the time of "screens", which have the default size.
     "atari": replace(SCREENS, screen_size=44, frame_stack=2),
     "screens": SCREENS,
     "terminating": sections.synthetic(name="sleep", episode_length=23),
     "truncating": sections.synthetic(name="sleep", episode_length=7, truncate=True),
 }
-# Micro-batches smaller than minibatches: several threads have something to share.
+# Minibatches have several micro-batches, so that several threads share the work.
 ALGOS: dict[str, AlgoConfig] = {
     "ppo": sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
     "a2c": sections.a2c(),
@@ -51,7 +51,7 @@ ALGOS: dict[str, AlgoConfig] = {
 
 
 def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
-    """A run of 24 intervals of 16 environments, in which episodes end in every way."""
+    """Returns the configuration of 24 rollouts of 16 environments; episodes end in every way."""
     return sections.train(
         env=ENVS[env],
         algo=ALGOS[algo],
@@ -68,7 +68,7 @@ def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "ht
 def with_workers(
     config: TrainConfig, num_executors: int, num_actors: int, num_threads: int
 ) -> TrainConfig:
-    """The same run by other workers."""
+    """Returns the same run with other numbers of workers."""
     return replace(
         config,
         actors=replace(config.actors, num_executors=num_executors, num_actors=num_actors),
@@ -78,7 +78,7 @@ def with_workers(
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that two equal runs must share: digests and metrics without wall-clock."""
+    """The digests and metrics that equal runs share: all but those of wall-clock time."""
 
     params: str
     optimizer: str
@@ -87,7 +87,7 @@ class Fingerprint:
 
 
 def fingerprint(run_dir: Path) -> Fingerprint:
-    """Of a complete run."""
+    """Reads the fingerprint of a complete run."""
     summary = json.loads((run_dir / "summary.json").read_text())
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return Fingerprint(
@@ -102,7 +102,7 @@ def fingerprint(run_dir: Path) -> Fingerprint:
 
 
 def run(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Fingerprint:
-    """Trains in this process (and its workers) and returns the fingerprint."""
+    """Trains in this process and its workers; returns the fingerprint."""
     run_dir.mkdir(parents=True, exist_ok=True)
     outcome = runner.train(config, run_dir, checkpoint)
     assert outcome.signum is None
@@ -110,7 +110,7 @@ def run(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> F
 
 
 def slots(run_dir: Path) -> list[dict[str, Any]]:
-    """The slots in a run's checkpoints, in order."""
+    """Returns the slots in a run's checkpoints, in order."""
     checkpoints = [load_checkpoint(p) for p in sorted((run_dir / "checkpoints").glob("*.ckpt"))]
     return [
         {name[5:]: array for name, array in c.arrays.items() if name.startswith("slot/")}
@@ -120,17 +120,17 @@ def slots(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def command(*words: str) -> list[str]:
-    """The command line as a user types it, for this interpreter."""
+    """Returns the command line of `htsrl WORDS` for this interpreter."""
     return [sys.executable, "-m", "htsrl_cli", *words]
 
 
 def environment() -> dict[str, str]:
-    """Variables for a subprocess that may run in any folder."""
+    """Returns environment variables for a subprocess in any folder."""
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def htsrl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `htsrl` to its end."""
+    """Runs `htsrl WORDS` to its end."""
     return subprocess.run(
         command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False
     )

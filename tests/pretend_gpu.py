@@ -1,14 +1,14 @@
-"""A GPU for machines that have none: tensors that say they are on `gpu:0` and hold CPU memory.
+"""A pretended GPU for machines without one: tensors that claim device `gpu:0` but use CPU memory.
 
     python -m tests.pretend_gpu train env=... learner.device=cuda actors.device=cuda
 
-is `htsrl` with this device wherever the configuration names CUDA. As on a GPU, numbers of the two
-devices do not mix, numpy sees none of its tensors, and operations that torch does not have in
-deterministic form on CUDA raise. Everything is computed by the CPU's kernels: speed, streams and
-the bits of a real GPU are not what this can show.
+runs `htsrl` with this device wherever the configuration names CUDA. As on a GPU, an operation
+raises an error if it mixes tensors of both devices, if it makes a NumPy array of a GPU tensor, or
+if torch has no deterministic implementation of it on CUDA. CPU kernels compute everything, so this
+tests neither speed nor streams nor the bits of a real GPU.
 
-Torch's PrivateUse1 backend is made for such devices; a process that has registered one has it to
-its end.
+The device is of torch's PrivateUse1 backend, which is made for such devices. A process cannot
+unregister it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from htsrl_cli.cli.main import main
 from htsrl_cli.runners import wiring
 from htsrl_cli.sampling import inference
 
-# Of those that `torch.use_deterministic_algorithms` names, the ones that a trainer might call.
+# The operations without a deterministic implementation that a trainer might call, see
+# `torch.use_deterministic_algorithms`.
 REFUSED = {"cumsum", "histc", "put_", "bincount", "median", "nll_loss_forward"}
-# What moves numbers between devices.
+# Operations that copy between devices.
 COPIES = {"_to_copy", "copy_", "_foreach_copy_"}
 _KERNELS = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 
 class GpuTensor(Tensor):
-    """Says that it is on `gpu:0`; its numbers are in `held`."""
+    """A tensor that claims to be on `gpu:0`; `held` has its data on the CPU."""
 
     held: Tensor
 
@@ -59,13 +60,13 @@ class GpuTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # Wrappers made in inference mode could not be viewed.
+        # Views of wrappers made in inference mode are not possible.
         with torch.inference_mode(False), torch.no_grad():
             return _run(func, tuple(args), kwargs or {})
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An operation with at least one `GpuTensor` among its arguments."""
+    """Runs an operation with at least one `GpuTensor` among its arguments."""
     name = func.name()
     if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
         return func.decompose(*args, **kwargs)
@@ -90,7 +91,7 @@ def _check(plain: str, tensors: list[Tensor]) -> None:
     deterministic = torch.are_deterministic_algorithms_enabled()
     if plain in REFUSED and deterministic and tensors[0].is_floating_point():
         raise RuntimeError(f"{plain} has no deterministic implementation on a GPU")
-    # A single number may come from the CPU.
+    # Scalars may come from the CPU.
     if plain not in COPIES and not all(isinstance(t, GpuTensor) or t.ndim == 0 for t in tensors):
         raise RuntimeError(f"{plain}: tensors of gpu:0 and of the CPU")
 
@@ -104,17 +105,17 @@ def _empty_strided(size: Sequence[int], stride: Sequence[int], **kwargs: Any) ->
 
 
 def set_up() -> torch.device:
-    """Registers the device, before the first backward pass of the process; returns it."""
+    """Registers the device and returns it; call it before the process's first backward pass."""
     _setup_privateuseone_for_python_backend("gpu")
     _KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
     _KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")  # type: ignore[no-untyped-call]
-    # `Module.to` would otherwise put new numbers into old wrappers.
+    # Otherwise `Module.to` would put new data into old wrappers.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("gpu:0")
 
 
 def htsrl(words: list[str]) -> int:
-    """`htsrl WORDS` with this device for every CUDA device that the configuration names."""
+    """Runs `htsrl WORDS` with this device for every CUDA device in the configuration."""
     gpu = set_up()
 
     def resolve_device(key: str, name: str) -> torch.device:
@@ -128,9 +129,9 @@ def htsrl(words: list[str]) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process without the interpreter's own end.
+    """Ends the process without the interpreter's shutdown.
 
-    Torch's thread for backward passes on this device does not always survive that: "terminate
+    Torch's thread for backward passes on this device sometimes crashes in a shutdown: "terminate
     called without an active exception".
     """
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""Sections of configurations for tests: the values of the YAML files, but for what a test changes.
+"""Configuration sections for tests: the values of the YAML files, with a test's changes.
 
-Keys that are `auto` in the YAML files have fixed values here, whatever the machine.
+Keys that are `auto` in the YAML files have fixed values here, the same on every machine.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def gym(id: str, **changes: Any) -> GymConfig:
 
 
 def synthetic(name: str, **changes: Any) -> SyntheticConfig:
-    """Steps take no time unless a test says so."""
+    """Returns a synthetic environment, whose env steps take no time by default."""
     base = _section(SyntheticConfig, "env", ("env=synthetic/sleep",))
     return replace(base, name=name, **{"mean_ms": 0.0, **changes})
 
@@ -112,7 +112,7 @@ def evaluation(**changes: Any) -> EvaluationConfig:
 
 
 def train(**changes: Any) -> TrainConfig:
-    """The whole configuration, with some sections and values changed."""
+    """Returns a whole training configuration with some sections and values changed."""
     return replace(build(TrainConfig, _plain()), **changes)
 
 

@@ -1,7 +1,7 @@
-"""`htsrl` started by a fork of a process whose imports are done: half of a command's start.
+"""`htsrl` forked from a process that has done the imports, which take half of a command's start.
 
-A real process with a session, signals and workers of its own; only the interpreter and its imports
-are not new. `tests.harness.command` starts it as users do, from nothing.
+The fork is a real process with its own session, signals and workers. `tests.harness.command` gives
+the command that starts `htsrl` in a new interpreter, as users do.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _CONTEXT.set_forkserver_preload(["tests.warm", "htsrl_cli.cli.preflight", "htsrl
 
 
 class Command:
-    """A running `htsrl WORDS ...`; a part of the interface of `subprocess.Popen`.
+    """A running `htsrl WORDS ...` with part of the interface of `subprocess.Popen`.
 
     Args:
-        words: the command line after `htsrl`.
-        cwd: its working directory.
-        environment: all of its environment variables.
-        stdout: the file that its output goes to; None for nowhere.
-        stderr: the file that its errors go to.
+        words: arguments of `htsrl`.
+        cwd: the working directory.
+        environment: all environment variables.
+        stderr: the file for standard error.
+        stdout: the file for standard output, which is dropped if None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Command:
         stderr: Path,
         stdout: Path | None = None,
     ) -> None:
-        # Named as a process that nobody forked.
+        # The name of a process that multiprocessing did not start.
         self._process = _CONTEXT.Process(
             name="MainProcess",
             target=_main,
@@ -77,7 +77,7 @@ class Command:
 def run(
     *words: str, cwd: Path, environment: Mapping[str, str], outputs: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `htsrl WORDS ...` to its end; `outputs` is a folder for its standard streams."""
+    """Runs `htsrl WORDS ...` to its end; files in the folder `outputs` take its output."""
     stdout, stderr = outputs / "stdout", outputs / "stderr"
     code = Command(*words, cwd=cwd, environment=environment, stdout=stdout, stderr=stderr).wait()
     return subprocess.CompletedProcess(words, code, stdout.read_text(), stderr.read_text())
@@ -102,5 +102,5 @@ def _main(
     try:
         sys.exit(main())
     finally:
-        # Which a forked process leaves out.
+        # multiprocessing ends its processes without them.
         atexit._run_exitfuncs()

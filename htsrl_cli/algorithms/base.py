@@ -1,8 +1,7 @@
 """The interface of an algorithm: targets, minibatches, loss and optimizer.
 
-Shapes: N = T * B rows of a slot, n rows of a micro-batch, D action dimensions. Losses are sums over
-rows of terms that have already been divided by the minibatch's size: micro-batches add up to the
-minibatch's mean.
+Shapes: T env steps, B columns, n rows of a micro-batch. A micro-batch's loss is a sum over its rows
+divided by the size of the minibatch: the losses of micro-batches add up to the minibatch's mean.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ Indices = npt.NDArray[np.int64]
 
 
 class OldPolicy(NamedTuple):
-    """The log-probabilities and values of rows by the policy before the update, float32 [n].
+    """Log-probabilities and values of rows under the policy before the update, float32 [n].
 
-    With `Algorithm.reevaluates` it is the one that the update starts from, else the one that
-    collected the data.
+    This is the policy that the update starts from if `Algorithm.reevaluates`, else the behavior
+    policy.
     """
 
     log_probs: Tensor
@@ -32,7 +31,13 @@ class OldPolicy(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The outputs of the differentiated policy for rows, float32 [n]."""
+    """Outputs of the policy that is differentiated, float32 [n].
+
+    Attributes:
+        log_probs: log-probabilities of the actions taken.
+        entropy: entropies of the action distributions.
+        values: estimated values.
+    """
 
     log_probs: Tensor
     entropy: Tensor
@@ -40,7 +45,7 @@ class Prediction(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The targets of an update, float32: [T, B] or, for rows, [n]."""
+    """The targets of an update, float32 [T, B] for a slot or [n] for rows."""
 
     advantages: Tensor
     returns: Tensor
@@ -50,11 +55,11 @@ class Algorithm(Protocol):
     """An actor-critic algorithm.
 
     Attributes:
-        at_behaviour: the gradient is taken at the parameters that collected the data (A2C) and
-            not where the update has come to (PPO).
-        reevaluates: where the data are one update older than the parameters, log-probabilities
-            and values are computed anew with the parameters that the update starts from.
-        anneals_loss: the loss changes from update to update (a clipping range that is annealed).
+        at_behaviour: True if the gradient is taken at the parameters of the behavior policy (A2C),
+            not at the current ones (PPO).
+        reevaluates: True if, under policy lag, log-probabilities and values are recomputed with
+            the parameters that the update starts from.
+        anneals_loss: True if the loss changes from update to update (an annealed clipping range).
     """
 
     at_behaviour: bool
@@ -62,32 +67,40 @@ class Algorithm(Protocol):
     anneals_loss: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """Returns the optimizer of the parameters; the learner sets its learning rate."""
+        """Builds the optimizer of the parameters; the learner sets its learning rate."""
 
     def targets(self, rollout: Rollout) -> Targets:
-        """Returns advantages and returns, [T, B]."""
+        """Computes advantages and returns of a slot, float32 [T, B]."""
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        """Yields the rows of every optimizer step of update number `update`."""
+        """Yields the rows, int64 [n], of each optimizer step of update number `update`.
+
+        Args:
+            seed: the run's seed, from which random orders are derived.
+            num_rows: rows of a slot that a policy learns from.
+        """
 
     def weigh(self, advantages: Tensor) -> Tensor:
-        """Returns a minibatch's advantages as they enter the loss."""
+        """Returns a minibatch's advantages [n] as the loss uses them, normalized for example."""
 
     def loss(
         self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns a micro-batch's share of the loss of a minibatch, and its parts by name.
+        """Returns a micro-batch's share of the minibatch's loss, and its parts by name.
 
         Args:
+            now: outputs of the policy that is differentiated, [n].
+            old: outputs of the policy before the update, [n].
+            targets: targets of the rows, [n]; advantages are weighed.
             num_rows: rows of the minibatch.
-            remaining: fraction of all updates that is still to come.
+            remaining: fraction of all updates that is still to come, from 1 down to 0.
         """
 
 
 class WholeSlot:
-    """The minibatches of an algorithm that takes one step a slot, on all of its rows.
+    """The base of an algorithm that makes one optimizer step for each slot, on all rows.
 
-    Its gradient is taken at the parameters that collected the data.
+    Its gradient is taken at the parameters of the behavior policy.
     """
 
     at_behaviour = True
@@ -95,9 +108,9 @@ class WholeSlot:
     anneals_loss = False
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        """Yields all rows once."""
+        """Yields all rows as one minibatch."""
         yield np.arange(num_rows)
 
     def weigh(self, advantages: Tensor) -> Tensor:
-        """Returns advantages as they are."""
+        """Returns the advantages unchanged."""
         return advantages

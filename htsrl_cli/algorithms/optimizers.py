@@ -1,4 +1,4 @@
-"""torch's optimizers without torch's compiler."""
+"""PyTorch's optimizers, without the import of PyTorch's compiler."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 
 def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
-    """Returns an optimizer class that computes the same and does not import torch's compiler.
+    """Returns an equivalent optimizer class that does not import torch's compiler.
 
-    torch wraps these methods to keep the compiler away from them, and imports it to do so: over
-    two seconds of every start, and 90 MB.
+    torch wraps three methods to disable compilation and imports its compiler to do so, which costs
+    every start over two seconds and 90 MB.
     """
     add_param_group, zero_grad, step = (
         inspect.unwrap(getattr(optimizer_class, name))
@@ -23,7 +23,7 @@ def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
     methods = {
         "add_param_group": add_param_group,
         "zero_grad": zero_grad,
-        # The wrapper also switches gradients off.
+        # The original wrapper also disables gradients.
         "step": torch.no_grad()(step),
     }
     return type(optimizer_class.__name__, (optimizer_class,), methods)

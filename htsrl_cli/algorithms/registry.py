@@ -1,8 +1,8 @@
-"""Makes algorithms of any kind.
+"""The registry of algorithms.
 
-A kind lies in a folder of its own: its keys (a subclass of `AlgoConfig`), its loss and the
-algorithm. It is declared by an entry point of the group `htsrl.algorithms`, which names a `Kind`
-whose factory is called as `factory(config)` and returns an `Algorithm`.
+Each kind has a folder: its keys (a subclass of `AlgoConfig`), its loss and the algorithm. An entry
+point of the group `htsrl.algorithms` names its `Kind`, whose factory is called as `factory(config)`
+and returns an `Algorithm`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from htsrl_cli.config.plain import find_kind
 
 
 def build_algorithm(config: AlgoConfig) -> Algorithm:
-    """Returns the algorithm that a configuration describes."""
+    """Builds the algorithm of a configuration."""
     algorithm: Algorithm = find_kind("algo", config.name).load()(config)
     return algorithm

@@ -1,6 +1,6 @@
-"""Advantages and returns of a slot: pure functions of tensors.
+"""Advantages and returns of a slot, as pure functions of tensors.
 
-Shapes: T steps, B columns.
+Shapes: T env steps, B columns.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from torch import Tensor
 
 
 class Rollout(NamedTuple):
-    """The rewards, ends and values of a slot.
+    """Rewards, episode ends and values of a slot.
+
+    All `values` are of one policy; `final_values` are of the behavior policy.
 
     Attributes:
         rewards: float32 [T, B].
-        terminated, truncated: bool [T, B]; the episode ended with this step.
-        values: float32 [T + 1, B]; row T values the observation after the last step.
+        terminated: bool [T, B]; True if the episode terminated with this env step.
+        truncated: bool [T, B]; True if the episode was truncated after this env step.
+        values: float32 [T + 1, B]; row T is for the observation after the last env step.
         final_values: float32 [T, B]; value of a truncated episode's last observation.
-    All values come from one policy, `final_values` from the one that collected the data.
     """
 
     rewards: Tensor
@@ -30,17 +32,17 @@ class Rollout(NamedTuple):
 
 
 def next_values(rollout: Rollout) -> Tensor:
-    """Value of what follows each step, [T, B].
+    """Returns the value of the observation after each env step, float32 [T, B].
 
-    0 after a termination; after a truncation the final observation's value, not that of the next
-    episode's first one.
+    It is 0 after a termination. After a truncation it is the value of the episode's last
+    observation, not of the next episode's first.
     """
     following = torch.where(rollout.truncated, rollout.final_values, rollout.values[1:])
     return following.masked_fill(rollout.terminated, 0.0)
 
 
 def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
-    """Generalised advantage estimates [T, B] (Schulman et al., 2016, Eq. 16)."""
+    """Computes generalized advantage estimates, float32 [T, B] (Schulman et al., 2016, Eq. 16)."""
     deltas = rollout.rewards + gamma * next_values(rollout) - rollout.values[:-1]
     continues = (~(rollout.terminated | rollout.truncated)).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
@@ -52,7 +54,11 @@ def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
 
 
 def bootstrapped_returns(rollout: Rollout, gamma: float) -> Tensor:
-    """Discounted rewards to the end of the slot or the episode, bootstrapped there, [T, B]."""
+    """Computes discounted returns, float32 [T, B].
+
+    Rewards are summed to the end of the episode or the slot; unless the episode terminated, the
+    value there is added.
+    """
     ends = rollout.terminated | rollout.truncated
     following = next_values(rollout)
     returns = torch.empty_like(rollout.rewards)

@@ -1,14 +1,14 @@
-"""Evaluation during training: a process of its own plays whole games with a barrier's policy.
+"""Evaluation during training: a separate process plays whole games with the policy of a barrier.
 
-    barrier          queue on the disk                 evaluator
+    barrier          queue on disk                     evaluator
     θ[j] published   evaluations/policy_<steps>.ckpt   plays, answers with the scores
     a later barrier  the file is removed        ◄──    the scores are logged
 
-A policy at which the process hangs or dies is played again, and ends the run the third time. A
-policy stays on the disk until its scores are in `metrics.jsonl`: whatever is killed, no
-evaluation is lost, and none changes what is learned. Policies are played in order, with resets and
-actions seeded by their env steps, as `htsrl eval ... seed=<env steps>` would. Now and then
-the first game is filmed: `evaluations/videos/policy_<steps>.mp4`, its beginning in TensorBoard.
+A policy stays on disk until its scores are in `metrics.jsonl`: whatever is killed, no evaluation
+is lost, and none changes what is learned. If the process hangs or dies, the policy is played again;
+the third time ends the run. Policies are played in order, with resets and actions seeded by their
+env steps, as by `htsrl eval ... seed=<env steps>`. With `eval.video_interval`, the first game of
+some policies is filmed: `evaluations/videos/policy_<steps>.mp4`, its start in TensorBoard.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from htsrl_cli.workers.watcher import START_TIMEOUT_S, Watcher
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"policy_(\d{12})\.ckpt")
-# The training goes first where both want a core.
+# The lowest priority: training goes first where both want a core.
 _NICE = 19
-# A policy at which the process died or hung so often ends the run.
+# A policy at which the process died or hung this many times ends the run.
 _MOST_DEATHS = 3
 _MORE_TIME = "raise env.step_timeout_s and actors.timeout_s"
-# Policies that the process is told of: one to play, and one to go on with until the next barrier.
-# All of them might fill the pipe, and the training would wait.
+# Policies sent to the process at a time: one to play, and one to continue with before the next
+# barrier. A long queue could fill the pipe and make training wait.
 _MOST_ASKED = 2
 _WAIT_S = 1.0
 
 
 class Timeouts(NamedTuple):
-    """The seconds that something may take before it is a hang.
+    """The seconds after which an operation counts as a hang.
 
     Attributes:
-        env_s: an env step, a reset, or the making of an environment.
-        pass_s: a forward pass.
+        env_s: for an env step, a reset, or building an environment.
+        pass_s: for a forward pass.
     """
 
     env_s: float
@@ -65,13 +65,13 @@ class Timeouts(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """The result of a policy.
+    """The scores of one policy.
 
     Attributes:
-        env_steps: that it was trained for.
-        seconds: of training before it was published.
-        episodes: in order of number.
-        animation: a GIF of the first of them where it was filmed.
+        env_steps: env steps that the policy was trained for.
+        seconds: seconds of training before it was published.
+        episodes: the games played, by number.
+        animation: a GIF of the first game; None if it was not filmed.
     """
 
     env_steps: int
@@ -81,14 +81,17 @@ class Evaluated(NamedTuple):
 
 
 class Evaluator:
-    """The queue of policies, and the process that plays them.
+    """The queue of policies to score, and the process that plays them.
+
+    Stored policies that the run does not need are removed: those of later env steps than the
+    run's, and those whose scores are in the log.
 
     Args:
         run_dir: the run's folder.
-        config: how many episodes.
-        env_steps: where the run begins or goes on; policies of a later time are removed.
-        logged: env steps of the policies whose scores are in the log; theirs are removed, too.
-        timeouts: of the process.
+        config: gives the number of episodes.
+        env_steps: env steps at which the run starts or resumes.
+        logged: env steps of the policies whose scores are in the log.
+        timeouts: limits for the process.
     """
 
     def __init__(
@@ -119,30 +122,36 @@ class Evaluator:
         self._ask()
 
     def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
-        """Adds a policy to the queue.
+        """Adds a policy to the queue; a thread writes it to disk.
 
         Args:
-            checkpoint: parameters that nobody writes to, and what `htsrl eval` needs in `meta`,
-                besides `seconds` of training and whether the first game is `filmed`.
+            checkpoint: parameters that nothing writes to any more. Its `meta` holds what
+                `htsrl eval` needs, `seconds` (of training) and `filmed` (True to film the first
+                game).
         """
         path = self._path(env_steps)
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
 
     def flush(self) -> None:
-        """Waits until all policies are on the disk, before a checkpoint that counts on them."""
+        """Blocks until all submitted policies are on disk.
+
+        Called before a checkpoint: a run that resumes from it does not submit them again.
+        """
         while self._writing:
             self._take_written()
 
     def finished(self) -> list[Evaluated]:
-        """Policies that have been played and not been forgotten, in order.
+        """Returns the policies that have been scored and not yet forgotten, in order.
+
+        Restarts the process if it has died or hangs.
 
         Raises:
-            HtsrlError: the evaluation fails, or dies or hangs each time it is tried.
+            HtsrlError: an evaluation raised an error, or died or hung at every attempt.
         """
         while self._writing and self._writing[0][1].done():
             self._take_written()
         while self._queue and self._worker.control.poll():
-            # The watcher must not take an answer that has just been read for one that is owed.
+            # Before the answer is read: the watcher must not wait for one that has arrived.
             self._worker.owes = False
             try:
                 answer, value = self._worker.control.recv()
@@ -161,23 +170,23 @@ class Evaluator:
         return list(self._played)
 
     def wait(self) -> None:
-        """Returns once there is something for `finished` to say, or after a second."""
+        """Blocks until `finished` may return something new, for at most a second."""
         self.flush()
         if self._queue:
             connection.wait([self._worker.control, self._watcher.failed], _WAIT_S)
 
     @property
     def waiting(self) -> list[int]:
-        """Env steps of the policies that have not been forgotten, in order."""
+        """The env steps of all policies not yet forgotten, in order."""
         played = (done.env_steps for done in self._played)
         return [*played, *self._queue, *(steps for steps, _ in self._writing)]
 
     def forget_first(self) -> None:
-        """Removes the first policy: its scores are in the log."""
+        """Removes the first policy of `finished`, once its scores are in the log."""
         self._path(self._played.popleft().env_steps).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Ends process and thread; what is in the queue stays on the disk."""
+        """Stops the process and the thread; queued policies stay on disk."""
         self._writer.shutdown()
         self._stop()
 
@@ -209,16 +218,19 @@ class Evaluator:
         self._ask()
 
     def _ask(self) -> None:
-        """Tells the process of the next policies."""
+        """Sends the next policies to the process."""
         for env_steps in islice(self._queue, self._asked, _MOST_ASKED):
             self._worker.send("play", str(self._path(env_steps)))
             self._asked += 1
 
     def _restart(self, hang: WorkerError | None) -> None:
-        """Starts the process anew, with what it has not answered.
+        """Restarts the process and sends it the policies that it has not answered.
 
         Args:
-            hang: what the watcher says of it; None where it died.
+            hang: the watcher's error; None if the process died.
+
+        Raises:
+            WorkerError: it died or hung too often at the same policy.
         """
         self._deaths += 1
         cause = "the evaluator died" if hang is None else str(hang)
@@ -228,7 +240,7 @@ class Evaluator:
                 f"{self._queue[0]:,} env steps; switch evaluation off with eval.interval=0, or "
                 + ("lower eval.episodes" if hang is None else f"{_MORE_TIME}\n{hang}")
             )
-        logger.warning("the policy of %d env steps is played again: %s", self._queue[0], cause)
+        logger.warning("playing the policy of %d env steps again: %s", self._queue[0], cause)
         self._stop()
         self._start()
         self._asked = 0
@@ -249,7 +261,11 @@ def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
 
 
 def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> None:
-    """Runs the evaluator: plays the policies that it is told to, in order."""
+    """Runs the evaluator process: plays the policies sent on `control`, in order.
+
+    Args:
+        episodes: number of games with each policy.
+    """
     os.nice(_NICE)
     set_up_torch()
     marks = Marks(board)
@@ -261,8 +277,8 @@ def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> N
 
 
 def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Episode], bytes | None]:
-    """Plays a policy; returns what `Evaluated` holds but for the env steps."""
-    # Loads what the training has no use for.
+    """Plays a policy; returns the fields of `Evaluated` other than the env steps."""
+    # Imported here, as training itself needs none of it.
     from htsrl_cli.evaluation import play as evaluation
     from htsrl_cli.evaluation.video import VideoFolder
 
@@ -278,6 +294,6 @@ def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Epis
                 played = evaluation.play(checkpoint, config, path, videos=videos, marks=marks)
             return seconds, played, animation(film)
         except Exception as error:
-            # Whatever renders, fails or lacks disk, the scores count.
+            # Scores matter more than the video: play again without one, whatever failed.
             logger.error("%s: %s; this policy is not filmed", film, " ".join(str(error).split()))
     return seconds, evaluation.play(checkpoint, config, path, marks=marks), None

@@ -1,4 +1,4 @@
-"""Marks what an evaluation is busy with, by which a watcher tells a hang from work."""
+"""Marks of what an evaluation is doing, from which a watcher tells a hang from work."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 from htsrl_cli.workers.board import Board
 
-# Lines of the board. While an evaluation is under way, one of them is busy.
+# Lines of the board. Exactly one of them is busy during an evaluation.
 OTHER, ENV, PASS = range(3)
 NUM_LINES = 3
 
 
 class Marks:
-    """Writes the marks of one evaluation.
+    """The marks of one evaluation on a board.
 
     Args:
-        board: with `NUM_LINES` lines; one that nobody watches if None.
+        board: a board of `NUM_LINES` lines; None makes one that nothing watches.
     """
 
     def __init__(self, board: Board | None = None) -> None:
@@ -24,7 +24,7 @@ class Marks:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Marks all of it: checkpoints, networks and videos are what neither of the others is."""
+        """Marks a whole evaluation, as `OTHER` unless `env` or `forward_pass` is entered."""
         self._board.enter(OTHER)
         try:
             yield
@@ -33,7 +33,7 @@ class Marks:
 
     @contextmanager
     def env(self) -> Iterator[None]:
-        """Marks an env step, a reset, or the making of an environment."""
+        """Marks an env step, a reset, or building an environment."""
         yield from self._instead(ENV)
 
     @contextmanager

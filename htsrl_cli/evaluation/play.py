@@ -1,8 +1,9 @@
-"""`htsrl eval`: plays whole games with a trained policy, reports their raw scores, makes videos.
+"""`htsrl eval`: whole games played with a trained policy, their raw scores and videos.
 
-Needs a checkpoint's parameters and configuration only. A game's resets and action noise are
-addressed by its number, and forward passes have the run's constant shape: scores do not depend on
-how many games are played side by side.
+A game is an episode of the environment itself: all lives in Atari, a match in football. Playing
+needs the parameters and the configuration of a checkpoint only. The game's number seeds its resets
+and its action noise, and forward passes have the run's constant shape: scores do not depend on how
+many games are played side by side.
 """
 
 from __future__ import annotations
@@ -43,15 +44,19 @@ VIDEO_FOLDER = "videos"
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of an evaluation.
+    """The scores of an evaluation.
 
     Attributes:
-        checkpoint: the file that was evaluated, and the `env_steps` it was trained for.
-        returns: raw score of each game, in order of number.
-        training_returns: of each game, the sum of the rewards that are trained on.
+        checkpoint: path of the file that was evaluated.
+        env_steps: env steps that it was trained for.
+        seed: seed of resets and sampled actions.
+        greedy: True if the most likely actions were taken instead of sampled ones.
+        returns: raw score of each game, by number.
+        training_returns: sum of each game's rewards as trained on (clipped, for example).
         lengths: env steps of each game.
-        std: standard deviation of a sample (ddof 1); None for a single game.
-        interval: 95 % bootstrap interval of the mean; None for a single game.
+        mean: mean of `returns`.
+        std: sample standard deviation of `returns` (ddof 1); None for a single game.
+        interval: 95 % bootstrap confidence interval of the mean; None for a single game.
     """
 
     checkpoint: str
@@ -67,13 +72,13 @@ class EvalResult:
 
 
 def run(config: EvalConfig) -> EvalResult:
-    """Evaluates a checkpoint, prints a table and writes `eval.json` into the run's folder.
+    """Scores a checkpoint, prints a table and writes `eval.json` into the run's folder.
 
-    A file that is not in a run's `checkpoints/` has its `eval.json` and `videos/` next to it.
+    For a file outside a run's `checkpoints/`, `eval.json` and `videos/` are written next to it.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it does not fit its environment.
-        ConfigError: the environment or the device is not to be had here.
+        ConfigError: the environment, the device or the renderer is not available here.
     """
     set_up_torch()
     path = find_checkpoint(Path(config.checkpoint))
@@ -110,15 +115,19 @@ def play(
     videos: VideoFolder | None = None,
     marks: Marks | None = None,
 ) -> list[Episode]:
-    """Plays `config.episodes` games; returns them in order of number.
+    """Plays `config.episodes` games; returns their results by number.
 
     Args:
-        checkpoint: of a run, or anything with its parameters and `meta`.
-        config: the number of games, their seed, and how actions are chosen.
-        path: of the checkpoint, for messages.
+        checkpoint: a run's checkpoint, or one with its parameters and `meta` only.
+        config: number of games, their seed, and how actions are chosen.
+        path: path of the checkpoint, for messages.
         side_by_side: games at a time; by default as many as the rows of a forward pass serve.
-        videos: films games where it is given.
-        marks: what is marked for a watcher.
+        videos: where to film games; None films none.
+        marks: marks for a watcher; None if nothing watches.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit its environment or this version of htsrl.
+        ConfigError: the environment, the device or the renderer is not available here.
     """
     marks = marks or Marks()
     train_config = _train_config(checkpoint, path)
@@ -127,7 +136,7 @@ def play(
     renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
-        # All are number 0: an environment may depend on its index, a score must not.
+        # All have index 0: an environment may depend on its index, a score must not.
         envs = []
         for _ in range(num_envs):
             with marks.env():
@@ -139,7 +148,16 @@ def play(
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
-    """Standard deviation (ddof 1) and 95 % percentile bootstrap interval of the mean."""
+    """Returns the sample standard deviation (ddof 1) and a confidence interval of the mean.
+
+    Both are None for fewer than two returns.
+
+    Args:
+        seed: seed of the bootstrap.
+
+    Returns:
+        The standard deviation, and the ends of the 95 % percentile bootstrap confidence interval.
+    """
     if len(returns) < 2:
         return None, None
     low, high = mean_interval(np.asarray(returns), seed)
@@ -147,7 +165,11 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
 
 
 def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
-    """Returns how many games are played at a time: as many as the rows of a pass serve, or one."""
+    """Returns the number of games to play at a time.
+
+    It is as many as the rows of a forward pass serve, or one where only one environment of its kind
+    fits a process.
+    """
     env = train_config.env
     if env.is_alone(renderer):
         return 1
@@ -155,9 +177,10 @@ def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
 
 
 class _Game:
-    """One whole game, from the first reset to the raw score; lost lives go on with a reset.
+    """One game, from its first reset to its raw score.
 
-    Its video, where there is one, has no picture of those later resets.
+    Where a lost life ends an episode of training, a reset continues the game; its video shows no
+    frame of such a reset.
     """
 
     def __init__(self, env: Env, number: int, seed: int, video: Video | None, marks: Marks) -> None:
@@ -173,12 +196,12 @@ class _Game:
         self._add_frame()
 
     def noise(self) -> Array:
-        """Draws the numbers that sample the players' next actions, float32 [P, D]."""
+        """Draws the random numbers that sample the players' next actions, float32 [P, D]."""
         spec = self._env.env_spec
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
     def step(self, actions: Array) -> Episode | None:
-        """One env step with actions [P, D]; at the end of the game what it came to."""
+        """Takes one env step with actions [P, D]; returns the result if it ends the game."""
         taken = actions if len(actions) > 1 else actions[0]
         with self._marks.env():
             self.obs, reward, terminated, truncated, info = self._env.step(taken)
@@ -209,7 +232,7 @@ class _Game:
 class _Batch:
     """Forward passes of constant shape over the players of several games.
 
-    Policy k of K acts for players k, k + K, ...
+    Policy k of K acts for players k, k + K, ... of all games.
     """
 
     def __init__(self, inference: Inference, spec: EnvSpec) -> None:
@@ -217,7 +240,7 @@ class _Batch:
         self._spec = spec
 
     def act(self, games: Sequence[_Game]) -> Array:
-        """Returns the actions of G games, [G, P, D]."""
+        """Returns the next actions of G games, [G, P, D]; draws their noise."""
         spec, inference = self._spec, self._inference
         obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
         noise = np.concatenate([game.noise() for game in games])
@@ -227,7 +250,7 @@ class _Batch:
             own = range(k, len(obs), num_policies)
             for start in range(0, len(own), num_rows):
                 rows = own[start : start + num_rows]
-                # The rows beyond these hold what they last held.
+                # The remaining rows keep old content, which changes no other row.
                 inference.obs[: len(rows)] = obs[rows]
                 inference.noise[: len(rows)] = noise[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
@@ -281,8 +304,8 @@ def _load_inference(
     """Returns the actors' inference with the checkpoint's parameters."""
     if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
-            f"{path} does not fit its environment, which is {spec} here: another version of the "
-            "environment's package made it"
+            f"{path} does not fit its environment, which is {spec} here: it was made with another "
+            "version of the environment's package"
         )
     inference = Inference(InferenceSetup.of(spec, config), greedy)
     values = {}
@@ -304,7 +327,7 @@ def _table(result: EvalResult) -> Table:
     rows: dict[str, Any] = {
         "games": f"{len(result.returns)} (seed {result.seed}, {how} actions)",
         "mean": f"{result.mean:.2f}",
-        "95 % interval": "-"
+        "95 % confidence interval": "-"
         if result.interval is None
         else "{:.2f} to {:.2f}".format(*result.interval),
         "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
@@ -318,7 +341,7 @@ def _table(result: EvalResult) -> Table:
 
 
 def _write(result: EvalResult, checkpoint: Path) -> None:
-    """Writes `eval.json`; the table has been shown, so a failure is only reported."""
+    """Writes `eval.json`; only logs a failure, as the table has already been shown."""
     folder = _result_folder(checkpoint)
     content = json.dumps(asdict(result), indent=2).encode() + b"\n"
     try:
@@ -328,6 +351,6 @@ def _write(result: EvalResult, checkpoint: Path) -> None:
 
 
 def _result_folder(checkpoint: Path) -> Path:
-    """The run's folder, or the one of a file elsewhere."""
+    """Returns the run's folder, or that of a checkpoint outside a run."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

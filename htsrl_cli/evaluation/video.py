@@ -1,6 +1,6 @@
-"""Videos of games: H.264 in MP4, written picture by picture by ffmpeg, which imageio-ffmpeg brings.
+"""Videos of games: H.264 in MP4, encoded frame by frame by the ffmpeg of imageio-ffmpeg.
 
-A file appears whole, at the end of its game. Score and env step stand below the picture.
+A file appears whole, at the end of its game. A caption below the frame shows score and env step.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from htsrl_cli.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Pictures whose shorter side has fewer pixels are enlarged by an integer.
+# Frames whose shorter side has fewer pixels are enlarged by an integer factor.
 SMALLEST_SIDE = 360
-# Of the strip below the picture, in pixels.
+# Height of the strip below the frame, in pixels.
 CAPTION_HEIGHT = 32
-# Constant rate factor of x264: 0 is lossless, 23 its default.
+# x264's constant rate factor: 0 is lossless, 23 the default.
 _QUALITY = 20
 _OUTPUT = ["-crf", str(_QUALITY), "-movflags", "+faststart", "-f", "mp4"]
 
 
 class VideoFolder:
-    """A folder for the videos of games; numbered ones of before are removed.
+    """A folder for the videos of games; numbered videos of earlier evaluations are removed.
 
-    Leaving its context removes what was written of games that have not ended.
+    Leaving its context removes the incomplete videos of games that have not ended.
 
     Args:
-        name: of a file, with `{:04}` for the game's number where several are filmed.
-        most: games that are filmed, from number 0 on; all if None.
+        name: name of a file, with `{:04}` for the game's number where several are filmed.
+        most: number of games to film, from number 0 on; None films all.
 
     Raises:
         ConfigError: a package is missing, or the folder cannot be written.
@@ -65,10 +65,10 @@ class VideoFolder:
             video.discard()
 
     def video(self, env: Env, number: int) -> Video | None:
-        """Begins the video of game `number`, which `env` plays; None if it is not filmed.
+        """Starts the video of game `number`, played in `env`; returns None if it is not filmed.
 
         Raises:
-            ConfigError: the environment cannot be pictured.
+            ConfigError: the environment cannot render.
         """
         if self._most is not None and number >= self._most:
             return None
@@ -79,9 +79,9 @@ class VideoFolder:
 
 
 class Video:
-    """The video of one game: a picture after its reset and after every env step.
+    """The video of one game: a frame after its first reset and one after every env step.
 
-    A file that cannot be written is reported, and the game goes on without.
+    If the file cannot be written, an error is logged and the game continues without a video.
     """
 
     def __init__(self, env: PicturedEnv, path: Path) -> None:
@@ -89,12 +89,12 @@ class Video:
         self._path = path
         self._part = path.with_name(path.name + TEMPORARY_SUFFIX)
         self._num_frames = 0
-        # Takes pictures once it has begun; None before the first one and after the last.
+        # None before the first frame and after the last.
         self._ffmpeg: Generator[None, Array, None] | None = None
         self._is_over = False
 
     def add_frame(self) -> None:
-        """Appends a picture of the environment's present state."""
+        """Appends a frame of the environment's current state."""
         if self._is_over:
             return
         frame = _enlarge(self._env.render())
@@ -108,19 +108,19 @@ class Video:
             self._give_up(error)
 
     def finish(self) -> None:
-        """Gives the file its name; the game has ended."""
+        """Completes the file at the end of the game and gives it its name."""
         if self._is_over:
             return
         try:
             self._stop_ffmpeg()
             _check_whole(self._part, self._num_frames)
             os.replace(self._part, self._path)
-            logger.info("%s is written", self._path)
+            logger.info("wrote %s", self._path)
         except OSError as error:
             self._give_up(error)
 
     def discard(self) -> None:
-        """Removes what has been written, unless the video is finished."""
+        """Removes an unfinished video; leaves a finished one."""
         if not self._is_over:
             self._stop_ffmpeg()
             self._part.unlink(missing_ok=True)
@@ -139,7 +139,11 @@ class Video:
 
 
 def check_packages(key: str, value: object) -> None:
-    """Checks that videos, which the configuration's `key` asks for, can be written here.
+    """Checks that the packages for videos are installed.
+
+    Args:
+        key: the configuration key that asks for a video, for the message.
+        value: its value.
 
     Raises:
         ConfigError: a package is missing.
@@ -154,18 +158,22 @@ def check_packages(key: str, value: object) -> None:
 
 
 def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
-    """`env`, of which the configuration's `key` asks for a video, as one that can be pictured.
+    """Returns `env` as an environment that can render.
+
+    Args:
+        key: the configuration key that asks for a video, for the message.
+        value: its value.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the environment cannot render.
     """
     if not isinstance(env, PicturedEnv):
-        raise ConfigError(key, value, "this environment has no picture: leave the key out")
+        raise ConfigError(key, value, "this environment cannot be rendered: remove the key")
     return env
 
 
 def _remove_numbered(folder: Path, name: str) -> None:
-    """Removes the files that `name` has named with any number; none where it takes none."""
+    """Removes the files that `name` gives for any number; does nothing if it takes no number."""
     before, _, after = name.partition("{:04}")
     numbered = re.compile(rf"{re.escape(before)}\d{{4,}}{re.escape(after)}")
     for path in folder.iterdir():
@@ -193,16 +201,28 @@ def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None
 
 
 def _check_whole(path: Path, num_frames: int) -> None:
-    """Many pictures are written when ffmpeg ends, and nobody hears that the disk is full."""
+    """Checks that the file has all frames.
+
+    ffmpeg writes many frames at its end only, and imageio-ffmpeg does not report a full disk then.
+
+    Raises:
+        OSError: frames are missing.
+    """
     file = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     written = round(file.get(cv2.CAP_PROP_FRAME_COUNT))
     file.release()
     if written != num_frames:
-        raise OSError(f"ffmpeg wrote {written} of {num_frames} pictures")
+        raise OSError(f"ffmpeg wrote {written} of {num_frames} frames")
 
 
 def _enlarge(frame: Array) -> Array:
-    """A small picture by an integer factor; sides become even, as 4:2:0 colours need them."""
+    """Enlarges a small frame by an integer factor, and pads odd sides by a pixel.
+
+    The 4:2:0 colors of the video need even sides.
+
+    Args:
+        frame: uint8 [H, W, 3].
+    """
     factor = -(-SMALLEST_SIDE // min(frame.shape[:2]))
     if factor > 1:
         frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
@@ -213,7 +233,7 @@ def _enlarge(frame: Array) -> Array:
 
 
 def _add_caption(frame: Array, text: str) -> Array:
-    """The picture with a dark strip below it, which holds `text`; uint8 [H + 32, W, 3]."""
+    """Returns the frame with `text` on a dark strip below it, uint8 [H + 32, W, 3]."""
     captioned = cv2.copyMakeBorder(frame, 0, CAPTION_HEIGHT, 0, 0, cv2.BORDER_CONSTANT, value=0)
     place = (10, len(captioned) - 10)
     white = (255, 255, 255)

@@ -1,8 +1,8 @@
-"""Gradient engines: they differentiate minibatches, on a CPU's threads or recorded on a GPU.
+"""Gradient engines, which differentiate minibatches on CPU threads or on a GPU.
 
-A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU each is
-computed on a single thread by a small pool: the result does not depend on the number of threads,
-and the cores are better used than by threads inside an operation. A GPU computes one after the
+A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU a small pool of
+threads computes them, each on a single thread: the result does not depend on the number of threads,
+and the cores are used better than by threads inside an operation. A GPU computes them one after the
 other.
 """
 
@@ -31,10 +31,15 @@ from htsrl_cli.workers.scheduling import stay_in_background
 
 
 class Batch(NamedTuple):
-    """A slot as N = T * B rows, time-major: obs [N, *obs_shape], actions [N, D], the rest [N].
+    """A slot as N = T * B rows, time-major, on the learner's device.
 
     Attributes:
-        activations: those that were kept, each [N, ...]; none where passes are to be made.
+        obs: [N, *obs_shape].
+        actions: [N, D].
+        old: log-probabilities and values of the policy before the update, float32 [N].
+        targets: advantages and returns, float32 [N].
+        activations: activations that actors kept, each [N, ...]; empty if there are none and the
+            forward pass is to be computed.
     """
 
     obs: Tensor
@@ -52,9 +57,11 @@ class Gradient(NamedTuple):
     """The gradient of a minibatch.
 
     Attributes:
-        of_policies: float32, by policy and parameter.
-        norms: of those of each policy, float32 [parameters].
-        names, losses: parts of the loss, float32 [micro-batches, parts].
+        of_policies: gradients in float32, by policy and parameter.
+        norms: for each policy, the norm of every parameter's gradient, float32 [parameters].
+        names: names of the parts of the loss.
+        losses: the parts' values in the micro-batches of all policies, float32 [micro-batches,
+            parts]; a policy's sum to its loss.
     """
 
     of_policies: list[list[Tensor]]
@@ -64,7 +71,7 @@ class Gradient(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A micro-batch: number of the policy, rows of the batch [n] and weighed advantages [n]."""
+    """A micro-batch: index of the policy, rows of the batch [n] and weighed advantages [n]."""
 
     policy: int
     rows: Tensor
@@ -72,13 +79,13 @@ class _Piece(NamedTuple):
 
 
 class GradientEngine(ABC):
-    """Policies in the learner's precision, which are differentiated.
+    """The base of engines: copies of the policies in the learner's precision, to differentiate.
 
-    Of K policies, number k learns from columns k, k + K, ... only.
+    Of K policies, policy k learns from columns k, k + K, ... only.
 
     Args:
-        algorithm: gives the loss.
-        config: precision, threads and size of micro-batches.
+        algorithm: defines the loss.
+        config: gives precision, threads and the size of micro-batches.
     """
 
     def __init__(
@@ -100,31 +107,34 @@ class GradientEngine(ABC):
 
     @abstractmethod
     def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
-        """Applies `work` to every piece; yields the results in order."""
+        """Applies `work` to all pieces; yields the results in order."""
 
     @torch.no_grad()
     def load(self, state: list[Tensor]) -> None:
-        """Takes over parameters and buffers, in the order of `state_dict`, rounded to precision."""
+        """Copies in parameters and buffers, ordered as in `state_dict`, rounded to precision."""
         torch._foreach_copy_(self._state, state)
 
     def hold(self, batch: Batch) -> Batch:
-        """Returns a batch where `gradient` can read it; the one before is then overwritten."""
+        """Returns a batch that `gradient` accepts; may overwrite the one returned before."""
         return batch
 
     def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
         """Differentiates the loss of a minibatch.
 
         Args:
-            batch: from `hold`.
-            rows: of every policy's share of the batch.
-            remaining: fraction of all updates that is still to come.
+            batch: a batch that `hold` returned.
+            rows: int64 [n], the minibatch's rows within each policy's share of the batch.
+            remaining: fraction of all updates that is still to come, from 1 down to 0.
+
+        Returns:
+            The gradient; the next call may overwrite it.
         """
         num_policies, num_rows = len(self._policies), len(rows)
 
         def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
             loss, parts = self._loss(batch, piece, num_rows, remaining)
             parameters = list(self._policies[piece.policy].parameters())
-            # Of parameters that a network does not use, zero.
+            # Zero for parameters that a network does not use.
             gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
             return [g.float() for g in gradient], parts
 
@@ -147,10 +157,10 @@ class GradientEngine(ABC):
         return Gradient(gradients, norms, [*parts], torch.stack(losses))
 
     def evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
-        """Returns log-probabilities [N] and values [N + B] of a slot by the loaded parameters.
+        """Returns log-probabilities [N] and values [N + B] of a slot under the loaded parameters.
 
         Args:
-            obs: [N + B, *obs_shape]; the last B have no action.
+            obs: [N + B, *obs_shape]; the last B rows have no action.
             actions: [N, D].
         """
         num_policies = len(self._policies)
@@ -178,11 +188,11 @@ class GradientEngine(ABC):
 
     @abstractmethod
     def pin(self, arrays: Sequence[Array]) -> None:
-        """Prepares arrays for copies to the device, until `close`."""
+        """Prepares arrays for fast copies to the device, until `close`."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what the engine holds outside memory."""
+        """Releases threads and pinned memory."""
 
     def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
         """Cuts one policy's rows of a minibatch into micro-batches."""
@@ -210,7 +220,7 @@ class GradientEngine(ABC):
 
 
 class PoolEngine(GradientEngine):
-    """Computes each micro-batch on one of a small pool of threads."""
+    """An engine that computes each micro-batch on one thread of a small pool."""
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -221,18 +231,18 @@ class PoolEngine(GradientEngine):
         return self._pool.map(work, pieces)
 
     def pin(self, arrays: Sequence[Array]) -> None:
-        """Does nothing: arrays are read where they are."""
+        """Does nothing: the CPU reads the arrays in place."""
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._pool.shutdown(cancel_futures=True)
 
 
 class GpuEngine(GradientEngine):
-    """Records the gradient of a minibatch once, then replays it in one call (a CUDA graph).
+    """An engine that records the gradient of a minibatch once and replays it (a CUDA graph).
 
-    Where the loss changes from update to update nothing is recorded. A GPU is kept busy by one
-    thread; a recording takes in what that thread does.
+    Nothing is recorded if the loss changes from update to update. It uses the calling thread only:
+    that keeps a GPU busy, and a recording captures the work of one thread.
     """
 
     _recorded: tuple[torch.cuda.CUDAGraph, Gradient] | None = None
@@ -243,7 +253,7 @@ class GpuEngine(GradientEngine):
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:
-        """Copies a batch into the memory of the first one: recordings read from there."""
+        """Copies a batch into the memory of the first one, from which the recording reads."""
         if self._algorithm.anneals_loss:
             return batch
         if self._held is None:
@@ -254,7 +264,7 @@ class GpuEngine(GradientEngine):
         return self._held
 
     def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
-        """Differentiates the loss of a minibatch, by a replay of the recording."""
+        """Differentiates the loss of a minibatch by replaying the recording."""
         if self._algorithm.anneals_loss:
             return super().gradient(batch, rows, remaining)
         if self._recorded is None:
@@ -270,7 +280,11 @@ class GpuEngine(GradientEngine):
         return gradient
 
     def pin(self, arrays: Sequence[Array]) -> None:
-        """Locks the pages of arrays, from which the GPU then copies without a detour."""
+        """Locks the pages of arrays in memory, so that the GPU copies from them directly.
+
+        Raises:
+            RunError: the driver cannot lock them.
+        """
         pinned: list[Array] = []
         self._pinned = pinned
         for array in arrays:
@@ -278,25 +292,27 @@ class GpuEngine(GradientEngine):
             pinned.append(array)
 
     def close(self) -> None:
-        """Ends what `pin` began."""
+        """Unlocks what `pin` has locked."""
         for array in self._pinned:
             unpin(array)
         self._pinned = ()
 
 
 def engine_for(device: torch.device) -> type[GradientEngine]:
-    """Returns the engine that suits a device."""
+    """Returns the engine class for a device."""
     return GpuEngine if device.type == "cuda" else PoolEngine
 
 
 def num_micro_batches(num_rows: int, most: int) -> int:
-    """Returns how many micro-batches a minibatch is cut into.
+    """Returns the number of micro-batches that a minibatch is cut into.
 
-    They are equal but for a row, and none is empty. Their number is even where the rows allow it,
-    so that two threads end together; only a minibatch of half a micro-batch or less is not cut.
+    Their sizes differ by one row at most, and none is empty. Their number is even where the rows
+    allow it, so that two threads finish together; a minibatch of half a micro-batch or less is not
+    cut.
 
     Args:
-        most: rows of a micro-batch.
+        num_rows: rows of the minibatch.
+        most: most rows of a micro-batch.
     """
     if 2 * num_rows <= most:
         return 1

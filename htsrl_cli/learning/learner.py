@@ -1,4 +1,4 @@
-"""The learner: makes the next parameters from a full slot."""
+"""The learner: one update of the parameters from each full slot."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ from htsrl_cli.storage.slot import Slot
 
 
 class Learner:
-    """Policies, optimizer, and the update from one version of the parameters to the next.
+    """The policies, their optimizer, and the update from θ[j] to θ[j+1].
 
-    Of K policies, number k learns from columns k, k + K, ... only: they share nothing but the
-    gradient engine and the optimizer, which treats every parameter by itself.
+    Of K policies, policy k learns from columns k, k + K, ... only. Policies share nothing but the
+    gradient engine and the optimizer, which treats every parameter separately.
 
     Args:
-        num_updates: updates in the whole run, over which schedules fall.
-        lag: versions between a slot's parameters and those an update starts from, 1 or 0.
+        num_updates: updates of the whole run, over which schedules are annealed.
+        lag: policy lag, in versions: 1, or 0 if slots are learned from at once.
         seed: the run's seed.
+
+    Attributes:
+        policies: the `ActorCritic` networks, in float32.
+        num_updates_done: updates made so far.
     """
 
     def __init__(
@@ -56,9 +60,9 @@ class Learner:
         self._seed = seed
         self.policies = initial_policies(spec, network, algo, seed).to(device)
         self._parameters: list[Tensor] = list(self.policies.parameters())
-        # A network is more than its parameters: its buffers are versions of it, too.
+        # Buffers are part of a version, too.
         self._state: list[Tensor] = list(self.policies.state_dict().values())
-        # θ[j-1], where the gradient of A2C is taken (paper, Eq. 6); θ[1] = θ[0].
+        # θ[j-1], at which A2C takes its gradient (HTS-RL paper, Eq. 6); θ[1] = θ[0].
         self._previous = _clones(self._state)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
         engine = engine_for(device)
@@ -66,27 +70,33 @@ class Learner:
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:
-        """Locks the pages of these slots' observations for copies to a GPU; until `close`."""
+        """Locks the memory of the slots' observations for copies to a GPU, until `close`.
+
+        Raises:
+            RunError: the driver cannot lock it.
+        """
         self._engine.pin([slot.obs for slot in slots])
 
     def close(self) -> None:
-        """Ends the threads, and what `pin` began."""
+        """Releases the engine's threads and locked memory."""
         self._engine.close()
 
     def update(
         self, slot: Slot, check: Callable[[], None], activations: Sequence[Array] = ()
     ) -> dict[str, float]:
-        """Learns from a full slot: θ[j] becomes θ[j+1]. Returns what to log.
+        """Learns from a full slot: θ[j] becomes θ[j+1].
 
         Args:
-            slot: filled with θ[j - lag].
+            slot: a full slot, collected with θ[j - lag].
             check: called before every minibatch; raises to give up.
-            activations: kept when the slot was filled, for an algorithm whose gradient is taken
-                at those parameters; see `Ring.activations`.
+            activations: the slot's activations, if actors kept them; see `Ring.activations`.
+
+        Returns:
+            Metrics by name, averaged over the minibatches.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite. It has not been applied, but the
-                minibatches before it have: go on from a checkpoint.
+                minibatches before it have: continue from a checkpoint.
         """
         started_from = _clones(self._state)
         batch = self._engine.hold(self._batch(slot, activations))
@@ -94,8 +104,8 @@ class Learner:
         num_rows = len(batch.targets.returns) // len(self.policies)
         for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
             check()
-            # A2C: the data are on-policy for the parameters that collected them. There the
-            # gradient is taken; it is applied to θ[j].
+            # A2C: the data are on-policy for the parameters that collected them. The gradient is
+            # taken there and applied to θ[j].
             at_previous = self._algorithm.at_behaviour and self._lag
             self._engine.load(self._previous if at_previous else self._state)
             logged.append(self._minibatch(batch, torch.from_numpy(rows).to(self._device)))
@@ -107,7 +117,7 @@ class Learner:
         return means
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """Makes one optimizer step on `rows` of every policy's share of the batch."""
+        """Makes one optimizer step on `rows` of every policy's share; returns its metrics."""
         gradient = self._engine.gradient(batch, rows, self._remaining())
         sleep_until_done(self._device)
         sums = [sum(parts) for parts in zip(*gradient.losses.cpu().tolist(), strict=True)]
@@ -119,7 +129,7 @@ class Learner:
         return logged
 
     def _apply(self, gradient: Gradient, losses: dict[str, float]) -> float:
-        """Clips each policy's gradient and steps the optimizer; returns their mean norm before."""
+        """Clips each policy's gradient and steps the optimizer; returns the mean unclipped norm."""
         totals: list[float] = (
             torch.stack([torch.linalg.vector_norm(norms) for norms in gradient.norms])
             .cpu()
@@ -156,7 +166,7 @@ class Learner:
             self._engine.load(self._state)
             old = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
-        # On the CPU: hundreds of operations on a few numbers each.
+        # On the CPU: targets take hundreds of operations on a few numbers each.
         rollout = Rollout(
             torch.from_numpy(slot.rewards),
             torch.from_numpy(slot.terminated),
@@ -182,7 +192,7 @@ class Learner:
     def _learning_rate(self) -> float:
         return self._algo.learning_rate_at(self._remaining())
 
-    # Arrays may share the learner's memory: the next update overwrites them.
+    # The arrays returned below may share the learner's memory: the next update overwrites them.
 
     def parameters(self) -> dict[str, Array]:
         """Returns θ[j], buffers included, by name."""
@@ -190,7 +200,7 @@ class Learner:
 
     @torch.no_grad()
     def write_parameters(self, arrays: Mapping[str, Array]) -> None:
-        """Copies θ[j], buffers included, into arrays by name."""
+        """Copies θ[j], buffers included, into `arrays` by name."""
         for name, tensor in self.policies.state_dict().items():
             torch.from_numpy(arrays[name]).copy_(tensor)
 
@@ -208,7 +218,7 @@ class Learner:
         }
 
     def state(self) -> State:
-        """Returns what going on exactly needs: θ[j], θ[j-1] and the optimizer's state."""
+        """Returns what an exact resume needs: θ[j], θ[j-1] and the optimizer's state."""
         parts = {
             "params": self.parameters(),
             "optimizer": self.optimizer_state(),
@@ -218,7 +228,7 @@ class Learner:
         return State(arrays, {"num_updates": self.num_updates_done})
 
     def load_state(self, state: State) -> None:
-        """Restores `state`."""
+        """Restores a state from `state`."""
         self.num_updates_done = state.values["num_updates"]
         tensors = self.policies.state_dict()
         with torch.no_grad():
@@ -230,13 +240,16 @@ class Learner:
             if key.startswith("optimizer/"):
                 _, quantity, name = key.split("/")
                 value = _tensor(array).to(self._device)
-                # Laid out in memory like the parameter, as the optimizer's own state is.
+                # The optimizer's own state has the parameter's memory layout; so must this.
                 like = torch.empty_like(parameters[name]) if value.ndim else value.clone()
                 self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
 
 
 def _explained_variance(batch: Batch) -> float:
-    """Returns 1 - Var(returns - values) / Var(returns): 1 is perfect, 0 that of a constant."""
+    """Returns 1 - Var(returns - values) / Var(returns).
+
+    It is 1 for perfect values and 0 for constant ones, or if all returns are equal.
+    """
     returns = batch.targets.returns
     variance = float(returns.var(correction=0))
     residual = float((returns - batch.old.values).var(correction=0))

@@ -1,11 +1,11 @@
-"""Activations kept from the pass that acted, for a gradient at the same parameters.
+"""Activations that actors keep, so that the learner needs only a backward pass.
 
-A2C takes its gradient at the parameters that acted (paper, Eq. 6): the learner's forward pass
-would be the actor's once more. So the actor keeps the outputs of the network's layers beside the
-slot, and the learner only goes back. That saves a quarter (bf16) to a third (fp32) of its work.
+A2C takes its gradient at the parameters of the behavior policy (HTS-RL paper, Eq. 6): the learner's
+forward pass would repeat the actors'. So actors keep the outputs of the network's layers beside the
+slot, which saves the learner a quarter (bf16) to a third (fp32) of its work.
 
-Networks call a `Layer` where they compute one: `relu_layer` computes it, `CachingLayers` keep the
-output besides, `CachedLayers` take an output that was kept. Arrays have channels last, like
+A network calls a `Layer` to compute each of its layers. `relu_layer` computes it, `CachingLayers`
+also keep the output, and `CachedLayers` take a kept output instead. Arrays are channels-last, like
 observations.
 """
 
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from htsrl_cli.storage.memory import Array, ArrayType
 
-# numpy has no bfloat16.
+# NumPy has no bfloat16: its bits are kept as uint16.
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
 
 
@@ -31,23 +31,33 @@ class Layer(Protocol):
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
     ) -> Tensor:
-        """max(0, y) of y = x weight^T + bias, x [N, I], or of a convolution of x [N, C, H, W]."""
+        """Returns max(0, y) for y = x weight^T + bias, or for y the convolution of images x.
+
+        Args:
+            x: [N, I], or images [N, C, H, W] to convolve.
+            weight: [O, I], or kernels [O, C, h, w].
+            bias: [O].
+            stride: the convolution's stride over rows and columns.
+        """
 
 
 def relu_layer(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
 ) -> Tensor:
-    """A `Layer`. Rectified in place: the gradient does not need what was there before."""
+    """Computes a layer; see `Layer`.
+
+    It rectifies in place: the gradient does not need the values before.
+    """
     if x.dim() == 2:
         return F.relu_(F.linear(x, weight, bias))
     return F.relu_(F.conv2d(x, weight, bias, stride))
 
 
 class CachingLayers:
-    """`Layer`s that keep their outputs.
+    """A `Layer` that computes its outputs and keeps them.
 
     Attributes:
-        outputs: in order, [N, ...] with channels last.
+        outputs: the outputs in order of computation, each [N, ...] with channels last.
     """
 
     def __init__(self) -> None:
@@ -62,10 +72,10 @@ class CachingLayers:
 
 
 class CachedLayers:
-    """`Layer`s that compute nothing but gradients.
+    """A `Layer` that takes kept outputs and computes only gradients.
 
     Args:
-        outputs: what `CachingLayers` kept, with the same inputs and parameters.
+        outputs: outputs that `CachingLayers` kept for the same inputs and parameters.
     """
 
     def __init__(self, outputs: Sequence[Tensor]) -> None:
@@ -81,7 +91,7 @@ class CachedLayers:
 
 
 class _CachedLayer(torch.autograd.Function):
-    """The backward pass of `relu_layer`."""
+    """The backward pass of `relu_layer`, with a kept output as the forward pass."""
 
     @staticmethod
     def forward(
@@ -112,17 +122,17 @@ class _CachedLayer(torch.autograd.Function):
 
 
 def layout_of(outputs: Sequence[Tensor]) -> list[ArrayType]:
-    """Shape and dtype of the arrays that hold a row of each of these outputs."""
+    """Returns shape and dtype of an array for one row of each output."""
     return [(tuple(y.shape[1:]), _DTYPES[y.dtype]) for y in outputs]
 
 
 def as_array(output: Tensor) -> Array:
-    """An output as an array of the dtype that `layout_of` says; not a copy."""
+    """Returns an output as an array of the dtype in `layout_of`, without a copy."""
     array: Array = (output.view(torch.uint16) if output.dtype == torch.bfloat16 else output).numpy()
     return array
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Returns the tensor that `as_array` made an array of; not a copy."""
+    """Returns an array of `as_array` as a tensor again, without a copy."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

@@ -1,4 +1,4 @@
-"""Actor-critic networks: a trunk, and heads for the policy and the value.
+"""Actor-critic networks: one or two trunks, and heads for the policy and the value.
 
 Shapes: N rows, P distribution parameters.
 """
@@ -16,19 +16,20 @@ from htsrl_cli.networks.activations import Layer, relu_layer
 
 
 class ActorCritic(nn.Module):
-    """A trunk with a policy and a value head.
+    """A trunk with a policy head and a value head.
 
-    A trunk is a module with an attribute `num_features` that maps observations as the slot has them
-    (uint8 or float32 [N, *obs_shape]) to features [N, num_features]; it casts them to the dtype of
-    its parameters itself. One with a true attribute `computes_by_layer` is given a `Layer` besides,
-    which computes its layers: their outputs can then be kept for the learner. Trunks compute in the
-    policy's precision, the heads in float32: bf16 has 8 bits for a value or a logit, and advantages
-    and ratios come from small differences of them.
+    A trunk is a module that maps observations as stored in the slot (uint8 or float32
+    [N, *obs_shape]) to features [N, num_features]. It has an attribute `num_features` and casts
+    observations to the dtype of its parameters. If its attribute `computes_by_layer` is True, it is
+    also given a `Layer` that computes its layers, whose outputs can then be kept for the learner.
+
+    Trunks compute in the policy's precision, heads in float32: bf16 has 8 significant bits, too few
+    for the small differences of values and logits that advantages and ratios come from.
 
     Args:
-        actions: what the policy head parameterises.
-        trunk: makes the policy's features.
-        value_trunk: makes the value's features; None where they share the trunk.
+        actions: the action space.
+        trunk: computes the policy's features.
+        value_trunk: computes the value's features; None to share `trunk`.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ActorCritic(nn.Module):
         """Maps observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
 
         Args:
-            layer: computes the layers of trunks that ask for it.
+            layer: computes the layers of trunks that have `computes_by_layer`.
         """
         features = _features(self.trunk, obs, layer)
         value_features = features
@@ -71,14 +72,14 @@ def _features(trunk: nn.Module, obs: Tensor, layer: Layer) -> Tensor:
 def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
     """Sets orthogonal weights and zero biases in linear layers and convolutions.
 
-    The gain is sqrt(2), 0.01 for the policy head and 1 for the value head. Other layers keep what
-    they were made with.
+    The gain is 0.01 for the policy head, 1 for the value head and sqrt(2) elsewhere. Layers of
+    other types keep their initial parameters.
     """
     gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
     for module in policy.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             gain = gains.get(id(module), math.sqrt(2))
-            # `orthogonal_` does not fill channels-last memory.
+            # `orthogonal_` cannot fill channels-last memory.
             weight = torch.empty(module.weight.shape)
             module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))
             if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Devices: which one a key names, torch's process-wide settings, and recordings on a GPU."""
+"""Devices: selecting one, torch's process-wide settings, and recordings on a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from htsrl_cli.storage.memory import Array
 
 T = TypeVar("T")
 
-# While a thread records, no other may wait for the whole device, as recording begins with.
+# A recording starts by waiting for the whole device, which is forbidden while another thread
+# records.
 _RECORDING = threading.Lock()
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # glibc refuses an mmap threshold above 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX).
@@ -24,14 +25,15 @@ _OPTIONS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD:
 
 
 def set_up_torch() -> None:
-    """Makes torch deterministic and single-threaded, and keeps freed activations mapped.
+    """Makes torch deterministic and single-threaded, and keeps freed memory mapped.
 
-    Parallelism is the learner's own (micro-batches): the bits of an operation depend on its
-    number of intra-op threads.
+    The bits of an operation depend on its number of intra-op threads, so the learner parallelizes
+    over micro-batches instead.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
-    # As use_deterministic_algorithms(True), which imports torch's compiler, too: over 2 s of start.
+    # Like use_deterministic_algorithms(True), but without importing torch's compiler, which would
+    # add over 2 s to every start.
     torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
@@ -41,10 +43,10 @@ def set_up_torch() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc not to return large blocks to the kernel.
+    """Makes glibc keep large freed blocks instead of returning them to the kernel.
 
-    It would unmap each activation when freed and fault it in again in the next minibatch,
-    thousands of page faults for which threads queue.
+    Otherwise each activation would be unmapped when freed and mapped again in the next minibatch:
+    thousands of page faults, for which threads wait on each other.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -53,13 +55,14 @@ def _keep_freed_memory() -> None:
 
 
 def resolve_device(key: str, name: str) -> torch.device:
-    """The device that a configuration names; `auto` is the first GPU if there is one.
+    """Returns the device that a configuration names.
 
     Args:
         key: the configuration key, for the message.
+        name: `cpu`, `cuda`, `cuda:N`, or `auto`: the first GPU, or the CPU without one.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: the device does not exist.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -67,20 +70,20 @@ def resolve_device(key: str, name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError(key, name, "torch finds no GPU here; use cpu or auto")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(key, name, f"there are {torch.cuda.device_count()} GPUs, from cuda:0")
+        raise ConfigError(key, name, f"number of GPUs here: {torch.cuda.device_count()}")
     return device
 
 
 def settle_on(device: torch.device) -> None:
-    """Makes a GPU the one that this thread uses unless told otherwise, and not the first one."""
+    """Makes `device` this thread's default GPU; does nothing for the CPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def sleep_until_done(device: torch.device) -> None:
-    """Waits for what this thread has asked of a GPU; on the CPU everything is done at once.
+    """Blocks until a GPU has finished this thread's work; returns at once for the CPU.
 
-    Reading a result would wait by itself, but keep a core busy that an executor could use.
+    Reading a result would wait, too, but keep a core busy that an executor could use.
     """
     if device.type == "cuda":
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -89,31 +92,35 @@ def sleep_until_done(device: torch.device) -> None:
 
 
 def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Has a GPU do some work once, then records it without doing it (a CUDA graph).
+    """Runs `work` once on a GPU, then records it without running it (a CUDA graph).
 
-    `replay` does it in one call, where Python would take longer to start the many small kernels
-    than they run.
+    `replay` runs it in one call; from Python, starting the many small kernels takes longer than
+    running them.
+
+    Args:
+        work: work on the current stream, with inputs and outputs at fixed addresses.
+        stream: the stream to record on.
 
     Returns:
-        The recording, and what `work` returned: every replay writes its results there.
+        The recording, and the results of `work`; every replay overwrites them.
     """
     with _RECORDING, torch.cuda.stream(stream):
         torch.cuda.synchronize()
-        # What libraries set up when they are first used must not be part of the recording.
+        # Libraries initialize themselves at their first use, which must not be recorded.
         work()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on using the device.
+        # Other threads may use the device meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             results = work()
     return graph, results
 
 
 def pin(array: Array) -> None:
-    """Locks an array's pages in memory, from which a GPU then copies without a detour; see `unpin`.
+    """Locks an array's pages in memory until `unpin`, so that a GPU copies from them directly.
 
     Raises:
-        RunError: the driver cannot.
+        RunError: the driver cannot lock them.
     """
     status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
         array.ctypes.data, array.nbytes, 0
@@ -128,5 +135,5 @@ def pin(array: Array) -> None:
 
 
 def unpin(array: Array) -> None:
-    """Ends `pin`, before the array's memory is freed."""
+    """Unlocks an array that `pin` locked; call it before the memory is freed."""
     torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)  # type: ignore[no-untyped-call]

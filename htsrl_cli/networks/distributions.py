@@ -1,4 +1,4 @@
-"""Action distributions: sampling, the most likely action, log-probabilities and entropies.
+"""Action distributions: samples, most likely actions, log-probabilities and entropies.
 
 Shapes: N rows, D action dimensions, P distribution parameters.
 """
@@ -14,13 +14,14 @@ from htsrl_cli.envs.base import ActionSpec
 
 
 def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns noise [N, D] into actions [N, D] and their log-probabilities [N].
+    """Turns noise into actions [N, D] and their log-probabilities [N].
 
-    Categorical actions invert the cumulative distribution at a uniform number; Gaussian ones
-    scale a standard normal number. Every row depends on its own inputs only.
+    A categorical action inverts the cumulative distribution at a uniform number; a Gaussian one
+    scales a standard normal number. Every row depends on its own inputs only.
 
     Args:
-        params: [N, P].
+        params: distribution parameters [N, P]: logits, or means and log standard deviations.
+        noise: float32 [N, D]; uniform in [0, 1), or standard normal.
     """
     if actions.kind == "gaussian":
         mean, log_std = params.chunk(2, dim=1)
@@ -30,7 +31,7 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
         cumulative = _cumulative(log_p.exp())
-        # Rounding may leave the last entry below 1: scale the number, not the distribution.
+        # Rounding may leave the last entry below 1, so the uniform number is scaled to it.
         threshold = noise[:, d : d + 1] * cumulative[:, -1:]
         choice = (cumulative <= threshold).sum(dim=1, keepdim=True).clamp(max=logits.shape[1] - 1)
         chosen.append(choice)
@@ -39,16 +40,19 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
 
 
 def _cumulative(probabilities: Tensor) -> Tensor:
-    """Returns [N, n] summed along the rows; on CUDA torch has no deterministic `cumsum`."""
+    """Returns cumulative sums along the rows of [N, n].
+
+    On CUDA, torch has no deterministic `cumsum`.
+    """
     on_cuda = probabilities.device.type == "cuda"
     return running_sums(probabilities) if on_cuda else probabilities.cumsum(dim=1)
 
 
 def running_sums(numbers: Tensor) -> Tensor:
-    """Returns cumulative sums along the rows of [N, n], made column by column.
+    """Returns cumulative sums along the rows of [N, n], computed column by column.
 
-    Sums in any other order might fall where nothing negative is added, or rise by a rounding where
-    nothing is: an action that is impossible could be drawn.
+    In another order, rounding could make a sum fall, or rise where 0 is added: an action of
+    probability 0 could be drawn.
     """
     sums = list(numbers.unbind(dim=1))
     for column in range(1, len(sums)):
@@ -57,7 +61,12 @@ def running_sums(numbers: Tensor) -> Tensor:
 
 
 def most_likely(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the most likely actions [N, D] and their log-probabilities [N]; draws nothing."""
+    """Returns the most likely actions [N, D] and their log-probabilities [N].
+
+    Args:
+        params: distribution parameters [N, P].
+        noise: ignored; the signature is that of `sample`.
+    """
     if actions.kind == "gaussian":
         chosen = params.chunk(2, dim=1)[0]
     else:
@@ -67,7 +76,12 @@ def most_likely(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Ten
 
 
 def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log-probabilities of the chosen actions [N, D], and entropies; both [N]."""
+    """Returns log-probabilities of the chosen actions, and entropies; both [N].
+
+    Args:
+        params: distribution parameters [N, P].
+        chosen: actions [N, D].
+    """
     if actions.kind == "gaussian":
         mean, log_std = params.chunk(2, dim=1)
         entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=1)
@@ -76,8 +90,8 @@ def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tup
     entropy = torch.zeros_like(params[:, 0])
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
-        # Not `gather`: its gradient is a `scatter_add`, which a GPU can only do deterministically
-        # by sorting.
+        # Not `gather`: its gradient is a `scatter_add`, which a GPU can compute deterministically
+        # only by sorting.
         others = chosen[:, d : d + 1] != torch.arange(logits.shape[1], device=logits.device)
         log_probs = log_probs + log_p.masked_fill(others, 0.0).sum(dim=1)
         entropy = entropy - (log_p.exp() * log_p).sum(dim=1)

@@ -1,11 +1,10 @@
-"""Makes the policies of a run, with networks of any kind.
+"""The registry of networks, and builders of a run's policies.
 
-A kind lies in a folder of its own: its keys (a subclass of `NetworkConfig`) and the network. It is
-declared by an entry point of the group `htsrl.networks`, which names a `Kind` whose factory is
-called as `factory(config, spec)` and returns the trunk that policy and value share, or a pair of
-trunks, the policy's and the value's; `ActorCritic` says what a trunk is. `network.name=module:name`
-names such a factory, a class for example, without a package: `config` is then an
-`OwnNetworkConfig`.
+Each kind has a folder: its keys (a subclass of `NetworkConfig`) and the network. An entry point of
+the group `htsrl.networks` names its `Kind`, whose factory is called as `factory(config, spec)` and
+returns the trunk that policy and value share, or a pair of trunks, the policy's and the value's.
+`ActorCritic` defines what a trunk is. `network.name=module:name` names such a factory, a class for
+example, without a package: `config` is then an `OwnNetworkConfig`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def load_network(config: NetworkConfig) -> Callable[..., Any]:
     """Imports the factory of a network.
 
     Raises:
-        ConfigError: its module or its name does not exist, or a package is missing.
+        ConfigError: the module or the name in it does not exist, or a package is missing.
     """
     kind = find_kind("network", config.name)
     module, _, name = kind.factory.partition(":")
@@ -52,13 +51,16 @@ def load_network(config: NetworkConfig) -> Callable[..., Any]:
 def build_policy(
     spec: EnvSpec, network: NetworkConfig, precision: str, device: torch.device
 ) -> ActorCritic:
-    """Builds a policy with trunks in `precision`, its parameters not yet meaningful.
+    """Builds a policy with trunks in `precision`; its parameters are still to be loaded.
 
-    It computes as in evaluation: a layer that behaves otherwise in training (dropout, batch
-    normalisation) would make results depend on who computes what.
+    It is in evaluation mode: layers that differ in training mode (dropout, batch normalization)
+    would make results depend on how rows are grouped.
+
+    Args:
+        precision: `fp32` or `bf16`.
 
     Raises:
-        ConfigError: the network does not fit the environment, or is no trunk.
+        ConfigError: the network does not fit the environment, or is not a trunk.
     """
     network.check(spec.obs_shape)
     made = load_network(network)(network, spec)
@@ -81,7 +83,7 @@ def build_policies(
     """Builds the `ActorCritic`s of a run: one for all players, or one for each (`algo.policies`).
 
     Raises:
-        ConfigError: as `build_policy`.
+        ConfigError: see `build_policy`.
     """
     count = num_policies(algo, spec.num_players)
     return nn.ModuleList(build_policy(spec, network, precision, device) for _ in range(count))
@@ -90,16 +92,16 @@ def build_policies(
 def initial_policies(
     spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, seed: int
 ) -> nn.ModuleList:
-    """Builds the policies that a run begins with, in float32 on the CPU; a function of its seed.
+    """Builds the policies of version 0, in float32 on the CPU; their parameters follow from `seed`.
 
     Raises:
-        ConfigError: as `build_policy`.
+        ConfigError: see `build_policy`.
     """
     policies = nn.ModuleList()
     for index in range(num_policies(algo, spec.num_players)):
         numbers = generator(seed, Purpose.PARAMETERS, index)
         rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
-        # Layers that `initialize` leaves alone draw from torch's own generator.
+        # Layers that `initialize` does not set draw from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(numbers.integers(2**63)))
             policy = build_policy(spec, network, "fp32", torch.device("cpu"))
@@ -110,7 +112,10 @@ def initial_policies(
 
 @torch.no_grad()
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
-    """Returns shape and dtype of a row of each layer's output, where networks compute by layer."""
+    """Returns shape and dtype of a row of each layer's output.
+
+    Empty unless the trunks have `computes_by_layer`.
+    """
     policy = build_policy(spec, network, precision, torch.device("cpu"))
     layers = CachingLayers()
     policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), layers)

@@ -1,4 +1,4 @@
-"""Which policies of a run are evaluated and filmed, and what becomes of their scores."""
+"""Evaluations of a run: which policies are scored and filmed, and where their scores go."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluations:
-    """Hands policies over to the evaluator, logs their scores, and rates checkpoints by them.
+    """The link between a run and its evaluator.
+
+    It submits policies at barriers, logs their scores, and rates checkpoints by those scores.
 
     Args:
-        env_steps: where this process begins.
+        env_steps: env steps at which this process starts, 0 or those of its checkpoint.
     """
 
     def __init__(
@@ -44,13 +46,17 @@ class Evaluations:
         self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated, timeouts)
 
     def barrier(self, env_steps: int, policy: Callable[[Mapping[str, Any]], Checkpoint]) -> None:
-        """Hands over the policy published at this barrier where it is due; logs what is done.
+        """Submits this barrier's policy if an evaluation is due, and logs finished scores.
 
         Args:
-            policy: returns it, with some more entries of its document.
+            env_steps: env steps of the run at this barrier.
+            policy: returns the policy just published, with the given entries added to its `meta`.
+
+        Raises:
+            HtsrlError: an evaluation failed.
         """
         if self._plan.is_due(env_steps, self._config.interval):
-            # Written while the learner goes on.
+            # The writer's thread saves the policy while the learner runs.
             meta = {
                 "env_steps": env_steps,
                 "seconds": self._log.seconds,
@@ -60,26 +66,30 @@ class Evaluations:
         self._log_scores()
 
     def flush(self) -> None:
-        """Waits until all policies are on the disk, before a checkpoint that counts on them."""
+        """Blocks until all submitted policies are on disk.
+
+        Called before a checkpoint: a run that resumes from it does not submit them again.
+        """
         self._evaluator.flush()
 
     def finish(self, signals: StopSignals) -> None:
-        """Waits at the end of the training for policies that are still to be played.
+        """Blocks until every submitted policy has been scored, or a stop signal arrives.
 
         Raises:
-            RunError: scores could not be written.
+            RunError: the scores could not be written.
+            HtsrlError: an evaluation failed.
         """
         told = 0
         while (number := len(self._evaluator.waiting)) and signals.signum is None:
             if number != told:
-                logger.info("the training is complete; policies to evaluate: %d", number)
+                logger.info("training is complete; policies left to evaluate: %d", number)
                 told = number
             self._evaluator.wait()
             if not self._log_scores():
-                raise RunError("scores could not be written; resume when there is space")
+                raise RunError("the scores could not be written; free disk space and resume")
 
     def summary(self) -> dict[str, object]:
-        """Returns what the summary says of the evaluations."""
+        """Returns the evaluations' entries of `summary.json`."""
         metric = self._log.final_metric
         reached = metric.reached.items()
         return {
@@ -90,21 +100,22 @@ class Evaluations:
         }
 
     def close(self) -> None:
-        """Ends the evaluator; what waits stays on the disk."""
+        """Stops the evaluator; policies without a score stay on disk for a resume."""
         self._evaluator.close()
 
     def _is_filmed(self, env_steps: int) -> bool:
-        """Returns True if `eval.video_interval` has passed a multiple since the policy before."""
+        """Returns True if a multiple of `eval.video_interval` passed since the previous policy."""
         config, steps = self._config, self._plan.steps_per_interval
         if config.video_interval == 0:
             return False
-        # That one came at the barrier that first reached the last multiple of `eval.interval`.
+        # The previous policy is that of the first barrier at or after the preceding multiple of
+        # `eval.interval`.
         multiple = (env_steps - steps) // config.interval * config.interval
         previous = -(-multiple // steps) * steps
         return env_steps // config.video_interval > previous // config.video_interval
 
     def _log_scores(self) -> bool:
-        """Logs the scores that are in and rates checkpoints; returns False if space ran out."""
+        """Logs finished scores and rates checkpoints; returns False if the disk is full."""
         played = self._evaluator.finished()
         num_logged = 0
         for done in played:

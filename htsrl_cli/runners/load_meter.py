@@ -1,4 +1,4 @@
-"""Measures how busy the roles are during an interval."""
+"""A meter of how busy executors, actors and learner are during a rollout."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from htsrl_cli.workers.board import Board
 
 
 class LoadMeter:
-    """Times the roles from the moment it is made.
+    """A meter of the roles' load that starts when it is constructed.
 
     Args:
-        num_steppers: lines of the board that are executors'; the others are actors'.
+        num_steppers: number of executors; they have the first lines of the board, actors the rest.
+
+    Attributes:
+        started_at: `time.monotonic()` at the start.
     """
 
     def __init__(self, board: Board, num_steppers: int) -> None:
@@ -22,13 +25,18 @@ class LoadMeter:
         self._num_passes = board.num_passes()
 
     def seconds(self) -> float:
-        """Returns the seconds since the start."""
+        """Returns the seconds since `started_at`."""
         return time.monotonic() - self.started_at
 
     def shares(self, learner_s: float) -> dict[str, float]:
-        """Returns the seconds that each role was busy and waiting, on average over its workers.
+        """Returns the load since the start, by metric name.
 
-        Besides, how long it took to fill the slot, and the number of forward passes.
+        `<role>_busy` and `<role>_waiting` are seconds, averaged over the role's workers.
+        `collecting` is the seconds until the slot was full. `inference_passes_per_second` is still
+        a number of forward passes: the log divides it by the time.
+
+        Args:
+            learner_s: seconds that the learner was busy.
         """
         wall_s, split = self.seconds(), self._num_steppers
         done_s = self._board.busy_s() - self._busy_s

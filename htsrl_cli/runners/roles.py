@@ -1,4 +1,4 @@
-"""Bundles the parts of a run that `htsrl_cli.runners.wiring` has built and connected."""
+"""The parts of a run, as `htsrl_cli.runners.wiring` builds and connects them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from htsrl_cli.storage.ring import Ring
 
 @dataclass(frozen=True)
 class Roles:
-    """The learner, the collector, and what lies between the two."""
+    """The learner, the collector, and what they share."""
 
     config: TrainConfig
     plan: RunPlan

@@ -1,4 +1,4 @@
-"""The digest of all experience of a run, in order."""
+"""The digest of a run's experience: all of its rollouts, in order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from htsrl_cli.storage.slot import Slot
 
 
 class RolloutDigest:
-    """A chain over the slots, h[j] = sha256(h[j-1], slot j).
+    """A hash chain over full slots: h[j] = sha256(h[j-1], slot j).
 
-    A slot is hashed while the learner learns from it (hashlib releases the GIL).
+    A thread hashes a slot while the learner learns from it (hashlib releases the GIL).
 
     Args:
-        is_on: hash at all; otherwise the digest stays empty.
+        is_on: False hashes nothing and leaves the digest empty.
     """
 
     def __init__(self, is_on: bool) -> None:
@@ -23,28 +23,31 @@ class RolloutDigest:
         self._thread = ThreadPoolExecutor(1, "hasher")
 
     def begin(self, slot: Slot) -> Future[str]:
-        """Starts to hash the next slot; `add` takes what that gives."""
+        """Starts hashing the next slot; pass the result to `add`."""
         if not self._is_on:
             return self._thread.submit(str)
         return self._thread.submit(slot.sha256, self._sha256)
 
     def add(self, begun: Future[str]) -> None:
-        """Waits for the next slot's link of the chain and adds it."""
+        """Waits for the hash of the next slot and makes it the end of the chain."""
         self._sha256 = begun.result()
 
     def with_slot(self, slot: Slot | None) -> str | None:
-        """Returns the digest, as it is with one more slot if given; None where it is off."""
+        """Returns the digest, extended by `slot` if one is given; None if hashing is off.
+
+        The chain itself does not change.
+        """
         digest = self.begin(slot).result() if slot is not None else self._sha256
         return digest or None
 
     def state(self) -> State:
-        """Returns the chain's last link."""
+        """Returns the end of the chain, for a checkpoint."""
         return State({}, {"sha256": self._sha256})
 
     def load_state(self, state: State) -> None:
-        """Goes on from a link."""
+        """Continues from a chain that `state` returned."""
         self._sha256 = state.values["sha256"]
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._thread.shutdown(cancel_futures=True)

@@ -1,12 +1,13 @@
-"""A run: the loop over intervals and the barrier between them.
+"""A run: the loop over rollouts and the barrier between them.
 
-    interval      0        1            2            3
+    rollout       0        1            2            3
     collect     D0(θ0)   D1(θ1=θ0)    D2(θ2)       D3(θ3)
     learn         -      D0 → θ2      D1 → θ3      D2 → θ4
 
-`hts` collects and learns at the same time, `serial` by turns in one thread with the same result,
-`sync` learns each slot before it collects the next. Slots swap, parameters are published, metrics
-are written, checkpoints are taken and signals are obeyed at the barrier only.
+This is the schedule of the runners `hts`, which collects and learns at the same time, and `serial`,
+which does both in turn in one thread with the same result. `sync` learns from each slot before it
+collects the next. Only at a barrier do slots swap, parameters get published, metrics and
+checkpoints get written, and stop signals take effect.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run.
+    """The result of a run.
 
     Attributes:
         metric: see `RunLog.metric`.
-        signum: the signal that stopped it early; None when it is complete.
+        signum: number of the signal that stopped the run early; None if the run is complete.
     """
 
     metric: float | None
@@ -65,8 +66,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
     """Trains in `run_dir`, from the start or from a checkpoint file.
 
     Raises:
-        ConfigError: the environment, a device or the memory cannot be had.
-        CheckpointError: the checkpoint does not fit.
+        ConfigError: the environment or a device is not available, or there is too little memory.
+        CheckpointError: the checkpoint does not fit the environment or the network.
         RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
     """
     set_up_torch()
@@ -82,18 +83,22 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
             config.learner.num_threads,
             config.learner.precision,
         )
-        # Before the first interval there is nothing to save: signals end the start at once.
+        # Not earlier: before the first rollout there is nothing to save, and a signal may end the
+        # process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
     return Outcome(run.log.metric, signals.signum)
 
 
 class Run:
-    """The loop of a run: its progress, and the way from one barrier to the next.
+    """The training loop, from one barrier to the next.
 
     Args:
-        checkpoint: to go on from; None starts anew.
-        stack: closes what the run opens.
+        checkpoint: the checkpoint to continue from; None starts a new run.
+        stack: the exit stack that closes what the run opens.
+
+    Attributes:
+        log: the run's metrics.
     """
 
     def __init__(
@@ -127,7 +132,8 @@ class Run:
                 config, self._plan, run_dir, self.log, self._checkpoints, self._env_steps
             )
             stack.enter_context(closing(self._evaluations))
-        # Closed first, which restores the terminal: a further signal ends the process at once.
+        # Entered last, so closed first: it restores the terminal, which must not wait for the
+        # rest, since a further signal ends the process at once.
         stack.enter_context(self.log)
         self._saved_at = -1
         if checkpoint is None:
@@ -142,7 +148,11 @@ class Run:
         return self._interval * self._plan.steps_per_interval
 
     def advance(self, signals: StopSignals) -> None:
-        """Runs intervals to the end, or to the first barrier after a stop signal."""
+        """Trains to the end, or to the first barrier after a stop signal.
+
+        Raises:
+            RunError: a worker failed, a loss is not finite, or the end could not be written.
+        """
 
         def check() -> None:
             self._roles.collector.check()
@@ -159,14 +169,15 @@ class Run:
         if self._saved_at != self._interval:
             self._save_checkpoint()
         if self._interval == self._plan.num_intervals:
-            # After the checkpoint: an extended run writes its lines as if there had been no end.
+            # After the checkpoint, so that a run resumed with a higher `total_steps` writes the
+            # same lines as one that never ended here.
             self.log.finish()
             if self._evaluations:
                 self._evaluations.finish(signals)
         self._end()
 
     def _run_interval(self, check: Callable[[], None]) -> None:
-        """Collects an interval and learns; ends at the barrier with the next interval open."""
+        """Collects one rollout and makes one update; ends with the next rollout's slot open."""
         collector, ring = self._roles.collector, self._roles.ring
         watch = LoadMeter(collector.board, collector.num_steppers)
         barrier_s = watch.started_at - self._barrier_began
@@ -188,7 +199,7 @@ class Run:
         self._open_interval(self._interval + 1, ring.slot(self._interval).obs[-1])
 
     def _learn(self, interval: int, check: Callable[[], None]) -> None:
-        """Makes one update from the full slot of `interval`."""
+        """Makes one update from the full slot of rollout `interval`."""
         roles, slot = self._roles, self._roles.ring.slot(interval)
         slot.check_filled()
         versions = np.unique(slot.versions)
@@ -201,11 +212,11 @@ class Run:
         roles.rollouts.add(digest)
 
     def _write_parameters(self, version: int) -> None:
-        """Puts the learner's parameters where `version` is published from."""
+        """Writes the learner's parameters to the half of the store that holds `version`."""
         self._roles.learner.write_parameters(self._roles.store.half(version))
 
     def _open_interval(self, interval: int, obs: Array) -> None:
-        """Publishes the parameters as version `interval` and opens its slot."""
+        """Publishes parameter version `interval` and opens the slot of the rollout it collects."""
         self._interval = interval
         ring = self._roles.ring
         self._roles.store.publish(interval)
@@ -228,7 +239,7 @@ class Run:
         """Writes the summary.
 
         Raises:
-            RunError: that failed, or the last checkpoint did: what the run came to is lost.
+            RunError: the summary or the last checkpoint could not be written.
         """
         try:
             self.log.write_summary(self._summary())

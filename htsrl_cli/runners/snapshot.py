@@ -1,4 +1,4 @@
-"""Takes checkpoints of a run at a barrier, and brings a run back to one."""
+"""Checkpoints of a run at a barrier: taking them, and restoring a run from one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
-    """Returns what `htsrl eval` and a resume must know of a run's file."""
+    """Returns the part of `meta` that `htsrl eval` and a resume read before anything else."""
     return {
         "env_spec": asdict(spec),
         "config": to_plain(config),
@@ -37,19 +37,28 @@ def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
 
 
 def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
-    """Returns θ[j] alone, as `htsrl eval` reads it; nothing of it changes while the run goes on."""
+    """Returns a checkpoint of θ[j] only, which `htsrl eval` can read.
+
+    Its arrays are copies: the learner's next update does not change them.
+
+    Args:
+        meta: entries to add to the checkpoint's `meta`.
+    """
     arrays = {n: array.copy() for n, array in roles.learner.parameters().items()}
     state = join({"learner": State({f"params/{n}": a for n, a in arrays.items()}, {})})
     return Checkpoint(state.arrays, {**meta, **identity(roles.config, roles.spec)})
 
 
 def unlearned_slot(roles: Roles, interval: int) -> Slot | None:
-    """Returns the slot that has been filled and not yet learned from when an interval begins."""
+    """Returns the full slot still to be learned from when rollout `interval` begins.
+
+    None if there is none: before the first rollout, and always for the runner `sync`.
+    """
     return roles.ring.slot(interval - 1) if roles.plan.lag and interval > 0 else None
 
 
 def take(roles: Roles, log: Stateful, interval: int) -> Checkpoint:
-    """Returns everything that going on exactly from the barrier before `interval` needs."""
+    """Returns everything needed to continue exactly from the barrier before rollout `interval`."""
     slot = unlearned_slot(roles, interval)
     whole = join(
         {
@@ -65,9 +74,9 @@ def take(roles: Roles, log: Stateful, interval: int) -> Checkpoint:
 
 
 def restore(roles: Roles, checkpoint: Checkpoint) -> int:
-    """Brings the roles to where `take` found them; returns the interval that is to begin.
+    """Restores the roles from a checkpoint of `take`; returns the number of the next rollout.
 
-    The log goes on by itself, once it is open.
+    The log is restored separately, once it is open (`log_state`).
     """
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     interval: int = checkpoint.meta["interval"]
@@ -79,27 +88,27 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> int:
     envs = split(whole, "envs")
     roles.collector.load_state(envs)
     if not np.array_equal(roles.collector.obs, envs.arrays["obs"]):
-        logger.warning("the environment did not restore exactly: this run differs from here on")
+        logger.warning("the environments did not restore exactly: this run differs from here on")
     return interval
 
 
 def log_state(checkpoint: Checkpoint) -> State:
-    """Returns what the log of a run goes on from."""
+    """Returns the state of the run's log in a checkpoint."""
     return split(State({}, checkpoint.meta["parts"]), "log")
 
 
 def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Learner) -> None:
-    """Compares a checkpoint with the environment and the network of this run.
+    """Checks a checkpoint against the environment and the network of this run.
 
     Raises:
-        CheckpointError: it was made with other spaces, another network, or a version of the
-            environment's package whose states may differ.
+        CheckpointError: the checkpoint has other spaces, another network, or environment states
+            of another version of the environment's package.
     """
     stored = checkpoint.meta["env_spec"]
     if stored != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
-            f"the checkpoint is of an environment with {stored}, this one has {asdict(spec)}: "
-            "resume with the environment it was made with"
+            f"the checkpoint's environment has {stored}, this one has {asdict(spec)}: "
+            "resume with the environment that the run was trained on"
         )
     _check_packages(checkpoint.meta.get("packages", {}), env)
     for name, array in learner.parameters().items():
@@ -109,24 +118,30 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
 
 
 def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
-    """Compares the versions of packages that save states; early checkpoints name none."""
+    """Checks the versions of the packages that save environment states.
+
+    Checkpoints of early versions name no packages and pass.
+    """
     installed = state_packages(env)
     for name, version in stored.items():
         if installed.get(name) != version:
             raise CheckpointError(
-                f"the checkpoint's environment states are of {name} {version}, and "
+                f"the checkpoint's environment states are of {name} {version}, but "
                 f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
             )
 
 
 def _restore_slot(roles: Roles, slot: Slot, interval: int, stored: Mapping[str, Any]) -> None:
-    """Restores the slot not yet learned from; activations, which no file has, are made anew."""
+    """Restores the slot still to be learned from.
+
+    Checkpoints hold no activations: they are recomputed here if the learner needs them.
+    """
     _fill(slot, stored)
     if not roles.inference.keeps_activations:
         return
     _serve_again(roles, slot, interval)
     if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
-        logger.warning("actors did not repeat exactly: this run differs from here on")
+        logger.warning("the recomputed actions differ: this run differs from here on")
         _fill(slot, stored)
 
 
@@ -136,7 +151,7 @@ def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
 
 
 def _serve_again(roles: Roles, slot: Slot, interval: int) -> None:
-    """Answers all requests of a past interval once more, with the parameters of that interval."""
+    """Serves all requests of rollout `interval` again, with the parameters that served it."""
     ring, store = roles.ring, roles.store
     for name, array in roles.learner.previous_parameters().items():
         store.half(interval)[name][...] = array

@@ -1,4 +1,4 @@
-"""Wires the roles of a run to each other and to what they share."""
+"""The wiring of a run: its roles, connected to each other and to what they share."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack) -> Roles:
-    """Builds the roles of a run and wires them to each other; `stack` closes what is open.
+    """Builds the roles of a run and connects them.
 
-    Executors write observations and rewards into the ring, actors read the store's parameters and
-    write actions and values beside them, the learner reads the other slot and makes the store's
-    next version. Requests between executors and actors are the collector's own affair.
+    Executors write observations and rewards into a slot of the ring. Actors read the store's
+    parameters and write actions and values into the same slot. The learner reads the other slot
+    and makes the store's next version. The collector connects executors and actors.
 
     Args:
-        checkpoint: to go on from; it is compared, not yet restored.
+        checkpoint: the checkpoint to continue from; it is checked here and restored later.
+        stack: the exit stack that closes the roles.
 
     Raises:
-        ConfigError: the environment, a device, the network or the memory cannot be had.
-        CheckpointError: the checkpoint does not fit.
+        ConfigError: the environment, a device or the network is not available, or there is too
+            little memory.
+        CheckpointError: the checkpoint does not fit the environment or the network.
     """
     plan, spec = RunPlan.of(config), probe(config.env)
     learner = Learner(
@@ -62,7 +64,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in parameters.items()})
     inference = InferenceSetup.of(spec, config, keeps_activations=bool(activations))
     if not has_free_rows(inference, parameters):
-        logger.info("a row's bits depend on its place in the batch here: columns keep theirs")
+        logger.info("a row's bits depend on its position in the batch: columns get fixed rows")
         inference = replace(inference, fixed_rows=True)
     host = InlineCollector if config.runner.schedule.inline else ProcessCollector
     collector = host(config, inference, ring, store)
@@ -73,13 +75,19 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def probe(config: EnvConfig) -> EnvSpec:
-    """Returns what the environment looks like; building it once shows mistakes early."""
+    """Builds one environment and returns its spec; this also shows mistakes early.
+
+    Logs a warning if its states cannot be restored exactly.
+
+    Raises:
+        ConfigError: the environment cannot be built.
+    """
     with closing(make_env(config, index=-1)) as env:
         spec = env.env_spec
     if not config.restores_exactly and not restores_exactly(config):
         key = config.label_key
         logger.warning(
-            "env.%s=%s does not replay exactly from a reset's seed and its actions: "
+            "env.%s=%s does not replay exactly from a seed and its actions: "
             "resumes of this run will not be exact",
             key,
             getattr(config, key),
@@ -90,10 +98,13 @@ def probe(config: EnvConfig) -> EnvSpec:
 def build_ring(
     config: TrainConfig, spec: EnvSpec, plan: RunPlan, activations: list[ArrayType]
 ) -> Ring:
-    """Reserves the memory of the two slots.
+    """Reserves shared memory for the two slots.
+
+    Args:
+        activations: shape and dtype of a row of each array of activations; see `Ring`.
 
     Raises:
-        ConfigError: there is not enough.
+        ConfigError: there is not enough memory.
     """
     try:
         return Ring(spec, plan.sync_interval, plan.num_columns, activations)
@@ -103,6 +114,6 @@ def build_ring(
             config.actors.num_envs,
             f"its two slots of runner.sync_interval={plan.sync_interval} steps"
             f"{', with activations for the learner,' if activations else ''} need "
-            f"{error.needed / 2**30:.1f} GiB of memory and {error.free / 2**30:.1f} GiB are free; "
+            f"{error.needed / 2**30:.1f} GiB of memory but {error.free / 2**30:.1f} GiB are free; "
             "lower one of the two",
         ) from error

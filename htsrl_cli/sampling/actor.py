@@ -1,6 +1,6 @@
-"""The actor: answers the requests of whichever columns are ready.
+"""The actor: batched inference for whichever columns are ready.
 
-A row's bits do not depend on the other rows of its pass, so requests are packed as they come.
+A row's bits do not depend on the other rows of its pass, so requests are batched as they arrive.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ from htsrl_cli.workers.scheduling import wake_promptly
 
 
 class Actor:
-    """Serves requests: reads observations from the slot and writes what the policy says there.
+    """The server of requests: reads observations from the slot, writes actions and values to it.
 
-    Of K policies, number c % K serves column c. Where rows are not free (`setup.fixed_rows`), the
-    column always takes row c // K % batch.
+    Of K policies, policy c % K serves column c. With `setup.fixed_rows` the column always takes row
+    c // K % batch of a pass.
+
+    Args:
+        worker: its line on the board.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Actor:
         board.leave(worker)
 
     def serve(self, requests: Sequence[Request]) -> None:
-        """Answers all requests, in as many passes as they need."""
+        """Serves all requests, in as many forward passes as they need."""
         self._board.enter(self._worker)
         self._load_parameters()
         num_policies = len(self._inference.policies)
@@ -64,7 +67,7 @@ class Actor:
             self._version = self._store.version
 
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[Array, Sequence[Request]]]:
-        """Splits one policy's requests into passes; yields the row of each request in its pass."""
+        """Splits one policy's requests into passes; yields rows [n] and requests [n] of each."""
         batch = self._setup.batch
         if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
@@ -83,7 +86,7 @@ class Actor:
             yield np.array(list(taken)), list(taken.values())
 
     def _serve_pass(self, policy: int, rows: Array, requests: Sequence[Request]) -> None:
-        """Answers requests [n] in rows [n] of a pass."""
+        """Serves requests [n] in rows [n] of one pass and writes the results to the slot."""
         slot = self._ring.slot(self._ring.interval)
         columns, steps = np.array(requests).T
         self._fill(slot, rows, columns, steps)
@@ -104,9 +107,10 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Brings what requests are about into the rows of the pass, each [n].
+        """Copies observations and noise of cells (step, column) into rows of the pass, each [n].
 
-        What is not in the slot, and rows without a request, are filled with anything.
+        Final observations are not in the slot: they come from the ring. Rows without a request
+        hold an arbitrary cell.
         """
         inference = self._inference
         cells = steps * self._ring.num_columns + columns
@@ -124,17 +128,17 @@ class Actor:
 
 @dataclass(frozen=True)
 class ActorSetup:
-    """The set-up of an actor, a process or a thread.
+    """The arguments of an actor's process or thread.
 
     Attributes:
-        inference: of all forward passes of the run.
-        ring: where observations are, and answers go.
-        store: where parameters are published.
-        board: where it marks what it is busy with.
-        requests: those of all executors.
-        answers: the way back to each executor.
+        inference: the set-up of the run's forward passes.
+        ring: the slots, which hold observations and take actions and values.
+        store: the published parameters.
+        board: the load counters and heartbeats.
+        requests: the pipe with the requests of all executors.
+        answers: the pipe to each executor.
         columns_per_executor: column c belongs to executor c // columns_per_executor.
-        lockstep: wait until every column has asked before serving any.
+        lockstep: wait for a request of every column before serving any.
     """
 
     inference: InferenceSetup
@@ -148,7 +152,7 @@ class ActorSetup:
 
 
 def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
-    """Runs an actor, in a process or a thread: serves until `control` says anything."""
+    """Runs an actor in a process or a thread; serves until anything arrives on `control`."""
     wake_promptly()
     set_up_torch()
     settle_on(torch.device(setup.inference.device))
@@ -167,7 +171,7 @@ def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
 
 
 def _answer(requests: Sequence[Request], setup: ActorSetup) -> None:
-    """Tells every executor which of its columns were served."""
+    """Writes to every executor which of its columns were served."""
     answered: dict[int, list[int]] = {}
     for c, _ in requests:
         answered.setdefault(c // setup.columns_per_executor, []).append(c)

@@ -1,6 +1,6 @@
-"""Hosts executors and actors: in processes, or inline in one thread.
+"""Collectors: hosts of executors and actors, in processes or inline in one thread.
 
-Both fill the ring's slot with the same role code; only who waits for whom differs.
+Both run the same role code to fill a slot; only the waiting differs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe, Worker, start_process, start_thread, stop_workers
 from htsrl_cli.workers.watcher import Watcher
 
-# How often a wait for the executors asks whether to give up.
+# Most seconds between two calls of `check` while executors are awaited.
 CHECK_PERIOD_S = 1.0
 
 
 class Collector(Protocol):
-    """Fills a slot of the ring with an interval of experience.
+    """The host of executors and actors, which fills a slot with one rollout.
 
     Attributes:
-        board: what the workers do; executors come first, actors after them.
-        num_steppers: lines of the board that are executors'.
+        board: the workers' load and heartbeats; executors have the first lines, actors the rest.
+        num_steppers: number of executors.
         obs: [B, *obs_shape], the environments' observations after `reset` or `load_state`.
     """
 
@@ -44,29 +44,40 @@ class Collector(Protocol):
     obs: Array
 
     def reset(self) -> None:
-        """Begins the first episodes."""
+        """Starts the first episode of every environment and sets `obs`."""
 
     def state(self) -> State:
-        """Returns the environments' states and observations; only between intervals."""
+        """Returns the environments' states and observations; call it at a barrier only."""
 
     def load_state(self, state: State) -> None:
-        """Restores the environments; `obs` tells whether they show what they showed."""
+        """Restores the environments and sets `obs`, which the caller compares with the state's."""
 
     def begin(self) -> None:
-        """Starts to collect the ring's interval."""
+        """Starts to fill the slot that is open in the ring."""
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Returns when the slot is full; `check` is called now and then, and may raise."""
+        """Blocks until the slot is full.
+
+        Args:
+            check: called about once a second or more often; raises to give up.
+
+        Raises:
+            HtsrlError: a worker failed.
+        """
 
     def check(self) -> None:
-        """Raises the error of a worker that has failed."""
+        """Raises the error of a worker that failed or hangs, if any."""
 
     def close(self, gracefully: bool) -> None:
-        """Ends whatever runs."""
+        """Stops all workers and closes the environments.
+
+        Args:
+            gracefully: let workers finish instead of killing them.
+        """
 
 
 class ProcessCollector:
-    """Executors in processes, actors in processes or threads, connected by pipes."""
+    """Executors in processes and actors in processes or threads, connected by pipes."""
 
     def __init__(
         self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
@@ -149,7 +160,7 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Gives every executor a command, with an argument of its own if there are any."""
+        """Sends a command to every executor, with its element of `args`; returns the answers."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]
@@ -175,7 +186,7 @@ class ProcessCollector:
 
 
 class InlineCollector:
-    """One executor with all environments and one actor, by turns in this thread."""
+    """One executor with all environments and one actor, which take turns in this thread."""
 
     num_steppers = 1
 
@@ -198,7 +209,7 @@ class InlineCollector:
         self.obs = _stack(self._executor.set_states(_unpack(state)), self._ring)
 
     def begin(self) -> None:
-        """Collecting is all done by `finish`."""
+        """Does nothing: `finish` does all the work."""
 
     def finish(self, check: Callable[[], None]) -> None:
         try:
@@ -215,19 +226,19 @@ class InlineCollector:
             raise WorkerError(f"executor 0 raised\n{traceback.format_exc().strip()}") from None
 
     def check(self) -> None:
-        """There is no worker beside this thread."""
+        """Does nothing: an error is raised where it occurs, in this thread."""
 
     def close(self, gracefully: bool) -> None:
         self._executor.close()
 
 
 def _stack(observations: Sequence[Array], ring: Ring) -> Array:
-    """Returns observations of environments, whatever their players, as [B, *obs_shape]."""
+    """Returns the environments' observations as an array [B, *obs_shape], a row for each player."""
     return np.stack(observations).reshape(ring.final_obs.shape)
 
 
 def _pack(states: Sequence[EnvState], ring: Ring) -> State:
-    """Returns the states of environments, in order, and what they show at present."""
+    """Packs environment states, in order, and the current observations into a `State`."""
     arrays = {str(i): np.frombuffer(state.data, np.uint8) for i, state in enumerate(states)}
     values = {
         "num_episodes": [state.num_episodes for state in states],
@@ -237,6 +248,6 @@ def _pack(states: Sequence[EnvState], ring: Ring) -> State:
 
 
 def _unpack(state: State) -> list[EnvState]:
-    """Returns the states of environments that `_pack` was given."""
+    """Returns the environment states in a `State` of `_pack`."""
     counted = zip(state.values["num_episodes"], state.values["training_returns"], strict=True)
     return [EnvState(state.arrays[str(i)].tobytes(), *of) for i, of in enumerate(counted)]

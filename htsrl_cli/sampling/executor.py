@@ -1,8 +1,8 @@
-"""The executor: owns environments, steps them, and writes what they say into the slot.
+"""The executor: a process that steps environments and writes the results into the slot.
 
-A process that imports numpy and its environments, never torch or hydra. Columns that are ready
-and columns that were answered travel as numbers through pipes; observations, actions and rewards
-stay where they are, in the slot, at an address that depends on time step and column only.
+It imports numpy and its environments, never torch or hydra. Only requests and answers, a few
+numbers each, pass through pipes. Observations, actions and rewards stay in the slot, at addresses
+that depend on time step and column only.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 
 @dataclass(frozen=True)
 class EnvState:
-    """The state of an environment, and what its executor counts.
+    """The state of an environment and its executor's counters.
 
     Attributes:
-        data: its own state.
-        num_episodes: that it has begun.
-        training_return: of the game under way, so far.
+        data: the environment's own state.
+        num_episodes: number of episodes started; it seeds the next reset.
+        training_return: training return of the current game so far.
     """
 
     data: bytes
@@ -42,13 +42,13 @@ class EnvState:
 
 
 class _Seat:
-    """An environment and where its players' cells are.
+    """An environment, its columns and its progress.
 
     Attributes:
-        columns: of its players, in order.
-        where: the same as an index: a number, or a slice where there are several players.
-        t: env steps taken in this interval.
-        pending: requests without an answer; a truncation makes two for each column.
+        columns: columns of its players, in order.
+        where: the same as an array index: a number for one player, a slice for several.
+        t: env steps taken in this rollout.
+        pending: requests not yet answered; a truncation makes two for each column.
     """
 
     def __init__(self, env: Env, index: int) -> None:
@@ -64,12 +64,12 @@ class _Seat:
 
 
 class Executor:
-    """Environments with consecutive numbers, stepped whenever their actions are in.
+    """A group of environments, each stepped as soon as its actions have arrived.
 
     Args:
-        indices: the numbers of its environments, in order; columns follow from them.
-        seed: the run's seed, from which every reset's seed follows.
-        worker: its cell on the board.
+        indices: indices of its environments, consecutive; they determine the columns.
+        seed: the run's seed, from which every reset's seed is derived.
+        worker: its line on the board.
     """
 
     def __init__(
@@ -93,27 +93,27 @@ class Executor:
 
     @property
     def num_columns(self) -> int:
-        """Columns that this executor fills."""
+        """The number of columns that this executor fills."""
         return len(self._of_column)
 
     @property
     def finished(self) -> bool:
-        """All columns have filled their part of the slot."""
+        """True when all columns of this executor are full."""
         return self._unfinished == 0
 
     def reset(self) -> list[Array]:
-        """Begins the first episode of every environment; returns their observations."""
+        """Starts the first episode of every environment; returns the observations."""
         return [self._reset(seat).copy() for seat in self._seats]
 
     def get_states(self) -> list[EnvState]:
-        """The environments' states, in order."""
+        """Returns the environments' states, in order."""
         return [
             EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
             for seat in self._seats
         ]
 
     def set_states(self, states: Sequence[EnvState]) -> list[Array]:
-        """Restores `get_states`; returns the observations."""
+        """Restores states from `get_states`; returns the current observations."""
         observations = []
         for seat, state in zip(self._seats, states, strict=True):
             self._board.enter(self._worker)
@@ -124,7 +124,7 @@ class Executor:
         return observations
 
     def begin(self) -> list[Request]:
-        """Starts the interval that the ring names; returns the first requests."""
+        """Starts to fill the slot that is open in the ring; returns the first requests."""
         self._slot = self._ring.slot(self._ring.interval)
         self._unfinished = len(self._seats)
         requests: list[Request] = []
@@ -135,7 +135,11 @@ class Executor:
         return requests
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
-        """Goes on with columns of which a request was answered; returns the next requests."""
+        """Steps the environments whose requests are all answered; returns the next requests.
+
+        Args:
+            answered: columns, once for each request of theirs that was answered.
+        """
         requests: list[Request] = []
         for c in answered:
             seat = self._of_column[c]
@@ -179,7 +183,7 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Writes the cells of `Episode`; a game's are in its environment's first column."""
+        """Writes the cells of `Episode`: zeros, or a game that ended, in its first column."""
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
         slot.episode_returns[t, where] = 0.0
@@ -194,27 +198,27 @@ class Executor:
 
 
 def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
-    """Adds the requests of all players of an environment to those that will be sent."""
+    """Adds the requests of an environment's players to those to be sent."""
     seat.pending += len(asked)
     requests += asked
 
 
 @dataclass(frozen=True)
 class ExecutorSetup:
-    """The set-up of an executor process.
+    """The arguments of an executor process.
 
     Attributes:
-        env: what it builds its environments from.
-        indices: the numbers of its environments, in order; columns follow from them.
-        seed: the run's seed, from which every reset's seed follows.
-        ring: where its environments' experience goes.
-        board: where it marks what it is busy with.
-        requests: columns that are ready, to whichever actor is free.
-        answers: columns that were answered.
-        one_by_one: a column asks as soon as it is ready, not together with all that were answered
-            with it. The others are stepped while it is served, but passes are less full: of use
-            where they take time and not the processor's, on a GPU.
-        in_background: stand back for actors that need the processor for an instant only.
+        env: the configuration of its environments.
+        indices: indices of its environments, consecutive; they determine the columns.
+        seed: the run's seed, from which every reset's seed is derived.
+        ring: the slots, which hold actions and take observations and rewards.
+        board: the load counters and heartbeats.
+        requests: the pipe to whichever actor is free.
+        answers: the pipe with the columns that were served.
+        one_by_one: send a column's request as soon as its environment is stepped, not together
+            with all that were answered with it. The others step while it is served, but passes
+            have fewer rows: this pays on a GPU, whose passes take no processor time.
+        in_background: yield the processor to actors, which need it only briefly.
     """
 
     env: EnvConfig
@@ -229,7 +233,7 @@ class ExecutorSetup:
 
 
 def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None:
-    """Runs an executor process: does what the runner says on `control` until that says `stop`."""
+    """Runs an executor process; obeys the commands on `control` until `stop`."""
     if setup.in_background:
         stay_in_background()
     else:
@@ -256,7 +260,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
 def _run_interval(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps until the slot is full; returns False if the runner says stop before that."""
+    """Steps environments until the slot is full; returns False if told to stop before that."""
     board, answers = setup.board, setup.answers
     poll = select.poll()
     poll.register(answers, select.POLLIN)

@@ -1,8 +1,8 @@
 """Batched forward passes of constant shape, for actors and for evaluation.
 
-Every forward pass has `inference_batch` rows, whatever the number of requests: a row's bits depend
-on the shape of its batch. At a constant shape they do not depend on the other rows
-(`has_free_rows` checks that on the network, precision and device of the run).
+A row's bits depend on the shape of its batch, so every forward pass has `inference_batch` rows,
+whatever the number of requests. At a constant shape a row's bits do not depend on the other rows;
+`has_free_rows` checks this for the network, precision and device of the run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from htsrl_cli.storage.memory import Array, ArrayType
 
 @dataclass(frozen=True)
 class InferenceSetup:
-    """The set-up that all forward passes of a run have in common.
+    """The set-up shared by all forward passes of a run.
 
     Attributes:
         batch: rows of every forward pass.
-        fixed_rows: a column keeps to one row of the pass, see `Actor`.
-        device: a torch device.
+        fixed_rows: give every column a fixed row of the pass, see `Actor`.
+        device: name of a torch device.
         precision: `fp32` or `bf16`.
-        keeps_activations: beside the slot, for the learner; see `activations_to_keep`.
+        keeps_activations: keep activations for the learner; see `activations_to_keep`.
     """
 
     spec: EnvSpec
@@ -51,10 +51,10 @@ class InferenceSetup:
     def of(
         cls, spec: EnvSpec, config: TrainConfig, keeps_activations: bool = False
     ) -> InferenceSetup:
-        """Derives the set-up of a run's forward passes, whose rows are taken to be free.
+        """Derives the set-up from a run's configuration, without fixed rows.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: the device does not exist.
         """
         return cls(
             spec=spec,
@@ -69,10 +69,10 @@ class InferenceSetup:
 
 
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
-    """Returns the layout of a row of what actors keep for the learner, see `networks.activations`.
+    """Returns shape and dtype of a row of each activation that actors keep for the learner.
 
-    It is empty unless the learner's forward pass would be theirs: the same parameters in the same
-    precision, on the CPU.
+    Empty unless the learner's forward pass would repeat theirs: same parameters, same precision,
+    both on the CPU. See `htsrl_cli.networks.activations`.
     """
     actors, learner = config.actors, config.learner
     devices = {
@@ -88,16 +88,17 @@ def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
 class Inference:
     """The policies of a run and the buffers of a forward pass of constant shape.
 
-    On a GPU a pass is recorded once and then replayed, sampling and copies in both directions
-    included, on a stream of its own that the learner's kernels give way to.
+    On a GPU each policy's pass, with sampling and the copies in both directions, is recorded once
+    and then replayed, on a stream of higher priority than the learner's.
 
     Args:
-        greedy: takes the most likely actions instead of sampled ones.
+        greedy: take the most likely actions instead of sampling.
 
     Attributes:
-        policies: the networks, `ActorCritic`s.
-        obs: [batch, *obs_shape], noise: float32 [batch, D]; numpy arrays to fill before `run`.
-        activations: of the last run, if they are kept; each [batch, ...].
+        policies: the `ActorCritic` networks.
+        obs: array [batch, *obs_shape] to fill before `run`.
+        noise: array float32 [batch, D] to fill before `run`.
+        activations: activations of the last `run`, each [batch, ...]; empty if they are not kept.
     """
 
     def __init__(self, setup: InferenceSetup, greedy: bool = False) -> None:
@@ -128,7 +129,7 @@ class Inference:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Array]) -> None:
-        """Takes over the policies' parameters and buffers, rounded to their precision."""
+        """Copies in the policies' parameters and buffers by name, rounded to their precision."""
         with self._on_stream:
             for name, tensor in self._state.items():
                 tensor.copy_(torch.from_numpy(values[name]))
@@ -137,10 +138,10 @@ class Inference:
     def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
 
-        They are overwritten by the next call.
+        The next call may overwrite them.
 
         Args:
-            policy: number of the network to use.
+            policy: index of the network to use.
         """
         if self._recorded:
             graph, (actions, log_probs, values) = self._recorded[policy]
@@ -155,10 +156,11 @@ class Inference:
         actions, log_probs = self._choose(self._actions, params.cpu(), self._noise)
         return actions, log_probs, values.cpu()
 
-    # Not in inference mode: what torch makes there for all recordings, others could not change.
+    # Not in inference mode: torch shares some tensors among all recordings, and the learner's
+    # could not change those made in inference mode.
     @torch.no_grad()
     def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        """Records a network's pass; returns where its actions, log-probabilities and values are."""
+        """Records a policy's pass; returns the recording and the tensors that it writes to."""
         found: list[Tensor] = []
 
         def work() -> None:
@@ -177,7 +179,7 @@ class Inference:
 
 
 def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
-    """Returns True if a row's bits depend neither on its place in the batch nor on other rows.
+    """Returns True if a row's bits depend neither on its position in the batch nor on other rows.
 
     Args:
         values: the policies' parameters and buffers by name.
@@ -189,13 +191,13 @@ def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
     obs = _random_obs(rng, inference.obs)
     noise = inference.noise.copy()
     inference.obs[:] = obs
-    # Of several policies, the first: all have its shapes.
+    # One policy is enough: all have the same shapes.
     expected = [result.clone() for result in (*inference.run(0), *inference.activations)]
     batch = setup.batch
     for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
         inference.obs[:] = np.roll(obs, shift, axis=0)
         inference.noise[:] = np.roll(noise, shift, axis=0)
-        # Every other row is replaced: what is left must not notice.
+        # Every second row is replaced by random content; the others must keep their bits.
         inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
         kept = torch.arange(1 - shift % 2, batch, 2)
         results = (*inference.run(0), *inference.activations)

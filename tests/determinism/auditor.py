@@ -1,12 +1,12 @@
-"""An independent recomputation of all that a run wrote into its slots.
+"""An independent recomputation of everything that a run wrote into its slots.
 
-Nothing that moves experience in a run is used here: no ring, roles, pipes or hosts, and the random
-numbers come from numpy's Philox at once. A run that left a checkpoint at every barrier says, for
-each interval, which parameters acted and where the environments stood. From these a plain loop
-plays the interval again: every cell of every array must have the same bits. Where a checkpoint
-does not hold the slot (`runner=sync`, and the last one), the chain of hashes has to agree.
+It uses nothing that moves experience in a run: no ring, roles, pipes or hosts, and it draws random
+numbers from NumPy's Philox directly. A run with a checkpoint at every barrier records, for each
+rollout, the parameters that acted and the states of the environments. From these a plain loop
+replays the rollout: every cell of every array must have the same bits. Where a checkpoint does not
+hold the slot (`runner=sync`, and the last checkpoint), the chain of hashes must agree.
 
-Shapes: T steps of an interval, B columns, D action dimensions.
+Shapes: T env steps, B columns, D action dimensions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from htsrl_cli.networks.registry import build_policies
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-# The order in which a slot is hashed. Also that of causes within a time step, nearly.
+# The order in which a slot is hashed; within a time step it is nearly that of cause and effect.
 NAMES = (
     "obs",
     "noise",
@@ -52,25 +52,25 @@ NAMES = (
     "training_returns",
     "episode_lengths",
 )
-# Keys of the generators, as documented: what the numbers are for.
+# Purposes, which are part of a generator's key, as documented.
 ACTIONS, RESETS = 1, 2
 
 
 class AuditError(AssertionError):
-    """The run and its recomputation differ; the message says where first."""
+    """A difference between a run and its recomputation; the message names the first one."""
 
 
 @dataclass
 class Audit:
-    """What was compared, and which events were among it.
+    """Counts of what was compared, and of the events in it.
 
     Attributes:
-        slots: intervals whose slot was compared cell by cell.
-        links: links of the chain of hashes that were compared.
-        life_losses: episodes that ended while the game went on.
-        games: episodes that ended with their game, by termination.
-        truncations: episodes that were cut off.
-        learned: intervals that began with other parameters than the one before.
+        slots: slots compared cell by cell.
+        links: links compared in the chain of hashes.
+        life_losses: episodes that ended while the game continued.
+        games: episodes that terminated together with their game.
+        truncations: episodes that were truncated.
+        learned: rollouts that began with other parameters than the previous one.
     """
 
     slots: int = 0
@@ -82,10 +82,10 @@ class Audit:
 
 
 def audit(run_dir: Path) -> Audit:
-    """Plays all intervals of a finished run again.
+    """Replays all rollouts of a finished run.
 
     Raises:
-        AuditError: something is not as the run wrote it.
+        AuditError: the replay differs from what the run wrote.
     """
     set_up_torch()
     files = sorted((run_dir / "checkpoints").glob("step_*.ckpt"))
@@ -117,7 +117,7 @@ class _Auditor:
     def _interval(
         self, before: Checkpoint, after: Checkpoint, obs: Array, num_episodes: list[int]
     ) -> Arrays:
-        """Recomputes the interval between two checkpoints; `obs` are the first observations."""
+        """Recomputes the rollout between two checkpoints; `obs` are its first observations."""
         interval = before.meta["interval"]
         _expect(f"interval {interval}, first observations", before.arrays["envs/obs"], obs)
         begun = before.meta["parts"]["envs"]["num_episodes"]
@@ -138,7 +138,7 @@ class _Auditor:
         return slot
 
     def _compare_previous(self, before: Checkpoint, after: Checkpoint) -> None:
-        """θ[j-1], which a checkpoint holds beside θ[j], is what the one before has as θ[j]."""
+        """Checks that the θ[j-1] in a checkpoint is the θ[j] of the checkpoint before."""
         learned = False
         for name, theta in _parameters(before).items():
             where = f"checkpoint {after.meta['interval']}, previous {name}"
@@ -147,7 +147,7 @@ class _Auditor:
         self._found.learned += learned
 
     def _compare_link(self, after: Checkpoint, hashes: list[str]) -> None:
-        """A checkpoint's hash covers the slots that have been learned from."""
+        """Checks a checkpoint's hash, which covers the slots that were learned from."""
         num_learned = max(0, after.meta["interval"] - self._lag)
         if after.meta["parts"]["rollouts"]["sha256"] != hashes[num_learned]:
             raise AuditError(
@@ -177,11 +177,11 @@ class _Auditor:
 
 
 class Replay:
-    """Plays intervals one env step and one column after the other.
+    """A replay of rollouts, one env step and one column at a time.
 
     Attributes:
-        num_episodes: how many episodes each environment has begun.
-        num_games: whole games that ended so far.
+        num_episodes: number of episodes started in each environment.
+        num_games: number of whole games that ended so far.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -201,12 +201,12 @@ class Replay:
         self.num_games = 0
 
     def first_obs(self) -> tuple[Array, list[int]]:
-        """Begins all first episodes; returns observations [B, *obs_shape] and episode counts."""
+        """Starts the first episodes; returns observations [B, *obs_shape] and episode counts."""
         obs = [self._reset(i) for i in range(len(self._envs))]
         return self._by_column(obs), list(self.num_episodes)
 
     def restore(self, checkpoint: Checkpoint) -> Array:
-        """Takes parameters and environments from a checkpoint; returns their observations."""
+        """Restores parameters and environments; returns the observations [B, *obs_shape]."""
         values = checkpoint.meta["parts"]["envs"]
         self.num_episodes = list(values["num_episodes"])
         self._training_returns = list(values["training_returns"])
@@ -220,7 +220,7 @@ class Replay:
         )
 
     def play(self, interval: int, obs: Array) -> Arrays:
-        """The slot of an interval that starts with `obs`, every array as `NAMES` lists them."""
+        """Plays the rollout that starts with `obs`; returns its slot, all arrays of `NAMES`."""
         noise = self._noise(interval)
         rows: dict[str, list[Any]] = {name: [] for name in NAMES}
         for t in range(self._num_steps):
@@ -238,7 +238,7 @@ class Replay:
         return slot
 
     def _step(self, actions: Array, rows: dict[str, list[Any]]) -> Array:
-        """Steps every environment; returns what is seen next, [B, *obs_shape]."""
+        """Steps every environment; returns the next observations [B, *obs_shape]."""
         cells: list[tuple[Any, ...]] = []
         final_values: list[float] = []
         following = []
@@ -263,7 +263,7 @@ class Replay:
         return self._by_column(following)
 
     def _game(self, i: int, info: dict[str, Any]) -> tuple[float, float, int]:
-        """Raw return, training return and length of a game that has just ended, else zeros."""
+        """Returns raw return, training return and length of a game that just ended, else zeros."""
         if "episode" not in info:
             return 0.0, 0.0, 0
         self.num_games += 1
@@ -286,7 +286,7 @@ class Replay:
         return rng.random(shape, np.float32)
 
     def _infer(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
-        """Actions [B, D], log-probabilities [B] and values [B]."""
+        """Returns actions [B, D], log-probabilities [B] and values [B]."""
         results: list[Array] = []
         for k, policy in enumerate(self._policies):
             columns = range(k, self._num_columns, len(self._policies))
@@ -302,7 +302,7 @@ class Replay:
         return actions, log_probs, values
 
     def _value(self, c: int, obs: Array) -> float:
-        """Of one observation, in the row that the column has in its pass."""
+        """Returns the value of one observation, computed in the row that its column has."""
         row = c // len(self._policies) % self._batch
         padded = np.zeros((row + 1, *obs.shape), obs.dtype)
         padded[row] = obs
@@ -312,7 +312,7 @@ class Replay:
 
     @torch.no_grad()
     def _pass(self, policy: nn.Module, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
-        """A forward pass of at most `inference_batch` rows, filled up with zeros."""
+        """Runs a forward pass of at most `inference_batch` rows, padded with zeros."""
         empty = self._batch - len(obs)
         padded_obs = np.concatenate([obs, np.zeros((empty, *obs.shape[1:]), obs.dtype)])
         padded_noise = np.concatenate([noise, np.zeros((empty, noise.shape[1]), noise.dtype)])
@@ -329,7 +329,7 @@ def _philox(seed: int, purpose: int, high: int, low: int) -> np.random.Generator
 
 
 def _dtype(name: str, rows: list[Any]) -> Any:
-    """What a slot keeps of an array; observations, actions and values come in their own dtype."""
+    """Returns an array's dtype in the slot; observations, actions and values keep their own."""
     fixed = {
         "rewards": "float32",
         "terminated": "bool",
@@ -348,7 +348,7 @@ def _parameters(checkpoint: Checkpoint) -> Arrays:
 
 
 def _sha256(previous: str, slot: Arrays) -> str:
-    """h[j] = sha256(h[j-1] || slot j)."""
+    """Returns h[j] = sha256(h[j-1] || slot j)."""
     data = b"".join(np.ascontiguousarray(slot[name]).tobytes() for name in NAMES)
     return hashlib.sha256(bytes.fromhex(previous) + data).hexdigest()
 
@@ -360,7 +360,7 @@ def _expect(where: str, stored: Array, replayed: Array) -> None:
 
 
 def _compare_slots(interval: int, stored: Arrays, replayed: Arrays) -> None:
-    """Raises AuditError for the earliest time step, there for the first array, that differs."""
+    """Raises AuditError if slots differ, naming the earliest time step and its first array."""
     found = []
     for order, name in enumerate(NAMES):
         for index in _differences(stored[name], replayed[name]):
@@ -379,7 +379,7 @@ def _message(where: str, stored: Array, replayed: Array, index: tuple[int, ...])
 
 
 def _differences(stored: Array, replayed: Array) -> Iterator[tuple[int, ...]]:
-    """Indices of the entries whose bits differ, in order."""
+    """Yields the indices of the entries whose bits differ, in order."""
     if (stored.shape, stored.dtype) != (replayed.shape, replayed.dtype):
         raise AuditError(
             f"the run has {stored.dtype} {stored.shape}, the replay {replayed.dtype} "

@@ -1,4 +1,4 @@
-"""Runs agree bit for bit with an independent replay, and the replay notices when they do not."""
+"""The auditor: runs agree bit for bit with an independent replay, which notices any difference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEAM = replace(SLEEP, num_players=3)
 CUT_TEAM = replace(COUNT, num_players=3)
 PPO = sections.ppo(learning_rate=1e-3, update_epochs=2, num_minibatches=2)
 A2C = sections.a2c(learning_rate=1e-3)
-# A policy for each player.
+# One policy for each player.
 PPO_EACH = replace(PPO, policies="independent")
 A2C_EACH = replace(A2C, policies="independent")
 
@@ -43,9 +43,9 @@ A2C_EACH = replace(A2C, policies="independent")
 def make_config(
     env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, num_intervals: int
 ) -> TrainConfig:
-    """A small run with a checkpoint at every barrier.
+    """Returns the configuration of a small run with a checkpoint at every barrier.
 
-    6 environments over passes of 4 rows: every pass is a mixture, and some are not full.
+    6 environments share passes of 4 rows: every pass mixes environments, and some are not full.
     """
     actors = sections.actors(
         num_envs=NUM_ENVS,
@@ -76,7 +76,7 @@ def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
     lag = 0 if config.runner.name == "sync" else 1
     assert found.links == num_intervals
     assert found.slots == lag * num_intervals
-    # Every update changed the parameters: a stale version could not have gone unnoticed.
+    # Every update changed the parameters, so that a stale version would have been noticed.
     assert found.learned == num_intervals - lag
     return found
 
@@ -132,7 +132,7 @@ def test_vector_observations_replay(
 ) -> None:
     found = run_and_audit(make_config(env, algo, runner, precision, 5), tmp_path)
     ended = found.games if env == SLEEP else found.truncations
-    # More than one end in an interval, and some right at a barrier.
+    # More than one episode ends in a rollout, and some end right at a barrier.
     assert ended >= 5 * NUM_ENVS
 
 
@@ -157,13 +157,13 @@ TEAMS = [
 def test_several_players_replay(
     env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, tmp_path: Path
 ) -> None:
-    """18 columns of 6 environments; the policies of 6 columns each take passes of 4 rows."""
+    """Covers 18 columns of 6 environments: a policy's 6 columns need two passes of 4 rows."""
     found = run_and_audit(make_config(env, algo, runner, precision, 5), tmp_path)
-    # A game is in its first player's column; a truncation cuts off all players' columns.
+    # A game counts in its first player's column; a truncation ends all players' columns.
     assert (found.games if env == TEAM else found.truncations / 3) >= 5 * NUM_ENVS
 
 
-# What the replay must notice, in a run that is correct but for one thing
+# Errors that the replay must notice, in a run that is correct except for one of them
 
 
 def test_shares_no_code_with_what_moves_experience() -> None:
@@ -177,7 +177,7 @@ def test_shares_no_code_with_what_moves_experience() -> None:
 
 @pytest.fixture
 def small() -> TrainConfig:
-    """One thread, five intervals, truncations in each."""
+    """Returns the configuration of five rollouts in one thread, with truncations in each."""
     sleepless = replace(SLEEP, mean_ms=0.0, truncate=True)
     return make_config(sleepless, A2C, "serial", "fp32", 5)
 
@@ -189,7 +189,7 @@ def audit_injected(config: TrainConfig, run_dir: Path, patch: pytest.MonkeyPatch
 
 
 def swap_rows(patch: pytest.MonkeyPatch, at_call: int) -> None:
-    """Once, two rows of a forward pass get each other's results."""
+    """Makes two rows of one forward pass get each other's results."""
     run, calls = Inference.run, [0]
 
     def swapped(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -215,12 +215,13 @@ def test_notices_swapped_rows(
 def test_notices_the_policy_of_another_player(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For one pass, with policies that have come to differ."""
+    """Uses another player's policy in one pass, after the policies have become different."""
     run, calls = Inference.run, [0]
 
     def run_next(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         calls[0] += 1
-        # 16 steps and the values after the last, of three policies with two passes each.
+        # A rollout has 17 * 3 * 2 passes: 16 env steps and the values after them, of three
+        # policies with two passes each.
         return run(self, (policy + (calls[0] == 250)) % len(self.policies))
 
     monkeypatch.setattr(Inference, "run", run_next)
@@ -232,7 +233,7 @@ def test_notices_the_policy_of_another_player(
 def test_notices_swapped_players(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two players of an environment get each other's rewards."""
+    """Gives two players of an environment each other's rewards."""
     step = SleepEnv._rewards
 
     def reversed_once(self: SleepEnv, actions: Array) -> Array:
@@ -316,7 +317,7 @@ def test_notices_a_single_bit_of_any_array(small: TrainConfig, tmp_path: Path) -
 def test_the_chain_of_hashes_alone_notices(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What covers `runner=sync`, whose checkpoints hold no slot."""
+    """Covers the case of `runner=sync`, whose checkpoints hold no slot."""
     swap_rows(monkeypatch, at_call=100)
     train(small, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -328,7 +329,7 @@ def test_the_chain_of_hashes_alone_notices(
 
 
 def test_notices_another_summary(small: TrainConfig, tmp_path: Path) -> None:
-    """The last slot of a run is in no checkpoint's hash, only in the summary's."""
+    """Covers the last slot of a run, which only the hash in the summary includes."""
     train(small, tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"rollouts_sha256": "00"}))

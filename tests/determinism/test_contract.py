@@ -1,7 +1,7 @@
-"""The determinism contract: equal bits whatever the workers, the timing, and the runner.
+"""The determinism contract: the same bits for any workers, any timing and either runner.
 
-A fingerprint holds the digests of all slots, parameters and optimizer state, and every metric but
-wall-clock ones.
+A fingerprint holds the digests of all slots, of the parameters and of the optimizer's state, and
+every metric except those of wall-clock time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from htsrl_cli.config.sections import TrainConfig
 from tests import harness, sections
 from tests.harness import IMAGE_PRECISION, Fingerprint
 
-# What `make test` checks; `make test-slow` checks all combinations.
+# The combinations that `make test` checks; `make test-slow` checks all.
 FAST = {
-    # Keeps activations. PPO on images is test_auditor's and test_resume's.
+    # A2C keeps activations. test_auditor and test_resume cover PPO on images.
     ("atari", "a2c", IMAGE_PRECISION),
     ("truncating", "ppo", "fp32"),
 }
@@ -50,7 +50,7 @@ COMBINATIONS = [
 
 
 class Reference:
-    """Runs of one combination with `runner=serial`, made once."""
+    """A cache of runs with `runner=serial`, one for each combination."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,7 +76,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 @contextmanager
 def torment(seed: int) -> Iterator[list[int]]:
-    """Stops and continues random workers of this process for random times."""
+    """Suspends and resumes random workers of this process for random times."""
     rng, over, stopped = random.Random(seed), threading.Event(), list[int]()
 
     def stop_and_continue() -> None:
@@ -166,7 +166,7 @@ def test_number_of_workers_changes_nothing(
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_screens_of_full_size(algo: str, tmp_path: Path) -> None:
-    """Kernels choose their ways by the sizes of what they compute."""
+    """Covers images of the default size: libraries choose kernels by the sizes of arrays."""
     fingerprints = []
     for runner in ("serial", "hts"):
         config = harness.small_config("screens", algo, IMAGE_PRECISION, runner)

@@ -1,4 +1,4 @@
-"""The determinism contract on football: workers, runners, kills and resumes change no bit."""
+"""The determinism contract in football: workers, runners, kills and resumes change no bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGES = replace(KEEPER, representation="extracted", frame_stack=2)
 THREE = replace(KEEPER, num_left_players=3)
 NUM_ENVS, SYNC_INTERVAL = 16, 8
 
-# Environment and `algo.policies`.
+# The environment and `algo.policies`.
 TEAMS = {
     "one": (KEEPER, "shared"),
     "three-shared": (THREE, "shared"),
@@ -46,7 +46,7 @@ FAST = ("one", "three-independent")
 def football_config(
     team: str, runner: str = "hts", num_intervals: int = 10, precision: str = "fp32"
 ) -> TrainConfig:
-    """Random policies lose the ball soon: episodes are short."""
+    """Returns a small run; its episodes are short, as random policies soon lose the ball."""
     env, policies = TEAMS[team]
     config = harness.small_config("truncating", "ppo", precision, runner)
     algo = sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, policies=policies)
@@ -81,7 +81,7 @@ def test_runners_workers_and_resumes_change_nothing(team: str, tmp_path: Path) -
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """SIGKILL, wherever it hits; other workers go on."""
+    """Kills a run with SIGKILL at any moment and resumes with other worker counts."""
     config = football_config("three-shared", num_intervals=14)
     expected = harness.run(config, tmp_path / "uninterrupted")
     arguments = [*resuming.words(config), "hydra.run.dir=run", "resume=auto"]
@@ -122,7 +122,7 @@ def test_workers_stopped_at_random(team: str, precision: str, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("team", ["one-images", "three-shared", "three-independent"])
 def test_runs_replay(team: str, tmp_path: Path) -> None:
-    """The auditor restores every environment at every barrier and plays the interval again."""
+    """Runs the auditor, which restores every environment at every barrier and replays."""
     config = football_config(team, num_intervals=5)
     steps = NUM_ENVS * SYNC_INTERVAL
     config = replace(config, checkpoint=sections.checkpoint(interval=steps, keep=100))
@@ -133,9 +133,9 @@ def test_runs_replay(team: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rendered_runs(tmp_path: Path) -> None:
-    """By command: the main process builds an environment first, twice; it must not be in the way.
+    """Runs the command itself: its main process builds an environment twice before the workers do.
 
-    Two environments repeat themselves; one is the same for `hts` and `serial`.
+    Two runs of two environments are equal; with one environment, `hts` and `serial` are equal.
     """
     arguments = [
         *resuming.env_words(replace(KEEPER, representation="pixels_gray")),
@@ -164,7 +164,7 @@ LONG = {
 @pytest.mark.slow
 @pytest.mark.parametrize("match", LONG)
 def test_keyframes_change_nothing(match: str, tmp_path: Path) -> None:
-    """After 500 steps the match itself is restored; resumes begin before, at and after that."""
+    """Resumes before, at and after a keyframe, from which the match itself is restored."""
     config = football_config("one", "serial")
     steps = 4 * 50
     config = replace(

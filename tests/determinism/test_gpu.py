@@ -1,6 +1,6 @@
-"""The determinism contract on a GPU: the same bits whatever the workers, and after a resume.
+"""The determinism contract on a GPU: the same bits for any workers, and after a resume.
 
-Skipped where there is none; what can be shown without one is in tests/integration/test_gpu.py.
+Skipped without a GPU. `tests/integration/test_gpu.py` tests what is possible without one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", sizes=(6,)))
 
 
 def gpu_config(algo: str) -> TrainConfig:
-    """Both roles on the GPU: PPO in bf16, A2C in fp32."""
+    """Returns a run with actors and learner on the GPU: PPO in bf16, A2C in fp32."""
     config = small_config("screens", algo, "bf16" if algo == "ppo" else "fp32")
     return replace(
         config,
@@ -39,7 +39,7 @@ def gpu_config(algo: str) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a run of PPO or A2C, trained when it is first asked for."""
+    """Returns a function that gives the folder of a PPO or A2C run; it trains at the first call."""
     folder = tmp_path_factory.mktemp("runs")
 
     def whole(algo: str) -> Path:
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def variant(name: str, algo: str) -> TrainConfig:
-    """The same run, by other workers."""
+    """Returns the same run with other workers."""
     config = gpu_config(algo)
     if name == "serial":
         return replace(config, runner=replace(config.runner, name="serial"))

@@ -1,4 +1,4 @@
-"""The determinism contract for environments of several players, whose steps cost nothing."""
+"""The determinism contract with several players, in environments whose env steps are free."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_workers_runners_and_resumes_change_nothing(
     expected = harness.run(config, tmp_path / "serial")
     assert len(expected.metrics) == harness.NUM_INTERVALS // 2
     slots = harness.slots(tmp_path / "serial")
-    # An end is all players'; a game is counted once, in its first player's column.
+    # An episode ends for all players; a game counts once, in its first player's column.
     truncated = np.stack([slot["truncated"] for slot in slots])
     games = np.stack([slot["episode_lengths"] > 0 for slot in slots])
     assert truncated[..., ::PLAYERS].sum() > 100
@@ -77,7 +77,7 @@ def test_actors_in_threads_change_nothing(policies: str, tmp_path: Path) -> None
 
 
 def test_shared_and_independent_policies_differ(tmp_path: Path) -> None:
-    """And independent ones from each other: they begin with parameters of their own."""
+    """Compares shared with independent policies, which start with different parameters."""
     found = {}
     for policies in ("shared", "independent"):
         config = replace(team_config(policies, "a2c", "fp32", "serial"), total_steps=1024)

@@ -1,4 +1,4 @@
-"""Resumed runs equal uninterrupted ones, whatever ended them and whoever goes on."""
+"""Resumes: the run equals an uninterrupted one, whatever stopped it and for any workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG_INTERVALS = 400
 
 
 def env_words(env: EnvConfig) -> list[str]:
-    """The part of the command line that chooses the environment: football, or Breakout."""
+    """Returns the overrides that select the environment, football or Breakout."""
     if isinstance(env, FootballConfig):
         option = f"football/{env.scenario}"
         names = ["representation", "frame_stack", "num_left_players", "num_right_players"]
@@ -39,7 +39,7 @@ def env_words(env: EnvConfig) -> list[str]:
 
 
 def words(config: TrainConfig) -> list[str]:
-    """The command line that gives `config`'s run, for PPO as in the harness."""
+    """Returns the overrides that give `config`, for PPO as in the harness."""
     assert isinstance(config.algo, PpoConfig)
     return [
         *env_words(config.env),
@@ -60,7 +60,7 @@ def words(config: TrainConfig) -> list[str]:
 
 
 def workers(rng: random.Random) -> list[str]:
-    """Random worker counts, as overrides."""
+    """Draws worker counts; returns them as overrides."""
     return [
         f"actors.num_executors={rng.choice([1, 2, 4, 16])}",
         f"actors.num_actors={rng.choice([1, 2])}",
@@ -79,7 +79,7 @@ def start(*arguments: str, cwd: Path) -> warm.Command:
 
 
 def writes_checkpoint(pid: int) -> bool:
-    """Whether a process has a checkpoint open that has no name yet."""
+    """Returns True if a process is writing a checkpoint that has no name yet."""
     links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
     try:
         return any("/checkpoints/#" in link for link in links)
@@ -88,13 +88,20 @@ def writes_checkpoint(pid: int) -> bool:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Env steps of the newest checkpoint; -1 without any."""
+    """Returns the env steps of the newest checkpoint; -1 if there is none."""
     names = [path.stem for path in (run_dir / "checkpoints").glob("step_*.ckpt")]
     return max((int(name.removeprefix("step_")) for name in names), default=-1)
 
 
 def kill(process: warm.Command, run_dir: Path, rng: random.Random, in_checkpoint: bool) -> bool:
-    """SIGKILLs a run at a random moment after its first progress; whether it was writing."""
+    """Kills a run at a random moment after a new checkpoint.
+
+    Args:
+        in_checkpoint: try for some seconds to hit a moment when it writes a checkpoint.
+
+    Returns:
+        True if it was writing a checkpoint.
+    """
     before = newest_step(run_dir)
     while process.poll() is None and newest_step(run_dir) <= before:
         time.sleep(0.02)
@@ -117,7 +124,7 @@ def step_of(run_dir: Path) -> int:
 
 
 def no_process_in(folder: Path) -> bool:
-    """No process of a run in `folder` is left."""
+    """Returns True if no process runs in `folder`."""
     for process in psutil.process_iter():
         try:
             if process.cwd() == str(folder):
@@ -128,7 +135,11 @@ def no_process_in(folder: Path) -> bool:
 
 
 def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[int, int]:
-    """Kills and resumes a run, then lets it end; kills in all, and while a file was written."""
+    """Kills and resumes a run repeatedly, then lets it end.
+
+    Returns:
+        The number of kills, and of those during the writing of a checkpoint.
+    """
     rng, run_dir = random.Random(5), folder / "run"
     arguments = [*words(config), "hydra.run.dir=run", "resume=auto"]
     killed = writing = 0
@@ -147,7 +158,7 @@ def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[
 
 
 def long_config(num_intervals: int) -> TrainConfig:
-    """Checkpoints at every other interval: many kills fall into the writing of one."""
+    """Returns a run with a checkpoint at every second barrier, so that kills often hit one."""
     return replace(
         harness.small_config("atari", "ppo"),
         total_steps=num_intervals * STEPS_PER_INTERVAL,
@@ -155,7 +166,7 @@ def long_config(num_intervals: int) -> TrainConfig:
     )
 
 
-# Long enough to be stopped in the middle.
+# Long enough to be stopped before its end.
 STOPPED = long_config(24)
 
 
@@ -191,7 +202,7 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
     process.terminate()
     assert process.wait() == 128 + signal.SIGTERM
     assert 0 < step_of(tmp_path / "run") < STOPPED.total_steps
-    # Python's tracker of shared resources ends a moment after the process that it serves.
+    # Python's resource tracker ends shortly after the process that it serves.
     wait_until(lambda: no_process_in(tmp_path), "the end of all processes")
     process = start("resume=run", "actors.num_executors=1", "learner.num_threads=1", cwd=tmp_path)
     assert process.wait() == 0, (tmp_path / "output").read_text()[-2000:]
@@ -201,7 +212,7 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
 @pytest.mark.parametrize(
     ("env", "algo", "precision", "runner"),
     [
-        # Keeps activations, which no checkpoint has.
+        # A2C keeps activations, which checkpoints do not hold.
         *(
             pytest.param(
                 *("atari", "a2c", precision, "hts"),
@@ -220,7 +231,7 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
 def test_every_checkpoint_leads_to_the_same_end(
     env: str, algo: str, precision: str, runner: str, tmp_path: Path
 ) -> None:
-    """From a checkpoint in the middle of a line of metrics, too."""
+    """Resumes from several checkpoints, also from one between two lines of metrics."""
     config = harness.small_config(env, algo, precision, runner)
     config = replace(
         config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_INTERVAL, keep=100)
@@ -236,7 +247,7 @@ def test_every_checkpoint_leads_to_the_same_end(
 def test_actors_that_do_not_repeat_exactly_leave_the_slot_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The actor that makes activations anew is the only one in this process."""
+    """Patches the actor that recomputes activations, the only one in this process."""
     config = harness.small_config("atari", "a2c", IMAGE_PRECISION)
     config = replace(config, total_steps=6 * STEPS_PER_INTERVAL)
     expected = harness.run(config, tmp_path)

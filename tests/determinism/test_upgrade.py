@@ -1,8 +1,8 @@
-"""A checkpoint of an earlier format is restored bit by bit, and its run goes on.
+"""Checkpoints of an earlier format: they are restored bit for bit, and their runs continue.
 
-`tests/data/format_1.ckpt` was written by the last version before format 2, stopped by SIGTERM after
-five intervals: a slot not yet learned, some truncated episodes. The digests
-beside it are those of that version's `summary.json` at the same barrier.
+The last version before format 2 wrote `tests/data/format_1.ckpt` when SIGTERM stopped it after five
+rollouts. It holds a slot still to be learned from and some truncated episodes. The digests next to
+it are from that version's `summary.json` at the same barrier.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts runs, and checks after every test that none of them has left anything behind."""
+"""Fixtures that start runs and check after every test that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from tests.fault.processes import WORDS, Run
 from tests.harness import Fingerprint
 
 Train = Callable[..., Run]
-# Of a run of some seconds: stopped or killed and resumed, it must come to the same end.
+# The length of a run of some seconds; when stopped or killed and resumed, it must end the same.
 TOTAL_STEPS = 3840
 TOTAL = f"total_steps={TOTAL_STEPS}"
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts a `Run` in the test's folder; at the end all of them must be gone without a trace."""
+    """Returns a function that starts a `Run` in the test's folder.
+
+    At the end of the test all runs must have ended without leftovers.
+    """
     runs: list[Run] = []
 
     def start(*words: str, command_line: list[str] | None = None) -> Run:
@@ -34,13 +37,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture
 def train(start: Callable[..., Run]) -> Train:
-    """Starts `htsrl train` on something small."""
+    """Returns a function that starts a small `htsrl train`."""
     return lambda *words: start("train", *WORDS, *words)
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Fingerprint:
-    """Of the small run when nothing happens to it."""
+    """Returns the fingerprint of the small run without interruptions."""
     run = Run(tmp_path_factory.mktemp("uninterrupted"), "train", *WORDS, TOTAL)
     assert run.wait() == 0, run.stderr
     assert not run.leftovers()

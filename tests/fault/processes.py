@@ -1,4 +1,4 @@
-"""Runs started as a user starts them, with all their processes, and what they leave behind."""
+"""Runs started by command, with all their processes and leftovers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests import warm
 from tests.harness import Fingerprint, environment, fingerprint
 
 MARKER = "HTSRL_TEST_RUN"
-# Waits end with an error after this: far longer than anything here takes.
+# Waits fail after this time, far longer than anything here takes.
 PATIENCE_S = 240.0
-# A killed run's processes are gone after this.
+# The processes of a killed run must be gone within this time.
 GONE_S = 5.0
 NUM_EXECUTORS = 2
 STEPS_PER_INTERVAL = 64
-# An interval takes a twentieth of a second, and every one writes a line.
+# A rollout takes a twentieth of a second, and each writes a line of metrics.
 WORDS = (
     "env=synthetic/sleep",
     "env.episode_length=23",
@@ -45,7 +45,7 @@ WORDS = (
     "hydra.run.dir=run",
 )
 ENDLESS = "total_steps=1_000_000_000"
-# All that may lie in a run's folder, whenever its process ended.
+# All files that a run's folder may hold, whenever its process ended.
 KNOWN_FILES = re.compile(
     r"\.lock|\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl"
     r"|(summary|eval)\.json|checkpoints/step_\d{12}\.ckpt|evaluations/policy_\d{12}\.ckpt"
@@ -53,7 +53,7 @@ KNOWN_FILES = re.compile(
 
 
 def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Polls until `holds()`; raises AssertionError when it never does."""
+    """Polls until `holds()` is true; raises AssertionError after `patience_s`."""
     deadline = time.monotonic() + patience_s
     while not holds():
         assert time.monotonic() < deadline, f"waited {patience_s:g} s for: {what}"
@@ -61,13 +61,13 @@ def wait_until(holds: Callable[[], object], what: str, patience_s: float = PATIE
 
 
 class Run:
-    """A command in a folder of its own; `leftovers` says what there is of it in the system.
+    """A command in its own folder; `leftovers` lists what is left of it in the system.
 
     Args:
-        cwd: where it runs; its temporary files go to a folder beside it.
-        words: of the command `htsrl`.
-        command_line: what to run in a new interpreter instead.
-        env: environment variables besides the test's own.
+        cwd: its working directory; its temporary files go to a folder there.
+        words: arguments of `htsrl`.
+        command_line: another command to run instead of a fork of `htsrl`.
+        env: environment variables to add.
     """
 
     def __init__(
@@ -106,29 +106,29 @@ class Run:
 
     @property
     def env_steps(self) -> int:
-        """Of the last line of metrics; 0 before the first."""
+        """The env steps in the last line of metrics; 0 before the first."""
         try:
-            # What comes after the last line's end is being written.
+            # What follows the last newline is still being written.
             lines = (self.folder / "metrics.jsonl").read_text().split("\n")[:-1]
         except FileNotFoundError:
             return 0
         return int(json.loads(lines[-1])["env_steps"]) if lines else 0
 
     def checkpoint(self) -> Checkpoint:
-        """The newest."""
+        """Loads the newest checkpoint."""
         return load_checkpoint(find_checkpoint(self.folder))
 
     def fingerprint(self) -> Fingerprint:
-        """Of the complete run."""
+        """Reads the fingerprint of the complete run."""
         return fingerprint(self.folder)
 
     def processes(self) -> list[psutil.Process]:
-        """All that are alive, in the order of their start; orphans, too."""
+        """Returns all living processes, orphans included, in order of their start."""
         found = [process for process in psutil.process_iter() if self._is_mine(process)]
         return sorted(found, key=lambda process: process.pid)
 
     def workers(self) -> list[psutil.Process]:
-        """Executors, then actors."""
+        """Returns the executors, then the actors."""
         return [process for process in self.processes() if "spawn_main" in _command(process)]
 
     def executors(self) -> list[psutil.Process]:
@@ -147,7 +147,7 @@ class Run:
             return False
 
     def wait_for_steps(self, env_steps: int) -> None:
-        """Returns once a line of metrics says that so many are done."""
+        """Blocks until a line of metrics has at least `env_steps`."""
         wait_until(
             lambda: self.env_steps >= env_steps or self.process.poll() is not None,
             f"{env_steps} env steps",
@@ -155,7 +155,7 @@ class Run:
         assert self.env_steps >= env_steps, self.stderr
 
     def wait_for_quiet(self) -> None:
-        """Returns once no process does anything: all wait for something that does not come."""
+        """Blocks until all processes are idle, waiting for something that does not come."""
 
         def cpu_s() -> float:
             return float(sum(sum(process.cpu_times()[:2]) for process in self.processes()))
@@ -168,7 +168,7 @@ class Run:
         wait_until(quiet, "the run to come to a halt")
 
     def wait_for_start(self) -> None:
-        """Returns once signals are handled: the program itself has begun."""
+        """Blocks until the program has started and handles signals."""
         status = Path(f"/proc/{self.process.pid}/status")
 
         def handles_signals() -> bool:
@@ -178,18 +178,18 @@ class Run:
         wait_until(handles_signals, "the program's start")
 
     def signal(self, number: int, group: bool = False) -> None:
-        """Signals the main process, or all processes together."""
+        """Sends a signal to the main process, or to all processes of its group."""
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def wait(self, patience_s: float = PATIENCE_S) -> int:
-        """The exit status, negative for a signal."""
+        """Waits for the end; returns the exit status, negative for a signal."""
         try:
             return self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end after {patience_s:g} s:\n{self.stderr}") from None
 
     def leftovers(self, patience_s: float = GONE_S) -> list[str]:
-        """Processes, segments and temporary files that are there even after `patience_s`."""
+        """Returns processes, segments and temporary files that remain after `patience_s`."""
         deadline = time.monotonic() + patience_s
         while (found := self._leftovers()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -204,12 +204,12 @@ class Run:
         return processes + segments + temporary + [path.name for path in self._tmp_files()]
 
     def _tmp_files(self) -> list[Path]:
-        """What lies in $TMPDIR, but for a folder in which all of a user's torch processes cache."""
+        """Returns the files in $TMPDIR, except the cache that a user's torch processes share."""
         paths = self._tmp.rglob("*")
         return [path for path in paths if path.is_file() or "torchinductor_" not in path.name]
 
     def end(self) -> None:
-        """Kills what is left, so that a failed test leaves nothing either."""
+        """Kills what is left, so that a failed test leaves nothing behind."""
         for process in self.processes():
             process.kill()
         self.process.wait(PATIENCE_S)
@@ -223,10 +223,10 @@ def _command(process: psutil.Process) -> str:
 
 
 def _segments() -> set[str]:
-    """Named shared memory and semaphores without a living owner.
+    """Returns the named shared memory and semaphores that have no living owner.
 
-    Other processes may run beside a test. What one of the run's own still holds is not told of
-    before that process has ended; it is left over itself.
+    Unrelated processes may run during a test and own some. A segment of the run that a living
+    process owns is not listed either, but then the process itself is a leftover.
     """
     folder = Path("/dev/shm")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -234,6 +234,6 @@ def _segments() -> set[str]:
 
 
 def _has_living_owner(segment: str) -> bool:
-    """joblib puts the number of a process into its names."""
+    """Returns True if the process that joblib named in a segment is alive."""
     number = re.search(r"(?:joblib_memmapping_folder_|loky-)(\d+)", segment)
     return number is not None and psutil.pid_exists(int(number[1]))

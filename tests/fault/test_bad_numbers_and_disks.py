@@ -1,4 +1,4 @@
-"""A loss that is not finite ends a run; a disk that is full does not."""
+"""Bad numbers and full disks: a loss that is not finite ends a run, a full disk does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
-# Rewards fine enough at first, then not a number.
+# An environment whose rewards become NaN after 200 env steps.
 ENVIRONMENT = """
 import gymnasium, numpy
 class Broken(gymnasium.Env):
@@ -45,7 +45,7 @@ def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> N
     assert "not finite: loss/policy, loss/value" in error
     assert "algo.learning_rate" in error
     assert "Traceback" not in run.stderr
-    # The update was not applied: what the last checkpoint holds can be used.
+    # The update was not applied: the last checkpoint is usable.
     checkpoint = run.checkpoint()
     assert checkpoint.meta["env_steps"] > 0
     assert all((array == array).all() for array in checkpoint.arrays.values())
@@ -53,7 +53,7 @@ def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> N
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of eight megabytes on `run`."""
+    """Mounts a file system of 8 MB on `run`."""
     folder = tmp_path / "run"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
@@ -64,7 +64,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """A file that takes all the space that is left."""
+    """Creates a file that takes all remaining space."""
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -77,7 +77,7 @@ def test_full_disk(small_disk: Path, train: Train) -> None:
     run.wait_for_steps(700)
     filler, num_lines = fill(small_disk), run.stderr.count("\n")
     kept = run.checkpoint().meta["env_steps"]
-    # Enough that the log file, too, would need another block.
+    # Enough lines for the log file to need another block, too.
     wait_until(lambda: run.stderr.count("\n") > num_lines + 60, "more lines")
     wait_until(lambda: ".ckpt: No space left on device" in run.stderr, "a word about the disk")
     assert run.checkpoint().meta["env_steps"] == kept
@@ -114,7 +114,7 @@ def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
 def test_cell_that_nobody_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:
-    """Such a slot is not learned from; here the poison of its beginning is put back."""
+    """Puts the poison back into one cell of a full slot: the learner must reject the slot."""
     host: Any = InlineCollector if runner == "serial" else ProcessCollector
     finish = host.finish
 

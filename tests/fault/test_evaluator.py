@@ -1,4 +1,4 @@
-"""Evaluation during training: it changes nothing, and nothing of it is lost."""
+"""Evaluation during training: it changes no result of training, and no evaluation is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Line = dict[str, Any]
 
 
 def lines(run_dir: Path) -> tuple[list[Line], list[Line]]:
-    """Lines of the training, and of evaluated policies; both without wall-clock."""
+    """Returns the lines of training and those of evaluated policies, without wall-clock time."""
     everything = [
         {name: value for name, value in json.loads(line).items() if name[:5] != "time/"}
         for line in (run_dir / "metrics.jsonl").read_text().splitlines()
@@ -44,7 +44,7 @@ def lines(run_dir: Path) -> tuple[list[Line], list[Line]]:
 
 
 def evaluator(run: Run) -> psutil.Process | None:
-    """The evaluator's process: it starts after all other workers."""
+    """Returns the evaluator's process, which starts after all other workers."""
     workers = run.workers()
     return workers[-1] if len(workers) == NUM_EXECUTORS + 2 else None
 
@@ -59,7 +59,7 @@ def kill_evaluator(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the small run with evaluation, which nothing happens to."""
+    """Returns the folder of the small run with evaluation and without interruptions."""
     words = ("checkpoint.interval=320", "checkpoint.keep=100")
     run = Run(tmp_path_factory.mktemp("evaluated"), "train", *WORDS, TOTAL, *EVAL, *words)
     assert run.wait() == 0, run.stderr
@@ -99,7 +99,7 @@ def test_a_policy_that_waits_to_be_written_is_not_changed_by_the_learner(
 
 
 def test_scores_are_those_of_the_verb(evaluated: Path) -> None:
-    """Of three policies; what sums them up, of all."""
+    """Compares the scores of three policies with `htsrl eval`, and the summaries of all."""
     _, policies = lines(evaluated)
     for line in policies[3::4]:
         steps = line["env_steps"]
@@ -140,10 +140,10 @@ def test_killed_evaluator(train: Train, evaluated: Path) -> None:
 
 @pytest.mark.slow
 def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
-    """However many policies wait: more than go into a pipe."""
+    """Queues more policies than a pipe could hold."""
     number = 320
     words = ("env.mean_ms=0", "eval.interval=64", "eval.episodes=1", f"total_steps={64 * number}")
-    # It is slow by being stopped, which is a hang in the end.
+    # The evaluator is suspended to be slow, so the timeouts must be longer than that.
     run = train(*words, "env.step_timeout_s=600", "actors.timeout_s=600")
     wait_until(lambda: evaluator(run), "an evaluator")
     process = evaluator(run)
@@ -154,11 +154,11 @@ def test_training_does_not_wait_for_a_slow_evaluator(train: Train) -> None:
     assert run.wait() == 0, run.stderr
     _, policies = lines(run.folder)
     assert [line["env_steps"] for line in policies] == [64 * k for k in range(1, number + 1)]
-    assert f"the training is complete; policies to evaluate: {number}" in run.stderr
+    assert f"training is complete; policies left to evaluate: {number}" in run.stderr
 
 
 def test_evaluator_that_hangs(train: Train) -> None:
-    """Three games of an environment have more env steps than the training takes in it."""
+    """Reaches the fault in evaluation only: three games are longer than the whole training."""
     run = train(
         "env=synthetic/faulty",
         "env.fault=hang",
@@ -171,7 +171,7 @@ def test_evaluator_that_hangs(train: Train) -> None:
     )
     assert run.wait() == 1, run.stderr
     assert run.stderr.count("evaluator hangs: busy with one thing for") == 3
-    assert run.stderr.count("the policy of 192 env steps is played again") == 2
+    assert run.stderr.count("playing the policy of 192 env steps again") == 2
     error = run.stderr[run.stderr.index("htsrl: error: ") :]
     assert error.startswith(
         "htsrl: error: the evaluator died or hung 3 times at the policy of 192 env steps; switch "
@@ -179,13 +179,13 @@ def test_evaluator_that_hangs(train: Train) -> None:
     )
     assert "_fail_if_chosen" in error
     assert "Traceback" not in run.stderr
-    # The training itself is complete.
+    # Training itself is complete.
     assert run.checkpoint().meta["env_steps"] == 192
 
 
 @pytest.mark.slow
 def test_stopped_evaluator(train: Train, evaluated: Path) -> None:
-    """A hang in which nothing answers; the training goes on, and no policy is lost."""
+    """Suspends the evaluator: training continues, and no policy is lost."""
     run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
     wait_until(lambda: run.env_steps and lines(run.folder)[1], "an evaluated policy")
     process = evaluator(run)
@@ -199,7 +199,7 @@ def test_stopped_evaluator(train: Train, evaluated: Path) -> None:
 
 @pytest.mark.slow
 def test_pause_of_the_whole_run_is_no_hang_of_the_evaluator(train: Train, evaluated: Path) -> None:
-    """Ctrl-Z, and fg after a while."""
+    """Suspends and resumes all processes, as Ctrl-Z and `fg` do."""
     run = train(TOTAL, *EVAL, "env.step_timeout_s=4", "actors.timeout_s=4")
     wait_until(lambda: run.env_steps and lines(run.folder)[1], "an evaluated policy")
     run.signal(signal.SIGSTOP, group=True)
@@ -296,6 +296,6 @@ def test_what_cannot_be_filmed(tmp_path: Path) -> None:
     words = ("env=synthetic/count", "eval.interval=100", "eval.video_interval=100")
     run = htsrl("train", *words, cwd=tmp_path)
     assert run.returncode == 2
-    remedy = "this environment has no picture: leave the key out"
+    remedy = "this environment cannot be rendered: remove the key"
     assert run.stderr == f"htsrl: error: eval.video_interval=100: {remedy}\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A run that fails while it starts ends all that it has started."""
+"""Failing starts: a run that fails while it starts ends everything that it started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import harness, sections
 
 
 def alive() -> set[str]:
-    """Names of this process's threads, and of the processes that it started."""
+    """Returns the names of this process's threads and of its child processes."""
     processes = psutil.Process().children()
     names = {f"process {p.pid} {p.name()}" for p in processes if "tracker" not in str(p.cmdline())}
     return names | {f"thread {thread.name}" for thread in threading.enumerate()}

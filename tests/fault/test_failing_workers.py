@@ -1,4 +1,4 @@
-"""A worker that dies, raises or hangs ends the run: exit status 1, and the message says why."""
+"""Failing workers: one that dies, raises or hangs ends the run, and the message says why."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.fault.processes import (
 )
 from tests.harness import Fingerprint
 
-# Environment 2 belongs to the second executor; it fails in the third interval.
+# Environment 2 belongs to the second executor; it fails in the third rollout.
 FAULTY = ("env=synthetic/faulty", "env.fault_env=2", "env.fault_step=40", ENDLESS)
 TIMEOUTS = ("env.step_timeout_s=3", "actors.timeout_s=3")
-# What the message says of each fault.
+# The message for each fault.
 SIGNS = {
     "raise": "executor 1 raised\n.*RuntimeError: asked to fail at env step",
     "crash": "executor 1 was killed by SIGSEGV\n.*_fail_if_chosen",
@@ -39,10 +39,10 @@ slow = pytest.mark.slow
 
 
 def expect_failure(run: Run, message: str) -> None:
-    """The run ends with exit status 1, one error on stderr, and a usable checkpoint."""
+    """Checks that a run ends with exit status 1, an error message and a usable checkpoint."""
     assert run.wait() == 1, run.stderr
     assert re.search(f"htsrl: error: {message}", run.stderr, re.DOTALL), run.stderr
-    # A traceback of the main process would be ours, not the worker's.
+    # A traceback may come from the worker, but not from the main process.
     assert "runner.py" not in run.stderr
     assert run.checkpoint().meta["env_steps"] <= run.env_steps
 
@@ -74,7 +74,7 @@ def test_environment_fails_when_built(train: Train, fault: str) -> None:
 
 
 def worker_of(run: Run, role: str) -> psutil.Process:
-    """A worker in its place in the order of start."""
+    """Returns the process of `executor 0` or `actor 0`, by order of start."""
     return run.workers()[0 if role == "executor 0" else NUM_EXECUTORS]
 
 
@@ -129,7 +129,7 @@ def test_stopped_worker(train: Train, role: str) -> None:
 @pytest.mark.parametrize("attempt", range(6))
 @pytest.mark.parametrize("role", ["executor 0", "actor 0"])
 def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int) -> None:
-    # Without sleeping environments, workers are caught between reading, serving and answering.
+    # Environments do not sleep, so the signal hits workers while they read, serve or answer.
     run = train(ENDLESS, *TIMEOUTS, "env.mean_ms=0")
     run.wait_for_steps(1000)
     time.sleep(random.uniform(0, 0.2))
@@ -144,7 +144,7 @@ def test_one_of_two_actors_is_stopped(train: Train) -> None:
     run.actors()[1].suspend()
     enough = run.env_steps + 2000
     wait_until(lambda: run.env_steps >= enough or run.process.poll() is not None, "more steps")
-    # Either it was serving, and the run ends, or the other actor does its work.
+    # The run ends if the actor was serving; otherwise the other actor takes over.
     if run.process.poll() is not None:
         expect_failure(run, "actor 1 hangs")
         return
@@ -162,7 +162,7 @@ def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None
         time.sleep(0.7)
         worker.resume()
         time.sleep(random.uniform(0, 0.2))
-    # Ctrl-Z, for longer than any timeout, and fg.
+    # Like Ctrl-Z and `fg`, with a pause longer than any timeout.
     run.signal(signal.SIGSTOP, group=True)
     assert run.env_steps < TOTAL_STEPS
     time.sleep(5)
@@ -171,7 +171,7 @@ def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None
     assert run.fingerprint() == uninterrupted
 
 
-# An actor thread that fails after some work: only the role's own code is replaced.
+# A program whose actor thread fails after some work; only the role's code is replaced.
 WITH_THREAD = """
 import sys, time
 from htsrl_cli.sampling import actor

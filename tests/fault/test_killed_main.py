@@ -1,4 +1,4 @@
-"""SIGKILL of the main process: every other process goes with it, whatever it is doing."""
+"""SIGKILL of the main process: all other processes end, whatever they are doing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def train(start: Callable[..., Run]) -> Train:
 
 
 def kill(run: Run) -> None:
-    """Kills the main process; the others have to be gone soon."""
+    """Kills the main process and checks that the others end soon."""
     run.signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
     assert not run.leftovers()
@@ -33,10 +33,10 @@ def test_busy_workers_end(train: Train) -> None:
     run = train(*STUCK)
     run.wait_for_steps(STUCK_STEPS)
     run.wait_for_quiet()
-    # Executors, an actor, and the tracker that multiprocessing starts.
+    # The main process, two executors, an actor, and multiprocessing's resource tracker.
     assert (len(run.processes()), len(run.workers())) == (5, 3)
     kill(run)
-    # Nobody complains about it, either.
+    # No process reports an error.
     assert "Traceback" not in run.stderr
 
 

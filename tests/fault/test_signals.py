@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a run ends at its next barrier, at once before the first, and resumes."""
+"""SIGINT and SIGTERM: a run ends at its next barrier, or at once while it starts, and resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import ENDLESS, STEPS_PER_INTERVAL, Run, wait_until
 from tests.harness import Fingerprint
 
-# The third interval never ends: two of the executors' environments wait forever in it.
+# The third rollout never ends: environment 0 hangs in it.
 STUCK = (
     "env=synthetic/faulty",
     "env.fault=hang",
@@ -34,7 +34,7 @@ def test_interrupt_finishes_the_interval_and_resumes(
     assert run.wait() == 130, run.stderr
     assert STOPPING in run.stderr
     assert "Traceback" not in run.stderr
-    # The checkpoint is of the barrier after the last line, not of an earlier one.
+    # The checkpoint is of the barrier of the last line of metrics, not of an earlier one.
     assert run.checkpoint().meta["env_steps"] == run.env_steps < TOTAL_STEPS
     resumed = start("train", "resume=run")
     assert resumed.wait() == 0, resumed.stderr
@@ -45,7 +45,7 @@ def test_interrupt_finishes_the_interval_and_resumes(
 def test_terminating_the_whole_group(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(100)
-    # As timeout(1) and batch systems do it: the process, then its group. It is one request.
+    # timeout(1) and batch systems signal the process, then its group; both are one request.
     run.signal(signal.SIGTERM)
     run.signal(signal.SIGTERM, group=True)
     assert run.wait() == 143, run.stderr
@@ -64,7 +64,7 @@ def stop_while_starting(run: Run, number: int, group: bool, delay_s: float) -> N
     assert "Exception" not in run.stderr
 
 
-# Hydra is imported; torch is; executors start.
+# While Hydra is imported, while torch is imported, and while executors start.
 @pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5, 3.0])
 def test_signal_while_starting(train: Train, delay_s: float) -> None:
     number = random.choice([signal.SIGINT, signal.SIGTERM])
@@ -87,7 +87,7 @@ def test_signal_while_workers_start(train: Train) -> None:
     run.signal(signal.SIGINT, group=True)
     assert run.wait() == 130, run.stderr
     assert "Traceback" not in run.stderr
-    # A run that has not begun can be started again.
+    # A run stopped before its first rollout can be started again.
     again = train("total_steps=128", "resume=auto")
     assert again.wait() == 0, again.stderr
 

@@ -1,4 +1,4 @@
-"""Sweeps with Hydra's plugins: they end, fail, are killed and go on as a user expects."""
+"""Sweeps with Hydra's plugins: complete, failing, killed and resumed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fault.conftest import TOTAL, TOTAL_STEPS
 from tests.fault.processes import WORDS, Run, wait_until
 from tests.harness import Fingerprint, fingerprint
 
-# Eight trials, two at a time; those with three minibatches fail.
+# A search of eight trials, two at a time; those with three minibatches fail.
 SEARCH = (
     "train",
     "-m",
@@ -29,7 +29,7 @@ SEARCH = (
     "algo.clip_coef=0.2",
     "hydra.sweep.dir=sweep",
     "algo.num_minibatches=choice(3, 4)",
-    # Few enough values that some are proposed again.
+    # Few values, so that some are proposed more than once.
     "algo.learning_rate=choice(1e-3, 3e-4)",
     "algo.entropy_coef=choice(0.0, 0.01)",
 )
@@ -38,7 +38,7 @@ JOB_WORDS = (*(word for word in WORDS if "run.dir" not in word), "hydra.sweep.di
 
 
 def summaries(folder: Path) -> dict[str, Any]:
-    """What complete jobs of a sweep came to, without wall-clock."""
+    """Returns the summaries of a sweep's complete jobs, without wall-clock time."""
     found = {}
     for path in folder.rglob("summary.json"):
         summary = json.loads(path.read_text())
@@ -58,14 +58,14 @@ def test_search_that_is_killed_goes_on(
     complete = summaries(whole / "sweep")
     assert 1 < len(complete) < 8
     assert "algo.num_minibatches=3: must divide" in run.stderr
-    # What the sampler saw, and took for the best.
+    # The sampler got the results of all complete jobs.
     assert results.best_value == max(summary["metric"] for summary in complete.values())
 
     killed = start(*SEARCH)
     wait_until(lambda: len(summaries(tmp_path / "sweep")) >= 2, "two complete jobs")
     killed.signal(signal.SIGKILL)
     killed.wait()
-    # Its jobs end with it.
+    # The jobs end together with the sweep.
     wait_until(lambda: not killed.processes(), "the jobs' end")
     assert len(summaries(tmp_path / "sweep")) < len(complete)
     again = start(*SEARCH, "resume=auto")
@@ -76,7 +76,10 @@ def test_search_that_is_killed_goes_on(
 
 @pytest.mark.slow
 def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> None:
-    """No game ends in so few steps. Names of the trials' folders would be too long."""
+    """Searches with so few env steps that no episode ends, so that no trial has a metric.
+
+    The overrides are too long for the names of the trials' folders.
+    """
     run = start(
         "train",
         "-m",
@@ -95,7 +98,7 @@ def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> N
     assert len(summaries(tmp_path / "sweep")) == 2
 
 
-# Optuna's words, and the type of the error, may change.
+# A program in which Optuna reports a search without results by another error.
 REWORDED = """
 import sys
 from optuna.storages import InMemoryStorage
@@ -120,7 +123,7 @@ SEARCH_ALONE = (
     "sweeper=optuna",
     "hydra.sweeper.n_trials=2",
     "algo.learning_rate=interval(1e-5, 1e-2)",
-    # No game ends in so few steps.
+    # No episode ends in so few env steps.
     "env.episode_length=1000",
     "total_steps=256",
 )
@@ -134,7 +137,7 @@ def test_search_without_a_result_in_other_words(tmp_path: Path, start: Callable[
     assert len(summaries(tmp_path / "sweep")) == 2
 
 
-# Fails before the first trial has run.
+# A program that fails before the first trial.
 BROKEN = """
 import sys
 from optuna.trial import Trial
@@ -155,7 +158,7 @@ def test_search_that_fails_otherwise_says_so(start: Callable[..., Run]) -> None:
 def test_job_whose_process_is_killed(
     tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
-    """As the kernel does where memory runs out: joblib cannot go on, the same command can."""
+    """Kills a job as the kernel does without memory: joblib fails, the same command resumes."""
     words = ("train", "-m", *JOB_WORDS, TOTAL, "launcher=joblib", "seed=1,2")
     run = start(*words)
     run.folder = tmp_path / "sweep" / "0"
@@ -175,7 +178,7 @@ def test_job_whose_process_is_killed(
 def test_timeout_of_a_batch_system(
     tmp_path: Path, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
-    """SIGUSR2 comes before the time is over: a checkpoint, a place in the queue, and on it goes."""
+    """Sends SIGUSR2 before the time limit: the job writes a checkpoint, is requeued and resumes."""
     run = start(
         "train",
         "-m",
@@ -190,7 +193,7 @@ def test_timeout_of_a_batch_system(
         for process in run.processes()
         if "submitit.core._submit" in " ".join(process.cmdline())
     ]
-    # As Slurm does: all processes of the job.
+    # Slurm signals all processes of a job.
     for process in [job, *job.children(recursive=True)]:
         process.send_signal(signal.SIGUSR2)
     assert run.wait() == 0, run.stderr
@@ -220,7 +223,7 @@ def test_two_processes_do_not_train_in_one_folder(start: Callable[..., Run]) -> 
     second = start("train", "resume=run", "runner.stop_grace_s=1")
     assert second.wait() == 2
     assert "another process trains in this folder" in second.stderr.splitlines()[-1]
-    # A third waits for the first one's end, and finds nothing left to do.
+    # A third process waits for the end of the first and finds nothing left to do.
     third = start("train", "resume=run")
     wait_until(lambda: "waiting for its end" in third.stderr, "the third to wait")
     psutil.Process(first.process.pid).resume()
@@ -236,7 +239,7 @@ def test_slurm_is_asked_for_what_a_requeue_needs(htsrl: Htsrl, tmp_path: Path) -
     assert shown.hydra.launcher._target_.endswith("SlurmLauncher")
     assert shown.hydra.launcher.max_num_timeout > 0
     assert shown.hydra.launcher.signal_delay_s > shown.runner.stop_grace_s
-    # Whoever queues again must find the folder.
+    # A requeued job must find the folder of the sweep.
     run = htsrl("train", "-m", "launcher=slurm", "seed=1,2")
     assert run.returncode == 2
     assert run.stderr.startswith("htsrl: error: resume=auto: needs the sweep's folder")

@@ -1,4 +1,4 @@
-"""Atari's states: restored in another process, at every frame, and in every game."""
+"""Atari's states: restored in another process, at any frame, and in all games."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ print(obs.sum(), play(env, random_actions(env, 400, seed=7)))
     ("game", "frame_skip"), [("breakout", 4), ("yars_revenge", 1), ("qbert", 4), ("alien", 1)]
 )
 def test_another_process_goes_on_alike(game: str, frame_skip: int, tmp_path: Path) -> None:
-    """With sticky actions and lost lives, before and after; frame skip 1 shows every frame."""
+    """Restores a state in another process, with sticky actions and lost lives before and after.
+
+    With a frame skip of 1 every frame is compared.
+    """
     config = sections.atari(game, frame_skip=frame_skip, repeat_action_probability=0.25)
     env = AtariEnv(config)
     obs, _ = env.reset(seed=5)
@@ -50,7 +53,7 @@ def test_another_process_goes_on_alike(game: str, frame_skip: int, tmp_path: Pat
 
 @pytest.mark.parametrize("game", ["yars_revenge", "qbert", "amidar", "alien"])
 def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the emulator's own states lack must not matter, whenever a keyframe comes."""
+    """Makes a keyframe at every frame: what the emulator's own states lack must not matter."""
     monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 1)
     config = sections.atari(game, frame_skip=1, terminal_on_life_loss=False)
     env, restored = AtariEnv(config), AtariEnv(config)
@@ -72,7 +75,7 @@ def test_half_drawn_frames_at_a_keyframe(game: str, monkeypatch: pytest.MonkeyPa
     [pytest.param(g, marks=[pytest.mark.slow] if i % 5 else []) for i, g in enumerate(ATARI_57)],
 )
 def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
-    """Restored into an emulator that has played something else, with sticky actions."""
+    """Restores into an emulator that has played other actions; actions are sticky."""
     config = sections.atari(game, repeat_action_probability=0.25)
     env, restored = AtariEnv(config), AtariEnv(config)
     env.reset(seed=1)
@@ -85,7 +88,7 @@ def test_every_game_starts_and_goes_on_after_a_restore(game: str) -> None:
 
 
 def test_thousands_of_restores_of_qbert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An emulator was reported to crash after some 2,000 of them."""
+    """Restores 3,000 times: an emulator was reported to crash after some 2,000."""
     monkeypatch.setattr(emulator, "_FRAMES_BETWEEN_KEYFRAMES", 16)
     config = sections.atari("qbert", terminal_on_life_loss=False)
     env, unsaved = AtariEnv(config), AtariEnv(config)

@@ -1,4 +1,4 @@
-"""Mistakes as a user makes them: exit code 2, one line that helps, and nothing written."""
+"""Mistakes of users: exit code 2, one line that helps, and nothing written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from htsrl_cli.config.plain import to_plain
 from tests.conftest import Htsrl
 from tests.harness import NO_FOOTBALL
 
-# Words after `htsrl train`, and what the line must say: key, value, remedy.
+# Arguments of `htsrl train`, and what the error must contain: key and value, remedy.
 TRAIN = {
     "mistyped key": (["algo.learning_rat=1"], "algo.learning_rat=1", "algo.learning_rate?"),
     "key without its section": (["gamma=0.9"], "gamma=0.9", "did you mean algo.gamma?"),
@@ -231,7 +231,7 @@ TRAIN = {
         "choose another",
     ),
     "no configuration folder": (["--config-dir", "nowhere"], "nowhere", "no such folder"),
-    # From here on the environments are asked.
+    # The environments' packages find the following mistakes.
     "unknown game": (["env.game=pongg"], "env.game=pongg", ""),
     "unknown Gymnasium id": (["env=gym", "env.id=CartPole-v99"], "env.id=CartPole-v99", ""),
     "unknown module of an id": (["env=gym", "env.id=no_module:X-v0"], "env.id=no_module:X-v0", ""),
@@ -263,7 +263,7 @@ CASES = (
 
 
 def assert_refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
-    """One line on stderr, nothing on stdout, exit code 2."""
+    """Checks for exit code 2, one line on stderr and nothing on stdout."""
     assert run.returncode == 2, run.stderr
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
@@ -282,7 +282,7 @@ def test_refused_in_one_line(
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A folder with the checkpoint of a run on `synthetic/count`, as far as a resume reads it."""
+    """Returns a run's folder with a checkpoint that has only what a resume checks first."""
     config = to_train_config(Composer("train").job(["env=synthetic/count", "seed=7"]))
     meta = {"config": to_plain(config), "env_steps": 2048, "metric": None}
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -294,7 +294,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """All files below a folder."""
+    """Returns the contents of all files below a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -345,7 +345,7 @@ def test_renderer_of_another_environment(htsrl: Htsrl, tmp_path: Path) -> None:
 
 
 class Hostile:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, ("executed", "w")

@@ -1,4 +1,4 @@
-"""What `htsrl bench` reads off runs, its bound, and one whole benchmark."""
+"""`htsrl bench`: the rates of runs, the bound, and one whole benchmark."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_rates_leave_out_what_comes_before_the_first_line() -> None:
     run = summarize("x", lines, (sample(10.0, 1, 2, 3), sample(14.0, 3, 2, 4)), 0.0)
     assert (run.env_steps, run.seconds, run.rate) == (200, 4.0, 50.0)
     assert run.times["barrier"] == pytest.approx(0.25)
-    # 2, 0 and 1 seconds of processor time for the 200 env steps of 4 seconds.
+    # 2, 0 and 1 seconds of processor time for 200 env steps in 4 seconds.
     assert run.cpu_ms == {"executors": 10.0, "actors": 0.0, "learner": 5.0}
     assert run.pss_mb == 14.0
 
 
 def rates(actors: str, learner: str) -> OneThread:
-    """Costs of 1, 0.5 and 2 ms for an env step."""
+    """Returns rates that cost 1, 0.5 and 2 ms for an env step."""
     return OneThread(1000.0, 4000.0, 4000.0, 2, 4, ("cpu", actors, learner))
 
 
@@ -74,7 +74,7 @@ def config(*words: str) -> TrainConfig:
 def test_training_is_measured_as_the_learner_does_it(
     algo: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A2C without forward passes over images, which the actors have made."""
+    """Checks that A2C on images is measured without forward passes, as actors keep activations."""
     made: list[int] = []
 
     class Counted(CachedLayers):
@@ -106,7 +106,7 @@ def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert 0 < run["times"]["learner_busy"] <= 1
         assert run["times"]["inference_passes_per_second"] >= run["rate"] / 8
         assert run["pss_mb"] > 10
-    # Every role's processor time is found by the names of its processes.
+    # A role's processor time is found by the names of its processes.
     hts = next(run for run in report["runs"] if run["name"] == "hts")
     assert all(hts["cpu_ms"][role] > 0 for role in ROLES)
     table = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`htsrl` as a user types it: help, folders, exit codes, sweeps, completion."""
+"""The `htsrl` command: help, folders, exit codes, sweeps, completion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import htsrl_cli
 from tests.conftest import ROOT, Htsrl
 
-# A few small intervals in one thread.
+# A few small rollouts in one thread.
 TINY = (
     "env=synthetic/count",
     "runner=serial",
@@ -29,7 +29,7 @@ TINY = (
     "learner.micro_batch=32",
     "learner.num_threads=1",
 )
-# `htsrl` with a runner that ends as `END` says, to see what becomes of it.
+# A program that runs `htsrl` with a fake runner, which executes the statement `end` for seed 1.
 WITH_RUNNER = """
 import sys, types
 from htsrl_cli import errors
@@ -44,7 +44,7 @@ sys.modules["htsrl_cli.runners.run"] = runner
 from htsrl_cli.cli.main import main
 sys.exit(main())
 """
-# `htsrl`, which may end the process itself, as Hydra does after `--help`.
+# A program that runs `htsrl` and reports whether torch was imported, even if Hydra exits.
 LOOKS = """
 import sys
 from htsrl_cli.cli.main import main
@@ -58,7 +58,7 @@ finally:
 
 
 def run_with_runner(cwd: Path, end: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """`htsrl train WORDS ...` where training is the statement `end` for seed 1."""
+    """Runs `htsrl train WORDS ...` with the statement `end` as the training of seed 1."""
     return subprocess.run(
         [sys.executable, "-c", WITH_RUNNER.format(end=end), "train", *TINY, *words],
         cwd=cwd,
@@ -85,7 +85,7 @@ def test_configuration_is_shown_as_it_would_be_used(htsrl: Htsrl, tmp_path: Path
     run = htsrl("train", "algo=a2c", "--cfg", "job", "seed=5")
     shown = OmegaConf.create(run.stdout)
     assert (run.returncode, shown.algo.name, shown.seed) == (0, "a2c", 5)
-    # Keys that still need a value do not stop it.
+    # Keys without a value are shown, too.
     assert "id: ???" in htsrl("train", "env=gym", "--cfg", "job").stdout
     assert "runs/" in htsrl("train", "--cfg", "hydra").stdout
     assert "Config search path" in htsrl("train", "--info", "searchpath").stdout
@@ -128,7 +128,7 @@ def test_completion(htsrl: Htsrl) -> None:
     assert complete("htsrl report ") == []
     assert complete("htsrl train env=atari/ms_p") == ["env=atari/ms_pacman"]
     assert "complete " in htsrl("-sc", "install=bash").stdout
-    # Fish takes a line for a candidate.
+    # Fish expects one candidate per line.
     fish = htsrl("-sc", "query=fish", env={"COMP_LINE": "htsrl train algo="})
     assert fish.stdout == "algo=a2c\nalgo=ppo\n"
 
@@ -228,7 +228,7 @@ def test_resume_goes_on_in_the_same_folder(htsrl: Htsrl, tmp_path: Path) -> None
     record = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_bytes()
     for number, words in enumerate(
         [
-            # The run folder alone; a file of it; the same command line again.
+            # By the run's folder, by a checkpoint file, and by the same command line.
             ["resume=run", "total_steps=128"],
             [f"resume={tmp_path}/run/checkpoints/step_000000000128.ckpt", "total_steps=160"],
             [*TINY, "total_steps=192", "hydra.run.dir=run", "resume=auto"],

@@ -1,4 +1,4 @@
-"""Tab completion in an interactive bash, typed key by key into a terminal."""
+"""Tab completion in an interactive bash at a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Bash:
         self._read_until(r"loaded\s+" + re.escape(PROMPT))
 
     def complete(self, line: str, expected: str) -> None:
-        """Types `line` and the tab key; the regular expression `expected` must appear, no error."""
+        """Types `line` and the tab key; `expected`, a regular expression, must appear."""
         self._type(line + "\t")
         self._read_until(expected)
-        # Ctrl-U deletes the line, wherever the cursor stands.
+        # Ctrl-U deletes the line.
         self._type('\x15echo cle""ared\n')
         self._read_until(r"cleared\s+" + re.escape(PROMPT))
 
     def choices(self, line: str, expected: str) -> None:
-        """As `complete`, with the tab key twice, which lists what is possible."""
+        """Types `line` and the tab key twice, which lists the candidates; see `complete`."""
         self.complete(line + "\t", expected)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Bash:
 
 @pytest.fixture
 def bash(tmp_path: Path) -> Iterator[Bash]:
-    """In a folder that has a folder with a file."""
+    """Starts bash in a folder with a subfolder that holds a file."""
     (tmp_path / "some_runs").mkdir()
     (tmp_path / "some_runs" / "step.ckpt").touch()
     shell = Bash(tmp_path)
@@ -88,7 +88,7 @@ def bash(tmp_path: Path) -> Iterator[Bash]:
 def test_every_verb_is_completed(bash: Bash) -> None:
     bash.choices("htsrl ", r"bench\s+eval\s+list\s+report\s+train")
     bash.complete("htsrl tr", r"htsrl train")
-    # Groups and their options, keys, and what a verb takes.
+    # Groups and their options, keys, and a verb's arguments.
     bash.complete("htsrl train alg", r"htsrl train algo[.=]?")
     bash.choices("htsrl train algo=", r"algo=a2c\s+algo=ppo|a2c\s+ppo")
     bash.complete("htsrl train algo.gam", r"htsrl train algo\.gamma=")

@@ -1,4 +1,4 @@
-"""How fast environments step in a thread and on all cores at once."""
+"""Rates of environments, in one thread and on all cores at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from htsrl_cli.errors import RunError
 from htsrl_cli.workers.process import Worker, start_process
 from tests import sections
 
-# An env step takes 10 ms of sleep, so that a process more is a tenth of a second's steps more.
+# An env step sleeps 10 ms, so that each process adds at most 100 env steps per second.
 SLEEPER = sections.synthetic("sleep", mean_ms=10.0)
 
 
@@ -43,7 +43,7 @@ def test_cores_share_environments_and_step_at_the_same_time(
 
     monkeypatch.setattr(env_rates, "start_process", start)
     monkeypatch.setattr(env_rates, "num_cores", lambda: 4)
-    # Processes that sleep wait for no core: one at a time would make 100 at most.
+    # Sleeping processes need no core. If only one stepped at a time, the rate were at most 100.
     assert 100 < all_cores_env_rate(SLEEPER, 6, 0.5) <= 400
     assert shares == [[0, 1], [2, 3], [4], [5]]
     shares.clear()

@@ -1,6 +1,6 @@
-"""Football: the same game as the package's own environment, and states that restore it exactly.
+"""Football: the same game as the package's own environment, and states that restore exactly.
 
-All comparisons are of bits.
+All comparisons are bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 
-# gym, which is not maintained any more, warns of itself.
+# gym is no longer maintained and warns about that.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:gym\.")
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ IDLE, RIGHT, SHOT = 0, 5, 12
 
 
 def package_env(config: FootballConfig, seed: int) -> Any:
-    """The package's environment, in the episode that `seed` stands for."""
+    """Returns the package's environment, set to the episode of `seed`."""
     from gfootball.env import create_environment
 
     by_seed = {
@@ -65,12 +65,16 @@ def package_env(config: FootballConfig, seed: int) -> Any:
 
 
 def same(ours: Array, theirs: Array) -> bool:
-    """Equal values of a shape; the package has them as float64 in places."""
+    """Returns True if arrays are equal; the package uses float64 in places."""
     return ours.shape == theirs.shape and ours.tobytes() == theirs.astype(ours.dtype).tobytes()
 
 
 def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, float]:
-    """Plays random actions in both, to the episode's end at most; steps and sum of rewards."""
+    """Plays the same random actions in both environments, to the episode's end at most.
+
+    Returns:
+        The number of env steps, and the sum of absolute rewards.
+    """
     rng, total = np.random.default_rng(seed), 0.0
     theirs = package_env(config, seed)
     with closing(make_env(config, 0)) as env, closing(theirs):
@@ -93,7 +97,7 @@ def compare(config: FootballConfig, seed: int, num_steps: int) -> tuple[int, flo
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package(scenario: str) -> None:
-    """Odd and even seeds differ in the order of the sides; seeds 2 and 3 begin differently."""
+    """Compares an odd and an even seed, which differ in the order of the sides."""
     for seed in (1, 2):
         compare(sections.football(scenario), seed, 40)
 
@@ -101,7 +105,7 @@ def test_plays_like_the_package(scenario: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_plays_like_the_package_for_long(scenario: str) -> None:
-    """Up to the first keyframe, after which 5_vs_5 may go on otherwise than the package's."""
+    """Compares env steps up to the first keyframe, after which 5_vs_5 may differ."""
     for seed in range(4):
         compare(sections.football(scenario), seed, football.STEPS_BETWEEN_KEYFRAMES - 1)
 
@@ -125,7 +129,7 @@ def test_variants_play_like_the_package(config: FootballConfig) -> None:
 
 
 def test_rewards_are_compared_over_checkpoints_and_goals() -> None:
-    """Three checkpoints on the way, and a goal from afar that pays for the other seven."""
+    """Passes three checkpoints and scores from afar, which pays the other seven, too."""
     config = sections.football("academy_empty_goal", frame_stack=1)
     theirs = package_env(config, 1)
     rewards: list[float] = []
@@ -141,7 +145,7 @@ def test_rewards_are_compared_over_checkpoints_and_goals() -> None:
     assert [reward for reward in rewards if reward] == pytest.approx([0.1, 0.1, 0.1, 1.7])
 
 
-# What is rendered: in processes of their own, for one engine of a process can render
+# Rendering, in separate processes: only one engine in a process can render
 
 RENDER = """
 import hashlib, sys
@@ -180,7 +184,7 @@ def rendered(who: str, *representations: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("depths", [{"pixels_gray": 1}, {"pixels": 3, "pixels_gray": 1}], ids=len)
 def test_images_are_rendered(depths: dict[str, int]) -> None:
-    """Without a display, in several environments of a process by turns, and over a restore."""
+    """Renders without a display, in environments built one after the other, and after a restore."""
     lines = rendered("ours", *depths)
     for number, depth in enumerate(depths.values()):
         *images, following, restored, again = lines[6 * number : 6 * number + 6]
@@ -217,7 +221,7 @@ def check_spec(config: FootballConfig, shape: tuple[int, ...]) -> None:
             assert obs.shape == (*players, *spec.obs_shape)
             assert obs.dtype == spec.obs_dtype
         assert not np.array_equal(first[..., -shape[-1] :], second[..., -shape[-1] :])
-        # The stack moves by one; a reset fills it with its first entry.
+        # An env step shifts the stack by one; a reset fills it with the first frame.
         assert np.array_equal(second[..., : -shape[-1]], first[..., shape[-1] :])
         assert np.array_equal(first[..., : shape[-1]], first[..., -shape[-1] :])
 
@@ -235,7 +239,7 @@ def test_players_see_themselves() -> None:
 
 
 def play(env: Env, actions: Iterator[int] | list[int]) -> tuple[list[float], bool, bool, Any]:
-    """Plays to the end; rewards, how it ended, and what was said of it."""
+    """Plays to the end; returns rewards, `terminated`, `truncated` and the episode's `info`."""
     rewards: list[float] = []
     for action in actions:
         num_players = env.env_spec.num_players
@@ -248,7 +252,7 @@ def play(env: Env, actions: Iterator[int] | list[int]) -> tuple[list[float], boo
 
 
 def test_time_limit_truncates() -> None:
-    """Where nothing else ends them, academy scenarios end once 400 steps have been played."""
+    """Plays an academy scenario that nothing else ends: it is truncated after 400 steps."""
     config = sections.football("academy_run_to_score")
     theirs = package_env(config, 0)
     with closing(make_env(config, 0)) as env, closing(theirs):
@@ -265,7 +269,7 @@ def test_time_limit_truncates() -> None:
     ("rewards", "training_return"), [("scoring", 1.0), ("scoring,checkpoints", 2.0)]
 )
 def test_goal_terminates(rewards: str, training_return: float) -> None:
-    """The raw score is the goal difference, whatever is trained on."""
+    """Checks that the raw score is the goal difference, whatever the training rewards are."""
     with closing(make_env(replace(EASY, rewards=rewards), 0)) as env:
         for _ in range(2):
             env.reset(seed=1)
@@ -276,7 +280,7 @@ def test_goal_terminates(rewards: str, training_return: float) -> None:
 
 
 def test_the_right_side_scores_for_itself() -> None:
-    """1_vs_1: a goal of the left side is one let in."""
+    """Plays 1_vs_1, where a goal of the left side is a negative reward of the right side."""
     config = sections.football("1_vs_1_easy", num_left_players=1, num_right_players=1)
     sums = np.zeros(2)
     with closing(make_env(replace(config, rewards="scoring"), 0)) as env:
@@ -294,7 +298,7 @@ def test_the_right_side_scores_for_itself() -> None:
 
 
 def test_possession_ends_where_the_scenario_says_so() -> None:
-    """Losing the ball terminates, long before the time is up."""
+    """Loses the ball, which terminates the episode long before the time limit."""
     with closing(make_env(KEEPER, 0)) as env:
         env.reset(seed=3)
         rewards, terminated, truncated, episode = play(env, [11] * 400)
@@ -334,7 +338,7 @@ for case in cases:
 
 
 def child(code: str, *words: str) -> str:
-    """What a fresh process prints."""
+    """Runs code in a new process; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -347,9 +351,9 @@ def child(code: str, *words: str) -> str:
 
 
 def trace(env: Env, num_steps: int, seed: int) -> list[str]:
-    """Digests of all that random actions lead to, resets included, and of the state at last.
+    """Plays random actions; returns digests of all results, resets included, and the last state.
 
-    Without the engine's part of the state, whose padding holds whatever was there before.
+    The engine's part of the state is left out, as its padding is uninitialized.
     """
     rng, digests = np.random.default_rng(seed), []
     for _ in range(num_steps):
@@ -364,7 +368,7 @@ def trace(env: Env, num_steps: int, seed: int) -> list[str]:
 
 
 def futures(case: dict[str, Any]) -> list[list[str]]:
-    """Of a state: in a new environment, and in one that has played something else since."""
+    """Traces a state in a new environment, and in one that has played something else since."""
     state = Path(case["state"]).read_bytes()
     with closing(make_env(sections.football(**case["config"]), 0)) as env:
         found = []
@@ -377,7 +381,15 @@ def futures(case: dict[str, Any]) -> list[list[str]]:
 
 
 def check_restores(configs: list[FootballConfig], folder: Path, before: int, after: int) -> int:
-    """Plays, saves, goes on; another process has to go on alike. How many resets were crossed."""
+    """Checks that another process continues from saved states like this one.
+
+    Args:
+        before: env steps before a state is saved.
+        after: env steps to compare.
+
+    Returns:
+        The number of resets in the compared env steps.
+    """
     cases, expected = [], []
     for number, config in enumerate(configs):
         path = folder / str(number)
@@ -407,7 +419,7 @@ def test_states_restore_in_another_process(tmp_path: Path) -> None:
 
 
 def test_states_restore_over_keyframes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One before the state is taken, two in what is compared."""
+    """Covers one keyframe before the state is saved, and two while futures are compared."""
     monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 40)
     configs = [
         sections.football("5_vs_5"),
@@ -426,13 +438,13 @@ def test_states_of_all_scenarios_restore_in_another_process(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [450, 520, 1040])
 def test_states_restore_over_true_keyframes(before: int, tmp_path: Path) -> None:
-    """Several matches, for only some of the engine's are not wholly in its states."""
+    """Covers several matches: the engine's states lack something in only some of them."""
     matches = [sections.football("5_vs_5"), FULL, sections.football("1_vs_1_easy")]
     check_restores(matches * 3, tmp_path, before, 120)
 
 
 def at_keyframe(env: Env, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A state with the engine's own part in it."""
+    """Returns a state that includes the engine's own."""
     monkeypatch.setattr(football, "STEPS_BETWEEN_KEYFRAMES", 5)
     env.reset(seed=1)
     for _ in range(7):
@@ -463,14 +475,14 @@ def test_damaged_and_foreign_states_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 class Hostile:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, ("executed", "w")
 
 
 def engine_parts(engine: bytes) -> dict[str, bytes]:
-    """What may stand in place of the engine's own state, the package's pickle among it."""
+    """Returns bad replacements for the engine's own state, pickles among them."""
     hostile = pickle.dumps(Hostile())
     return {
         "pickle": hostile,
@@ -483,7 +495,7 @@ def engine_parts(engine: bytes) -> dict[str, bytes]:
 def test_pickles_are_refused_and_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place of a state, and well packed in place of the engine's part of it."""
+    """Restores a pickle instead of a state, and pickles packed as the engine's part of one."""
     monkeypatch.chdir(tmp_path)
     with closing(make_env(EASY, 0)) as env:
         state = at_keyframe(env, monkeypatch)
@@ -511,7 +523,7 @@ env.set_state(Path(sys.argv[1]).read_bytes())
 def test_an_engine_state_that_does_not_fit_executes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine finds out deep inside, and ends its process."""
+    """Restores an engine state that is too long: the engine ends the process."""
     with closing(make_env(EASY, 0)) as env:
         meta, (played, engine, stack) = unpack_state("football", at_keyframe(env, monkeypatch))
     path = tmp_path / "state"

@@ -1,4 +1,4 @@
-"""What the command and its processes load, take and send: little."""
+"""The footprint of the command and its processes: imports, memory and data through pipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness import NO_FOOTBALL, command, environment
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 OBS_BYTES = 84 * 84 * 4
-# In every process: on SIGRTMIN it writes the names of its modules.
+# Code for every process: SIGRTMIN makes it write the names of its modules.
 MODULES_ON_SIGNAL = """
 import os, signal, sys
 def write_modules(number, frame):
@@ -30,7 +30,7 @@ signal.signal(signal.SIGRTMIN, write_modules)
 
 
 def imported(*words: str) -> set[str]:
-    """Top-level modules that `htsrl WORDS` imports."""
+    """Returns the top-level modules that `htsrl WORDS` imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "htsrl_cli", *words],
         env=environment(),
@@ -56,7 +56,7 @@ def test_configuration_is_light(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def pong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run of two executors with four games each that has begun to learn."""
+    """Starts a run of two executors with four games each, and waits until it learns."""
     cwd = tmp_path_factory.mktemp("pong")
     (cwd / "sitecustomize.py").write_text(MODULES_ON_SIGNAL)
     words = [word for word in WORDS if not word.startswith("env")]
@@ -87,7 +87,7 @@ def test_memory_of_an_executor(pong: Run) -> None:
 
 
 def pss_kb(process: psutil.Process) -> int:
-    """Memory of a process, with its share of what it shares."""
+    """Returns a process's memory in kB (PSS, which includes its share of shared pages)."""
     rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
     return int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0])
 
@@ -95,7 +95,7 @@ def pss_kb(process: psutil.Process) -> int:
 @LINUX
 @pytest.mark.slow
 def test_memory_of_a_football_executor(tmp_path: Path) -> None:
-    """Of one environment, after 5,000 and 105,000 env steps."""
+    """Compares the memory after 5,000 and after 105,000 env steps of one environment."""
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     words = [word for word in WORDS if not word.startswith(("env", "actors.num_e"))]
     run = Run(
@@ -122,7 +122,7 @@ def test_memory_of_a_football_executor(tmp_path: Path) -> None:
         run.end()
     print(f"PSS {before / 1000:.1f} MB after 5,000 env steps, {after / 1000:.1f} after 105,000")
     assert before < 250_000
-    # The engine itself loses 4 KB at every reset, some 5 MB in all.
+    # The engine itself leaks 4 KB at every reset, about 5 MB in total.
     assert after < before + 10_000, (before, after)
 
 
@@ -139,7 +139,7 @@ def test_modules_of_an_executor(pong: Run) -> None:
 
 
 def modules_of(run: Run, process: psutil.Process) -> set[str]:
-    """Names of the modules that a process of the run has imported so far."""
+    """Returns the names of the modules that a process of the run has imported so far."""
     path = run.folder.with_name(f"modules.{process.pid}")
     process.send_signal(signal.SIGRTMIN)
     wait_until(path.exists, "a list of modules")
@@ -148,16 +148,16 @@ def modules_of(run: Run, process: psutil.Process) -> set[str]:
 
 @LINUX
 def test_observations_do_not_travel(pong: Run) -> None:
-    """Workers send and receive some bytes for an env step, not the observation."""
+    """Checks that an env step takes only some bytes through pipes, not the observation."""
     workers = pong.workers()
     before, steps = transferred(workers), pong.env_steps
     pong.wait_for_steps(steps + 2 * 1024)
     bytes_per_step = (transferred(workers) - before) / (pong.env_steps - steps)
-    # Two numbers for a request and one for an answer, each written and read, are 24 bytes.
+    # A request of two numbers and an answer of one, each written and read, make 24 bytes.
     assert 12 < bytes_per_step < 100 < OBS_BYTES
 
 
 def transferred(processes: Sequence[psutil.Process]) -> int:
-    """Bytes that processes have read and written by system calls, through pipes too."""
+    """Returns the bytes that processes have read and written by system calls, pipes included."""
     counters = [process.io_counters() for process in processes]
     return sum(counter.read_chars + counter.write_chars for counter in counters)

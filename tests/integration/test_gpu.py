@@ -1,7 +1,7 @@
-"""Training, resuming and evaluating on a GPU, as far as a pretended one can show.
+"""Training, resuming and evaluating on a pretended GPU.
 
-Its kernels are the CPU's, so runs on both have equal bits: a number that is left on the wrong
-device raises, and one that takes another way shows in the hashes.
+Its kernels are the CPU's, so runs on both devices have equal bits. A tensor on the wrong device
+raises an error, and a different computation shows in the hashes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """The folder of a run of `RUNS` on `cpu` or `gpu`, trained when it is first asked for."""
+    """Returns a function that gives the folder of a run of `RUNS` on `cpu` or `gpu`.
+
+    The run is trained at the first call.
+    """
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name: str, device: str) -> Path:
@@ -52,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
 
 
 def python(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a module or a text in an interpreter of its own, which keeps its devices."""
+    """Runs `python WORDS` in a separate process, as devices stay registered in one."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
@@ -64,14 +67,14 @@ def python(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def htsrl(device: str, *words: str, folder: Path) -> None:
-    """`htsrl WORDS` with a CPU or a pretended GPU where the configuration names CUDA."""
+    """Runs `htsrl WORDS` on the CPU, or with a pretended GPU where it names CUDA."""
     module = {"cpu": "htsrl_cli", "gpu": "tests.pretend_gpu"}[device]
     done = python("-m", module, *words, folder=folder)
     assert done.returncode == 0, done.stderr
 
 
 def train(device: str, run_dir: Path, *words: str) -> None:
-    """`htsrl train WORDS` in fp32 unless they say otherwise."""
+    """Runs `htsrl train WORDS`, by default in fp32."""
     fp32 = ["learner.precision=fp32", "actors.precision=fp32", "learner.num_threads=1"]
     common = [*fp32, "log.tensorboard=false", f"hydra.run.dir={run_dir}"]
     where = ON_GPU if device == "gpu" else []
@@ -84,7 +87,7 @@ def train(device: str, run_dir: Path, *words: str) -> None:
         "PPO",
         pytest.param("A2C", marks=pytest.mark.slow),
         pytest.param("Gaussian actions", marks=pytest.mark.slow),
-        # In fp32 the CPU takes another kernel, and other bits.
+        # Not in fp32, where the network uses another kernel on the CPU, with other bits.
         pytest.param("images in bf16", marks=pytest.mark.slow),
     ],
 )
@@ -110,7 +113,7 @@ def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
 def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
     name: str, trained: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    """The optimizer's state, the slot not yet learned and θ[j-1] go to the GPU again."""
+    """Covers what must return to the GPU: the optimizer's state, θ[j-1] and the unlearned slot."""
     part = tmp_path / "part"
     train("gpu", part, *RUNS[name], "total_steps=256")
     htsrl("gpu", "train", f"resume={part}", "total_steps=512", folder=tmp_path)

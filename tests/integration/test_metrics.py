@@ -1,4 +1,4 @@
-"""Metrics of whole runs: scores without space, tags that runs have, kills while writing."""
+"""Metrics of whole runs: scores on a full disk, TensorBoard tags, kills while writing."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
         confirmed = max([50, *map(int, child.stdout.read().split())])
     assert [line["env_steps"] for line in lines(tmp_path)][:confirmed] == [*range(1, confirmed + 1)]
     names = {path.name for path in tmp_path.iterdir()}
-    # A kill while the summary is replaced leaves its new content under another name.
+    # A kill while the summary is being replaced leaves its new content under a temporary name.
     assert names - {"summary.json.part"} == {"metrics.jsonl", "summary.json"}
     play(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "summary.json"}

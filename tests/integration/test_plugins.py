@@ -1,4 +1,4 @@
-"""Kinds that htsrl does not bring: of a package, and of a file in the working directory."""
+"""Kinds from outside htsrl: from a package, and from a file in the working directory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class NoNetwork:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables with which the example package is installed."""
+    """Installs the example package into a folder; returns environment variables to use it."""
     folder = tmp_path_factory.mktemp("site")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
     done = subprocess.run([*install, str(PACKAGE)], capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def test_a_packages_kinds_train_resume_and_are_evaluated(
     words = ("train", "experiment=corridor", *SMALL, "total_steps=12_800")
     whole = htsrl(*words, "hydra.run.dir=whole", env=site)
     assert whole.returncode == 0, whole.stderr
-    # What cannot be exact says so; this one is.
+    # No warning: resumes of this run are exact.
     assert "not be exact" not in whole.stderr
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert summary["metric"] > 0.5, "it learns to walk to the door"
@@ -134,7 +134,7 @@ def test_networks_that_are_none(htsrl: Htsrl, tmp_path: Path, name: str, said: s
 def test_network_that_does_not_fit(htsrl: Htsrl, tmp_path: Path) -> None:
     run = htsrl("train", "env=gym", "env.id=CartPole-v1", "network=nature_cnn")
     assert run.returncode == 2
-    assert "network.name=nature_cnn: needs images of 36 x 36 or more" in run.stderr
+    assert "network.name=nature_cnn: needs images of at least 36 x 36" in run.stderr
     run = htsrl("train", "network.name=nature_cnn")
     assert "network.hidden_sizes=[64, 64]: no such key with network.name=nature_cnn" in run.stderr
     assert list(tmp_path.iterdir()) == []

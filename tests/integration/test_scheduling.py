@@ -1,4 +1,4 @@
-"""Who goes first among the threads and processes of a run."""
+"""Scheduling priorities of the threads and processes of a run."""
 
 from __future__ import annotations
 

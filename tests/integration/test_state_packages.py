@@ -1,4 +1,4 @@
-"""Checkpoints of another version of the package that saves an environment's states."""
+"""Checkpoints made with another version of the package that saves environment states."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CONFIG = replace(harness.small_config("atari", "a2c", runner="serial"), total_st
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The last checkpoint of a small run on Breakout."""
+    """Returns the last checkpoint of a small run on Breakout."""
     folder = tmp_path_factory.mktemp("run")
     harness.run(CONFIG, folder)
     return load_checkpoint(find_checkpoint(folder))
 
 
 def resume(stored: Checkpoint, folder: Path, packages: dict[str, str] | None) -> None:
-    """Goes on with a checkpoint that names these packages; None: of before they were named."""
+    """Resumes from a checkpoint that names `packages`, or no packages if None."""
     meta = {key: value for key, value in stored.meta.items() if key != "packages"}
     if packages is not None:
         meta["packages"] = packages
@@ -58,7 +58,7 @@ def test_another_version_is_refused_in_one_line(stored: Checkpoint, tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         resume(stored, tmp_path, {"ale-py": "0.11.2"})
     assert str(caught.value) == (
-        f"the checkpoint's environment states are of ale-py 0.11.2, and {version('ale-py')} is "
+        f"the checkpoint's environment states are of ale-py 0.11.2, but {version('ale-py')} is "
         "installed: pip install ale-py==0.11.2"
     )
 

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow in their offline modes: what they stored is read back."""
+"""Weights & Biases and MLflow in their offline modes: tests read back what they stored."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WORDS = (
     "eval.episodes=2",
     "hydra.run.dir=run",
 )
-# MLflow wants to be asked twice for runs in a folder.
+# MLflow stores runs in a folder only if this is set, too.
 FILE_STORE = {"MLFLOW_ALLOW_FILE_STORE": "true"}
-# Prints the records of a W&B offline run as JSON lines. The file is a log of LevelDB's format:
-# blocks of 32 KiB with pieces of records, each behind a checksum, its length and its kind (1 is a
+# A program that prints the records of a W&B offline run as JSON lines. The file is a LevelDB log:
+# blocks of 32 KiB with pieces of records, each after a checksum, its length and its kind (1 is a
 # whole record, 4 the last piece).
 READ_WANDB = """
 import json, struct, sys
@@ -144,7 +144,7 @@ print(json.dumps({"status": run.info.status, "params": run.data.params, "history
 
 
 def test_two_jobs_make_the_same_mlflow_experiment(tmp_path: Path) -> None:
-    """The other one does between this one's look and its own making."""
+    """Simulates another job that creates the experiment after this one has looked for it."""
     script = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Videos are real files that show every env step, and change no score."""
+"""Videos: playable files that show every env step, and change no score."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pictured(config: EnvConfig, renderer: str | None = None) -> PicturedEnv:
 
 
 def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
-    """All pictures of a file, uint8 [frames, H, W, 3], read by another program, and its figures."""
+    """Decodes a file; returns its frames, uint8 [frames, H, W, 3], and its properties."""
     file = cv2.VideoCapture(str(path))
     names = {"fps": cv2.CAP_PROP_FPS, "count": cv2.CAP_PROP_FRAME_COUNT}
     codes = {"codec": cv2.CAP_PROP_FOURCC, "pixels": cv2.CAP_PROP_CODEC_PIXEL_FORMAT}
@@ -95,7 +95,7 @@ def test_every_game_has_a_video_and_the_same_score_as_without(
 def test_a_video_shows_the_states_that_were_played(
     tmp_path: Path, config: EnvConfig, action: int
 ) -> None:
-    """Close to what `render` gave, in this order and in these colours."""
+    """Compares the video's frames with those of `render`, in order and color."""
     if config == FOOTBALL:
         pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     env = pictured(config)
@@ -118,7 +118,7 @@ def test_a_video_shows_the_states_that_were_played(
 
 
 def test_captions_tell_score_and_step(tmp_path: Path) -> None:
-    """The same words make the same strip; other words another one."""
+    """Checks that equal texts give equal captions, and different texts different ones."""
     env = pictured(CARTPOLE)
     with VideoFolder(tmp_path) as videos:
         for number in range(2):
@@ -148,7 +148,7 @@ def test_fewer_games_replace_all_of_before(tmp_path: Path) -> None:
     (videos / "game_12345.mp4").write_bytes(b"of a long evaluation")
     evaluate(tmp_path, CARTPOLE, episodes=1, seed=5, video=True)
     assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
-    # As the evaluator does, which films policy after policy.
+    # The evaluator films one policy after the other like this.
     VideoFolder(videos, "policy_000000000128.mp4", most=1)
     assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
 
@@ -199,7 +199,7 @@ def test_a_file_elsewhere_has_its_videos_beside_it(tmp_path: Path) -> None:
 
 
 def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
-    """Whatever is drawn in only one of two frames is in the picture as in the observation."""
+    """Checks that what is drawn in only one of two frames is in picture and observation."""
     config = sections.atari("space_invaders")
     env, plain = pictured(config), make_env(config, 0)
     assert env.frame_rate == 15
@@ -215,7 +215,7 @@ def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
         assert picture.shape == (210, 160, 3)
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         small = cv2.resize(gray, (84, 84), interpolation=cv2.INTER_AREA)
-        # The emulator's own gray is rounded otherwise.
+        # The emulator rounds its gray values differently.
         assert np.abs(small.astype(int) - obs[..., -1]).max() <= 3
     assert np.ptp(picture.astype(int), axis=2).max() > 50, "colourless"
 
@@ -231,12 +231,12 @@ def test_football_is_drawn_where_it_is() -> None:
     assert np.array_equal(picture, again)
     env.step(np.array([5]))
     assert not np.array_equal(picture, env.render())
-    # Yellow's goalkeeper is on the left, dark blue's on the right.
+    # The yellow goalkeeper is on the left, the dark blue one on the right.
     yellow = (picture[60:] == (255, 214, 48)).all(axis=2)
     blue = (picture[60:] == (30, 52, 140)).all(axis=2)
     assert yellow.any(axis=0).argmax() < 200
     assert blue.any(axis=0)[::-1].argmax() < 200
-    # Eleven discs of 12 pixels' radius, some of them hidden, less their numbers.
+    # Eleven discs with a radius of 12 pixels, some partly hidden, minus their numbers.
     assert 2000 < yellow.sum() < 11 * 452
     assert 2000 < blue.sum() < 11 * 452
     env.close()
@@ -261,7 +261,7 @@ def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
     )
 
     def differs(view: View, controlled_right: tuple[int, ...] = ()) -> tuple[float, float]:
-        """Where the picture is another than the one of `nobody`: x and y in metres, the middle."""
+        """Returns x and y in meters of the middle of the difference to the picture of `nobody`."""
         plain = draw_pitch(nobody, (), (0, 0), 1)
         changed = (draw_pitch(view, controlled_right, (0, 0), 1) != plain).any(axis=2)
         rows, columns = np.nonzero(changed)
@@ -277,7 +277,7 @@ def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (sections.synthetic("count"), "this environment has no picture"),
+        (sections.synthetic("count"), "this environment cannot be rendered"),
         (sections.gym("Blind-v0"), "Blind-v0 cannot be pictured: it has no render mode rgb_array"),
         (sections.gym("Liar-v0"), "Liar-v0 cannot be pictured: what it renders is no uint8"),
         (sections.gym("Lacking-v0"), "Lacking-v0 cannot be pictured: pip install paint"),
@@ -296,7 +296,7 @@ def test_what_has_no_picture_is_refused_in_one_line(
 
 
 class BlindEnv(gymnasium.Env[Array, Any]):
-    """Cannot be pictured, and says so."""
+    """An environment without render modes."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Discrete(2)
@@ -306,7 +306,7 @@ class BlindEnv(gymnasium.Env[Array, Any]):
 
 
 class LiarEnv(BlindEnv):
-    """Says that it can be pictured."""
+    """An environment that declares a render mode, but renders no picture."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - Gymnasium's
 
@@ -318,7 +318,7 @@ class LiarEnv(BlindEnv):
 
 
 class LackingEnv(LiarEnv):
-    """Could be pictured with another package."""
+    """An environment that needs another package to render."""
 
     def render(self) -> Any:
         raise gymnasium.error.DependencyNotInstalled("pip install paint")
@@ -349,7 +349,7 @@ def test_a_video_that_cannot_be_stored_costs_no_score(
     assert names == {"game_0000.mp4", "game_0001.mp4"}
 
 
-# imageio-ffmpeg leaves the pipe to an ffmpeg that has died to the garbage collector.
+# imageio-ffmpeg leaves the pipe to a dead ffmpeg to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_a_failing_ffmpeg_is_reported_and_the_game_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -390,7 +390,7 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
         score = -3.5
 
         def __getattr__(self, name: str) -> object:
-            return name  # whatever else an environment has
+            return name  # any other attribute of an environment
 
         def render(self) -> Array:
             return np.full((*shape, 3), (200, 60, 20), np.uint8)
@@ -408,7 +408,7 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
     assert frames.shape[1:3] == (height * factor + height % 2, width * factor + width % 2)
     assert meta["fps"] == 12.5
     assert captions.min() < 20 < 200 < captions.max(), "nothing is written there"
-    # The strip's blackness reaches a block of the compression into the picture.
+    # Compression carries the black of the strip one block into the frame.
     assert np.abs(frames[:, :-16].astype(int) - (200, 60, 20)).max() < 8
 
 
@@ -424,7 +424,7 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
 def test_each_kind_of_environment_names_its_renderers(
     tmp_path: Path, config: EnvConfig, renderer: str, remedy: str
 ) -> None:
-    """A mistake is found without the environment's package, and whether or not there are videos."""
+    """Checks that a mistake is found without the environment's package, with or without videos."""
     meta = {"config": to_plain(replace(small_config("atari", "ppo"), env=config)), "env_steps": 0}
     path = tmp_path / "a.ckpt"
     for video in (False, True):
@@ -435,7 +435,7 @@ def test_each_kind_of_environment_names_its_renderers(
 
 @pytest.mark.slow
 def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
-    """The engine that renders plays as the one that does not, one game after the other."""
+    """Checks that the rendering engine plays like the other one, one game after the other."""
     pytest.importorskip("gfootball_engine", reason=NO_FOOTBALL)
     config = sections.football("academy_counterattack_hard")
     without = evaluate(tmp_path, config, episodes=2, seed=1)

@@ -1,4 +1,4 @@
-"""The wheel in an empty environment, from another folder."""
+"""The wheel, installed into an empty virtual environment and used from another folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(*words: object, cwd: Path) -> str:
-    """Runs a command without this checkout on its path; returns what it printed."""
+    """Runs a command without this checkout in PYTHONPATH; returns what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(word) for word in words],

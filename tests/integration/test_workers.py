@@ -1,4 +1,4 @@
-"""Workers with toy roles: how they start, how each way to fail is noticed, how they end."""
+"""Workers with toy roles: starting, detecting each kind of failure, and ending."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Start = Callable[..., Worker]
 
 
 def role(control: Connection, index: int, board: Board) -> None:
-    """Does what it is told, and is busy with it."""
+    """Obeys commands, and marks itself busy meanwhile."""
     board.enter(index)
     board.leave(index)
     while True:
@@ -78,7 +78,7 @@ def sleep(seconds: float) -> None:
 
 
 def defy_stop(control: Connection, index: int, board: Board) -> None:
-    """Never listens."""
+    """Ignores the command to stop."""
     board.enter(index)
     board.leave(index)
     control.send(("ready",))
@@ -87,7 +87,7 @@ def defy_stop(control: Connection, index: int, board: Board) -> None:
 
 
 def forget(control: Connection, index: int, board: Board) -> None:
-    """Takes commands and never answers them."""
+    """Receives commands and never answers them."""
     board.enter(index)
     board.leave(index)
     while control.recv() != ("stop",):
@@ -96,21 +96,21 @@ def forget(control: Connection, index: int, board: Board) -> None:
 
 @dataclass
 class Crew:
-    """Workers with their watcher."""
+    """A group of workers and their watcher."""
 
     board: Board
     workers: list[Worker]
     watcher: Watcher
 
     def ask(self, command: str, *args: object) -> object:
-        """What the first worker answers."""
+        """Sends the first worker a command; returns its answer."""
         self.workers[0].send(command, *args)
         return self.watcher.receive(self.workers[0], command)
 
 
 @pytest.fixture
 def hire() -> Iterator[Callable[..., Crew]]:
-    """Starts workers by (start, main) pairs, and ends them after the test."""
+    """Returns a function that starts workers from (start, main) pairs; they end with the test."""
     crews: list[Crew] = []
 
     def hire(*roles: tuple[Start, Callable[..., None]]) -> Crew:
@@ -144,7 +144,7 @@ def test_commands_are_answered(hire: Callable[..., Crew], start: Start) -> None:
     crew = hire((start, role), (start, role))
     assert crew.ask("double", 21) == 42
     assert crew.ask("double", 4) == 8
-    # Both are idle and owe nothing: that is no hang, however long it takes.
+    # Both are idle and owe no answer, which is never a hang.
     time.sleep(2 * TIMEOUT_S)
     crew.watcher.check()
     crew.watcher.stop()
@@ -156,7 +156,7 @@ def test_commands_are_answered(hire: Callable[..., Crew], start: Start) -> None:
 def test_what_a_worker_raises(hire: Callable[..., Crew], start: Start) -> None:
     with pytest.raises(WorkerError, match=r"(?s)worker 0 raised\n.*in complain.*no such number"):
         hire((start, role)).ask("complain")
-    # The user's mistakes stay what they are.
+    # An error for the user keeps its type.
     with pytest.raises(ConfigError, match=r"env.id=Nowhere-v0: there is no"):
         hire((start, role)).ask("misconfigure")
 
@@ -180,7 +180,7 @@ def test_death_of_an_idle_process_is_noticed(hire: Callable[..., Crew]) -> None:
     assert connection.wait([crew.watcher.failed], PATIENCE_S)
     with pytest.raises(WorkerError, match=r"^worker 1 was killed by SIGKILL$"):
         crew.watcher.check()
-    # Whoever waits for another worker's answer learns it, too.
+    # A wait for another worker's answer raises it, too.
     crew.workers[0].send("sleep", 1000)
     with pytest.raises(WorkerError, match="worker 1"):
         crew.watcher.receive(crew.workers[0], "sleep")
@@ -208,7 +208,7 @@ def test_stopped_while_busy(hire: Callable[..., Crew]) -> None:
 def test_stopped_while_waiting(hire: Callable[..., Crew]) -> None:
     crew = hire((start_process, role), (start_process, role))
     process_of(crew.workers[0]).suspend()
-    # Nothing to do for it: no hang.
+    # There is no work for it, so this is no hang.
     time.sleep(2 * TIMEOUT_S)
     crew.watcher.check()
     with pytest.raises(WorkerError, match=r"^worker 0 hangs: there is work(?s:.*)it is stopped"):
@@ -216,7 +216,7 @@ def test_stopped_while_waiting(hire: Callable[..., Crew]) -> None:
 
 
 def test_one_that_has_rested_has_all_its_time(hire: Callable[..., Crew]) -> None:
-    """It wakes up late, but in time; what it rested before does not count."""
+    """Resumes a worker late, but in time: the pause before its command does not count."""
     crew = hire((start_process, role))
     process_of(crew.workers[0]).suspend()
     time.sleep(2 * TIMEOUT_S)
@@ -231,7 +231,7 @@ def test_little_of_the_wait_for_a_core_counts_where_workers_stand_back(
     hire: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crew = hire((start_process, role))
-    # As if somebody else had the core all the time.
+    # As if another process used the core all the time.
     monkeypatch.setattr(watcher, "core_wait_s", lambda pid: time.monotonic())
     patient = Watcher(crew.workers, crew.board, stand_back=True)
     crew.workers[0].send("sleep", 1000)
@@ -251,7 +251,7 @@ def test_answer_that_is_not_fetched_is_no_hang(hire: Callable[..., Crew]) -> Non
 
 
 def test_lost_command(hire: Callable[..., Crew]) -> None:
-    """Nobody is stopped, so all are named with their stacks."""
+    """Checks that the message names all workers with their stacks, as none is stopped."""
     crew = hire((start_process, forget), (start_process, role))
     with pytest.raises(WorkerError) as caught:
         crew.ask("double", 1)
@@ -277,7 +277,7 @@ def test_a_pause_of_the_whole_run_is_no_hang(
     crew = hire((start_process, role))
     crew.workers[0].timeout_s = 100.0
     crew.workers[0].send("sleep", 2.0)
-    # The watcher has seen that it is busy before the clock jumps.
+    # Let the watcher see that the worker is busy before the clock jumps.
     time.sleep(4 * watcher.WATCH_PERIOD_S)
     assert crew.board.since()[0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000, sleep=time.sleep)
@@ -287,7 +287,7 @@ def test_a_pause_of_the_whole_run_is_no_hang(
 
 
 class SignalsWhilePickled:
-    """Signals this process while it is being sent to a new one; leaves its word in `events`."""
+    """An object that signals this process while it is pickled for a new one; see `events`."""
 
     events: ClassVar[list[str]] = []
 
@@ -304,7 +304,7 @@ def receive_once(control: Connection, index: int, extra: int) -> None:
 
 def test_stop_signals_wait_for_a_start_under_way() -> None:
     events, done = SignalsWhilePickled.events, threading.Event()
-    # Another thread can take the signal, as BLAS's may.
+    # Another thread may receive the signal, like one of BLAS.
     other = threading.Thread(target=done.wait)
     other.start()
     previous = signal.signal(signal.SIGTERM, lambda *_: events.append("signalled"))
@@ -321,7 +321,7 @@ def test_stop_signals_wait_for_a_start_under_way() -> None:
 
 
 class BlockedAtStart:
-    """Arrives in a new process as the signals that it blocks while it is still being set up."""
+    """An object that unpickles, while a process is set up, to the list of its blocked signals."""
 
     def __reduce__(self) -> tuple[Callable[[], list[int]], tuple[()]]:
         return blocked, ()
@@ -337,7 +337,7 @@ def tell(control: Connection, index: int, word: object) -> None:
 
 
 def test_first_process_is_born_with_stop_signals_blocked() -> None:
-    # In a program of its own, whose first process it is.
+    # In a new program, so that it is the first process started.
     program = (
         "from tests.integration.test_workers import *\n"
         "worker = start_process('worker', 0, 1.0, tell, BlockedAtStart())\n"
@@ -366,7 +366,7 @@ def test_process_that_does_not_stop_is_killed(hire: Callable[..., Crew]) -> None
 
 
 def send_numbers(control: Connection, index: int, pipe: Pipe, count: int) -> None:
-    """Writes pairs (index, k), so many that the pipe is full most of the time."""
+    """Writes many pairs (index, k), so that the pipe is full most of the time."""
     for k in range(0, count, 10):
         pipe.write([number for i in range(k, k + 10) for number in (index, i)])
     control.recv()
@@ -399,5 +399,5 @@ def test_message_longer_than_an_atomic_write() -> None:
         received += pipe.read(100)
     writer.join()
     assert received == numbers
-    # Another reader was faster.
+    # An empty pipe, as if another reader had been faster, gives nothing.
     assert pipe.read(1) == []

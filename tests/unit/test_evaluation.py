@@ -248,7 +248,7 @@ def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stored["env_steps"] == 1234
     output = capsys.readouterr().out
     assert f"{result.mean:.2f}" in output
-    assert "95 % interval" in output
+    assert "95 % confidence interval" in output
 
 
 def test_one_episode_of_a_file_elsewhere(

@@ -15,7 +15,7 @@ from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 
 
 class A2c(WholeSlot):
-    """Advantage actor-critic: one full-batch step a slot, returns to the slot's end."""
+    """Advantage actor-critic: one optimizer step on each full slot (Mnih et al., 2016)."""
 
     def __init__(self, config: A2cConfig) -> None:
         self._config = config

@@ -14,10 +14,11 @@ from htsrl_cli.plugins import Kind
 class A2cConfig(AlgoConfig):
     """Advantage actor-critic (Mnih et al., 2016) with the one-step delayed gradient of HTS-RL.
 
-    Returns run to the end of the slot; one update for each slot, by RMSprop.
+    Each slot gives one RMSprop step. Returns are bootstrapped at the end of the slot.
 
     Attributes:
-        rmsprop_alpha, rmsprop_eps: RMSprop's smoothing constant and epsilon.
+        rmsprop_alpha: RMSprop's smoothing constant.
+        rmsprop_eps: RMSprop's epsilon.
     """
 
     rules: ClassVar[Rules] = {

@@ -1,6 +1,6 @@
-"""The loss of advantage actor-critic: a pure function of tensors.
+"""The loss of advantage actor-critic, a pure function of tensors.
 
-Shapes: N rows of a micro-batch.
+Shapes: n rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from htsrl_cli.algorithms.base import Prediction, Targets
 def a2c_loss(
     now: Prediction, targets: Targets, entropy_coef: float, value_coef: float, num_rows: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the advantage actor-critic loss (Mnih et al., 2016) of a micro-batch, and its parts.
+    """Computes the advantage actor-critic loss (Mnih et al., 2016) of a micro-batch.
 
     Args:
-        now: of the policy that is being differentiated, [N].
-        targets: constants, [N].
-        num_rows: size of the minibatch that the sums are divided by.
+        now: outputs of the policy that is differentiated, float32 [n].
+        targets: targets, float32 [n]; constants.
+        num_rows: rows of the minibatch; sums are divided by it.
 
     Returns:
         The loss, and its parts by name; the value loss is the mean squared error.

@@ -16,7 +16,7 @@ from htsrl_cli.seeding import minibatch_orders
 
 
 class Ppo:
-    """Proximal policy optimisation: several epochs of shuffled minibatches a slot."""
+    """Proximal policy optimization: epochs of shuffled minibatches (Schulman et al., 2017)."""
 
     at_behaviour = False
 

@@ -1,4 +1,4 @@
-"""`algo=ppo`: the keys of proximal policy optimisation."""
+"""`algo=ppo`: the keys of proximal policy optimization."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class PpoConfig(AlgoConfig):
-    """Proximal policy optimisation, the clipped objective (Schulman et al., 2017).
+    """Proximal policy optimization with the clipped objective (Schulman et al., 2017).
 
     Attributes:
-        gae_lambda: of generalised advantage estimation (Schulman et al., 2016).
-        clip_coef: the ratio is clipped to 1 -/+ `clip_coef`; with `anneal_clip_coef` the range
-            falls linearly with the updates.
-        clip_value_loss: clip the value's change by `clip_coef`, too.
-        normalize_advantage: to mean 0 and standard deviation 1 in every minibatch.
-        update_epochs: passes over a slot in one update.
+        gae_lambda: λ of generalized advantage estimation (Schulman et al., 2016).
+        clip_coef: the probability ratio is clipped to 1 ± `clip_coef`.
+        anneal_clip_coef: decrease `clip_coef` linearly to 0 over the updates.
+        clip_value_loss: clip the change of the value by `clip_coef`, too.
+        normalize_advantage: normalize advantages to mean 0 and standard deviation 1 in every
+            minibatch.
+        update_epochs: epochs (passes over a slot) in one update.
         num_minibatches: minibatches in an epoch; each is one optimizer step.
-        reevaluate: `hts` and `serial` compute a slot's log-probabilities and values anew with the
-            parameters that the update starts from, which are one update newer than those that
-            acted: the ratio begins at 1 and advantages rest on the newer values, as in `sync`. It
-            costs a forward pass over the slot, and pays where an update moves the policy far.
-            Otherwise both are those of the actors, as in the paper.
+        reevaluate: recompute a slot's log-probabilities and values with the parameters that the
+            update starts from. Under `hts` and `serial` these are one update newer than the
+            behavior policy. The ratio then begins at 1 and advantages use the newer values, as in
+            `sync`. It costs a forward pass over the slot, and pays where one update changes the
+            policy much. If False, both are those of the behavior policy, as in the HTS-RL paper.
         adam_eps: Adam's epsilon.
     """
 
@@ -52,14 +53,18 @@ class PpoConfig(AlgoConfig):
 
     @property
     def num_epochs(self) -> int:
-        """Passes over a slot in one update."""
+        """The number of epochs in one update."""
         return self.update_epochs
 
     def check(self, num_rows: int, product: str) -> None:
-        """A slot is cut into equal minibatches.
+        """Checks that a slot can be cut into equal minibatches.
+
+        Args:
+            num_rows: rows of a slot that a policy learns from.
+            product: the keys whose product that is, for the message.
 
         Raises:
-            ConfigError: it cannot be.
+            ConfigError: it cannot.
         """
         if num_rows % self.num_minibatches:
             remedy = f"must divide {product} = {num_rows}"

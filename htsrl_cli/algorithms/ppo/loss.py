@@ -1,6 +1,6 @@
-"""The loss of proximal policy optimisation: a pure function of tensors.
+"""The loss of proximal policy optimization, a pure function of tensors.
 
-Shapes: N rows of a micro-batch.
+Shapes: n rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ def ppo_loss(
     value_coef: float,
     num_rows: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the clipped surrogate loss (Schulman et al., 2017, Eq. 7 and 9) of a micro-batch.
+    """Computes the clipped surrogate loss (Schulman et al., 2017, Eq. 7 and 9) of a micro-batch.
 
     Args:
-        now: of the policy that is being differentiated, [N].
-        old: of the policy before the update, [N].
-        targets: constants, [N].
-        clip_value_loss: the larger of the clipped and unclipped squared errors, as in the
+        now: outputs of the policy that is differentiated, float32 [n].
+        old: outputs of the policy before the update, float32 [n].
+        targets: targets, float32 [n]; constants.
+        clip_coef: the ratio is clipped to 1 ± `clip_coef`.
+        clip_value_loss: use the larger of the clipped and the unclipped squared error, as in the
             authors' implementation.
-        num_rows: size of the minibatch that the sums are divided by.
+        num_rows: rows of the minibatch; sums are divided by it.
 
     Returns:
         The loss, and its parts by name, among them the approximate KL divergence

@@ -1,4 +1,4 @@
-"""`network=auto`: the keys of the network that suits the observations."""
+"""`network=auto`: the keys of a network chosen by the shape of the observations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class AutoConfig(MlpConfig):
-    """`nature_cnn` for images of 36 x 36 or more, else `mlp`, which alone uses `hidden_sizes`."""
+    """The choice of `nature_cnn` for images of at least 36 x 36 pixels, else of `mlp`.
+
+    Only `mlp` uses `hidden_sizes`.
+    """
 
 
 KIND = Kind(AutoConfig, "htsrl_cli.networks.auto.network:make_auto")

@@ -1,4 +1,4 @@
-"""Chooses the Nature CNN or perceptrons by the shape of the observations."""
+"""The choice between the Nature CNN and perceptrons, by the shape of the observations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from htsrl_cli.networks.nature_cnn.network import NatureCnn
 
 
 def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | tuple[Mlp, Mlp]:
-    """Returns the Nature CNN for images that are large enough, else two perceptrons."""
+    """Builds the Nature CNN for images that are large enough, else two perceptrons."""
     if is_large_image(spec.obs_shape):
         return NatureCnn(*spec.obs_shape)
     return make_mlps(config, spec)

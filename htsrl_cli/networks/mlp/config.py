@@ -15,7 +15,7 @@ class MlpConfig(NetworkConfig):
     """Two separate perceptrons with tanh, one for the policy and one for the value.
 
     Attributes:
-        hidden_sizes: of the layers, from the observation on.
+        hidden_sizes: outputs of each layer, from the first on.
     """
 
     rules: ClassVar[Rules] = {"hidden_sizes": SIZES, **NetworkConfig.rules}

@@ -16,7 +16,11 @@ from htsrl_cli.networks.mlp.config import MlpConfig
 
 
 class Mlp(nn.Module):
-    """Tanh layers: observations [N, ...] to [N, hidden_sizes[-1]]."""
+    """Linear layers with tanh; maps observations [N, ...] to features [N, hidden_sizes[-1]].
+
+    Attributes:
+        num_features: number of features.
+    """
 
     def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -33,5 +37,5 @@ class Mlp(nn.Module):
 
 
 def make_mlps(config: MlpConfig, spec: EnvSpec) -> tuple[Mlp, Mlp]:
-    """Returns the policy's trunk and the value's, as is usual for vector observations."""
+    """Builds separate trunks for policy and value, as is usual for vector observations."""
     return Mlp(spec, config.hidden_sizes), Mlp(spec, config.hidden_sizes)

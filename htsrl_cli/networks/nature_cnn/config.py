@@ -8,30 +8,30 @@ from htsrl_cli.config.kinds import NetworkConfig
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
-# Smaller images do not survive the three strides.
+# The three convolutions leave nothing of smaller images.
 MIN_SIZE = 36
 
 
 @dataclass(frozen=True)
 class NatureCnnConfig(NetworkConfig):
-    """Three convolutions and a layer of 512, shared by policy and value."""
+    """Three convolutions and a linear layer of 512 outputs, shared by policy and value."""
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
-        """Observations are images that are large enough.
+        """Checks that observations are images that are large enough.
 
         Raises:
             ConfigError: they are not.
         """
         if not is_large_image(obs_shape):
             remedy = (
-                f"needs images of {MIN_SIZE} x {MIN_SIZE} or more, and observations here are "
+                f"needs images of at least {MIN_SIZE} x {MIN_SIZE}, but observations here are "
                 f"{list(obs_shape)}: choose auto or mlp"
             )
             raise ConfigError("network.name", self.name, remedy)
 
 
 def is_large_image(obs_shape: tuple[int, ...]) -> bool:
-    """Returns True for images [H, W, C] that the convolutions leave something of."""
+    """Returns True if `obs_shape` is an image [H, W, C] of at least `MIN_SIZE` in H and W."""
     return len(obs_shape) == 3 and min(obs_shape[:2]) >= MIN_SIZE
 
 

@@ -1,6 +1,6 @@
 """The convolutional network of Mnih et al. (2015).
 
-Shapes: N rows.
+Shapes: N rows, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
 class NatureCnn(nn.Module):
     """The convolutional trunk of Mnih et al. (2015): uint8 [N, H, W, C] to [N, 512].
 
-    The slot's (H, W, C) layout viewed as (C, H, W) is channels-last memory: no copy is needed.
+    The slot's [H, W, C] layout viewed as [C, H, W] is channels-last memory: no copy is needed.
 
     Attributes:
         computes_by_layer: see `ActorCritic`.
-        num_features: outputs of a row.
+        num_features: number of features, 512.
     """
 
     computes_by_layer = True
@@ -30,8 +30,8 @@ class NatureCnn(nn.Module):
         self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
         self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
-        # Outputs of conv2. Pixels beyond those they see change nothing and are left out; what
-        # remains is a multiple of each layer's stride.
+        # Rows and columns of conv2's output. Pixels that it does not depend on are cut off; the
+        # remaining sizes are multiples of each layer's stride.
         rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 for size in (height, width))
         self.seen = slice(8 * rows + 12), slice(8 * columns + 12)
         self.fc = nn.Linear(64 * (rows - 2) * (columns - 2), 512)
@@ -41,31 +41,31 @@ class NatureCnn(nn.Module):
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> Tensor:
         x = obs[:, *self.seen].permute(0, 3, 1, 2)
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
-        # Scaling the weights by 1/255 instead of the pixels saves a pass over the images, and
-        # bytes are exact in bf16 where their fractions are not.
+        # Weights are scaled by 1/255 instead of pixels: that saves a pass over the images, and
+        # bf16 represents the integers up to 255 exactly, but not their fractions.
         x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
         x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
         x = layer(x, self.conv3.weight, self.conv3.bias)
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            # The linear layer as the convolution that it is: in fp32 torch gives convolutions to
-            # oneDNN and products to MKL, which takes twice as long on AMD's processors.
+            # The linear layer as an equivalent convolution: in fp32 torch computes convolutions
+            # with oneDNN and matrix products with MKL, which takes twice as long on AMD CPUs.
             weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
             return layer(x, weight, self.fc.bias).flatten(1)
-        # Flattened in (H, W, C) order, which channels-last memory holds as it is.
+        # Flattened in (H, W, C) order: with channels-last memory this is no copy.
         return layer(x.permute(0, 2, 3, 1).flatten(1), self.fc.weight, self.fc.bias)
 
 
 def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
-    """Returns the trunk that policy and value share."""
+    """Builds the trunk that policy and value share."""
     return NatureCnn(*spec.obs_shape)
 
 
 def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """A convolution of channels-last images, its stride over columns taken by the memory layout.
+    """Convolves channels-last images, with the stride over columns moved into the channels.
 
-    `stride` neighbouring columns are viewed as one column of so many times the channels, and so are
-    the kernel's: the same products, and nothing moves. That leaves a stride of 1 over columns and
-    more channels, which fill vector registers better.
+    Each `stride` adjacent columns are viewed as one column with `stride` times the channels, of the
+    images and of the kernel. The products are the same and no memory moves. The stride over columns
+    is then 1, and the larger number of channels fills vector registers better.
     """
     return layer(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
 
