@@ -327,7 +327,7 @@ def test_damaged_states_are_refused() -> None:
 def test_states_of_other_games_and_screens_are_refused(other: AtariConfig) -> None:
     env = AtariEnv(other)
     env.reset(seed=0)
-    with pytest.raises(CheckpointError, match="not of"):
+    with pytest.raises(CheckpointError, match="not for"):
         AtariEnv(sections.atari("pong")).set_state(env.get_state())
 
 

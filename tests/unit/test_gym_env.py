@@ -312,7 +312,7 @@ def test_damaged_and_foreign_states_are_refused() -> None:
     for damaged in (b"", state[:-1], state[:-1] + b"?"):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
-    with pytest.raises(CheckpointError, match=r"id=CartPole-v1, not of id=Pendulum-v1"):
+    with pytest.raises(CheckpointError, match=r"id=CartPole-v1, not for id=Pendulum-v1"):
         GymEnv(sections.gym("Pendulum-v1")).set_state(state)
 
 

@@ -107,7 +107,7 @@ def test_damaged_and_foreign_states_are_refused() -> None:
     for damaged in (b"", state[:-1], b"?" + state[1:]):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
-    with pytest.raises(CheckpointError, match="name=count, not of name=sleep"):
+    with pytest.raises(CheckpointError, match="name=count, not for name=sleep"):
         make_env(sections.synthetic("sleep"), index=0).set_state(state)
 
 
