@@ -1,14 +1,14 @@
-# make train ENV=gym ARGS="env.id=CartPole-v1"    make train ALGO=a2c STEPS=1_000_000
+# Examples: make train ENV=gym ARGS="env.id=CartPole-v1"; make train ALGO=a2c STEPS=1_000_000
 PYTHON ?= python3
 VENV ?= .venv
 ENV ?= atari/pong
 ALGO ?= ppo
 STEPS ?= 100_000
 ARGS ?=
-# Two processes of tests at a time, a file in each, in the order of collection: long ones come first.
+# Two test processes. Each takes one file at a time, in the order of collection: long files first.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-# Changes with what is installed; as long as it is newer than its sources, set-up takes no time.
+# Marks a finished setup: `make setup` does nothing while this file is newer than its sources.
 STAMP := $(VENV)/.installed
 
 .PHONY: setup football train test test-unit test-slow coverage check format clean
@@ -20,14 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-# Builds Google Research Football once (some minutes), then takes seconds.
+# Builds Google Research Football the first time (several minutes); takes seconds after that.
 football: $(STAMP)
 	scripts/install_football $(VENV)
 
 train: $(STAMP)
 	$(VENV)/bin/htsrl train env=$(ENV) algo=$(ALGO) total_steps=$(STEPS) $(ARGS)
 
-# Football's tests run where its engine is (make football), and are skipped elsewhere.
+# Football's tests are skipped unless its engine is installed (make football).
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
@@ -37,7 +37,7 @@ test-unit: $(STAMP)
 test-slow: $(STAMP)
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
-# What `make test` runs of htsrl_cli, workers and commands included.
+# Reports which lines of htsrl_cli `make test` runs, worker processes and commands included.
 coverage: $(STAMP)
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest -m "not slow" $(PARALLEL) $(ARGS)

@@ -1,10 +1,10 @@
-"""Checkpoint files: named arrays and one JSON document, checked and free of code.
+"""Checkpoint files: named arrays and one JSON document, with a checksum and without code.
 
     magic (8 bytes) | version (uint32) | length of the frame (uint64) | its SHA-256 | zstd frame
 
-All numbers are little-endian. The frame holds a safetensors payload whose metadata has one entry,
-`meta`. Nothing in the file is executed, and nothing but the magic is trusted before the checksum
-has been compared.
+All numbers are little-endian. The frame contains a safetensors payload whose metadata has one
+entry, `meta`. Nothing in the file is executed. The frame is decoded only after its checksum has
+been verified.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MAGIC = b"\x89HTSRL\r\n"
 FORMAT_VERSION = 2
 _HEADER = struct.Struct("<8sIQ32s")
 _CHUNK = 1 << 20
-# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms like
-# level 3, and with a window that spans several time steps its files are as small (0.3 MB for
-# Pong, 1.3 MB for Space Invaders, 2.4 MB with the level's own window); on float32 parameters, which
-# hardly compress, it takes two thirds of level 3's time.
+# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms, like
+# level 3. With a window that spans several time steps, its files are as small, too: 0.3 MB for
+# Pong, 1.3 MB for Space Invaders (2.4 MB with the level's own window). On float32 parameters, which
+# hardly compress, level 1 takes two thirds of level 3's time.
 _COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22)
-# What reading a frame raises that has the right checksum but was not written by this module.
+# Exceptions that decoding raises if the checksum fits but another program wrote the frame.
 _DECODING_ERRORS = (
     zstandard.ZstdError,
     SafetensorError,
@@ -54,11 +54,12 @@ _DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of a checkpoint file.
+    """The content of a checkpoint file.
 
     Attributes:
-        arrays: by name; any shape, zero-size and 0-d included; no object or string dtypes.
-        meta: a JSON-able document. Floats survive exactly; tuples come back as lists.
+        arrays: arrays by name, of any shape (zero-size and 0-d included) and any dtype but
+            objects and strings.
+        meta: a JSON-serializable document. Floats are kept exactly; tuples become lists.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -66,22 +67,23 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes `checkpoint` to `path`, which appears whole or not at all.
+    """Writes `checkpoint` to `path` atomically.
 
     Raises:
-        OSError: it could not be written; a previous file of that name is untouched.
+        OSError: the file cannot be written; a previous file of that name is unchanged.
     """
-    # safetensors reads memory as if it were contiguous; `ascontiguousarray` would turn 0-d to 1-d.
+    # safetensors needs contiguous arrays, and `ascontiguousarray` would turn 0-d into 1-d.
     arrays = {name: np.asarray(value, order="C") for name, value in checkpoint.arrays.items()}
     payload = save_safetensors(arrays, metadata={"meta": json.dumps(checkpoint.meta)})
     write_durably(path, lambda file: _write_frame(file, payload))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads and verifies a file; the arrays are writable and belong to the caller.
+    """Verifies and reads a file of any format version; the arrays are writable copies.
 
     Raises:
-        CheckpointError: one line: missing, unreadable, not a checkpoint, or damaged.
+        CheckpointError: the file is missing, unreadable, damaged, of an unknown version, or no
+            checkpoint.
     """
     with _verified(path) as (file, version):
         payload = _decompress(file)
@@ -89,20 +91,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compares a file's length and checksum, without reading what it holds.
+    """Verifies a file's length and checksum without decoding its content.
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError: as for `load_checkpoint`.
     """
     with _verified(path):
         pass
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Reads and verifies a file's document, without its arrays, as it was written.
+    """Verifies a file and reads its document, without the arrays and without upgrading it.
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError: as for `load_checkpoint`.
     """
     with _verified(path) as (file, _):
         (length,) = struct.unpack("<Q", _decompress(file, 8))
@@ -111,12 +113,12 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def missing(path: Path) -> CheckpointError:
-    """Returns the error for a path at which there is nothing."""
+    """Returns the error for a path that does not exist."""
     return CheckpointError(f"{path} does not exist: give a run folder or a checkpoint file")
 
 
 class _HashedFile:
-    """Passes written chunks on to `file`, with their length and SHA-256."""
+    """A writer that passes chunks on to `file` and keeps their total length and SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -137,7 +139,7 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
     file.write(bytes(_HEADER.size))
     hashed = _HashedFile(file)
     compressor = zstandard.ZstdCompressor(compression_params=_COMPRESSION)
-    # Compressed as it is written: the frame never lies in memory as a whole.
+    # Compresses while writing, so that the whole frame is never in memory.
     with compressor.stream_writer(
         hashed,  # type: ignore[arg-type]
         size=len(payload),
@@ -151,9 +153,9 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
 
 @contextmanager
 def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Yields `path` open at the start of its frame and its format, once its checksum has fitted.
+    """Verifies a file and yields it, positioned at its frame, with its format version.
 
-    What goes wrong in the block, too, becomes a `CheckpointError`.
+    Reading and decoding errors inside the `with` block become a `CheckpointError`, too.
     """
     try:
         with open(path, "rb") as file:
@@ -176,8 +178,8 @@ def _verify(path: Path, file: BinaryIO) -> int:
     _, version, length, digest = _HEADER.unpack(head)
     if not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this htsrl reads 1 to {FORMAT_VERSION}: "
-            "use the version of htsrl that wrote it"
+            f"{path} has format version {version}, but this htsrl reads only versions 1 to "
+            f"{FORMAT_VERSION}: use the version of htsrl that wrote it"
         )
     if os.fstat(file.fileno()).st_size < _HEADER.size + length:
         raise _truncated(path)
@@ -188,7 +190,7 @@ def _verify(path: Path, file: BinaryIO) -> int:
 
 
 def _sha256(file: BinaryIO) -> bytes:
-    """Returns the digest of the rest of `file`."""
+    """Returns the SHA-256 of the rest of `file`."""
     sha256 = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         sha256.update(chunk)
@@ -196,10 +198,10 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _decompress(file: BinaryIO, size: int = -1) -> bytes:
-    """The frame's payload, or its first `size` bytes."""
+    """Returns the frame's payload, or its first `size` bytes."""
     position = file.tell()
     if size < 0:
-        # The frame knows its size: one allocation instead of a list of chunks to be joined.
+        # The frame header has the payload's size: reads it into one allocation, not in chunks.
         size = zstandard.get_frame_parameters(file.read(32)).content_size
         file.seek(position)
     with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as reader:
@@ -207,7 +209,7 @@ def _decompress(file: BinaryIO, size: int = -1) -> bytes:
 
 
 def _decode_meta(payload: bytes) -> dict[str, Any]:
-    """The JSON document in a payload's head: length (uint64), then safetensors' own JSON."""
+    """Returns the document from a payload's head: length (uint64), then safetensors' JSON."""
     (length,) = struct.unpack_from("<Q", payload)
     head = json.loads(payload[8 : 8 + length])
     meta: dict[str, Any] = json.loads(head["__metadata__"]["meta"])

@@ -1,4 +1,4 @@
-"""The checkpoints of a run's folder: which are kept, and which one a resume takes."""
+"""The checkpoints in a run's folder: which are kept, and which one a resume loads."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _NAME = re.compile(r"step_(\d{12})\.ckpt")
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file to load for `path`: a file as it is named, or the newest intact one of a run folder.
+    """Returns the file to load: `path` itself if it is a file, else the folder's newest intact one.
 
-    Damaged files of a run folder are passed over with a warning each.
+    Logs a warning for each damaged file that it skips.
 
     Raises:
-        CheckpointError: there is nothing at `path`, or no intact file in the folder.
+        CheckpointError: `path` does not exist, or the run folder has no intact checkpoint.
     """
     if not path.is_dir():
         if not path.exists():
@@ -41,19 +41,19 @@ def find_checkpoint(path: Path) -> Path:
             verify_checkpoint(candidate)
             return candidate
         except CheckpointError as error:
-            logger.warning("passed over: %s", error)
-    raise CheckpointError(f"{path} holds no intact checkpoint (looked for checkpoints/step_*.ckpt)")
+            logger.warning("skipped: %s", error)
+    raise CheckpointError(f"{path} has no intact checkpoint (looked for checkpoints/step_*.ckpt)")
 
 
 class CheckpointStore:
-    """The checkpoints of one run: writes them and keeps the newest few and the best.
+    """The checkpoints of one run; it keeps the newest few and the best.
 
-    Opening a store removes what a killed process left behind and reads the metrics of the intact
-    files, so that the best one is known after a resume, too.
+    A new store removes the temporary files of a killed process. It reads the metrics of the intact
+    checkpoints, so that the best one is known after a resume, too.
 
     Args:
         run_dir: the run's folder; the files are `checkpoints/step_<env steps>.ckpt` in it.
-        keep: how many of the newest to keep, at least 1.
+        keep: the number of newest checkpoints to keep, at least 1.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
@@ -67,15 +67,19 @@ class CheckpointStore:
 
     @property
     def unrated(self) -> list[int]:
-        """Env steps of the checkpoints that are kept until `rate` says how good they are."""
+        """Env steps of the checkpoints that wait for `rate`, and are kept until then."""
         return sorted(self._unrated)
 
     def unrate(self) -> None:
-        """Has all checkpoints wait for `rate`, whatever metric they were saved with."""
+        """Marks all checkpoints as unrated, whatever metric they were saved with."""
         self._unrated = set(self._metrics)
 
     def rate(self, env_steps: int, metric: float | None) -> None:
-        """Gives an unrated checkpoint its metric, and drops those no longer kept."""
+        """Sets the metric of an unrated checkpoint, and removes those no longer kept.
+
+        Raises:
+            KeyError: the checkpoint is not among the unrated ones.
+        """
         self._metrics[env_steps] = metric
         self._unrated.remove(env_steps)
         self._prune()
@@ -83,18 +87,18 @@ class CheckpointStore:
     def save(
         self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_rated: bool = True
     ) -> bool:
-        """Saves a checkpoint, then drops those no longer kept.
+        """Saves a checkpoint, then removes those no longer kept.
 
-        An `OSError` (a full disk) is logged and leaves all previous files as they are.
+        An `OSError` (a full disk) is logged; all previous files are then unchanged.
 
         Args:
-            env_steps: names the file; one of the same name is replaced.
-            metric: higher is better; None or NaN never counts as best. Stored in `meta`.
-            checkpoint: is not changed.
-            is_rated: the metric is this checkpoint's; else it is kept until `rate` says which is.
+            env_steps: names the file; a file of the same name is replaced.
+            metric: higher is better; None and NaN are never the best. Stored in `meta`.
+            checkpoint: the content; not modified.
+            is_rated: True if `metric` is final; otherwise the file is kept until `rate` sets it.
 
         Returns:
-            Whether the checkpoint is on the disk.
+            True if the checkpoint is on disk.
         """
         meta = checkpoint.meta | {"env_steps": env_steps, "metric": metric}
         path, saved = self.path(env_steps), False
@@ -106,7 +110,7 @@ class CheckpointStore:
                 self._unrated.add(env_steps)
             self._prune()
         except OSError as error:
-            logger.error("checkpoint %s: %s; the previous ones are kept", path, error.strerror)
+            logger.error("checkpoint %s: %s; previous checkpoints are kept", path, error.strerror)
         return saved
 
     def path(self, env_steps: int) -> Path:
@@ -114,7 +118,7 @@ class CheckpointStore:
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:
-        """Removes the checkpoints of a future that a resume at `env_steps` will write again."""
+        """Removes the checkpoints after `env_steps`, which a resume from there writes again."""
         for steps, path in _files(self._folder).items():
             if steps > env_steps:
                 path.unlink(missing_ok=True)
@@ -130,7 +134,7 @@ class CheckpointStore:
         self._metrics = {steps: self._metrics[steps] for steps in kept}
 
     def _best(self) -> set[int]:
-        """The step of the highest metric, the earliest of equals; empty without metrics."""
+        """Returns the env steps of the highest metric, the earliest of equals, if there is one."""
         ranked = [
             (metric, -steps)
             for steps, metric in self._metrics.items()
@@ -140,13 +144,13 @@ class CheckpointStore:
 
 
 def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:
-    """Yields the env steps and the metric of each intact file."""
+    """Yields env steps and metric of each intact file."""
     for steps, path in _files(folder).items():
         with suppress(CheckpointError):
             yield steps, read_meta(path)["metric"]
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """Returns the checkpoints in `folder` by env steps, whether intact or not."""
+    """Returns the checkpoint files in `folder` by env steps, damaged ones included."""
     names = folder.iterdir() if folder.is_dir() else ()
     return {int(match[1]): path for path in names if (match := _NAME.fullmatch(path.name))}

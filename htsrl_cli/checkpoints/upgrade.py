@@ -1,8 +1,9 @@
-"""Reads checkpoints of earlier formats: brings them into the present one.
+"""Conversion of checkpoints of earlier format versions to the current one.
 
-1   up to htsrl 0.1.0 of November 2026: parts told apart by their arrays' first names, sizes of
-perceptrons in the section `algo`
-2   parts by name (`htsrl_cli.checkpoints.state`), a section `network`
+* Version 1, up to htsrl 0.1.0 of November 2026: the first component of an array's name tells its
+  part; the sizes of perceptrons are in the section `algo`.
+* Version 2, the current one: arrays are named by part (`htsrl_cli.checkpoints.state`); networks
+  have a section `network`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from htsrl_cli.checkpoints.state import Array
 
-# First names of arrays of format 1, and the part that they belong to.
+# First components of array names in format 1, and what replaces them in format 2.
 _PARTS = {
     "params": "learner/params",
     "optimizer": "learner/optimizer",
@@ -25,7 +26,7 @@ _PARTS = {
 def upgrade(
     version: int, arrays: dict[str, Array], meta: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Returns arrays and document of a checkpoint of format `version` in the present format."""
+    """Converts the arrays and the document of a checkpoint from format `version`."""
     if version > 1:
         return arrays, meta
     renamed = {}
@@ -50,7 +51,7 @@ def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored configuration as this version would have stored it."""
+    """Converts a stored configuration to the layout of this version."""
     algo = dict(config.get("algo", {}))
     if "network" in config or "hidden_sizes" not in algo:
         return config

@@ -1,4 +1,4 @@
-"""The interface of an environment. Executors import this module."""
+"""The interface of an environment. Executors import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class ActionSpec:
     """The action of one column: a vector of `num_dims` numbers.
 
     Attributes:
-        kind: `categorical` (one integer for each entry of `sizes`; several entries are a
+        kind: `categorical` (one integer for each entry of `sizes`; several entries make it
             multi-categorical) or `gaussian` (one float for each entry of `low`).
-        sizes: number of categories in each dimension; empty for `gaussian`.
-        low, high: bounds to which an environment clips a Gaussian action; empty otherwise.
+        sizes: the number of categories in each dimension; empty for `gaussian`.
+        low, high: the bounds to which the environment clips an action; empty for `categorical`.
     """
 
     kind: str
@@ -28,21 +28,24 @@ class ActionSpec:
 
     @property
     def num_dims(self) -> int:
-        """Numbers in an action vector (D)."""
+        """D, the length of an action vector."""
         return len(self.sizes) or len(self.low)
 
     @property
     def dtype(self) -> str:
-        """The dtype of an action vector, as NumPy names it."""
+        """NumPy's name of an action vector's dtype."""
         return "float32" if self.kind == "gaussian" else "int64"
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The observations and actions of a player; images are uint8 [H, W, channels].
+    """The observations and actions of each player.
 
     Attributes:
-        num_players: decision-makers that act at the same time (P), each a column of the slot.
+        obs_shape: shape of an observation; [H, W, channels] for images.
+        obs_dtype: NumPy's name of its dtype; `uint8` for images.
+        actions: the action of a player.
+        num_players: P, the players that act at the same time; each is a column of the slot.
     """
 
     obs_shape: tuple[int, ...]
@@ -54,38 +57,55 @@ class EnvSpec:
 class Env(Protocol):
     """A Gymnasium environment whose state can be saved and restored exactly.
 
-    `step` takes an action vector (`ActionSpec`) and returns Gymnasium's five values. The reward
-    is the one to train on. After `terminated` or `truncated` the caller resets. On the step that
-    ends a whole game, `info["episode"]` is `{"r": raw score, "l": length in env steps}`.
+    `step` takes an action vector (`ActionSpec`) and returns Gymnasium's five values. The reward is
+    the training reward. After `terminated` or `truncated`, the caller resets the environment. On
+    the env step that ends a whole game, `info["episode"]` is
+    `{"r": raw score, "l": length in env steps}`.
 
-    Where `env_spec.num_players` (P) is more than 1, observations, actions and rewards have a
-    leading axis of P; an episode begins and ends for all players at once.
+    If `env_spec.num_players` (P) is more than 1, observations, actions and rewards have a leading
+    axis of length P; an episode begins and ends for all players at once.
+
+    Attributes:
+        env_spec: observations and actions.
     """
 
     env_spec: EnvSpec
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode, whose random events `seed` decides."""
+        """Begins an episode, whose random events are determined by `seed`."""
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Takes one env step; an action is a vector of `env_spec.actions.num_dims` numbers."""
+        """Takes one env step.
+
+        Args:
+            action: [D], or [P, D] for several players.
+
+        Returns:
+            Observation, reward (a float, or float32 [P]), terminated, truncated, info.
+        """
 
     def get_state(self) -> bytes:
-        """Packs everything that decides the future, wrappers and generators included."""
+        """Saves everything that determines the future, wrappers and generators included."""
 
     def set_state(self, state: bytes) -> Array:
-        """Restores `get_state`'s bytes, executing none of them; returns the observation."""
+        """Restores a state saved by `get_state`, in any process; returns the observation.
+
+        None of the bytes are executed.
+
+        Raises:
+            CheckpointError: the bytes are damaged or belong to another environment.
+        """
 
     def close(self) -> None:
-        """Releases what the environment holds outside memory."""
+        """Releases resources other than memory."""
 
 
 @runtime_checkable
 class PicturedEnv(Env, Protocol):
-    """An environment whose state can be pictured: what `make_env` builds with a `renderer`.
+    """An environment that can be rendered; `make_env` returns one if it is given a `renderer`.
 
     Attributes:
-        frame_rate: env steps in a second of play.
+        frame_rate: env steps per second of play.
     """
 
     frame_rate: float
@@ -95,8 +115,8 @@ class PicturedEnv(Env, Protocol):
         """Raw score of the game so far."""
 
     def render(self) -> Array:
-        """Returns a picture of the present state, uint8 [H, W, 3], RGB; of constant size.
+        """Returns a picture of the current state, uint8 [H, W, 3], RGB, of constant size.
 
         Raises:
-            ConfigError: it turns out that there is no such picture, or that a package is missing.
+            ConfigError: the environment cannot be rendered, or a package is missing.
         """

@@ -1,4 +1,4 @@
-"""Tries whether an environment that was restored goes on as the one that was saved."""
+"""A test at a run's start: whether a restored environment continues like the saved one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ _NUM_STEPS = 30
 
 
 def restores_exactly(config: EnvConfig) -> bool:
-    """Returns True if a restored environment goes on as the saved one does; tries two instances."""
+    """Returns True if a restored environment continues exactly like the saved one.
+
+    Builds two instances and plays random actions, across the end of an episode if there is one.
+
+    Raises:
+        ConfigError: as for `make_env`.
+    """
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         saved, restored = (stack.enter_context(closing(make_env(config, 0))) for _ in range(2))
@@ -33,7 +39,7 @@ def restores_exactly(config: EnvConfig) -> bool:
 
 
 def random_action(env: Env, rng: np.random.Generator) -> Array:
-    """Returns an action of every player, [P, D]; of a single player [D]."""
+    """Returns a random action: [P, D] for several players, [D] for one."""
     spec, num_players = env.env_spec.actions, env.env_spec.num_players
     shape = (num_players, spec.num_dims) if num_players > 1 else (spec.num_dims,)
     if spec.kind == "gaussian":
@@ -42,7 +48,7 @@ def random_action(env: Env, rng: np.random.Generator) -> Array:
 
 
 def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
-    """Returns True if both give the same for the same actions, beyond the end of an episode."""
+    """Returns True if both give the same results for the same random actions."""
     for seed in range(_NUM_STEPS):
         action = random_action(first, rng)
         obs, *rest = first.step(action)
@@ -58,5 +64,5 @@ def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Compares bit by bit, so that a NaN equals itself."""
+    """Compares arrays bit by bit, so that NaN equals NaN."""
     return bool(first.tobytes() == second.tobytes())

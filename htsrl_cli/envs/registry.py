@@ -1,8 +1,8 @@
-"""Makes environments of any kind.
+"""The factory of environments of every kind.
 
-A kind lies in a folder of its own: its keys (a subclass of `EnvConfig`), and the environment. It is
-declared by an entry point of the group `htsrl.envs`, which names a `Kind` whose factory is called
-as `factory(config, index, renderer)` and returns an `Env`. Executors import this module.
+Each kind has its own folder with its keys (a subclass of `EnvConfig`) and the environment. An entry
+point of the group `htsrl.envs` names its `Kind`, whose factory is called as
+`factory(config, index, renderer)` and returns an `Env`. Executors import this module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
     """Builds environment number `index` of a run.
 
     Args:
-        renderer: one of `config.renderers`, which makes it a `PicturedEnv`; None where `render` is
-            not called.
+        config: the section `env`.
+        index: its number, from 0.
+        renderer: one of `config.renderers`, if `render` will be called: the result is then a
+            `PicturedEnv`.
 
     Raises:
-        ConfigError: the environment does not exist, has spaces that are not supported, cannot be
-            pictured, or its package is missing.
+        ConfigError: the environment does not exist, has unsupported spaces, cannot be rendered, or
+            its package is missing.
     """
     try:
         factory = find_kind("env", config.kind).load()

@@ -1,4 +1,4 @@
-"""Environment states as bytes: a small checked container of JSON and raw data, never a pickle.
+"""Environment states as bytes: a small container of JSON and raw data with a checksum, no pickle.
 
 Layout: magic (8 bytes), CRC-32 of all that follows (uint32), length of the header (uint32), header
 (JSON: kind, meta, lengths of the blobs), blobs. Integers are little-endian.
@@ -23,7 +23,7 @@ _PREFIX = struct.Struct("<8sII")
 
 
 def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
-    """Packs JSON-able `meta` and raw `blobs`; `kind` names the class that can read them."""
+    """Packs JSON-serializable `meta` and raw `blobs`; `kind` names the class that can read them."""
     header = json.dumps({"kind": kind, "meta": meta, "blobs": [len(blob) for blob in blobs]})
     encoded = header.encode()
     body = b"".join([encoded, *blobs])
@@ -32,14 +32,14 @@ def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> 
 
 
 def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Returns what `pack_state` was given.
+    """Unpacks the `meta` and `blobs` given to `pack_state`.
 
     Raises:
-        CheckpointError: the bytes are damaged, or were packed by another `kind`.
+        CheckpointError: the bytes are damaged, or were packed for another `kind`.
     """
     header, body = _read(state)
     if header["kind"] != kind:
-        raise CheckpointError(f"the environment state is of {header['kind']}, not of {kind}")
+        raise CheckpointError(f"the environment state is for {header['kind']}, not for {kind}")
     blobs: list[bytes] = []
     for length in header["blobs"]:
         blobs.append(body[:length])
@@ -48,18 +48,22 @@ def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raises CheckpointError unless `stored` describes the same environment as `expected`."""
+    """Checks that `stored` describes the same environment as `expected`.
+
+    Raises:
+        CheckpointError: a value of `expected` is missing from `stored`, or differs.
+    """
     for name, value in expected.items():
         if stored.get(name) != value:
             raise CheckpointError(
-                f"the {kind} state is of {name}={stored.get(name)}, not of {name}={value}"
+                f"the {kind} state is for {name}={stored.get(name)}, not for {name}={value}"
             )
 
 
 def state_packages(config: EnvConfig) -> dict[str, str]:
-    """Returns name and version of the package that saves an environment's states.
+    """Returns name and version of the package whose format an environment's states have.
 
-    They are empty where it is not installed, and where states are replays of resets and actions.
+    The result is empty if the package is not installed, or if states are replays of actions.
     """
     name = config.state_package
     if name is None:
@@ -71,7 +75,7 @@ def state_packages(config: EnvConfig) -> dict[str, str]:
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The state of a PCG64 generator, JSON-able; `restore_generator` reads it."""
+    """Returns the state of a PCG64 generator, JSON-serializable, for `restore_generator`."""
     return dict(rng.bit_generator.state)
 
 

@@ -1,8 +1,8 @@
-"""Numpy arrays in anonymous shared memory.
+"""NumPy arrays in anonymous shared memory.
 
-The memory has no name: it is a memfd (an unlinked temporary file where there is none) whose
-descriptor spawned processes inherit. It vanishes with the last process that holds it, however
-that ends, and it does not live in /dev/shm, which containers keep small.
+The memory has no name: it is a memfd (elsewhere than on Linux an unlinked temporary file) whose
+descriptor spawned processes inherit. The kernel frees it with the last process that holds it,
+however that process ends. It does not count against /dev/shm, which containers keep small.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ Array = npt.NDArray[Any]
 ArrayType = tuple[tuple[int, ...], str]
 Layout = Mapping[str, ArrayType]
 
-# A cache line, and what vector loads and oneDNN like to be aligned to.
+# Bytes of a cache line; also a good alignment for vector loads and oneDNN.
 ALIGNMENT = 64
 
 
 class NotEnoughMemoryError(OSError):
-    """The arrays do not fit in the memory that is free; holds the bytes `needed` and `free`."""
+    """The error for arrays larger than the free memory.
+
+    Attributes:
+        needed, free: bytes.
+    """
 
     def __init__(self, needed: int, free: int) -> None:
         super().__init__(errno.ENOMEM, f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} free")
@@ -39,13 +43,14 @@ class NotEnoughMemoryError(OSError):
 
 
 class SharedArrays(dict[str, Array]):
-    """Arrays by name, zero-filled, shared with the spawned processes they are passed to.
+    """Zero-filled arrays by name, shared with the spawned processes to which they are passed.
 
     Args:
         layout: shape and dtype of every array.
 
     Raises:
-        NotEnoughMemoryError: there is no room; nothing has been allocated.
+        NotEnoughMemoryError: the arrays exceed the free memory; nothing has been allocated.
+        OSError: the system refuses the memory.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -76,13 +81,13 @@ class SharedArrays(dict[str, Array]):
         return SharedArrays._attach, (reduction.DupFd(self._fd), self._layout)
 
     def __del__(self) -> None:
-        # The mapping has a descriptor of its own, and goes with the last array that views it.
+        # The mapping has its own descriptor and lives as long as an array that views it.
         if hasattr(self, "_fd"):
             os.close(self._fd)
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping, within the cgroup's limit."""
+    """Returns the bytes that can be allocated without swapping, within the cgroup's limit."""
     limits = [_meminfo_available()]
     group = Path("/sys/fs/cgroup")
     try:
@@ -110,7 +115,7 @@ def _padded(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _anonymous_file(size: int) -> int:
-    """A file without a name, its space reserved now: a later page fault cannot fail (SIGBUS)."""
+    """Opens an unnamed file and reserves its space, so that no page fault fails later (SIGBUS)."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("htsrl", os.MFD_CLOEXEC)
     else:

@@ -1,4 +1,4 @@
-"""The parameter store: the published version of the networks, and the next one."""
+"""The parameter store: the published version of the parameters, and the next one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from htsrl_cli.storage.memory import Array, ArrayType, SharedArrays
 
 
 class ParameterStore:
-    """The networks' parameters and buffers by name, in two halves in shared memory.
+    """The networks' parameters and buffers by name, in two halves of shared memory.
 
-    One half is the published version; the next version is written to the other while actors use it.
+    Actors read the published version from one half while the learner writes the next version to
+    the other.
 
     Args:
         layout: shape and dtype of every array.
@@ -37,21 +38,21 @@ class ParameterStore:
 
     @property
     def values(self) -> dict[str, Array]:
-        """The published version, by name."""
+        """The arrays of the published version, by name."""
         return self.half(self.version)
 
     def half(self, version: int) -> dict[str, Array]:
-        """Returns where `version` is kept: the published one's, or the next one's to be written."""
+        """Returns the arrays of `version`, which is the published one or the next one."""
         return self._halves[version % 2]
 
     @property
     def version(self) -> int:
-        """The version published last; -1 before the first."""
+        """The number of the published version; -1 before the first."""
         return int(self._version[0])
 
     def publish(self, version: int) -> None:
         """Makes actors use `version` from now on.
 
-        Only at a barrier: no request is then outstanding.
+        Call it at a barrier only, when no request is pending.
         """
         self._version[0] = version

@@ -1,10 +1,10 @@
-"""The two-slot ring: one slot is filled while the other is learned from.
+"""The two-slot ring: executors and actors fill one slot while the learner reads the other.
 
-It is numpy over anonymous shared memory. Nothing here synchronises: a cell has one writer at a
-time, and the pipes that say "ready" order the writes before the reads (a system call on either side
-is a full barrier on every platform that Linux and macOS run on).
+It consists of NumPy arrays in anonymous shared memory, without locks. A cell has one writer at a
+time, and the messages in pipes order writes before reads: a system call on either side is a full
+memory barrier on every platform of Linux and macOS.
 
-Shapes: T steps of an interval, B columns.
+Shapes: T env steps of a rollout, B columns.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ _SLOTS = (0, 1)
 
 
 class Ring:
-    """Two slots: interval j fills slot j % 2 while the other is learned from.
+    """Two slots in shared memory: rollout j fills slot j % 2 while the learner reads the other.
 
     Args:
-        activation_layout: of a row of each array that `activations` returns.
+        spec: observations and actions of a column.
+        num_steps: T.
+        num_columns: B.
+        activation_layout: shape and dtype of a row of each array that `activations` returns.
 
     Attributes:
-        final_obs: [B, *obs_shape]; a truncated episode's last observation waits here for its
-            value. Scratch: not a part of any slot.
+        slots: the two slots.
+        final_obs: [B, *obs_shape]; the last observation of a truncated episode, until an actor has
+            computed its value. It is scratch memory and belongs to no slot.
+
+    Raises:
+        NotEnoughMemoryError: the slots exceed the free memory.
     """
 
     def __init__(
@@ -71,38 +78,44 @@ class Ring:
 
     @property
     def interval(self) -> int:
-        """The interval that is being collected."""
+        """The number of the rollout that is being collected, from 0."""
         return int(self._interval[0])
 
     @property
     def num_steps(self) -> int:
-        """T, env steps of a column in an interval."""
+        """T, the env steps of a column in a rollout."""
         return len(self.slots[0].rewards)
 
     @property
     def num_columns(self) -> int:
-        """B, decision-makers."""
+        """B, the number of columns."""
         return len(self.final_obs)
 
     def slot(self, interval: int) -> Slot:
-        """Returns the slot that holds an interval."""
+        """Returns the slot of rollout number `interval`."""
         return self.slots[interval % 2]
 
     def activations(self, interval: int) -> list[Array]:
-        """Returns what actors keep for the learner, each [T, B, ...]; see `networks.activations`.
+        """Returns the activations that actors keep for the learner, each [T, B, ...].
 
-        Most runs keep none. They follow from observations and parameters: no part of the slot.
+        The list is empty in most runs; see `networks.activations`. Activations can be recomputed
+        from observations and parameters, so they are not part of the slot.
         """
         return self._activations[interval % 2]
 
     def begin(self, interval: int, obs: Array, noise: Array) -> None:
-        """Opens an interval's slot with first observations [B, *obs_shape] and random numbers."""
+        """Begins rollout number `interval`.
+
+        Args:
+            obs: [B, *obs_shape]; the first observations.
+            noise: float32 [T, B, D]; the random numbers that sample the actions.
+        """
         self.slot(interval).obs[0] = obs
         self.slot(interval).noise[:] = noise
         self._interval[0] = interval
 
 
 def _is_of_slot(key: str, i: int) -> bool:
-    """Returns True for the name in shared memory of an array of slot `i`."""
+    """Returns True if `key` is the name of an array of slot `i`, activations excluded."""
     slot, _, name = key.partition("/")
     return slot == str(i) and "/" not in name

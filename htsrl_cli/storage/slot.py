@@ -1,6 +1,6 @@
-"""A slot: one interval of experience, as named arrays.
+"""A slot: the named arrays of one rollout.
 
-Shapes: T steps of an interval, B columns, D action dimensions.
+Shapes: T env steps of a rollout, B columns, D action dimensions.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.storage.memory import Array, ArrayType
 
-# What a boolean cell holds until it is written: neither False nor True.
+# The byte of a boolean cell until it is written: neither False nor True.
 UNWRITTEN = 0xAB
 
 
 class Episode(NamedTuple):
-    """A whole game that ended.
+    """The results of a whole game that has ended.
 
     Attributes:
-        raw_return: its score, in the environment's own rewards.
-        training_return: sum of the rewards that were trained on; a mean over the players.
-        length: in env steps.
+        raw_return: the sum of the environment's own rewards: the raw score.
+        training_return: the sum of the training rewards, averaged over the players.
+        length: env steps.
     """
 
     raw_return: float
@@ -38,9 +38,11 @@ class Field:
     """One array of a slot.
 
     Attributes:
-        shape: of a cell.
-        dtype: as NumPy names it.
-        num_extra_rows: rows beyond the T steps; 1 where the observation after the last step counts.
+        name: its name in the slot.
+        shape: shape of a cell.
+        dtype: NumPy's name of the dtype.
+        num_extra_rows: rows beyond T; 1 if there is a value for the observation after the last
+            env step, too.
     """
 
     name: str
@@ -49,16 +51,16 @@ class Field:
     num_extra_rows: int = 0
 
     def layout(self, num_steps: int, num_columns: int) -> ArrayType:
-        """Returns shape [rows, B, *shape] and dtype."""
+        """Returns the array's shape, [rows, B, *shape], and its dtype."""
         return (num_steps + self.num_extra_rows, num_columns, *self.shape), self.dtype
 
 
 def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
     """Returns the arrays of a slot, in the order in which they are hashed.
 
-    A new array is a new line here, and an attribute of `Slot`: executors, actors and the learner
-    find it by its name, and it is saved, hashed and restored with the others. Slots in earlier
-    checkpoints lack it: `htsrl_cli.checkpoints.upgrade` says what they had instead.
+    To add an array, add a line here and an attribute to `Slot`. Executors, actors and the learner
+    then find it by its name, and it is saved, hashed and restored with the others. Slots in
+    earlier checkpoints lack it: make `htsrl_cli.checkpoints.upgrade` add it.
     """
     draws = (spec.actions.num_dims,)
     return (
@@ -79,24 +81,24 @@ def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
 
 
 class Slot:
-    """One interval of experience, every cell at an address that no timing can change.
+    """The experience of one rollout; the address [t, c] of a cell does not depend on timing.
 
     Args:
-        arrays: by name, in the order of `slot_fields`.
+        arrays: arrays by name, in the order of `slot_fields`.
 
     Attributes:
-        obs: [T + 1, B, *obs_shape]; row T is the observation after the last step.
+        obs: [T + 1, B, *obs_shape]; row T is the observation after the last env step.
         noise: float32 [T, B, D]; the random numbers that sample the actions.
-        actions: [T, B, D].
-        log_probs: float32 [T, B], of the actions.
-        values: float32 [T + 1, B].
-        versions: int64 [T + 1, B]; of the parameters that made action and value.
-        rewards: float32 [T, B], as trained on.
-        terminated, truncated: bool [T, B].
-        final_values: float32 [T, B]; value of a truncated episode's last observation, else 0.
-        episode_returns, training_returns: float64 [T, B]; of a game that ended with this step
-            (see `Episode`), in its environment's first column, else 0.
-        episode_lengths: int64 [T, B]; its env steps; 0 where no game ended.
+        actions: [T, B, D]; int64, or float32 for Gaussian actions.
+        log_probs: float32 [T, B]; log-probabilities of the actions.
+        values: float32 [T + 1, B]; value estimates of the observations.
+        versions: int64 [T + 1, B]; the version of the parameters that computed action and value.
+        rewards: float32 [T, B]; the training rewards.
+        terminated, truncated: bool [T, B]; how the episode ended with this env step, if it did.
+        final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.
+        episode_returns, training_returns: float64 [T, B]; the returns of a game that ended with
+            this env step (see `Episode`), in its environment's first column, else 0.
+        episode_lengths: int64 [T, B]; env steps of that game, else 0.
     """
 
     obs: Array
@@ -115,36 +117,42 @@ class Slot:
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = dict(arrays)
-        # As attributes they are found faster, and type checkers know them.
+        # Attributes are faster than dictionary entries, and known to type checkers.
         self.__dict__.update(self._arrays)
 
     def arrays(self) -> dict[str, Array]:
-        """Returns the arrays by name, in a fixed order."""
+        """Returns the arrays by name, in the order of `slot_fields`."""
         return dict(self._arrays)
 
     def poison(self) -> None:
-        """Fills the slot with values that show when read before they are written."""
+        """Fills the slot with invalid values, so that reads of unwritten cells are noticed."""
         poison(list(self._arrays.values()))
 
     def check_filled(self) -> None:
-        """Raises AssertionError if a boolean cell has never been written.
+        """Checks that every boolean cell has been written.
 
-        Other arrays show it by themselves: no loss survives a NaN, and no action, version or length
-        is as small as an integer's poison.
+        Other arrays need no check: a NaN spreads to the loss, and the integers' poison is no valid
+        action, version or length.
+
+        Raises:
+            AssertionError: a boolean cell has never been written.
         """
         for name, array in self._arrays.items():
             if array.dtype == np.bool_ and array.view(np.uint8).max() > 1:
                 raise AssertionError(f"slot.{name} has cells that were never written")
 
     def sha256(self, previous: str = "") -> str:
-        """Returns the digest of `previous` and every byte of the slot."""
+        """Returns the SHA-256 of the digest `previous` and every byte of the slot, as hex digits.
+
+        A chain of calls, each with the result of the one before, hashes all rollouts of a run.
+        """
         digest = hashlib.sha256(bytes.fromhex(previous))
         for array in self._arrays.values():
             digest.update(array.data)
         return digest.hexdigest()
 
     def episodes(self) -> Iterator[Episode]:
-        """Yields every game that ended, in order of address."""
+        """Yields every game that ended, in order of step and column."""
         for t, c in np.argwhere(self.episode_lengths > 0):
             yield Episode(
                 float(self.episode_returns[t, c]),
@@ -154,7 +162,7 @@ class Slot:
 
 
 def poison(arrays: Sequence[Array]) -> None:
-    """Fills arrays with values that show when read before they are written."""
+    """Fills arrays with invalid values, so that reads of unwritten cells are noticed."""
     for array in arrays:
         if array.dtype.kind == "f":
             array.fill(np.nan)

@@ -1,4 +1,4 @@
-"""Confidence intervals of means."""
+"""Bootstrap confidence intervals of means."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def mean_interval(samples: Array, seed: int = 0) -> tuple[Array, Array]:
-    """Returns the 95 % percentile bootstrap interval of the mean over the first axis.
+    """Returns the 95 % percentile-bootstrap confidence interval of the mean over the first axis.
 
     Args:
-        samples: [N, ...] with N of at least 2.
+        samples: [N, ...], N >= 2.
         seed: seed of the resampling.
 
     Returns:
-        low and high, of shape [...].
+        Lower and upper bounds, each of shape [...].
     """
     interval = scipy.stats.bootstrap(
         (samples,),
         np.mean,
         n_resamples=NUM_RESAMPLES,
         confidence_level=CONFIDENCE,
-        # Defined for constant samples, too, where the bias-corrected method divides by zero.
+        # The bias-corrected method would divide by zero for constant samples.
         method="percentile",
         axis=0,
         batch=NUM_RESAMPLES // 10,

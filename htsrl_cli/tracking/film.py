@@ -1,4 +1,4 @@
-"""The film of an evaluated policy: where it lies, and its beginning as TensorBoard shows it."""
+"""Videos of evaluated policies: their paths, and the GIF that TensorBoard shows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import io
 from pathlib import Path
 
 EVALUATIONS_FOLDER = "evaluations"
-# Of the GIF: pictures per second, and pictures at most.
-_GIF_RATE = 10.0
-_GIF_FRAMES = 300
+_GIF_RATE = 10.0  # frames per second
+_GIF_FRAMES = 300  # at most
 
 
 def film_path(run_dir: Path, env_steps: int) -> Path:
@@ -17,12 +16,12 @@ def film_path(run_dir: Path, env_steps: int) -> Path:
 
 
 def animation(path: Path) -> bytes:
-    """Returns the first half minute of a video as a GIF, half as large, for TensorBoard.
+    """Returns the first 30 s of a video as a GIF, at half the width and height.
 
     Raises:
-        OSError: the file holds no video.
+        OSError: the file is missing or contains no video.
     """
-    # The training has no use for them while nothing is filmed.
+    # Most runs film nothing and need neither package.
     import cv2
     from PIL import Image
 
@@ -38,7 +37,7 @@ def animation(path: Path) -> bytes:
             file.grab()
     file.release()
     if not pictures:
-        raise OSError(f"{path} holds no video")
+        raise OSError(f"{path} contains no video")
     seconds = step / frame_rate
     buffer = io.BytesIO()
     first, *others = pictures

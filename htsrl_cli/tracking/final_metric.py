@@ -1,4 +1,4 @@
-"""The paper's measures of a run: final metric, and required time."""
+"""The paper's two measures of a run: the final metric and the required time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ NUM_POLICIES = 10
 
 
 class FinalMetric:
-    """Mean score of the last ten evaluated policies, and when it first reached given scores.
+    """Mean score of the last ten evaluated policies, and when it first reached each target.
 
     Attributes:
-        value: the mean over all episodes of the last ten policies; None before the first.
-        reached: by target the env steps and seconds of training; None if not reached yet.
+        value: the mean over all games of the last ten policies; None before the first policy.
+        reached: for each target, the env steps and seconds of training when `value` first
+            reached it; None if it has not yet.
     """
 
     def __init__(self, targets: Sequence[float]) -> None:
@@ -22,7 +23,14 @@ class FinalMetric:
         self._means: deque[tuple[float, int]] = deque(maxlen=NUM_POLICIES)
 
     def add(self, env_steps: int, seconds: float, mean: float, episodes: int) -> None:
-        """Takes in the next policy: its env steps and seconds of training, and its mean score."""
+        """Adds the next policy.
+
+        Args:
+            env_steps: env steps of training before it.
+            seconds: seconds of training before it.
+            mean: its mean score.
+            episodes: the number of games that it played.
+        """
         self._means.append((mean, episodes))
         number = sum(count for _, count in self._means)
         self.value = sum(score * count for score, count in self._means) / number

@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl`: reading its lines, and appending to it."""
+"""The file `metrics.jsonl`: reads its lines and appends new ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LineFile:
-    """Appends lines, each by a single write: a kill leaves whole lines.
+    """A file of JSON lines. Each line is a single write, so a kill leaves complete lines.
 
     Args:
         path: the file; created if it does not exist.
-        keep: returns True if a line of the file stays; an unfinished one at the end never does.
+        keep: returns True for an existing line that is kept. An incomplete last line is dropped.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -33,10 +33,11 @@ class LineFile:
         self._file.truncate(len(kept))
 
     def append(self, line: Mapping[str, float | None]) -> None:
-        """Adds a line; numbers that JSON does not have (NaN, infinities) become null.
+        """Appends a line; numbers that JSON lacks (NaN, infinities) become null.
 
         Raises:
-            OSError: there is no space for it; the file ends with the line before.
+            OSError: the line cannot be written. After a partial write (a full disk), the file
+                ends with the previous line.
         """
         plain = {name: _finite(value) for name, value in line.items()}
         content = json.dumps(plain, allow_nan=False).encode() + b"\n"
@@ -44,7 +45,7 @@ class LineFile:
         if self._file.write(content) != len(content):
             self._file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # A checkpoint that survives a loss of power must not outlive the lines before it.
+        # A checkpoint that survives a power loss must not outlive the lines before it.
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -53,7 +54,10 @@ class LineFile:
 
 
 def read_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the lines of `metrics.jsonl`, which may still grow; none if there is no file."""
+    """Returns the complete lines of `metrics.jsonl`; an empty list if there is no file.
+
+    The run may still be writing to the file.
+    """
     path = run_dir / METRICS_FILE
     if not path.exists():
         return []
@@ -67,7 +71,7 @@ def training_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
-    """Returns True if `line` is a whole line of ours that is kept."""
+    """Returns True for a complete and valid line that `keep` accepts."""
     try:
         return line.endswith(b"\n") and keep(json.loads(line))
     except (ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""The places that a run's lines go to: `metrics.jsonl`, TensorBoard, trackers, the terminal."""
+"""The destinations of a run's lines: `metrics.jsonl`, TensorBoard, trackers, the terminal."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """The places that lines go to. A failure to write is an error in the log, not the run's end.
+    """All destinations of lines. A failed write is logged as an error and does not end the run.
 
     Args:
         run_dir: the run's folder.
         config: the trackers to write to.
-        hyperparameters: plain values, nested or not.
+        hyperparameters: plain values, possibly nested.
         metric: the metric by which TensorBoard compares runs.
-        last_line: env steps of the last line of the training that is kept.
+        last_line: env steps of the last training line that is kept.
         evaluated: env steps of the evaluated policies whose lines are kept.
+
+    Attributes:
+        display: the progress display on standard error.
+
+    Raises:
+        OSError: `metrics.jsonl` or the event file cannot be opened.
     """
 
     def __init__(
@@ -64,7 +70,11 @@ class Outputs:
         self.display = open_display(sys.stderr)
 
     def write(self, line: Line) -> bool:
-        """Writes a line; returns False if the disk had no space for it, and it went nowhere."""
+        """Writes a line to all destinations.
+
+        Returns:
+            False if `metrics.jsonl` could not be written; the line then goes nowhere.
+        """
         try:
             self._lines.append(line)
         except OSError as error:
@@ -77,14 +87,18 @@ class Outputs:
         return True
 
     def show(self, gif: bytes, env_steps: int) -> None:
-        """Shows the film of an evaluated policy in TensorBoard."""
+        """Adds the GIF of an evaluated policy to TensorBoard, if the run writes there."""
         events = self._trackers.get("TensorBoard")
         if isinstance(events, EventFiles):
             with self._reported("TensorBoard"):
                 events.write_animation(gif, env_steps)
 
     def close(self, is_complete: bool) -> None:
-        """Closes files and trackers, and restores the terminal."""
+        """Closes files and trackers, and restores the terminal.
+
+        Args:
+            is_complete: True if the run reached its total env steps.
+        """
         self.display.close()
         self._lines.close()
         for name, tracker in list(self._trackers.items()):
@@ -93,19 +107,19 @@ class Outputs:
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
-        """Logs whatever a tracker raises, and drops the tracker: none works after a failure."""
+        """Logs what a tracker raises and drops the tracker: none works after a failure."""
         try:
             yield
         except Exception as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            logger.error("%s: %s; no more is written there", name, reason)
+            logger.error("%s: %s; this run writes nothing more to it", name, reason)
             self._trackers.pop(name, None)
 
 
 def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
-    """Writes again what TensorBoard hides after `last_line` and `metrics.jsonl` has kept.
+    """Rewrites the lines that TensorBoard hides and `metrics.jsonl` keeps.
 
-    Event files are cut back by env steps alone; lines of evaluated policies may stay.
+    A resume hides all events after `last_line`, whereas lines of evaluated policies may stay.
     """
     for line in read_lines(run_dir):
         env_steps = line["env_steps"]
@@ -118,7 +132,7 @@ def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
 
 
 def _plain(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Plain]]:
-    """Yields dotted names, and values of the types that trackers take."""
+    """Yields dotted names, with values of types that trackers accept."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _plain(value, f"{prefix}{name}.")

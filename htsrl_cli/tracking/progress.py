@@ -1,4 +1,4 @@
-"""The progress of a run, for people: a bar on a terminal, plain log lines anywhere else."""
+"""The progress display of a run: a bar on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Status:
     """The progress of a run.
 
     Attributes:
-        env_steps, total_steps: env steps so far, and at the end.
+        env_steps, total_steps: env steps so far, and at the end of the run.
         env_steps_per_second: the rate of this process; 0 before it is known.
-        mean_return: mean return of the last episodes; None before the first one ended.
+        mean_return: mean raw return of the last 100 games; None before the first one has ended.
     """
 
     env_steps: int
@@ -40,23 +40,22 @@ class Status:
 
 
 class Display(Protocol):
-    """Shows a run's status; `close` is called however the run ends."""
+    """A display of a run's status; `close` is called however the run ends."""
 
     def barrier(self, status: Status) -> None:
-        """Called after every interval."""
+        """Shows the status at a barrier."""
 
     def line(self, status: Status) -> None:
-        """Called after every line of metrics."""
+        """Shows the status after a line of metrics."""
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
 
 
 class TerminalBar:
-    """A bar that is redrawn at every barrier.
+    """A progress bar that is redrawn at every barrier.
 
-    It has no thread of its own that would draw between barriers, and hides the cursor until it is
-    closed.
+    It has no thread that would redraw it between barriers. It hides the cursor until `close`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -76,27 +75,27 @@ class TerminalBar:
         )
 
     def line(self, status: Status) -> None:
-        """Does nothing: the bar has shown it."""
+        """Does nothing: the bar already shows the status."""
 
     def close(self) -> None:
-        """Leaves the bar as it is and shows the cursor again."""
+        """Leaves the bar on the screen and shows the cursor again."""
         self._bar.stop()
 
 
 class PlainLines:
-    """One logged line for every line of metrics."""
+    """A display that logs the status after every line of metrics."""
 
     def barrier(self, status: Status) -> None:
-        """Does nothing: a log of every barrier would be too long."""
+        """Does nothing: logging every barrier would flood the log."""
 
     def line(self, status: Status) -> None:
         """Logs the status."""
         logger.info("%s", status)
 
     def close(self) -> None:
-        """Does nothing: nothing is open."""
+        """Does nothing: there is nothing to close."""
 
 
 def open_display(stream: TextIO) -> Display:
-    """Returns the display that suits `stream`, usually the standard error."""
+    """Returns the display that suits `stream`, usually standard error."""
     return TerminalBar(stream) if stream.isatty() else PlainLines()

@@ -1,8 +1,8 @@
-"""The log of a run: turns what happens at barriers into lines of metrics, and keeps its state.
+"""The log of a run: turns the results of rollouts and updates into lines of metrics.
 
-A line covers a window of intervals. Everything in it outside `time/` is a function of what the
-runner hands in, at barriers only, so that equal runs write equal lines, resumed or not. Evaluated
-policies have lines of their own, in order, which stand where their scores came in.
+A line covers all rollouts since the previous line. Everything in it outside `time/` depends only on
+what the runner reports at barriers, so that equal runs write equal lines, resumed or not. Evaluated
+policies have lines of their own, in order; each is written when its scores arrive.
 """
 
 from __future__ import annotations
@@ -34,20 +34,24 @@ from htsrl_cli.tracking.window import Stopwatch, Window, mean
 
 
 class RunLog:
-    """Collects what happens at barriers and writes it out.
+    """The metrics of a run: collects them at barriers and writes them as lines.
 
-    `metrics.jsonl` and the event files are opened, and on a resume cut back, by the first call of
-    `interval` or `finish`: a process that fails while starting changes nothing. Close the log, or
-    use it as a context manager, so that the terminal is restored however the run ends.
+    The first call of `interval`, `evaluation` or `finish` opens `metrics.jsonl` and the event files
+    and, on a resume, removes the lines that will be written again. A process that fails while it
+    starts changes nothing. Close the log, or use it as a context manager, so that the terminal is
+    restored however the run ends.
 
     Args:
         run_dir: the run's folder.
-        config: the interval between lines, and whether to write event files.
-        hyperparameters: plain values, nested or not, for TensorBoard and other trackers.
+        config: env steps between lines, and the trackers to write to.
+        hyperparameters: plain values, possibly nested, for TensorBoard and other trackers.
         total_steps: env steps at the end of the run.
-        env_steps: where this process begins; more than 0 after a resume.
-        evaluation: whether policies are evaluated, and the scores to reach; None: they are not.
-        clock: seconds on a clock that never goes back.
+        env_steps: env steps at which this process begins; more than 0 after a resume.
+        evaluation: whether policies are evaluated, and the target scores; None if they are not.
+        clock: returns seconds and never goes back.
+
+    Attributes:
+        final_metric: the final metric of the evaluated policies, and the targets it has reached.
     """
 
     def __init__(
@@ -86,31 +90,31 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """The measure that runs are compared by; None before the first episode ended.
+        """The measure by which runs are compared; None before the first game has ended.
 
-        The final metric where policies are evaluated, else the mean raw return of the last 100
-        episodes.
+        It is the final metric if policies are evaluated, otherwise the mean raw return of the last
+        100 games.
         """
         return self.final_metric.value if self._is_evaluated else mean(self._recent)
 
     @property
     def evaluated(self) -> Collection[int]:
-        """Env steps of the policies whose scores have been logged, in order."""
+        """Env steps of the evaluated policies, in the order of their lines."""
         return self._evaluated.keys()
 
     def final_metric_at(self, env_steps: int) -> float | None:
-        """Returns the final metric of the policies up to `env_steps`; None without any."""
+        """Returns the final metric over the policies up to `env_steps`; None if there are none."""
         values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
         return values[-1] if values else None
 
     @property
     def num_episodes(self) -> int:
-        """Episodes that ended since the run began."""
+        """Number of games that have ended since the run began."""
         return self._num_episodes
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the training, with that of earlier processes up to the resume."""
+        """Wall-clock seconds of training, those of earlier processes up to the resume included."""
         return self._stopwatch.seconds()
 
     def interval(
@@ -120,14 +124,14 @@ class RunLog:
         episodes: Sequence[Episode],
         seconds: Mapping[str, float],
     ) -> None:
-        """Takes in an interval, and writes a line where a multiple of `log.interval` is crossed.
+        """Adds a rollout; writes a line if a multiple of `log.interval` has been crossed.
 
         Args:
-            env_steps: at the end of the interval.
-            scalars: logged as means over the window; names may come and go.
-            episodes: those that ended, in order of address.
-            seconds: spent, by name, on average over the workers, or counts; logged divided by
-                the window's wall-clock time, as fractions or rates.
+            env_steps: env steps of the run at the end of the rollout.
+            scalars: values by name, logged as means over the window; names may come and go.
+            episodes: the games that ended in the rollout, in order of step and column.
+            seconds: seconds spent (means over the workers) or counts, by name. Both are logged
+                divided by the window's wall-clock time: as fractions and as rates.
         """
         self._env_steps = env_steps
         self._window.add(scalars, episodes)
@@ -145,15 +149,15 @@ class RunLog:
         episodes: Sequence[Episode],
         animation: bytes | None = None,
     ) -> bool:
-        """Writes a line for an evaluated policy; policies come in order.
+        """Writes the line of an evaluated policy; call it in the order of the policies.
 
         Args:
-            env_steps, seconds: of the training before it.
-            episodes: that it played.
+            env_steps, seconds: env steps and seconds of training before it.
+            episodes: the games that it played.
             animation: a GIF of one of them.
 
         Returns:
-            False if the disk had no space for it; then nothing has changed.
+            False if the line could not be written; the log has then not changed.
         """
         before = copy.deepcopy(self.final_metric)
         line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
@@ -184,14 +188,15 @@ class RunLog:
         self._evaluated[env_steps] = self.final_metric.value
 
     def finish(self) -> None:
-        """Stops the clock and writes a line for what came after the last one, if anything.
+        """Stops the clock and writes a last line if there were rollouts since the previous one.
 
-        For the end of the training only: a run that stops early leaves its window to the resume.
+        Call it at the end of the training only: a run that stops early leaves its open window to
+        the resume.
         """
         self._stopwatch.stop()
         stored = [] if self._outputs else training_lines(self._run_dir)
         if any(line["env_steps"] == self._env_steps for line in stored):
-            # The training had ended before the resume.
+            # The training had already ended before the resume.
             self._last_line = self._env_steps
         if self._env_steps > self._last_line:
             self._write_line()
@@ -210,8 +215,8 @@ class RunLog:
         return State({}, values)
 
     def load_state(self, state: State) -> None:
-        """Continues from `state`; to be called before `interval`."""
-        assert self._outputs is None, "the state comes before the first interval"
+        """Continues from `state`; call it before `interval`, `evaluation` and `finish`."""
+        assert self._outputs is None, "load the state before the first rollout"
         values = state.values
         self._env_steps, self._last_line = values["env_steps"], values["last_line"]
         sums = {name: (total, count) for name, (total, count) in values["sums"].items()}
@@ -221,22 +226,22 @@ class RunLog:
         self._stopwatch.seconds_before = values["seconds"]
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Writes `summary.json`, whole or not at all.
+        """Writes `summary.json` atomically.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file cannot be written.
         """
         summary_file.write_summary(self._run_dir, summary)
 
     def close(self) -> None:
-        """Closes the files and restores the terminal; what is pending is not written."""
+        """Closes the files and restores the terminal; does not write the open window."""
         if self._outputs is not None:
             self._outputs.close(self._env_steps == self._total_steps)
 
     def _open(self) -> Outputs:
         if self._outputs is None:
-            # After the last line, not after the checkpoint: a line that `finish` wrote at the end
-            # of a run must go when the run is extended.
+            # Cut back to the last line, not to the checkpoint: a line that `finish` wrote at the
+            # end of a run must be removed when the run is extended.
             self._outputs = Outputs(
                 self._run_dir,
                 self._config,

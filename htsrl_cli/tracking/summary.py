@@ -13,17 +13,17 @@ SUMMARY_FILE = "summary.json"
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, object]) -> None:
-    """Writes `summary.json`, whole or not at all.
+    """Writes `summary.json` atomically.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file cannot be written.
     """
     text = json.dumps(summary, indent=2) + "\n"
     write_durably(run_dir / SUMMARY_FILE, lambda file: file.write(text.encode()))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Reads `summary.json`; returns an empty dict if the run has not written it yet."""
+    """Returns the content of `summary.json`; an empty dict if the run has not written it yet."""
     path = run_dir / SUMMARY_FILE
     if not path.exists():
         return {}

@@ -14,10 +14,10 @@ from htsrl_cli.config.identity import changes_no_result
 from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC, RECENT_RETURN
 from htsrl_cli.tracking.trackers import run_name
 
-# The types of a hyperparameter that TensorBoard takes.
+# The types of hyperparameters that TensorBoard accepts.
 Plain = bool | int | float | str
 
-# The charts of TensorBoard's page "Custom scalars", by group.
+# The charts of TensorBoard's "Custom scalars" page, by group.
 LAYOUT = {
     "Score": {
         "training, mean of 100 episodes": ["Multiline", [RECENT_RETURN]],
@@ -41,15 +41,16 @@ LAYOUT = {
 
 
 class EventFiles:
-    """Writes scalars, and once the hyperparameters and the layout of the charts that matter.
+    """The TensorBoard events of a run: scalars, hyperparameters and the layout of its charts.
 
-    The latter are written at the run's beginning, or later if it had no event file before.
+    Hyperparameters and layout are written once, by the first process that writes event files.
 
     Args:
-        run_dir: the run's folder; a resume adds a file beside the earlier ones.
+        run_dir: the run's folder; a resume adds a file to the earlier ones.
         hyperparameters: values by dotted name.
         metric: the tag by which TensorBoard compares runs.
-        env_steps: TensorBoard hides what earlier processes wrote after this.
+        env_steps: env steps of the last line that is kept; TensorBoard hides later events of
+            earlier processes.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class EventFiles:
             self._write_hyperparameters(hyperparameters, metric)
 
     def write(self, line: Mapping[str, float | None]) -> None:
-        """Adds the line's scalars and puts them on the disk.
+        """Adds the line's scalars and flushes them to disk; leaves out those that are None.
 
         Raises:
-            OSError: they could not be written.
+            OSError: the file cannot be written.
         """
         env_steps = line["env_steps"]
         for tag, value in line.items():
@@ -75,8 +76,12 @@ class EventFiles:
         self._writer.flush()
 
     def write_animation(self, gif: bytes, env_steps: int) -> None:
-        """Adds a GIF of an evaluated game, which TensorBoard plays."""
-        # A GIF begins with "GIF89a", width and height.
+        """Adds a GIF of an evaluated game, which TensorBoard plays.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        # Width and height (uint16) follow the six bytes "GIF89a".
         width, height = struct.unpack_from("<HH", gif, 6)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         summary = Summary(value=[Summary.Value(tag="eval/game", image=image)])
@@ -84,13 +89,14 @@ class EventFiles:
         self._writer.flush()
 
     def close(self, is_complete: bool) -> None:
-        """Ends the writer's thread."""
+        """Closes the file and ends the writer's thread."""
         self._writer.close()
 
     def _write_hyperparameters(self, values: Mapping[str, Plain], metric: str) -> None:
         rows = "".join(f"|{name}|{value}|\n" for name, value in values.items())
         self._writer.add_text("hyperparameters", f"|key|value|\n|-|-|\n{rows}", 0)
-        # `SummaryWriter.add_hparams` would open a folder of its own, a second run to TensorBoard.
+        # `SummaryWriter.add_hparams` would create a subfolder, which TensorBoard lists as a second
+        # run.
         shown = [name for name in values if not changes_no_result(name)]
         experiment = hp.hparams_config_pb([hp.HParam(name) for name in shown], [hp.Metric(metric)])
         session = hp.hparams_pb({name: values[name] for name in shown}, self._name)

@@ -1,8 +1,8 @@
-"""Weights & Biases and MLflow: a run's lines in two more places, for those who keep them there.
+"""Experiment trackers that can receive a run's lines: Weights & Biases and MLflow.
 
 Server, folder and user are set by these packages' own environment variables, such as WANDB_MODE and
-MLFLOW_TRACKING_URI. A resumed run continues the same entry; lines that it writes again are the same
-lines.
+MLFLOW_TRACKING_URI. A resumed run continues its entry there. It may send some lines a second time;
+their values outside `time/` are the same.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from htsrl_cli.config.sections import LogConfig
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import ConfigError
 
-# Files in the run's folder that keep its identifiers.
+# Files in the run's folder that store the trackers' run ids.
 WANDB_FILE = "wandb_run_id"
 MLFLOW_FILE = "mlflow_run_id"
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Tracker(Protocol):
-    """A service that takes a run's lines."""
+    """A service that receives a run's lines. Its methods may raise any exception."""
 
     def write(self, line: Mapping[str, float | None]) -> None:
-        """Adds the line's figures at its `env_steps`; those that are None are left out."""
+        """Sends the line's values at its `env_steps`; leaves out those that are None."""
 
     def close(self, is_complete: bool) -> None:
-        """Ends the entry of a run that has come to its end, or interrupts it."""
+        """Marks the entry as finished if the run is complete, otherwise as interrupted."""
 
 
 class WandbTracker:
     """A run of Weights & Biases.
 
     Args:
-        project: its name there.
-        run_dir: the run's folder, whose name it gets; W&B's own files go below it.
-        hyperparameters: plain values, nested or not.
+        project: the name of the W&B project.
+        run_dir: the run's folder; it names the W&B run, whose local files are stored in it.
+        hyperparameters: plain values, possibly nested.
     """
 
     def __init__(self, project: str, run_dir: Path, hyperparameters: Mapping[str, object]) -> None:
@@ -55,7 +55,7 @@ class WandbTracker:
             config=dict(hyperparameters),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # Evaluated policies come later than lines of more env steps.
+        # The line of an evaluated policy may follow lines of more env steps.
         self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, line: Mapping[str, float | None]) -> None:
@@ -66,11 +66,11 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run of MLflow; figures are sent by threads of its own.
+    """A run of MLflow, whose own threads send the values.
 
     Args:
-        experiment: its name there; made where there is none.
-        run_dir: the run's folder, whose name it gets.
+        experiment: the name of the MLflow experiment; created if it does not exist.
+        run_dir: the run's folder; it names the MLflow run.
         hyperparameters: values by dotted name.
     """
 
@@ -115,7 +115,10 @@ class MlflowTracker:
         return run_id
 
     def _experiment_id(self, name: str) -> str:
-        """Returns the experiment's id; makes it if there is none, unless another job just did."""
+        """Returns the experiment's id; creates the experiment if it does not exist.
+
+        Another job of a sweep may create it at the same time.
+        """
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(name)
@@ -130,7 +133,7 @@ class MlflowTracker:
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:
-    """Returns the file's content; writes what `make` returns if there is no file."""
+    """Returns the file's content; first writes the result of `make` if there is no file."""
     if not path.exists():
         identifier = make().encode()
         write_durably(path, lambda file: file.write(identifier))
@@ -138,15 +141,15 @@ def _stored(path: Path, make: Callable[[], str]) -> str:
 
 
 def run_name(run_dir: Path) -> str:
-    """Returns the names of the folder and the two above, which tell apart runs of a sweep, too."""
+    """Returns the last three parts of the folder's path, which also differ within a sweep."""
     return "/".join(run_dir.resolve().parts[-3:])
 
 
 def check_packages(config: LogConfig) -> None:
-    """Checks that the packages of the trackers that are asked for are installed.
+    """Checks that the packages of the configured trackers are installed.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: a package is missing.
     """
     for name, package in _PACKAGES.items():
         value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""The events of a run since its last line of metrics: figures of intervals, and time spent."""
+"""The values of a run since its last line of metrics: scalars, ended games, and time spent."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from htsrl_cli.tracking.metric_names import EPISODE_FIGURES, Line
 
 @dataclass
 class Window:
-    """Scalars and episodes of the intervals since the last line.
+    """The scalars and games of all rollouts since the last line.
 
     Attributes:
-        sums: by scalar its sum, and the number of intervals that reported it.
-        episodes: episodes that ended, in the order they were handed in.
+        sums: for each scalar, its sum and the number of rollouts that reported it.
+        episodes: the games that ended, in the order in which they were added.
     """
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
 
     def add(self, scalars: Mapping[str, float], episodes: Sequence[Episode]) -> None:
-        """Takes in an interval."""
+        """Adds the scalars and games of a rollout."""
         for name, value in scalars.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + float(value), count + 1)
@@ -33,7 +33,10 @@ class Window:
         return {name: total / count for name, (total, count) in sorted(self.sums.items())}
 
     def episode_statistics(self) -> Line:
-        """Returns mean, lowest and highest return, training return and length; None without any."""
+        """Returns mean, minimum and maximum of raw return, training return and length.
+
+        They are None if no game has ended.
+        """
         line: Line = {"episode/count": len(self.episodes)}
         for position, name in enumerate(EPISODE_FIGURES):
             values = [episode[position] for episode in self.episodes]
@@ -44,14 +47,14 @@ class Window:
 
 
 class Stopwatch:
-    """Wall-clock figures of this process, and of the run with all processes before it.
+    """Wall-clock measurements of this process, and of the whole run.
 
     Args:
-        clock: seconds on a clock that never goes back.
+        clock: returns seconds and never goes back.
         env_steps: env steps of the run when this process began.
 
     Attributes:
-        seconds_before: seconds that earlier processes trained.
+        seconds_before: seconds of training by earlier processes, up to the resume.
     """
 
     def __init__(self, clock: Callable[[], float], env_steps: int) -> None:
@@ -63,7 +66,7 @@ class Stopwatch:
         self.seconds_before = 0.0
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Takes in the seconds (or counts) of an interval, by name."""
+        """Adds the seconds (or counts) of a rollout, by name."""
         for name, value in seconds.items():
             self._busy[name] = self._busy.get(name, 0.0) + value
 
@@ -72,15 +75,15 @@ class Stopwatch:
         self._stopped = self._clock()
 
     def seconds(self) -> float:
-        """Returns the seconds of the whole run so far."""
+        """Returns the seconds of training so far, earlier processes included."""
         return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:
-        """Returns the rate since this process started."""
+        """Returns the mean rate since this process started; 0 at its start."""
         return _rate(env_steps - self._first_steps, self._now() - self._started)
 
     def line(self, env_steps: int) -> Line:
-        """Returns the figures since the last line, and begins the next window."""
+        """Returns the `time/` values since the last line, and begins the next window."""
         now = self._now()
         elapsed = now - self._line_started
         line: Line = {
@@ -98,7 +101,7 @@ class Stopwatch:
 
 
 def mean(values: Collection[float]) -> float | None:
-    """Returns the mean; None without values."""
+    """Returns the mean; None if there are no values."""
     return sum(values) / len(values) if values else None
 
 

@@ -1,6 +1,6 @@
-"""Shared heartbeat and load counters, one line a worker.
+"""Shared heartbeat and load counters, one line per worker.
 
-The runner and the watcher read them to find hangs and to report load. Free of torch and hydra.
+The watcher reads them to detect hangs, the runner to report load. Imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ import time
 
 from htsrl_cli.storage.memory import ALIGNMENT, Array, Layout, SharedArrays
 
-# Of a worker's line, see `Board`.
+# Cells of a worker's line: time of entry (0 while it waits), busy seconds, time of leaving, passes.
 _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
 class Board:
-    """One line of counters for each worker, which alone writes it."""
+    """The counters of all workers, one line each; only the worker itself writes its line.
+
+    Times are seconds of `time.monotonic`, which all processes of a machine share.
+    """
 
     def __init__(self, num_workers: int) -> None:
-        # A worker's numbers are a cache line of their own: the others write on other cores.
+        # Each line fills a cache line: workers write theirs on different cores.
         layout: Layout = {"lines": ((num_workers, ALIGNMENT // 8), "float64")}
         self._memory = SharedArrays(layout)
 
     def enter(self, worker: int) -> None:
-        """Marks that a worker starts something that may hang; the time before counts as busy."""
+        """Marks the start of work that may hang; if the worker was busy, the time so far counts."""
         now = time.monotonic()
         self._account(worker, now, since=now)
 
     def leave(self, worker: int) -> None:
-        """Marks that a worker goes to wait; the time since `enter` counts as busy."""
+        """Marks that a worker begins to wait; the time since `enter` counts as busy."""
         now = time.monotonic()
         self._account(worker, now, since=0.0)
         self._memory["lines"][worker, _LEFT_AT] = now
@@ -43,17 +46,17 @@ class Board:
         line[_SINCE] = since
 
     def since(self) -> Array:
-        """Returns when each worker entered what it is busy with, [workers]; 0 while it waits."""
+        """Returns when each worker began its present work, float64 [workers]; 0 while it waits."""
         return self._memory["lines"][:, _SINCE].copy()
 
     def left_at(self) -> Array:
-        """Returns when each worker last went to wait, [workers], by `time.monotonic`."""
+        """Returns when each worker last began to wait, float64 [workers]; 0 if it never has."""
         return self._memory["lines"][:, _LEFT_AT].copy()
 
     def num_passes(self) -> int:
-        """Returns the forward passes that all workers have made."""
+        """Returns the number of forward passes of all workers."""
         return int(self._memory["lines"][:, _PASSES].sum())
 
     def busy_s(self) -> Array:
-        """Returns the seconds that each worker has been busy in all, [workers]."""
+        """Returns the total busy seconds of each worker, float64 [workers]."""
         return self._memory["lines"][:, _BUSY_S].copy()

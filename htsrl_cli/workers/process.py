@@ -1,8 +1,8 @@
-"""Worker processes: how they start, how they are told what to do, and how they end.
+"""Workers: how they start, receive commands, and end.
 
-A worker is a spawned process. It ignores stop signals, since stopping is the runner's word;
-it leaves when the runner's process is gone; and it says on SIGUSR1 where it stands. Free of torch
-and hydra: executors import this module.
+A worker is a spawned process or a thread. A worker process ignores stop signals, because the runner
+decides when to stop. It ends when the runner's process is gone, and writes its stack on SIGUSR1.
+Imports neither torch nor hydra, since executors import it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from htsrl_cli.errors import HtsrlError
 
 CONTEXT = multiprocessing.get_context("spawn")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-# How long a worker that was told to stop may take before it is killed.
+# Seconds that a worker may take to stop before it is killed.
 STOP_GRACE_S = 3.0
 _PR_SET_PDEATHSIG = 1
 
@@ -42,22 +42,22 @@ _PR_SET_PDEATHSIG = 1
 class Pipe:
     """A one-way pipe of int32 numbers; both ends can be passed to spawned processes.
 
-    A write of up to 4 KiB is atomic, so that messages of several writers do not mix, and every
-    message is a multiple of `width` numbers, so that a reader gets whole ones.
+    A message is `width` numbers. A write of up to 4 KiB is atomic, so that messages of several
+    writers do not mix, and a reader always gets whole messages.
     """
 
     def __init__(self, width: int = 1) -> None:
         self._reader, self._writer = CONTEXT.Pipe(duplex=False)
         self._width = width
-        # Several readers may be woken for one message; those that come late must not block.
+        # Several readers may wake up for one message; those that come too late must not block.
         os.set_blocking(self._reader.fileno(), False)
 
     def fileno(self) -> int:
-        """The reading end's descriptor, to wait for."""
+        """Returns the descriptor of the reading end, so that the pipe can be waited for."""
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """Reads the numbers of at most `most` messages; none when another reader was faster."""
+        """Reads at most `most` messages and returns their numbers; empty if none is there."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -66,7 +66,7 @@ class Pipe:
         return numbers
 
     def write(self, numbers: Sequence[int]) -> None:
-        """Sends messages; waits while the pipe is full."""
+        """Sends the numbers of one or more messages; blocks while the pipe is full."""
         data = np.array(numbers, np.int32).tobytes()
         chunk = 4096 - 4096 % (4 * self._width)
         for start in range(0, len(data), chunk):
@@ -78,13 +78,14 @@ class Worker:
     """The runner's view of a worker: a process, or a thread of this one.
 
     Attributes:
-        index: its cell on the board.
-        timeout_s: how long it may be busy with one thing.
-        host: what runs it.
-        sentinel: readable once it has ended.
-        control: commands to it, results from it; only the main thread reads.
-        stack: where a process writes its stack when it crashes or is asked to.
-        owes: it has a command and its answer has not been read.
+        name: its role and index, for messages.
+        index: its line of the board.
+        timeout_s: seconds that one piece of work may take before the worker counts as hung.
+        host: the process or thread that runs it.
+        sentinel: becomes readable when it ends.
+        control: sends commands to it and receives its answers; only the main thread reads.
+        stack: the file to which a process writes its stack when it crashes or gets SIGUSR1.
+        owes: True from a command until its answer has been read.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Worker:
     owes: bool = False
 
     def send(self, command: str, *args: object) -> None:
-        """Gives a command; that the worker is gone shows when the answer is waited for."""
+        """Sends a command; if the worker is gone, only waiting for the answer reports it."""
         self.owes = True
         with suppress(OSError):
             self.control.send((command, *args))
@@ -106,7 +107,7 @@ class Worker:
 def start_process(
     name: str, index: int, timeout_s: float, main: Callable[..., None], *args: object
 ) -> Worker:
-    """Spawns a process that runs `main(control, index, *args)`; see `Worker`."""
+    """Spawns a process that runs `main(control, index, *args)`."""
     ours, theirs = CONTEXT.Pipe()
     stack = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     process = CONTEXT.Process(
@@ -115,7 +116,7 @@ def start_process(
         args=(main, theirs, _InheritedFile(stack.fileno()), index, args),
         daemon=True,
     )
-    # The first process starts multiprocessing's tracker, too, which would lift the block.
+    # Starting multiprocessing's resource tracker unblocks signals, so it must already run.
     resource_tracker.ensure_running()
     with _stop_signals_held():
         process.start()
@@ -125,11 +126,12 @@ def start_process(
 
 @contextmanager
 def _stop_signals_held() -> Iterator[None]:
-    """Stop signals wait for the end of the block.
+    """Delays stop signals until the end of the `with` block.
 
-    A process that is started in it inherits that until it ignores them. This one must not end
-    before it has told the other what to do. For that the mask is not enough: other threads (BLAS
-    has some) take the signal, and Python runs its handler in the main thread all the same.
+    A process that is started in the block inherits the blocked signals until it ignores them. This
+    process must not end before it has passed the new process its arguments. Blocking the signals is
+    not enough for that: another thread (of BLAS, for example) may receive one, and Python would run
+    the handler in the main thread all the same.
     """
     caught: list[int] = []
 
@@ -151,7 +153,7 @@ def _stop_signals_held() -> Iterator[None]:
 def start_thread(
     name: str, index: int, timeout_s: float, main: Callable[..., None], *args: object
 ) -> Worker:
-    """Runs `main(control, index, *args)` in a thread of this process; see `Worker`."""
+    """Starts a thread of this process that runs `main(control, index, *args)`."""
     ours, theirs = CONTEXT.Pipe()
     ended, end = CONTEXT.Pipe(duplex=False)
 
@@ -159,7 +161,7 @@ def start_thread(
         try:
             main(theirs, index, *args)
         except Exception as error:
-            # The runner may have given up on it: then nobody is left to be told.
+            # The runner may have closed the connection after giving up on this worker.
             with suppress(OSError):
                 theirs.send(("error", error if isinstance(error, HtsrlError) else _traceback()))
         finally:
@@ -175,7 +177,7 @@ def _traceback() -> str:
 
 
 class _InheritedFile:
-    """A descriptor that a spawned process inherits."""
+    """A file descriptor that a spawned process inherits."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -191,14 +193,14 @@ def _detach(fd: Any) -> int:
 def _process_main(
     main: Callable[..., None], control: Connection, stack_fd: int, index: int, args: tuple[Any, ...]
 ) -> None:
-    """Runs a worker; what it raises goes to the runner as text."""
+    """Runs a worker; sends what it raises to the runner, as an `HtsrlError` or as a traceback."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     faulthandler.enable(stack_fd)
     faulthandler.register(signal.SIGUSR1, stack_fd)
     _leave_with_parent()
-    # The name that ps and top show.
+    # Sets the name that ps and top show.
     with suppress(OSError):
         Path("/proc/self/comm").write_text(multiprocessing.current_process().name)
     try:
@@ -213,12 +215,12 @@ def _say_last_words(control: Connection, words: object) -> None:
     with suppress(OSError):
         control.send(("error", words))
     logging.shutdown()
-    # Skips interpreter shutdown, which could block in the environment's own clean-up.
+    # Skips the interpreter's shutdown, which could block in an environment's own cleanup.
     os._exit(1)
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent's ends, even inside a call that never returns."""
+    """Makes this process end with its parent, even inside a call that never returns."""
     ask_to_end_with_parent()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -231,17 +233,21 @@ def _leave_with_parent() -> None:
 
 
 def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Has the kernel send `signum` when the thread that started this process ends; Linux only."""
+    """Asks the kernel to send `signum` when the thread that started this process ends.
+
+    Does nothing on other systems than Linux.
+    """
     if sys.platform == "linux":
         with suppress(OSError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
 
 
 def settle_in_launcher() -> None:
-    """Makes a process that a launcher of a sweep (joblib) started fit for a run.
+    """Prepares a process that a sweep's launcher (joblib) has started for a run.
 
-    Where the sweep is killed, the run stops as if it had been asked to. And the launcher's own
-    start method, which processes would hand on to those they start, is unknown to ours.
+    If the sweep is killed, the run receives SIGTERM and stops with a checkpoint. The start method
+    is set to "spawn", since our worker processes do not know joblib's own one, which they would
+    inherit.
     """
     if multiprocessing.current_process().name != "MainProcess":
         ask_to_end_with_parent(signal.SIGTERM)
@@ -249,14 +255,20 @@ def settle_in_launcher() -> None:
 
 
 def leave_launcher(status: int) -> None:
-    """Ends a process that a launcher started; joblib would catch an exit and wait for more jobs."""
+    """Ends a process that a launcher has started; joblib would catch `SystemExit` and go on."""
     if multiprocessing.current_process().name != "MainProcess":
         logging.shutdown()
         os._exit(status)
 
 
 def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
-    """Ends all workers and waits for them: asked first where `gracefully`, killed otherwise."""
+    """Ends all workers and waits for them.
+
+    Args:
+        workers: the workers to end.
+        gracefully: asks processes to stop and kills those that have not after `STOP_GRACE_S`;
+            otherwise kills them at once. Threads are always asked.
+    """
     for worker in workers:
         if gracefully or isinstance(worker.host, threading.Thread):
             worker.send("stop")
@@ -266,7 +278,7 @@ def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
         if isinstance(worker.host, SpawnProcess) and worker.host.is_alive():
             worker.host.kill()
     for worker in workers:
-        # A thread that hangs cannot be ended; it goes with this process.
+        # A hung thread cannot be ended; it lives as long as this process.
         worker.host.join(STOP_GRACE_S)
         worker.control.close()
         worker.stack.close()

@@ -1,9 +1,9 @@
-"""Sets who goes first where roles compete for a core; on Linux, without privileges.
+"""Thread priorities for roles that compete for a core; on Linux, without privileges.
 
-Executors and actors wait for each other, the learner for nobody: where they go first, the slot is
-filled early, and what is left of learning fills all cores by itself. Actors on a GPU need the
-processor for an instant only, and all executors wait for them: there, executors stand back, too.
-Free of torch and hydra.
+Executors and actors wait for each other, while the learner waits for nobody. With priority for
+executors and actors, the slot is filled early, and the learner then has all cores. Actors on a GPU
+need a core only for an instant while all executors wait for them: there, executors have a low
+priority, too. Imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import sys
 import threading
 from pathlib import Path
 
-# Of the learner's threads on a processor, and of executors where actors are on a GPU.
+# Niceness of the learner's threads on a CPU, and of executors if actors are on a GPU.
 _BACKGROUND_NICE = 10
-# The shortest slice that the kernel grants.
+# The shortest time slice that the kernel grants, in nanoseconds.
 _SHORT_SLICE_NS = 100_000
-# glibc has no function for this call.
+# System call numbers: glibc has no wrapper for sched_setattr.
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 class _SchedAttr(ctypes.Structure):
-    """`struct sched_attr`, see sched_setattr(2)."""
+    """The C structure `sched_attr`; see sched_setattr(2)."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),
@@ -39,7 +39,7 @@ class _SchedAttr(ctypes.Structure):
 
 
 def stay_in_background() -> None:
-    """Has this thread stand back where it competes with others; a nicer one stays as it is."""
+    """Lowers this thread's priority to niceness 10; keeps a niceness that is already higher."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         niceness = max(_BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
@@ -47,11 +47,11 @@ def stay_in_background() -> None:
 
 
 def wake_promptly() -> None:
-    """Has this thread run as soon as it is woken, for less at a time; its share stays the same.
+    """Asks for short time slices, so that this thread runs as soon as it wakes up.
 
-    Whoever is running otherwise keeps the core for a slice of some milliseconds, which is an env
-    step of several environments. A thread with a short slice does not wait for that (Linux 6.12;
-    older kernels take the request and ignore it).
+    Its share of the processor stays the same. Otherwise, the running thread would keep its core for
+    a slice of several milliseconds, the time of several env steps. This works from Linux 6.12 on;
+    older kernels ignore the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -59,12 +59,12 @@ def wake_promptly() -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     size = ctypes.sizeof(_SchedAttr)
     attributes = _SchedAttr(size, os.SCHED_OTHER, 0, nice, 0, _SHORT_SLICE_NS, 0, 0)
-    # A sandbox may forbid the call: then things are as they were.
+    # The result is not checked: a sandbox may forbid the call, and the run then goes on without.
     ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)
 
 
 def core_wait_s(pid: int) -> float:
-    """Returns the seconds that a process's main thread waited for a core; 0 where it is unknown."""
+    """Returns the seconds that a process's main thread has waited for a core; 0 if unknown."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):

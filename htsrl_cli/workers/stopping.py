@@ -1,7 +1,7 @@
-"""Stop signals: the first asks the run to end at its next barrier, the second ends it at once.
+"""Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-Slurm and submitit announce the end of a job's time by SIGUSR2. Where submitit has a handler for it,
-which queues the job again, that is called once the checkpoint is written.
+Slurm and submitit announce the end of a job's time by SIGUSR2. If submitit has installed a handler,
+which requeues the job, it is called once the checkpoint has been written.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from htsrl_cli.workers.process import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# Whoever stops a process may signal it and then its whole group, as timeout(1) does: signals
-# that come so close together are one.
+# Seconds within which signals count as one: timeout(1), for example, signals the process and then
+# its whole group.
 ONE_SIGNAL_S = 0.5
 
 
 class StopSignals:
-    """While entered, stop signals are noted instead of raised; main thread only.
+    """A context manager that records the first stop signal; for the main thread only.
 
     Args:
-        grace_s: how long the interval under way may take after a signal.
+        grace_s: seconds that the present rollout may take after the signal.
 
     Attributes:
-        signum: the signal that asked for a stop; None so far.
+        signum: the first stop signal; None before.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -44,21 +44,21 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        # A failure is reported instead.
+        # If the run has failed, the job must not be requeued.
         stopped = kind is None or issubclass(kind, SystemExit)
         if stopped and self.signum == signal.SIGUSR2 and callable(self._previous[signal.SIGUSR2]):
             signal.raise_signal(signal.SIGUSR2)
 
     def check(self) -> None:
-        """Ends the run without a further checkpoint once the grace is over.
+        """Ends the run without another checkpoint if `grace_s` has passed since the signal.
 
         Raises:
-            SystemExit: with the exit status of the signal.
+            SystemExit: with 128 plus the number of the signal.
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(
-                "the interval did not end within runner.stop_grace_s=%g; "
-                "resume goes on from the last checkpoint",
+                "the rollout did not end within runner.stop_grace_s=%g; "
+                "a resume continues from the last checkpoint",
                 self._grace_s,
             )
             raise SystemExit(128 + (self.signum or 0))
@@ -71,6 +71,6 @@ class StopSignals:
             return
         self.signum, self._signalled = signum, now
         logger.info(
-            "%s: stopping after this interval; a second signal stops at once",
+            "%s: stopping after this rollout; a second signal stops at once",
             signal.Signals(signum).name,
         )

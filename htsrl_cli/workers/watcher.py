@@ -1,6 +1,6 @@
-"""The watch on workers: notices one that dies, raises or hangs, and finds out why.
+"""The watcher: detects workers that die, raise or hang, and finds out why.
 
-Free of torch and hydra.
+Imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import CONTEXT, Worker
 from htsrl_cli.workers.scheduling import core_wait_s
 
-# How often hangs are looked for, and how long a hung worker has to write its stack.
+# Seconds between two checks, and seconds that a hung worker has to write its stack.
 WATCH_PERIOD_S = 0.25
 STACK_GRACE_S = 1.0
 NO_STACK = "  (no answer: it is stopped, or stuck in the kernel)"
-# Until a worker is busy for the first time it loads its libraries, which takes a loaded machine
-# many seconds.
+# A worker first loads its libraries, which may take many seconds on a loaded machine.
 START_TIMEOUT_S = 300.0
 
 
 class Watcher:
-    """A thread that notices within a moment when a worker dies or hangs.
+    """A thread that detects dead and hung workers.
 
-    The learner keeps the main thread busy for seconds: it calls `check` between minibatches, and
-    whoever waits for workers waits for `failed`, too.
+    The learner keeps the main thread busy for seconds. Therefore it calls `check` between
+    minibatches, and code that waits for workers also waits for `failed`.
 
-    A worker hangs that is busy with one thing for longer than its timeout. And where no worker is
-    busy for that long although one owes an answer, there is one that does not wake up, or lost
-    what it was told: it was stopped while it waited, for example.
+    A worker hangs if one piece of work takes longer than its timeout. The workers stall if one owes
+    an answer and none has been busy for the shortest of their timeouts. One of them has then missed
+    a message, or does not wake up: it was stopped while it waited, for example.
 
     Args:
-        workers: one with several cells on the board is named once for each, with the same name.
-        stand_back: the workers hardly get a core where others want it; a tenth of the time that
-            they wait for one counts.
+        workers: a worker with several lines on the board appears once for each, with the same name.
+        board: the workers' counters.
+        stand_back: True if the workers have a low priority. Only a tenth of the time that they wait
+            for a core then counts towards their timeouts.
 
     Attributes:
-        failed: readable once a worker has failed.
-        hang: the error of the worker that hangs; None so far.
+        failed: becomes readable when a worker has failed.
+        hang: the error for a hang or a stall; None if there is none.
     """
 
     def __init__(self, workers: Iterable[Worker], board: Board, stand_back: bool = False) -> None:
@@ -59,8 +59,8 @@ class Watcher:
         self._stand_back = stand_back
         self._core_wait_s = self._total_core_wait_s()
         self._since, self._busy_s = board.since(), board.busy_s()
-        # Seconds since the worker began or ended something. They are counted from look to look:
-        # a pause of the whole run (Ctrl-Z) is no hang.
+        # Seconds since a worker last began or finished something. They are summed from check to
+        # check, with a limit for each, so that a pause of the whole run (Ctrl-Z) is no hang.
         self._still_s = np.zeros(len(self._since))
         self._dead: list[Worker] = []
         self.hang: WorkerError | None = None
@@ -70,24 +70,28 @@ class Watcher:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises the error of the worker that failed, if any; only in the main thread."""
+        """Raises the error of a failed worker, if there is one; for the main thread only.
+
+        Raises:
+            HtsrlError: a worker has failed.
+        """
         if self.hang is not None:
             raise self.hang
         if self._dead:
             raise _cause_of_death(self._dead)
 
     def receive(self, worker: Worker, command: str) -> Any:
-        """Returns the worker's answer to `command`; only in the main thread.
+        """Waits for the worker's answer to `command` and returns it; for the main thread only.
 
         Raises:
-            HtsrlError: the worker failed instead.
+            HtsrlError: the worker raised it, or a worker died or hangs.
         """
         if worker.control not in connection.wait([worker.control, self.failed]):
             self.check()
         try:
             answer, *results = worker.control.recv()
         except (EOFError, OSError):
-            # It is gone without a word: the watcher knows how.
+            # The worker died without a message; the watcher finds out how.
             connection.wait([self.failed])
             self.check()
             raise
@@ -98,7 +102,7 @@ class Watcher:
         return results[0] if results else None
 
     def stop(self) -> None:
-        """Ends the watch; workers may then end without that being a failure."""
+        """Ends the thread; workers that end from now on are no failures."""
         self._close.close()
         self._thread.join()
 
@@ -119,14 +123,14 @@ class Watcher:
     def _look_at_board(self, elapsed_s: float) -> None:
         since, busy_s = self._board.since(), self._board.busy_s()
         moved = (since != self._since) | (busy_s != self._busy_s)
-        # Nobody owes anything: what is asked for next has all its time.
+        # While no worker owes an answer, the timeout of the next command has not begun.
         resting = (since == 0) & (not any(worker.owes for worker in self._workers))
         counted_s = max(elapsed_s - self._new_core_wait_s(), 0.1 * elapsed_s)
         self._still_s = np.where(moved | resting, 0.0, self._still_s + counted_s)
         self._since, self._busy_s = since, busy_s
 
     def _new_core_wait_s(self) -> float:
-        """Seconds since the last call that workers which stand back have waited for a core."""
+        """Returns the seconds that low-priority workers waited for a core since the last call."""
         before, self._core_wait_s = self._core_wait_s, self._total_core_wait_s()
         return self._core_wait_s - before
 
@@ -139,19 +143,22 @@ class Watcher:
         return sum(core_wait_s(pid) for pid in pids if pid is not None)
 
     def _find_hang(self) -> WorkerError | None:
-        """A worker that is busy with one thing for too long."""
+        """Returns the error for a worker whose work exceeds its timeout, if there is one."""
         for worker in self._workers:
             still_s = self._still_s[worker.index]
             if self._since[worker.index] and still_s > worker.timeout_s:
                 return WorkerError(
                     f"{worker.name} hangs: busy with one thing for {still_s:.1f} s, more than its "
-                    f"timeout of {worker.timeout_s:g} s; it stands at\n"
+                    f"timeout of {worker.timeout_s:g} s; its stack:\n"
                     f"{_ask_for_stack(worker) or NO_STACK}"
                 )
         return None
 
     def _find_stall(self) -> WorkerError | None:
-        """All workers wait although one has something to do; blames those that do not react."""
+        """Returns the error for a stall: all workers wait although one owes an answer.
+
+        It names the workers that do not write their stacks, or all workers if each of them does.
+        """
         still_s = float(self._still_s.min())
         if self._since.any() or still_s <= self._stall_timeout_s():
             return None
@@ -160,7 +167,7 @@ class Watcher:
         stacks = {worker.name: _ask_for_stack(worker) for worker in self._workers}
         deaf = {name: NO_STACK for name, stack in stacks.items() if not stack}
         blamed = deaf or stacks
-        where = "\n".join(f"{name} stands at\n{stack}" for name, stack in blamed.items())
+        where = "\n".join(f"stack of {name}:\n{stack}" for name, stack in blamed.items())
         return WorkerError(
             f"{', '.join(blamed)} hangs: there is work to do and no worker has done anything for "
             f"{still_s:.1f} s\n{where}"
@@ -173,7 +180,7 @@ class Watcher:
 
 
 def _cause_of_death(dead: list[Worker]) -> HtsrlError:
-    """Returns what is known of the workers that ended, from one that said why if there is one."""
+    """Returns the error that a dead worker has sent, or else what is known about its end."""
     for worker in dead:
         with suppress(EOFError, OSError):
             while worker.control.poll():
@@ -196,7 +203,10 @@ def _as_error(worker: Worker, words: HtsrlError | str) -> HtsrlError:
 
 
 def _ask_for_stack(worker: Worker) -> str:
-    """A hung worker's stack, by `faulthandler` even inside C code; empty without an answer."""
+    """Returns a hung worker's stack; empty if it does not answer.
+
+    `faulthandler` writes it, even inside C code.
+    """
     if isinstance(worker.host, threading.Thread):
         return _thread_stack(worker.host)
     with suppress(OSError):

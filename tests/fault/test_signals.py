@@ -22,7 +22,7 @@ STUCK = (
     ENDLESS,
 )
 STUCK_STEPS = 2 * STEPS_PER_INTERVAL
-STOPPING = "stopping after this interval"
+STOPPING = "stopping after this rollout"
 
 
 def test_interrupt_finishes_the_interval_and_resumes(

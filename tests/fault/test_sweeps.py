@@ -198,7 +198,7 @@ def test_timeout_of_a_batch_system(
         process.send_signal(signal.SIGUSR2)
     assert run.wait() == 0, run.stderr
     said = (run.folder / "train.log").read_text()
-    assert "SIGUSR2: stopping after this interval" in said
+    assert "SIGUSR2: stopping after this rollout" in said
     assert "resumed at" in said
     assert fingerprint(run.folder) == uninterrupted
 

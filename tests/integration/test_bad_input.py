@@ -396,11 +396,11 @@ def test_environment_that_cannot_be_used(htsrl: Htsrl, tmp_path: Path, name: str
     [
         (
             ["env=football/academy_3_vs_1_with_keeper", "env.num_left_players=5"],
-            "env.num_left_players=5: academy_3_vs_1_with_keeper lets at most 4",
+            "env.num_left_players=5: at most 4 can be controlled on this side",
         ),
         (
             ["env=football/1_vs_1_easy", "env.num_right_players=2"],
-            "env.num_right_players=2: 1_vs_1_easy lets at most 1",
+            "env.num_right_players=2: at most 1 can be controlled on this side",
         ),
     ],
 )

@@ -319,7 +319,7 @@ def test_possession_ends_where_the_scenario_says_so() -> None:
 def test_more_players_than_can_be_controlled(
     scenario: str, left: int, right: int, key: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}=.*lets at most") as error:
+    with pytest.raises(ConfigError, match=f"^{key}=.*at most") as error:
         make_env(sections.football(scenario, num_left_players=left, num_right_players=right), 0)
     assert "\n" not in str(error.value)
 

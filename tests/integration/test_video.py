@@ -180,7 +180,7 @@ def test_animation_shows_the_beginning_at_the_same_pace(tmp_path: Path) -> None:
             seconds += gif.info["duration"] / 1000
         assert gif.n_frames >= 20
     assert seconds == pytest.approx(45 / 15, rel=0.1)
-    with pytest.raises(OSError, match="holds no video"):
+    with pytest.raises(OSError, match="contains no video"):
         animation(tmp_path / "none.mp4")
 
 
@@ -278,9 +278,9 @@ def test_who_is_controlled_and_who_has_the_ball_is_marked() -> None:
     ("config", "words"),
     [
         (sections.synthetic("count"), "this environment cannot be rendered"),
-        (sections.gym("Blind-v0"), "Blind-v0 cannot be pictured: it has no render mode rgb_array"),
-        (sections.gym("Liar-v0"), "Liar-v0 cannot be pictured: what it renders is no uint8"),
-        (sections.gym("Lacking-v0"), "Lacking-v0 cannot be pictured: pip install paint"),
+        (sections.gym("Blind-v0"), "Blind-v0 cannot be rendered: it has no render mode rgb_array"),
+        (sections.gym("Liar-v0"), r"Liar-v0 cannot be rendered: its render\(\) does not"),
+        (sections.gym("Lacking-v0"), "Lacking-v0 cannot be rendered: pip install paint"),
     ],
 )
 def test_what_has_no_picture_is_refused_in_one_line(

@@ -1,9 +1,9 @@
-"""What the learner has to compute, written down a second time: slowly, in float64, in loops.
+"""Slow float64 references for the learner, which compute its updates in loops.
 
-Nothing of the learner is used: networks are matrix products, targets follow their definitions,
-clipping and optimizers are written out. Also the random slots to learn from.
+They use nothing of the learner: networks are matrix products, targets follow their definitions,
+clipping and optimizers are written out. The module also makes the random slots for the tests.
 
-Shapes: T steps, B columns, N rows of a batch, A actions.
+Shapes: T env steps, B columns, N rows of a batch, A actions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests import sections
 T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
 SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))
 IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", (NUM_ACTIONS,)))
-# Perceptrons of one small layer; a convolutional network for images that are large enough.
+# Perceptrons with one small layer for vectors; a convolutional network for images.
 NETWORK = sections.network(hidden_sizes=(7,))
 A2C = sections.a2c(learning_rate=1e-2, max_grad_norm=0.05, rmsprop_eps=1e-3)
 PPO = sections.ppo(
@@ -45,7 +45,10 @@ Theta = dict[str, Tensor]
 
 
 def make_slot(spec: EnvSpec, seed: int) -> Slot:
-    """Random experience with every kind of end; log-probabilities and values are random, too."""
+    """Returns a slot of random experience with every kind of end.
+
+    Log-probabilities and values are random, too.
+    """
     rng = np.random.default_rng(seed)
     layout = {field.name: field.layout(T, B) for field in slot_fields(spec)}
     arrays: dict[str, Array] = {n: np.zeros(shape, dtype) for n, (shape, dtype) in layout.items()}
@@ -66,7 +69,7 @@ def make_slot(spec: EnvSpec, seed: int) -> Slot:
 
 
 def network(theta: Theta, obs: Array) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of all actions [N, A] and values [N] of two tanh perceptrons."""
+    """Returns all actions' log-probabilities [N, A] and the values [N] of two tanh perceptrons."""
     x = torch.tensor(obs, dtype=torch.float64)
 
     def perceptron(trunk: str, head: str) -> Tensor:
@@ -97,13 +100,13 @@ def clipped(gradients: Theta, max_norm: float) -> Theta:
 def row_by_row(
     slot: Slot, targets: Callable[[int, int], tuple[float, float]]
 ) -> tuple[Array, Array]:
-    """Advantages and returns [T, B] from what `targets(t, c)` says of each."""
+    """Returns advantages and returns, [T, B], from the pairs that `targets(t, c)` returns."""
     both = np.array([[targets(t, c) for c in range(B)] for t in range(T)])
     return both[..., 0], both[..., 1]
 
 
 def follow(slot: Slot, t: int, c: int) -> float:
-    """The behaviour policy's value of what comes after step t; 0 after a termination."""
+    """Returns the behavior policy's value of what follows step t; 0 after a termination."""
     if slot.terminated[t, c]:
         return 0.0
     if slot.truncated[t, c]:
@@ -116,7 +119,7 @@ def ended(slot: Slot, t: int, c: int) -> bool:
 
 
 class A2cReference:
-    """Eq. 6: the gradient at `at`, on data that `at` collected, applied by RMSprop to θ[j]."""
+    """A2C by Eq. 6: takes the gradient at `at`, which acted, and applies it to θ[j] by RMSprop."""
 
     def __init__(self, config: A2cConfig, theta: Theta) -> None:
         self.config = config
@@ -159,10 +162,10 @@ class A2cReference:
 
 
 class PpoReference:
-    """The clipped objective in epochs of shuffled minibatches, applied by Adam.
+    """PPO: the clipped objective in epochs of shuffled minibatches, applied by Adam.
 
-    Where the configuration reevaluates, the slot is first given the log-probabilities and values
-    of the policy that the update starts from.
+    If the configuration reevaluates, the slot first gets the log-probabilities and values of the
+    policy from which the update starts.
     """
 
     def __init__(self, config: PpoConfig, theta: Theta, num_updates: int) -> None:
@@ -248,7 +251,7 @@ class PpoReference:
 
 
 def reevaluated(slot: Slot, theta: Theta) -> Slot:
-    """The slot with the log-probabilities and values of the policy θ, final ones apart."""
+    """Returns the slot with log-probabilities and values of the policy θ; final values stay."""
     log_probs, values = np.empty((T, B)), np.empty((T + 1, B))
     for t in range(T + 1):
         log_p, v = network(theta, slot.obs[t])
@@ -259,13 +262,13 @@ def reevaluated(slot: Slot, theta: Theta) -> Slot:
 
 
 def collect(theta: Theta, seed: int) -> Slot:
-    """A slot whose log-probabilities and values are those of the policy θ that collected it."""
+    """Returns a slot with the log-probabilities and values of the policy θ that collected it."""
     slot = make_slot(SPEC, seed)
     said = reevaluated(slot, theta)
     slot.log_probs[:], slot.values[:] = said.log_probs, said.values
     rng = np.random.default_rng(seed)
     for t in range(T):
-        # The last observation of a truncated episode is in no slot; its value is.
+        # The last observation of a truncated episode is in no slot, but its value is.
         final = network(theta, rng.standard_normal((B, OBS)))[1].numpy()
         slot.final_values[t] = np.where(slot.truncated[t], final, 0.0)
     return slot

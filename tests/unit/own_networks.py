@@ -1,4 +1,4 @@
-"""Networks as a user would bring them, by `network.name=tests.unit.own_networks:NAME`."""
+"""Networks as users would write them, chosen by `network.name=tests.unit.own_networks:NAME`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from htsrl_cli.envs.base import EnvSpec
 
 
 class BufferedNet(nn.Module):
-    """One layer for vectors; its features are scaled by a buffer, and another one counts."""
+    """A network with one layer for vectors; one buffer scales its features, another one counts."""
 
     scale: Tensor
     count: Tensor
@@ -28,7 +28,7 @@ class BufferedNet(nn.Module):
 
 
 class DrawingNet(nn.Module):
-    """Has layers that torch initialises by itself, with numbers of its global generator."""
+    """A network whose layers torch initializes from its global generator."""
 
     num_features = 4
 
@@ -43,5 +43,5 @@ class DrawingNet(nn.Module):
 
 
 def no_trunk(config: OwnNetworkConfig, spec: EnvSpec) -> nn.Module:
-    """Lacks `num_features`."""
+    """Returns a module without the required attribute `num_features`."""
     return nn.Identity()

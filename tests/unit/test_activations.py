@@ -1,4 +1,4 @@
-"""Layers whose outputs are cached have the gradients of layers that are computed."""
+"""Tests that layers with cached outputs have the gradients of layers that compute them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _torch_as_in_a_run() -> None:
 def test_gradients_are_those_of_a_network_that_computes(
     shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    """Bit for bit: the same backward operations on the same numbers."""
+    # Bit for bit: the backward operations and their inputs are the same.
     torch.manual_seed(0)
     cnn = NatureCnn(*shape).to(dtype)
     obs = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
@@ -66,7 +66,7 @@ def test_arrays_hold_the_bits_of_outputs(dtype: torch.dtype) -> None:
 def kept(
     spec: EnvSpec, algo: AlgoConfig, actors: str = "fp32", learner: str = "fp32"
 ) -> list[ArrayType]:
-    """What is kept with these precisions."""
+    """Returns the layout of the activations that are kept with these precisions."""
     config = sections.train(
         algo=algo,
         actors=sections.actors(device="cpu", precision=actors),
@@ -91,7 +91,7 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
 
 
 def test_activations_are_not_kept_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PPO differentiates at newer parameters; perceptrons cost next to nothing."""
+    # PPO differentiates at newer parameters, and a perceptron's forward pass is cheap.
     assert kept(PIXELS, sections.a2c(), "fp32", "bf16") == []
     assert kept(PIXELS, sections.ppo()) == []
     assert kept(VECTORS, sections.a2c()) == []

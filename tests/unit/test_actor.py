@@ -1,6 +1,6 @@
-"""Inference: what a column is answered depends on the column, never on its company.
+"""Tests of inference: a column's answers depend only on the column, not on the rest of the batch.
 
-All comparisons here are of bits.
+All comparisons are bit by bit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _torch_as_in_a_run() -> None:
 def make_setup(
     spec: EnvSpec, precision: str = "fp32", *, batch: int = 4, fixed_rows: bool = False
 ) -> InferenceSetup:
-    """Activations are kept wherever there are any."""
+    """Returns a setup that keeps activations whenever the network has any."""
     network, algo = sections.network(), sections.a2c()
     return InferenceSetup(
         spec, network, algo, batch, fixed_rows, "cpu", precision, keeps_activations=True
@@ -59,7 +59,7 @@ def make_setup(
 
 
 def random_policy(spec: EnvSpec) -> ActorCritic:
-    """An initial one, with a policy head that prefers something."""
+    """Returns an initial policy whose policy head is scaled up to have clear preferences."""
     (policy,) = initial_policies(spec, sections.network(), sections.a2c(), seed=0)
     assert isinstance(policy, ActorCritic)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def random_policy(spec: EnvSpec) -> ActorCritic:
 
 
 def random_parameters(spec: EnvSpec) -> dict[str, Array]:
-    """Those of `random_policy`, by their names in a run."""
+    """Returns the parameters of `random_policy`, by their names in a run."""
     state = nn.ModuleList([random_policy(spec)]).state_dict()
     return {name: tensor.contiguous().numpy() for name, tensor in state.items()}
 
@@ -96,7 +96,7 @@ class Stage:
         self.actor = Actor(setup, self.ring, self.parameters, Board(1), 0)
 
     def answers(self, parts: Sequence[Sequence[Request]]) -> dict[str, bytes]:
-        """Serves requests, one part after the other; returns what the actor wrote."""
+        """Serves the parts one after the other; returns what the actor has written."""
         for part in parts:
             self.actor.serve(part)
         names = ("actions", "log_probs", "values", "versions", "final_values")
@@ -106,7 +106,7 @@ class Stage:
 
 
 def in_parts(seed: int) -> list[list[Request]]:
-    """All requests, in a random order, in parts of random sizes."""
+    """Returns all requests in a random order, in parts of random sizes."""
     rng = np.random.default_rng(seed)
     order = [EVERYTHING[i] for i in rng.permutation(len(EVERYTHING))]
     cuts = sorted(rng.choice(np.arange(1, len(order)), 9, replace=False).tolist())
@@ -120,14 +120,14 @@ def test_a_columns_answers_do_not_depend_on_its_company(
 ) -> None:
     setup = make_setup(spec, precision, fixed_rows=fixed_rows)
     expected = Stage(setup).answers([[request] for request in EVERYTHING])
-    # More requests than rows, two of a column at a time, passes that are not full.
+    # More requests than rows, two requests of one column, passes that are not full.
     for parts in ([EVERYTHING], [EVERYTHING[::-1]], in_parts(1), in_parts(2)):
         assert Stage(setup).answers(parts) == expected
 
 
 @SPECS
 def test_free_and_fixed_rows_answer_alike(spec: EnvSpec, precision: str) -> None:
-    """Where rows are free, where a column stands is of no account."""
+    # If rows are free, a column's position in the batch makes no difference.
     answers = [
         Stage(make_setup(spec, precision, fixed_rows=fixed_rows)).answers([EVERYTHING])
         for fixed_rows in (False, True)
@@ -136,7 +136,7 @@ def test_free_and_fixed_rows_answer_alike(spec: EnvSpec, precision: str) -> None
 
 
 def test_answers_stand_at_their_addresses() -> None:
-    """Against the policy applied to all observations at once, up to rounding."""
+    # Compares with the policy applied to all observations at once, up to rounding.
     stage = Stage(make_setup(VECTORS))
     stage.answers([EVERYTHING])
     policy = random_policy(VECTORS)
@@ -144,7 +144,7 @@ def test_answers_stand_at_their_addresses() -> None:
         values = policy(torch.from_numpy(stage.slot.obs).flatten(0, 1))[1].view(T + 1, B)
         finals = policy(torch.from_numpy(stage.ring.final_obs))[1]
     np.testing.assert_allclose(stage.slot.values, values.numpy(), atol=1e-5)
-    # Of step 0, whose request is -1; nothing was asked for step 1.
+    # Final values were requested for step 0 only (by -1).
     np.testing.assert_allclose(stage.slot.final_values[0], finals.numpy(), atol=1e-5)
     assert np.isnan(stage.slot.final_values[1]).all()
     assert (stage.slot.versions == 5).all()
@@ -154,7 +154,7 @@ def test_answers_stand_at_their_addresses() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_stand_at_the_addresses_of_their_observations(precision: str) -> None:
-    """The heads make the slot's values of the last ones."""
+    # The value head turns the last activations into the slot's values.
     setup = make_setup(IMAGES, precision)
     stage = Stage(setup)
     assert [len(stage.ring.activations(interval)) for interval in (8, 9)] == [4, 4]
@@ -164,7 +164,7 @@ def test_activations_stand_at_the_addresses_of_their_observations(precision: str
     with torch.no_grad():
         values = policy.value_head(features).squeeze(2)
     np.testing.assert_allclose(stage.slot.values[:T], values.numpy(), atol=1e-4)
-    # The other interval's are still as they were made: NaN.
+    # The other slot's activations are still poisoned with NaN.
     assert all(as_tensor(array).isnan().all() for array in stage.ring.activations(9))
 
 
@@ -199,7 +199,7 @@ def test_new_parameters_are_taken_with_their_version() -> None:
     assert float(stage.slot.values[0, 0]) != value
 
 
-# Whether rows are free
+# Free rows
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -212,7 +212,7 @@ def test_rows_are_free_in_the_shapes_that_we_ship(
 
 
 class Positional(ActorCritic):
-    """The position in the batch shows in the value."""
+    """A policy whose values depend on the position in the batch."""
 
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
@@ -220,7 +220,7 @@ class Positional(ActorCritic):
 
 
 class Neighbourly(ActorCritic):
-    """The other rows show in the value, as in batch normalisation."""
+    """A policy whose values depend on the other rows, as with batch normalization."""
 
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
@@ -228,7 +228,7 @@ class Neighbourly(ActorCritic):
 
 
 class Restless(ActorCritic):
-    """The position in the batch shows in a layer that is kept, and in no result."""
+    """A policy in which only a kept layer depends on the position in the batch, not the results."""
 
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         results = super().forward(obs, layer)
@@ -263,7 +263,7 @@ def test_rows_are_not_free_where_activations_are_not(monkeypatch: pytest.MonkeyP
 
 
 def test_tiles_are_for_policies_that_see_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A column keeps its row: its answers are the same in any company, which free rows' are not."""
+    # With fixed rows, a column keeps its row and so its answers, whatever else is in the batch.
     build_instead(monkeypatch, Positional)
     partitions = [[EVERYTHING], [EVERYTHING[::-1]], in_parts(1), in_parts(2)]
     fixed_rows, free = (

@@ -1,4 +1,4 @@
-"""Atari: pictures against a slow reference, ends of lives and games, exact save and restore."""
+"""Tests of Atari: pictures against a slow reference, ends of lives and games, exact states."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NOOP = np.array([0])
 
 
 def random_actions(env: AtariEnv, num_steps: int, seed: int = 0) -> Array:
-    """Every drawn action is held for five env steps, so that games get somewhere."""
+    """Returns random actions, each held for five env steps so that games make progress."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(env.env_spec.actions.sizes[0], size=(num_steps // 5 + 1, 1))
     return np.repeat(drawn, 5, axis=0)[:num_steps]
 
 
 def play(env: AtariEnv, actions: Array) -> str:
-    """Hash of all that `actions` bring about; episodes that end are followed by the next."""
+    """Plays `actions` and returns a hash of all results; resets after the end of an episode."""
     digest = hashlib.sha256()
     for t, action in enumerate(actions):
         obs, *rest = env.step(action)
@@ -52,7 +52,7 @@ def until_end(env: AtariEnv, action: Array = NOOP) -> tuple[float, bool, bool, d
 
 @cache
 def area_weights(length: int, size: int) -> Array:
-    """How much of each old pixel lies in each new one, float64 [size, length]; rows sum to 1."""
+    """Returns each old pixel's share in each new one, float64 [size, length]; rows sum to 1."""
     weights = np.zeros((size, length))
     scale = length / size
     for i in range(size):
@@ -62,7 +62,7 @@ def area_weights(length: int, size: int) -> Array:
 
 
 def reference_shrink(picture: Array, size: int) -> Array:
-    """Mean over the area that each new pixel covers."""
+    """Resizes a picture to the mean over each new pixel's area."""
     height, width = picture.shape
     shrunk: Array = area_weights(height, size) @ picture @ area_weights(width, size).T
     return shrunk
@@ -108,7 +108,7 @@ def test_observation_is_the_last_screens_newest_last() -> None:
 
 
 def test_lost_life_ends_the_episode_but_not_the_game() -> None:
-    """Without FIRE nothing happens in Breakout: each of the five lives is lost after a reset."""
+    # Breakout does nothing until FIRE is pressed, so each of the five lives is lost after a reset.
     env = AtariEnv(sections.atari("breakout", noop_max=0))
     env.reset(seed=0)
     lives = []
@@ -151,7 +151,7 @@ def test_whole_game_is_one_episode_and_fires_between_lives() -> None:
 
 
 def test_raw_score_counts_what_clipping_hides() -> None:
-    """Ice blocks of Frostbite pay 10 each and more."""
+    # Ice blocks in Frostbite pay 10 or more each.
     env = AtariEnv(sections.atari("frostbite"))
     raw = AtariEnv(sections.atari("frostbite", reward_clipping=False))
     for each in (env, raw):
@@ -172,7 +172,7 @@ def test_raw_score_counts_what_clipping_hides() -> None:
 
 
 def test_rewards_of_noops_and_fire_count_in_the_raw_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every turn of the emulator pays 1 more: no-ops, five times FIRE, and the steps."""
+    # Every call of `run` pays 1 more: the no-ops, five times FIRE, and the env steps.
     env = AtariEnv(sections.atari("breakout"))
     play_frames, paid = env._emulator.run, []
 
@@ -188,7 +188,7 @@ def test_rewards_of_noops_and_fire_count_in_the_raw_score(monkeypatch: pytest.Mo
 
 
 def test_cap_on_frames_truncates() -> None:
-    """4 frames of the boot, then env steps of 4 frames: the 24th reaches frame 100."""
+    # The boot takes 4 frames and an env step takes 4, so the 24th env step reaches frame 100.
     config = sections.atari("pong", noop_max=0, fire_on_reset=False, max_num_frames_per_episode=100)
     env = AtariEnv(config)
     env.reset(seed=0)
@@ -200,7 +200,7 @@ def test_cap_on_frames_truncates() -> None:
 
 
 def frames_until(config: AtariConfig) -> int:
-    """Frames from the boot to the end of the first episode of no-ops."""
+    """Returns the frames from the boot to the end of the first episode of no-ops."""
     env = AtariEnv(config)
     env.reset(seed=0)
     until_end(env)
@@ -209,7 +209,7 @@ def frames_until(config: AtariConfig) -> int:
 
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 def test_an_end_at_the_cap_is_terminated(terminal_on_life_loss: bool) -> None:
-    """A lost life, or the game over, in the very step that reaches the cap."""
+    # The env step that reaches the limit also loses the life or ends the game.
     config = sections.atari(
         "breakout", noop_max=0, frame_skip=1, terminal_on_life_loss=terminal_on_life_loss
     )
@@ -231,7 +231,7 @@ def test_an_end_at_the_cap_is_terminated(terminal_on_life_loss: bool) -> None:
 
 
 def test_game_over_during_noops_begins_again() -> None:
-    """Pong is lost 0:21 within 10,000 no-ops; the game then begins without any."""
+    # Pong is lost 0:21 within 10,000 no-ops; the game then starts again without no-ops.
     env = AtariEnv(sections.atari("pong", noop_max=20_000, fire_on_reset=False))
     seed = next(s for s in range(9) if np.random.default_rng(s).integers(20_001) > 10_000)
     obs, _ = env.reset(seed=seed)
@@ -242,7 +242,7 @@ def test_game_over_during_noops_begins_again() -> None:
 
 
 def test_cap_reached_by_fire_is_reported_by_the_next_step() -> None:
-    """The life is lost 1 to 3 frames before the cap, and FIRE plays the rest."""
+    # The life is lost 1 to 3 frames before the limit, and FIRE plays the remaining frames.
     lost_at = frames_until(sections.atari("breakout", noop_max=0))
     config = sections.atari("breakout", noop_max=0, max_num_frames_per_episode=lost_at + 2)
     env = AtariEnv(config)
@@ -258,12 +258,12 @@ def test_cap_reached_by_fire_is_reported_by_the_next_step() -> None:
     assert (env.step(NOOP)[0] == restored.step(NOOP)[0]).all()
 
 
-# Seeds, and saving and restoring
+# Seeds and states
 
 
 @pytest.mark.parametrize("game", ["berzerk", "qbert", "amidar", "pong"])
 def test_reset_is_a_function_of_the_seed(game: str) -> None:
-    """Frame skip 1 shows every frame; these games carry something across the emulator's reset."""
+    # Frame skip 1 shows every frame. In these games, something survives the emulator's own reset.
     config = sections.atari(game, frame_skip=1, repeat_action_probability=0.25)
     fresh, used = AtariEnv(config), AtariEnv(config)
     used.reset(seed=1)
@@ -285,7 +285,7 @@ def test_seeds_draw_0_to_noop_max_noops() -> None:
 
 
 def test_half_drawn_frame_before_a_new_game() -> None:
-    """The emulator's own reset leaves Qbert in such a frame."""
+    # The emulator's own reset leaves Qbert in a half-drawn frame.
     fresh, left = AtariEnv(sections.atari("qbert")), AtariEnv(sections.atari("qbert"))
     left._emulator._ale.reset_game()
     assert (left.reset(seed=0)[0] == fresh.reset(seed=0)[0]).all()
@@ -327,7 +327,7 @@ def test_damaged_states_are_refused() -> None:
 def test_states_of_other_games_and_screens_are_refused(other: AtariConfig) -> None:
     env = AtariEnv(other)
     env.reset(seed=0)
-    with pytest.raises(CheckpointError, match="not of"):
+    with pytest.raises(CheckpointError, match="not for"):
         AtariEnv(sections.atari("pong")).set_state(env.get_state())
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files survive kills, full disks and damage, and execute nothing."""
+"""Tests that checkpoint files survive kills, full disks and damage, and execute nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def steps(run_dir: Path) -> list[int]:
 
 @pytest.fixture(params=["anonymous", "renamed"])
 def technique(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of making a file appear whole."""
+    """Runs a test with each of the two ways to create a file atomically."""
     if request.param == "renamed":
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     return str(request.param)
@@ -80,7 +80,7 @@ def test_arrays_and_meta_come_back_bit_for_bit(tmp_path: Path, example: Checkpoi
 
 
 def in_format_1(path: Path, checkpoint: Checkpoint) -> Path:
-    """Writes a file as the first versions of htsrl did."""
+    """Writes a file in the format of htsrl's first versions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint_module, "FORMAT_VERSION", 1)
         save_checkpoint(path, checkpoint)
@@ -96,7 +96,7 @@ NEW_CONFIG = {
 
 
 def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
-    """All that a run's checkpoint had: learner, environments, slot, rollouts and log."""
+    # The checkpoint has all parts of a run: learner, environments, slot, rollouts and log.
     renamed = {
         "params/0.trunk.layers.0.weight": "learner/params/0.trunk.layers.0.weight",
         "optimizer/step/0.log_std": "learner/optimizer/step/0.log_std",
@@ -145,14 +145,14 @@ def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
     }
     assert split(whole, "envs").arrays.keys() == {"0", "11", "obs"}
     assert split(whole, "slot").arrays.keys() == {"obs", "rewards"}
-    # What it is read as can be saved in the present format, and is then read as it is.
+    # Saved in the current format, the upgraded content is read back unchanged.
     save_checkpoint(tmp_path / "new.ckpt", read)
     again = load_checkpoint(tmp_path / "new.ckpt")
     assert (again.meta, again.arrays.keys()) == (read.meta, read.arrays.keys())
 
 
 def test_a_policy_of_format_1_is_read_without_parts(tmp_path: Path) -> None:
-    """What an evaluation was handed: parameters alone, at no barrier."""
+    # Checkpoints made for evaluation had parameters only and belonged to no barrier.
     meta = {"env_steps": 64, "seconds": 1.5, "filmed": False, "config": OLD_CONFIG}
     checkpoint = Checkpoint({"params/0.log_std": np.zeros(2)}, meta)
     read = load_checkpoint(in_format_1(tmp_path / "old.ckpt", checkpoint))
@@ -161,7 +161,7 @@ def test_a_policy_of_format_1_is_read_without_parts(tmp_path: Path) -> None:
 
 
 def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Names that meant something in format 1 mean nothing now."""
+    # Names that had a meaning in format 1 are ordinary names now.
     checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": OLD_CONFIG})
     save_checkpoint(tmp_path / "a.ckpt", checkpoint)
     read = load_checkpoint(tmp_path / "a.ckpt")
@@ -223,7 +223,7 @@ def test_errors_are_one_line_and_say_what_is_wrong(tmp_path: Path) -> None:
         tmp_path / "none.ckpt": "does not exist",
         tmp_path / "text.ckpt": "is not a checkpoint",
         tmp_path: "cannot be read: Is a directory",
-        future: "format version 7, this htsrl reads 1",
+        future: "format version 7, but this htsrl reads only versions 1 to",
     }
     for path, words in cases.items():
         with pytest.raises(CheckpointError, match=words) as caught:
@@ -241,7 +241,7 @@ class _Hostile:
 
 
 def framed(frame: bytes) -> bytes:
-    """A file whose checksum is right, whatever the frame is."""
+    """Returns a file with the right checksum for any frame."""
     digest = hashlib.sha256(frame).digest()
     return struct.pack("<8sIQ32s", MAGIC, 1, len(frame), digest) + frame
 
@@ -302,7 +302,7 @@ def test_find_passes_over_damaged_files_with_a_warning(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "step_000000000030" in caplog.text
     assert "step_000000000020" in caplog.text
-    # Named explicitly, a damaged file is what the user asked for: it is an error to load it.
+    # A user who names a damaged file must get an error, not another file.
     assert find_checkpoint(store.path(20)) == store.path(20)
     with pytest.raises(CheckpointError):
         load_checkpoint(store.path(20))
@@ -325,7 +325,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, technique: str) -> Non
     for env_steps, metric in enumerate([float("nan"), 1.0, 5.0, None, 5.0, 2.0, None]):
         assert store.save(env_steps, metric, tiny(env_steps))
         kept.append(steps(tmp_path))
-    # The earlier of two equals (2 and 4) stays.
+    # Steps 2 and 4 have the same metric; the earlier one stays.
     assert kept == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
     assert load_checkpoint(store.path(2)).meta == {"env_steps": 2, "metric": 5.0}
 
@@ -396,7 +396,7 @@ def test_saving_leaves_the_given_checkpoint_alone(tmp_path: Path) -> None:
 
 
 def fail_after(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every file of the store fail like a full disk once `limit` bytes are written."""
+    """Makes every file of the store fail like a full disk after `limit` bytes."""
     write_frame = checkpoint_module._write_frame
 
     def failing(file: BinaryIO, payload: bytes) -> None:
@@ -423,14 +423,14 @@ def test_a_failing_write_keeps_the_previous_files(
     assert load_checkpoint(store.path(10)).arrays["value"] == 1
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert "No space left on device; the previous ones are kept" in record.getMessage()
+    assert "No space left on device; previous checkpoints are kept" in record.getMessage()
     assert store.save(30, 0.0, tiny(3)), "the store goes on once there is space again"
     assert steps(tmp_path) == [10, 30], "the failed one does not count as the best"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A file system of 256 KiB."""
+    """Mounts a file system of 256 KiB."""
     mount = tmp_path / "disk"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)]
@@ -521,7 +521,7 @@ def test_kills_in_the_middle_of_saving_leave_only_whole_files(tmp_path: Path) ->
             child.send_signal(signal.SIGKILL)
             confirmed = max([confirmed, *map(int, child.stdout.read().split())])
         assert child.returncode == -signal.SIGKILL
-        kept = steps(tmp_path)  # fails on a temporary file's name
+        kept = steps(tmp_path)  # fails for the name of a temporary file
         for env_steps in kept:
             load_checkpoint(store.path(env_steps))
         assert find_checkpoint(tmp_path) == store.path(kept[-1])

@@ -1,4 +1,4 @@
-"""Composition, strict types, and what a configuration's hash and a resume look at."""
+"""Tests of composition, strict types, and the keys that hashes and resumes compare."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests import sections
 
 
 def train_config(*words: str) -> TrainConfig:
-    """`htsrl train WORDS ...` without running it."""
+    """Composes the configuration of `htsrl train WORDS ...`."""
     return to_train_config(Composer("train").job(words))
 
 
 def plain_with(config: TrainConfig, key: str, value: object) -> dict[str, Any]:
-    """The plain configuration with one dotted key changed."""
+    """Returns the plain configuration with one dotted key changed."""
     plain = to_plain(config)
     *sections, last = key.split(".")
     section = plain
@@ -182,7 +182,7 @@ def test_missing_and_unknown_keys() -> None:
     ],
 )
 def test_a_missing_key_is_refused_with_its_name(key: str) -> None:
-    """Values come from the YAML files; the schemas have no defaults."""
+    # Only the YAML files have default values; the schemas have none.
     plain = to_plain(train_config())
     section, _, name = key.rpartition(".")
     del (plain[section] if section else plain)[name]
@@ -290,7 +290,7 @@ def test_resume_with_a_preset_compares_every_key() -> None:
 def test_what_auto_came_to_stays_with_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine that chooses otherwise; a preset counts every key as typed."""
+    # This machine would choose other values. A preset counts as if every key had been typed.
     words = ["experiment=atari_ppo", "learner.precision=auto", "actors.precision=auto"]
     begun = train_config(*words)
     path = tmp_path / "run.ckpt"

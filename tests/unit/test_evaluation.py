@@ -1,4 +1,4 @@
-"""Evaluation plays whole games, the same whatever runs beside them."""
+"""Tests that evaluation plays whole games, each independent of the games beside it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train_config(env: EnvConfig, **actors: Any) -> TrainConfig:
 
 
 def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) -> Checkpoint:
-    """What a run would save, with untrained parameters."""
+    """Returns a checkpoint of a run with untrained parameters."""
     if spec is None:
         probe = make_env(env, 0)
         spec = probe.env_spec
@@ -53,7 +53,7 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
     policies = initial_policies(spec, config.network, config.algo, seed=1)
     (policy,) = policies
     assert isinstance(policy, ActorCritic)
-    with torch.no_grad():  # far from uniform, so that parameters matter
+    with torch.no_grad():  # a clearly non-uniform policy, so that parameters matter
         policy.policy_head.weight.mul_(50)
     arrays = {f"learner/params/{n}": p.detach().numpy() for n, p in policies.named_parameters()}
     meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
@@ -65,7 +65,7 @@ def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any)
 
 
 class LivesEnv:
-    """A game of three lives that tells what happened to it; a life lasts 1 + seed % 4 env steps."""
+    """A game of three lives that records its calls; a life lasts 1 + seed % 4 env steps."""
 
     env_spec = EnvSpec((2,), "float32", ActionSpec("categorical", sizes=(3, 2)))
 
@@ -99,7 +99,7 @@ class LivesEnv:
 
 @pytest.fixture
 def lives_envs(monkeypatch: pytest.MonkeyPatch) -> list[LivesEnv]:
-    """Replaces the registry; the environments that were made."""
+    """Replaces `make_env`; returns the list of environments that it builds."""
     made: list[LivesEnv] = []
 
     def make(config: object, index: int, renderer: str | None) -> LivesEnv:
@@ -118,7 +118,7 @@ def test_scores_do_not_depend_on_the_games_beside(side_by_side: int, greedy: boo
     expected = play(checkpoint, episodes=11, greedy=greedy)
     assert len(set(expected)) > 1
     assert play(checkpoint, side_by_side, episodes=11, greedy=greedy) == expected
-    # Nor on how many are played.
+    # The number of games does not matter, either.
     assert play(checkpoint, side_by_side, episodes=4, greedy=greedy) == expected[:4]
 
 
@@ -131,7 +131,7 @@ def test_the_seed_decides_and_greedy_play_differs() -> None:
 
 
 def slowly(checkpoint: Checkpoint, config: TrainConfig, seed: int, number: int) -> Any:
-    """One game in the plainest way."""
+    """Plays one game in the simplest way."""
     env = make_env(config.env, 0)
     policy = build_policy(env.env_spec, config.network, "fp32", torch.device("cpu"))
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_spread_by_hand() -> None:
     std, interval = evaluation.spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0], seed=0)
     assert std == pytest.approx(math.sqrt(32 / 7))
     assert interval is not None
-    # Percentiles of the mean of resamples, by another program's loop.
+    # A second implementation: percentiles of the means of resamples, in a loop.
     rng = np.random.default_rng(7)
     means = [rng.choice([2, 4, 4, 4, 5, 5, 7, 9], 8).mean() for _ in range(10_000)]
     assert interval == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.15)

@@ -1,4 +1,4 @@
-"""The Gymnasium adapter: spaces, mistakes, and replays."""
+"""Tests of the Gymnasium adapter: spaces, mistakes, and replays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tests import sections
 
 
 class Echo(gymnasium.Env[Any, Any]):
-    """Observes a drawn number in every entry; remembers the last action; ends after 12 steps."""
+    """An environment that observes one random number in all entries and ends after 12 env steps.
+
+    It records the last action.
+    """
 
     def __init__(self, obs: spaces.Space[Any], action: spaces.Space[Any]) -> None:
         self.observation_space = obs
@@ -49,7 +52,7 @@ class Echo(gymnasium.Env[Any, Any]):
 
 
 class Forgetful(Echo):
-    """Carries the number of its resets from one episode to the next."""
+    """An environment that keeps a count of its resets from one episode to the next."""
 
     num_resets = 0
 
@@ -143,7 +146,7 @@ def test_box_actions_are_clipped_to_their_bounds() -> None:
     assert inner(env).taken.tolist() == [[0.5], [7.0]]
 
 
-# What cannot be used
+# Unsupported environments
 
 
 @pytest.mark.parametrize(
@@ -286,7 +289,7 @@ def test_another_process_goes_on_alike(env_id: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 5, 12])
 def test_replay_restores_the_environments_generator_and_counts(num_steps: int) -> None:
-    """MultiDiscrete actions; 12 steps are a whole episode, before its reset."""
+    # Has MultiDiscrete actions. The 12 env steps are a whole episode, just before the next reset.
     space = spaces.MultiDiscrete([3, 4])
     env, restored = echo(action=space), echo(action=space)
     obs, _ = env.reset(seed=3)
@@ -312,7 +315,7 @@ def test_damaged_and_foreign_states_are_refused() -> None:
     for damaged in (b"", state[:-1], state[:-1] + b"?"):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
-    with pytest.raises(CheckpointError, match=r"id=CartPole-v1, not of id=Pendulum-v1"):
+    with pytest.raises(CheckpointError, match=r"id=CartPole-v1, not for id=Pendulum-v1"):
         GymEnv(sections.gym("Pendulum-v1")).set_state(state)
 
 

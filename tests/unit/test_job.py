@@ -1,4 +1,4 @@
-"""What a job writes before it trains: the resolved configuration."""
+"""Tests of what a job writes before it trains: the resolved configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from htsrl_cli.cli.job import write_config
 from tests.harness import environment, small_config
 
-# Composed before anything is killed: that opens files, too.
+# Composition opens files, too, so it comes before the tests kill anything.
 CONFIG = small_config("terminating", "ppo")
 
 
@@ -31,7 +31,7 @@ def test_the_configuration_is_on_the_disk_before_it_has_its_name(
     synced: list[tuple[int, int]] = []
 
     def record(descriptor: int) -> None:
-        """Notes what is synced, and which file has the name by then."""
+        """Records the file that is synced, and the file that has the name at that time."""
         fsync(descriptor)
         synced.append((os.fstat(descriptor).st_ino, (tmp_path / "config.yaml").stat().st_ino))
 

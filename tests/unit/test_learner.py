@@ -1,9 +1,10 @@
-"""The learner against slow references in float64, and what no number of threads may change.
+"""Tests of the learner against slow float64 references, for any number of threads.
 
-The references know nothing of the learner: networks as matrix products, targets by their
-definitions, clipping and optimizers written out. They compute in float64, the learner in float32:
-the comparisons allow ten times what rounding was seen to make of parameters of order 1 (2e-7), and
-are no statement on determinism. Each is shown to fail for the mistakes that it is there to find.
+The references use nothing of the learner: networks are matrix products, targets follow their
+definitions, clipping and optimizers are written out. They compute in float64, the learner in
+float32. The comparisons allow ten times the observed rounding errors of parameters of order 1
+(2e-7), and say nothing about determinism. Each comparison is shown to fail for the mistakes that it
+should find.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from tests.unit.learner_references import (
 )
 
 TOLERANCE = 2e-6
-# Learns from the log-probabilities and values of the slot.
+# An algorithm that learns from the slot's own log-probabilities and values.
 SLOT_PPO = replace(PPO, reevaluate=False)
 
 
@@ -80,11 +81,11 @@ def make_learner(
 
 
 def no_check() -> None:
-    """Nobody gives up."""
+    """Stands in for the watcher's check; nothing ever fails."""
 
 
 def theta_of(learner: Learner) -> Theta:
-    """Of a learner's only policy."""
+    """Returns the parameters of a learner's only policy."""
     arrays = learner.parameters().items()
     return {n.removeprefix("0."): torch.tensor(a, dtype=torch.float64) for n, a in arrays}
 
@@ -97,9 +98,9 @@ def differ(theta: Theta, other: Theta, atol: float = TOLERANCE) -> bool:
 
 
 def run_a2c(lag: int, at: str) -> Iterator[tuple[Theta, Theta, Theta, dict[str, float]]]:
-    """θ[j-1], the reference's and the learner's θ[j+1], and the log, for updates j = 1 to 7.
+    """Yields θ[j-1], the reference's and the learner's θ[j+1], and the log, for updates j = 1 to 7.
 
-    Data are collected by the reference's θ[j-1]; `at` is where the reference takes the gradient.
+    The reference's θ[j-1] collects the data; `at` is where the reference takes the gradient.
     """
     learner = make_learner(A2C, lag=lag)
     reference = A2cReference(A2C, theta_of(learner))
@@ -120,7 +121,7 @@ def run_a2c(lag: int, at: str) -> Iterator[tuple[Theta, Theta, Theta, dict[str, 
 
 
 def test_a2c_makes_the_delayed_update_of_equation_6() -> None:
-    """θ[1] = θ[0]; in each of the six updates after the first, θ[j-1] and θ[j] differ."""
+    # θ[1] = θ[0]; in each of the six updates after the first one, θ[j-1] and θ[j] differ.
     moved = []
     for _, expected, got, logged in run_a2c(lag=1, at="θ[j-1]"):
         assert not differ(expected, got)
@@ -140,7 +141,7 @@ def test_a2c_without_lag_takes_the_gradient_where_it_stands() -> None:
 
 
 def test_a2c_rate_falls_with_the_updates() -> None:
-    """Over the run's number of updates, to 0 after the last."""
+    # The rate falls linearly over the run's updates, to 0 after the last one.
     learner = make_learner(replace(A2C, anneal_learning_rate=True), num_updates=4)
     slot = make_slot(SPEC, 0)
     rates = [learner.update(slot, no_check)["learner/learning_rate"] for _ in range(4)]
@@ -153,7 +154,7 @@ def test_a2c_rate_falls_with_the_updates() -> None:
 @pytest.mark.parametrize("micro_batch", [5, 12])
 @pytest.mark.parametrize("reevaluate", [True, False])
 def test_ppo_equals_a_slow_reference(reevaluate: bool, micro_batch: int) -> None:
-    """Three updates of 3 epochs and 4 minibatches; random slots, so that both clips are at work."""
+    # Three updates of 3 epochs and 4 minibatches. Slots are random, so that both clips are active.
     config = replace(PPO, reevaluate=reevaluate)
     learner = make_learner(config, num_updates=5, micro_batch=micro_batch)
     reference = PpoReference(config, theta_of(learner), num_updates=5)
@@ -197,7 +198,7 @@ def test_the_ppo_comparison_feels_every_key(key: str) -> None:
 
 
 def test_ppo_without_lag_has_nothing_to_reevaluate() -> None:
-    """The slot's log-probabilities and values are taken as they are."""
+    # The update uses the slot's log-probabilities and values unchanged.
     learner = make_learner(PPO, lag=0)
     reference = PpoReference(SLOT_PPO, theta_of(learner), num_updates=10)
     slot = make_slot(SPEC, 0)
@@ -206,12 +207,12 @@ def test_ppo_without_lag_has_nothing_to_reevaluate() -> None:
     assert not differ(reference.theta, theta_of(learner))
 
 
-# Clipping, lag, and whose values they are
+# Clipping, lag, and the origin of values
 
 
 @contextmanager
 def applied_norms() -> Iterator[list[float]]:
-    """Global norms of the gradients that reach an optimizer, of every step."""
+    """Returns the global norm of the gradients that the optimizer receives at each step."""
     norms: list[float] = []
 
     def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -245,7 +246,7 @@ def test_a_small_gradient_is_left_alone() -> None:
 
 @pytest.mark.parametrize("algo", [A2C, SLOT_PPO], ids=["a2c", "ppo"])
 def test_all_values_come_from_the_slot(algo: AlgoConfig) -> None:
-    """The observation after the last step is never looked at: its value stands in the slot."""
+    # The update ignores the observation after the last env step and uses its value in the slot.
     expected, got = make_learner(algo), make_learner(algo)
     slot = make_slot(SPEC, 0)
     expected.update(slot, no_check)
@@ -285,7 +286,7 @@ def small_run() -> TrainConfig:
 def test_an_actor_that_missed_an_update_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lag is asserted from what actors write beside their actions, not from the schedule."""
+    # The lag is checked by the versions that actors write with their actions, not by the schedule.
     load = Actor._load_parameters
 
     def sometimes(self: Actor) -> None:
@@ -316,7 +317,7 @@ def test_a_slot_of_two_versions_stops_the_run(
 
 
 def assert_same_state(one: Learner, other: Learner) -> None:
-    """θ[j], θ[j-1] and the optimizer, bit for bit."""
+    """Asserts that θ[j], θ[j-1] and the optimizer are equal, bit for bit."""
     expected, got = one.state(), other.state()
     assert expected.values == got.values
     assert expected.arrays.keys() == got.arrays.keys()
@@ -350,7 +351,10 @@ def test_the_number_of_threads_changes_no_bit(
 
 
 def activations_of(learner: Learner, slot: Slot, which: str, precision: str) -> list[Array]:
-    """What an actor with `params` or `previous` of a learner keeps of a slot, 12 rows a pass."""
+    """Returns the activations that an actor keeps of a slot, in passes of 12 rows.
+
+    `which` names the learner's parameters that act: `params` or `previous`.
+    """
     policy = build_policy(IMAGES, NETWORK, precision, torch.device("cpu"))
     state = learner.state().arrays
     obs = torch.from_numpy(slot.obs[:T]).flatten(0, 1)
@@ -392,14 +396,14 @@ def test_activations_spare_the_forward_pass_and_no_bit(
             for name in ("conv2d", "linear"):
                 patch.setattr(functional, name, counted(name))
             assert got.update(slot, no_check, kept) == logged
-        # Of four micro-batches, both heads.
+        # Two heads in each of four micro-batches.
         assert called == {"linear": 8}
         called.clear()
         assert_same_state(expected, got)
 
 
 def test_activations_are_those_of_the_parameters_that_acted() -> None:
-    """The newer ones lead elsewhere."""
+    # Activations of the newer parameters give another result.
     right, wrong = (make_learner(A2C, spec=IMAGES) for _ in "12")
     for seed in range(2):
         slot = make_slot(IMAGES, seed)
@@ -410,7 +414,7 @@ def test_activations_are_those_of_the_parameters_that_acted() -> None:
 
 @pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
 def test_micro_batches_add_up_to_the_minibatch(algo: AlgoConfig) -> None:
-    """Sums in another order round differently, hence the tolerance."""
+    # Sums in another order round differently, hence the tolerance.
     whole = make_learner(algo, micro_batch=T * B)
     parts = [make_learner(algo, micro_batch=n) for n in (1, 5, 12)]
     for seed in range(2):
@@ -435,7 +439,7 @@ def test_a_restored_learner_goes_on_alike(spec: EnvSpec, algo: AlgoConfig, preci
 
 
 def test_bf16_is_close_to_fp32() -> None:
-    """The first norm agrees within what 8 bits of mantissa leave of a mean over 48 rows."""
+    # The first norms agree within the rounding of 8-bit mantissas, averaged over 48 rows.
     norms = [
         make_learner(A2C, spec=IMAGES, precision=precision).update(make_slot(IMAGES, 0), no_check)[
             "learner/grad_norm"
@@ -462,7 +466,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_applied(algo: AlgoConfig) ->
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_applied() -> None:
-    """An infinite input saturates tanh: the loss is finite, the first layer's gradient is not."""
+    # An infinite input saturates tanh: the loss is finite, the first layer's gradient is not.
     learner, twin = make_learner(A2C), make_learner(A2C)
     slot = make_slot(SPEC, 1)
     slot.obs[2, 1, 0] = np.inf
@@ -488,7 +492,7 @@ def test_check_may_give_up_between_minibatches() -> None:
 
 
 def test_explained_variance() -> None:
-    """1 where values are the returns; 0 where they are constant."""
+    # It is 1 if the values equal the returns, and 0 if they are constant.
     learner = make_learner(replace(SLOT_PPO, gamma=0.0))
     slot = make_slot(SPEC, 0)
     slot.values[:T] = slot.rewards

@@ -1,4 +1,4 @@
-"""Advantages, returns and losses: numbers worked out by hand, and definitions in slow loops."""
+"""Tests of advantages, returns and losses: numbers computed by hand, and definitions in loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def column(
     truncated: list[int] | None = None,
     final_values: list[float] | None = None,
 ) -> Rollout:
-    """A rollout of one column; `values` has an entry more than the others."""
+    """Returns a rollout of one column; `values` has one entry more than the others."""
     none = [0] * len(rewards)
 
     def tensor(numbers: list[float] | list[int], dtype: torch.dtype) -> Tensor:
@@ -47,26 +47,26 @@ PLAIN = column([1, 1], [2, 4, 8])
 
 
 def test_gae_by_hand() -> None:
-    """Delta = (1 + 2 - 2, 1 + 4 - 4) = (1, 1); A = (1 + 1/4 * 1, 1)."""
+    # Delta = (1 + 2 - 2, 1 + 4 - 4) = (1, 1); A = (1 + 1/4 * 1, 1).
     assert listed(gae(PLAIN, 0.5, 0.5)) == [1.25, 1.0]
 
 
 def test_returns_by_hand() -> None:
-    """R1 = 1 + 8/2 = 5; R0 = 1 + 5/2."""
+    # R1 = 1 + 8/2 = 5; R0 = 1 + 5/2.
     assert listed(bootstrapped_returns(PLAIN, 0.5)) == [3.5, 5.0]
 
 
 @pytest.mark.parametrize(
     ("ends", "advantages", "returns"),
     [
-        # The episode is over: nothing follows step 0.
+        # The episode terminates: nothing follows step 0.
         ({"terminated": [1, 0]}, [1 - 2, 1.0], [1.0, 5.0]),
-        # It was cut off at a state worth 6: that follows, and not the next episode's 4.
+        # Truncated at a state of value 6, which counts instead of the next episode's 4.
         ({"truncated": [1, 0], "final_values": [6, 0]}, [1 + 3 - 2, 1.0], [4.0, 5.0]),
-        # The same at the end of the slot: 6 and 0 take the place of 8.
+        # The same at the end of the slot: the final values 6 and 0 replace 8.
         ({"truncated": [0, 1], "final_values": [0, 6]}, [1 + 0.25 * 0, 0.0], [3.0, 4.0]),
         ({"terminated": [0, 1]}, [1 + 0.25 * -3, -3.0], [1.5, 1.0]),
-        # Over and cut off at once is over.
+        # An episode that is terminated and truncated counts as terminated.
         ({"terminated": [1, 0], "truncated": [1, 0]}, [1 - 2, 1.0], [1.0, 5.0]),
     ],
     ids=["terminated", "truncated", "truncated-last", "terminated-last", "both"],
@@ -108,7 +108,7 @@ def random_rollout(num_steps: int, num_columns: int, seed: int) -> Rollout:
 def slow_targets(
     rollout: Rollout, t: int, c: int, gamma: float, gae_lambda: float
 ) -> tuple[float, float]:
-    """Advantage and return of one cell, as sums over what follows in its episode."""
+    """Returns advantage and return of one cell, as sums over the rest of its episode."""
     rewards, terminated, truncated, values, finals = (x[:, c].tolist() for x in rollout)
     advantage = total = 0.0
     for k in range(t, len(rewards)):
@@ -149,7 +149,7 @@ def vector(*numbers: float) -> Tensor:
 
 
 def test_a2c_loss_by_hand() -> None:
-    """Policy -(-1 * 2 + -2 * 1) / 2 = 2, value (1 + 4) / 2, entropy (0.5 + 0.7) / 2."""
+    # Policy -(-1 * 2 + -2 * 1) / 2 = 2, value (1 + 4) / 2, entropy (0.5 + 0.7) / 2.
     loss, parts = a2c_loss(
         Prediction(log_probs=vector(-1, -2), entropy=vector(0.5, 0.7), values=vector(1, 3)),
         Targets(advantages=vector(2, 1), returns=vector(2, 5)),
@@ -166,7 +166,7 @@ def test_a2c_loss_by_hand() -> None:
 def ppo(
     ratio: float, advantage: float, value: float = 0.0, clip_value_loss: bool = True
 ) -> tuple[float, dict[str, float]]:
-    """One row with clip range 0.2, old value 0 and return 1; entropy 0.7."""
+    """Returns the loss of one row with clip range 0.2, old value 0, return 1 and entropy 0.7."""
     loss, parts = ppo_loss(
         Prediction(vector(math.log(0.5 * ratio)), entropy=vector(0.7), values=vector(value)),
         OldPolicy(vector(math.log(0.5)), values=vector(0.0)),
@@ -184,7 +184,7 @@ def ppo(
     ("ratio", "advantage", "policy_loss"),
     [
         (1.1, 3.0, -3.3),
-        # Better actions gain no more beyond the range, worse ones are punished without end.
+        # Outside the clip range, better actions gain no more, while worse ones still lose.
         (1.5, 3.0, -3.6),
         (1.5, -3.0, 4.5),
         (0.5, 3.0, -1.5),
@@ -195,7 +195,7 @@ def ppo(
 def test_ppo_policy_loss_by_hand(ratio: float, advantage: float, policy_loss: float) -> None:
     loss, parts = ppo(ratio, advantage)
     assert parts["policy"] == pytest.approx(policy_loss, rel=1e-5)
-    # The value loss of value 0 and return 1 is 1/2.
+    # Value 0 and return 1 give a value loss of 1/2.
     assert loss == pytest.approx(policy_loss + 0.5 * 0.5 - 0.1 * 0.7, rel=1e-5)
     assert parts["kl"] == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-4)
     assert parts["clip_fraction"] == (abs(ratio - 1) > 0.2)
@@ -205,9 +205,9 @@ def test_ppo_policy_loss_by_hand(ratio: float, advantage: float, policy_loss: fl
     ("value", "clipped", "plain"),
     [
         (0.1, 0.5 * 0.9**2, 0.5 * 0.9**2),
-        # It moved from 0 further than the range: what counts is the larger error, that of 0.2.
+        # The value moved out of the range towards the return: the larger error, at 0.2, counts.
         (0.7, 0.5 * 0.8**2, 0.5 * 0.3**2),
-        # Away from the return 1 the error stays whole.
+        # The value moved away from the return: its full error counts.
         (-0.7, 0.5 * 1.7**2, 0.5 * 1.7**2),
     ],
 )
@@ -227,7 +227,7 @@ def test_no_gradient_where_the_ratio_is_clipped() -> None:
 
 @pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
 def test_micro_batches_add_up(algorithm: str) -> None:
-    """Loss and parts of a minibatch are the sums of those of its pieces."""
+    # The losses and parts of the pieces of a minibatch sum to those of the minibatch.
     rng = torch.Generator().manual_seed(0)
     rows = [torch.randn(10, generator=rng) for _ in range(7)]
 

@@ -1,4 +1,4 @@
-"""What `auto` becomes."""
+"""Tests of the values that `auto` stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared memory without a name: seen by children, gone with its holders, refused when too large."""
+"""Tests that shared memory has no name, reaches children, and is refused if it is too large."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYOUT: memory.Layout = {
 
 
 def open_files() -> set[str]:
-    """What this process's descriptors point to."""
+    """Returns the targets of this process's file descriptors."""
     links = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -45,7 +45,7 @@ def test_arrays_are_zero_aligned_and_apart() -> None:
 
 
 def test_memory_has_no_name() -> None:
-    """Nothing in /dev/shm or the temporary folder, where a killed run would leave it."""
+    # A killed run would leave named memory behind, in /dev/shm or the temporary folder.
     before = [set(Path(folder).iterdir()) for folder in ("/dev/shm", "/tmp")]
     arrays = SharedArrays(LAYOUT)
     after = [set(Path(folder).iterdir()) for folder in ("/dev/shm", "/tmp")]
@@ -106,7 +106,7 @@ def test_what_is_free_is_positive_and_within_the_machine() -> None:
 
 
 def test_space_is_reserved_when_it_is_opened() -> None:
-    """Not only promised: a page that cannot be had later would be a SIGBUS."""
+    # Memory that is only promised may fail at a page fault (SIGBUS).
     arrays = SharedArrays({"a": ((1 << 22,), "uint8")})
     blocks = [
         os.stat(f"/proc/self/fd/{link.split()[0]}").st_blocks * 512

@@ -1,4 +1,4 @@
-"""Lines of metrics, TensorBoard events, summary and progress; exact across resumes."""
+"""Tests of metric lines, TensorBoard events, summary and progress, also across resumes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from htsrl_cli.tracking.progress import Status, TerminalBar
 from htsrl_cli.tracking.run_log import RunLog
 from tests import sections
 
-STEPS = 64  # of an interval
+STEPS = 64  # of a rollout
 CONFIG = sections.log(interval=200, tensorboard=False)
 
 
 class Clock:
-    """A wall-clock set by the test."""
+    """A clock that is set by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,10 +49,10 @@ def open_log(run_dir: Path, env_steps: int = 0, **kwargs: Any) -> RunLog:
 
 
 def feed(log: RunLog, j: int) -> None:
-    """Hands in interval j, the same whenever and by whom it is played."""
+    """Adds rollout j, whose values depend on j alone."""
     rng = np.random.default_rng(j)
     scalars = {"loss/policy": float(rng.standard_normal()), "learning_rate": 1 / (j + 3)}
-    if j > 0:  # the first interval has nothing to learn from
+    if j > 0:  # the first rollout has no update
         scalars["loss/value"] = float(rng.random())
     episodes = [
         Episode(rng.standard_normal(), rng.standard_normal(), int(rng.integers(1, 99)))
@@ -67,7 +67,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def deterministic(run_dir: Path) -> list[str]:
-    """Each line's bytes without the wall-clock figures."""
+    """Returns each line's bytes without the wall-clock values."""
     return [
         json.dumps({name: value for name, value in line.items() if not name.startswith("time/")})
         for line in lines(run_dir)
@@ -83,7 +83,7 @@ def play(run_dir: Path, num_intervals: int) -> None:
 
 def test_a_line_is_written_where_a_multiple_of_the_interval_is_crossed(tmp_path: Path) -> None:
     play(tmp_path, 11)
-    # Barriers at 64, 128, ... 704; multiples of 200 are crossed at 256, 448, 640; flush at 704.
+    # Barriers: 64, 128, ... 704. Multiples of 200 are crossed at 256, 448 and 640; 704 is last.
     assert [line["env_steps"] for line in lines(tmp_path)] == [256, 448, 640, 704]
 
 
@@ -315,7 +315,7 @@ def test_final_metric_by_hand() -> None:
     final = FinalMetric([4.5, 100.0])
     for k in range(1, 13):
         final.add(1000 * k, 0.5 * k, float(k), episodes=1 if k == 12 else 2)
-    # Policies 3 to 12, the last with a single episode.
+    # The last ten policies, 3 to 12; policy 12 has one game instead of two.
     assert final.value == (2 * sum(range(3, 12)) + 12) / 19
     # (1 + ... + 8) / 8 = 4.5.
     assert final.reached == {4.5: (8000, 4.0), 100.0: None}
@@ -342,7 +342,7 @@ def test_evaluated_policies_survive_a_resume(
     before = lines(tmp_path)
     with open_log(tmp_path, 5 * STEPS, config=config, evaluation=evaluation) as log:
         log.load_state(state)
-        # Of 320 env steps: the last line of the training is of 256.
+        # Up to 320 env steps, although the last training line is at 256.
         assert list(log.evaluated) == [STEPS, 3 * STEPS, 4 * STEPS, 5 * STEPS]
         assert log.metric == log.final_metric.value == (1.5 + 3.5 + 4.5 + 5.5) / 4
         feed(log, 5)
@@ -359,7 +359,7 @@ def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
 ) -> None:
     class FullDisk(io.FileIO):
         def write(self, content: Any) -> int:
-            return super().write(content[:7])  # what a disk takes before it is full
+            return super().write(content[:7])  # the disk takes these bytes before it is full
 
     with open_log(tmp_path) as log:
         log.interval(200, {"a": 1.0}, [], {})
@@ -377,7 +377,7 @@ def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
 
 
 def fill_disk(patch: pytest.MonkeyPatch, is_full: Callable[[Any], bool]) -> None:
-    """Lines for which `is_full` find no space."""
+    """Makes the disk appear full for the lines that `is_full` selects."""
     append = LineFile.append
 
     def append_if_possible(file: LineFile, line: Any) -> None:
@@ -435,7 +435,7 @@ def test_event_files_hold_the_same_as_the_lines(tmp_path: Path) -> None:
     with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
         for j in range(12):
             feed(log, j)
-        # Read before closing: what a killed run leaves.
+        # Reads before closing, to see what a killed run leaves.
         read = scalars(tmp_path)
         written = lines(tmp_path)
     tags = {name for line in written for name in line} - {"env_steps"}
@@ -464,7 +464,7 @@ def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path)
 def test_event_files_hold_hyperparameters_and_layout_once(
     tmp_path: Path, tensorboard: bool
 ) -> None:
-    """Those of a run whose first processes wrote none, too."""
+    # Also in a run whose first processes wrote no event files.
     with open_log(tmp_path, config=replace(CONFIG, tensorboard=tensorboard)) as log:
         for j in range(5):
             feed(log, j)
@@ -480,7 +480,7 @@ def test_event_files_hold_hyperparameters_and_layout_once(
 
 
 def test_resuming_purges_later_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # TensorBoard reads files in order of name, which starts with the second they were opened in.
+    # TensorBoard reads files by name; names begin with the second of their creation.
     seconds = iter(range(2_000_000_000, 2_100_000_000))
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", seconds.__next__)
     config = replace(CONFIG, tensorboard=True)
@@ -517,7 +517,7 @@ def test_tensorboard_failing_is_reported_once_and_the_lines_go_on(
         log.interval(600, {}, [], {})
         events.close(is_complete=False)
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 400, 600]
-    assert caplog.text.count("TensorBoard: No space left on device; no more is written") == 1
+    assert caplog.text.count("No space left on device; this run writes nothing more to it") == 1
 
 
 def test_the_summary_is_replaced_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Networks that users bring: buffers travel with parameters, and beginnings follow the seed."""
+"""Tests of users' networks: buffers go with the parameters, initialization follows the seed."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def saved_and_read(state: State, path: Path) -> State:
 def test_a_restored_learner_has_its_buffers_and_goes_on_alike(
     algo: AlgoConfig, tmp_path: Path
 ) -> None:
-    """θ[j-1] has buffers, too: A2C's next gradient is taken with the old ones."""
+    # θ[j-1] has buffers, too: A2C takes its next gradient with the old ones.
     one, other = make_learner(algo), make_learner(algo)
     one.update(make_slot(SPEC, 0), lambda: None)
     change_buffers(one)
@@ -126,7 +126,7 @@ def test_a_restored_learner_has_its_buffers_and_goes_on_alike(
 
 @pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
 def test_the_gradient_feels_buffers(algo: AlgoConfig) -> None:
-    """They reach the copies that are differentiated: A2C's when they are θ[j-1]."""
+    # Buffers reach the copies that are differentiated; for A2C, once they belong to θ[j-1].
     one, other = make_learner(algo), make_learner(algo)
     change_buffers(other)
     for number in range(2):
@@ -164,7 +164,7 @@ def test_a_run_with_buffers_is_resumed_exactly(tmp_path: Path) -> None:
     assert digest(stored) == digests[0]["params_sha256"]
 
 
-# Beginnings
+# Initialization
 
 
 def initial(seed: int, policies: str = "shared") -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ def initial(seed: int, policies: str = "shared") -> dict[str, Tensor]:
 
 
 def test_layers_that_torch_initialises_are_a_function_of_the_seed() -> None:
-    """Used or not; each policy has its own."""
+    # The layers may be unused, and each policy has its own.
     drawn = ("0.trunk.cell.weight_ih", "0.trunk.cell.bias_hh", "0.trunk.unused.weight")
     torch.manual_seed(0)
     one = initial(seed=4)

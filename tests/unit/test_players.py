@@ -1,6 +1,6 @@
-"""Several players: who acts by which policy, and which policy learns from whom.
+"""Tests of several players: which policy acts for whom, and which policy learns from whom.
 
-All comparisons are of bits, but where a norm is recomputed.
+Comparisons are bit by bit, except for norms that are recomputed.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def independent(algo: AlgoConfig) -> AlgoConfig:
 
 
 def columns_of(slot: Slot, policy: int) -> Slot:
-    """A slot with the columns of one policy only."""
+    """Returns a slot with the columns of one policy only."""
     arrays = slot.arrays().items()
     return Slot({name: np.ascontiguousarray(array[:, policy::K]) for name, array in arrays})
 
 
 def parameters_of(learner: Learner, policy: int) -> dict[str, Array]:
-    """θ[j], θ[j-1] and the optimizer's state of one policy, under the names of a lone one."""
+    """Returns θ[j], θ[j-1] and the optimizer's state of one policy, named as if it were alone."""
     arrays = learner.state().arrays
     marked = {name: name.split("/") for name in arrays}
     return {
@@ -79,7 +79,7 @@ def parameters_of(learner: Learner, policy: int) -> dict[str, Array]:
 
 
 def lone_learner(policy: int, algo: AlgoConfig, spec: EnvSpec, precision: str) -> Learner:
-    """Of one player, beginning with the parameters that policy number `policy` begins with."""
+    """Returns a learner for one player that starts with the parameters of policy `policy`."""
     learner = make_learner(algo, spec=spec, micro_batch=3, precision=precision)
     team = replace(spec, num_players=K)
     network = initial_policies(team, NETWORK, independent(algo), SEED)[policy]
@@ -101,7 +101,7 @@ CASES = [
 def test_an_independent_policy_learns_as_if_it_were_alone(
     spec: EnvSpec, algo: AlgoConfig, precision: str
 ) -> None:
-    """Number k of K from columns k, k + K, ...: minibatches, clipping and schedules included."""
+    # Policy k of K learns from columns k, k + K, ...; minibatches, clipping and schedules included.
     team = make_learner(independent(algo), spec=spec, micro_batch=3, precision=precision)
     alone = replace(spec, num_players=1)
     learners = [lone_learner(k, algo, alone, precision) for k in range(K)]
@@ -123,7 +123,7 @@ def test_an_independent_policy_learns_as_if_it_were_alone(
 
 @pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
 def test_a_shared_policy_learns_from_all_players(algo: AlgoConfig) -> None:
-    """Columns are columns, whoever's they are."""
+    # The learner treats all columns alike, whichever player they belong to.
     team, alone = make_learner(algo, spec=TEAM), make_learner(algo, spec=SPEC)
     for number in range(2):
         for learner in (team, alone):
@@ -133,7 +133,7 @@ def test_a_shared_policy_learns_from_all_players(algo: AlgoConfig) -> None:
 
 @pytest.mark.parametrize("algo", [A2C, PPO], ids=["a2c", "ppo"])
 def test_clipping_does_not_depend_on_the_other_policies(algo: AlgoConfig) -> None:
-    """The gradient of policy 0 grows beyond measure, also beyond the others' clipping."""
+    # The gradient of policy 0 grows beyond its own limit and the others'.
     small = replace(independent(algo), max_grad_norm=1e3)
     calm, wild = make_learner(small, spec=TEAM), make_learner(small, spec=TEAM)
     calm.update(make_slot(TEAM, 0), no_check)
@@ -200,7 +200,7 @@ def team_setup(policies: str = "independent", *, fixed_rows: bool = False) -> In
 
 
 def store_of(policies: nn.ModuleList) -> ParameterStore:
-    """A store with version 0: the parameters of these policies."""
+    """Returns a store whose version 0 has the parameters of these policies."""
     arrays = arrays_of(policies)
     store = ParameterStore({name: (a.shape, a.dtype.name) for name, a in arrays.items()})
     for name, array in arrays.items():
@@ -210,12 +210,12 @@ def store_of(policies: nn.ModuleList) -> ParameterStore:
 
 
 def arrays_of(policies: nn.ModuleList) -> dict[str, Array]:
-    """Parameters by name."""
+    """Returns the parameters by name."""
     return {name: t.contiguous().numpy() for name, t in policies.state_dict().items()}
 
 
 class Stage:
-    """A ring full of random observations, and an actor whose policies have preferences."""
+    """A ring full of random observations, and an actor whose policies have clear preferences."""
 
     def __init__(self, setup: InferenceSetup, policies: nn.ModuleList) -> None:
         self.ring = Ring(setup.spec, T, B)
@@ -243,7 +243,7 @@ def team_policies(algo: AlgoConfig) -> nn.ModuleList:
 
 
 def constants(policies: nn.ModuleList) -> nn.ModuleList:
-    """Policy k values everything at k + 1."""
+    """Makes policy k value every observation at k + 1."""
     with torch.no_grad():
         for k, policy in enumerate(policies):
             assert isinstance(policy, ActorCritic)
@@ -253,7 +253,7 @@ def constants(policies: nn.ModuleList) -> nn.ModuleList:
 
 
 class Positional(ActorCritic):
-    """The position in the batch shows in the value."""
+    """A policy whose values depend on the position in the batch."""
 
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
@@ -278,7 +278,7 @@ def test_a_shared_policy_serves_every_column() -> None:
 
 
 def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Column c has row c // K % batch in the passes of its policy: its environment's."""
+    # Column c has row c // K % batch in its policy's passes, the number of its environment.
 
     def build(spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, *how: Any) -> nn.ModuleList:
         policies = nn.ModuleList()
@@ -301,7 +301,7 @@ def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.M
 
 
 def in_parts() -> list[list[list[Request]]]:
-    """All requests, at once and in random orders and parts."""
+    """Returns all requests, at once and in random orders and parts."""
     rng = np.random.default_rng(1)
     found: list[list[list[Request]]] = [[EVERYTHING]]
     for _ in range(3):
@@ -313,7 +313,7 @@ def in_parts() -> list[list[list[Request]]]:
 
 @pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
 def test_a_policy_learns_from_the_activations_of_its_own_columns(fixed_rows: bool) -> None:
-    """Passes and micro-batches have 4 rows: bits are those of a forward pass of the learner's."""
+    # Passes and micro-batches both have 4 rows, so the bits are those of the learner's own pass.
     algo = independent(A2C)
     expected, got = (make_learner(algo, spec=TEAM_IMAGES, micro_batch=4) for _ in range(2))
     random = make_slot(TEAM_IMAGES, 0)
@@ -397,7 +397,7 @@ def team_config(policies: str) -> TrainConfig:
 
 
 def team_checkpoint(config: TrainConfig) -> Checkpoint:
-    """What a run would save, with untrained parameters that prefer something."""
+    """Returns a checkpoint of a run with untrained parameters that have clear preferences."""
     spec = make_env(config.env, 0).env_spec
     policies = initial_policies(spec, config.network, config.algo, seed=1)
     for policy in policies:
@@ -414,7 +414,7 @@ def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any)
 
 
 def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:
-    """One game, player after player, in the plainest way."""
+    """Plays one game in the simplest way, player by player."""
     env = make_env(config.env, 0)
     cpu = torch.device("cpu")
     policies = build_policies(env.env_spec, config.network, config.algo, "fp32", cpu)
@@ -442,7 +442,7 @@ def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:
 
 @pytest.mark.parametrize("policies", ["shared", "independent"])
 def test_games_of_several_players_do_not_depend_on_the_games_beside(policies: str) -> None:
-    """Passes of 4 rows: the players of a game fall into different ones."""
+    # Passes have 4 rows, so the players of a game are in different passes.
     config = team_config(policies)
     checkpoint = team_checkpoint(config)
     expected = [slowly(checkpoint, config, number) for number in range(5)]

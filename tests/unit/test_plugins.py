@@ -1,4 +1,4 @@
-"""Kinds of environments, algorithms and networks, and those that cannot be had."""
+"""Tests of environment, algorithm and network kinds, and of kinds that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_network_may_be_named_by_its_module() -> None:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every group has one kind, whose package cannot be imported."""
+    """Gives every group one kind, whose package cannot be imported."""
 
     def entry_points(group: str) -> list[EntryPoint]:
         return [EntryPoint("broken", "no_such_package.config:KIND", group)]

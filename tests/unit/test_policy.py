@@ -1,4 +1,4 @@
-"""Networks against plain ones, and distributions against torch's own."""
+"""Tests of networks against plain ones, and of distributions against torch's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GAUSSIAN = ActionSpec("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0))
 VECTORS = EnvSpec((6,), "float32", SINGLE)
 PIXELS = EnvSpec((84, 84, 4), "uint8", SINGLE)
 WIDE = EnvSpec((72, 96, 16), "uint8", SINGLE)
-# No stride divides its sides.
+# No stride divides the sides of these images.
 ODD = EnvSpec((61, 55, 3), "uint8", SINGLE)
 BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
 
@@ -50,7 +50,7 @@ def make_policy(spec: EnvSpec, precision: str = "fp32", seed: int = 0) -> ActorC
 
 
 def even(num: int) -> Tensor:
-    """`num` evenly spaced uniform numbers [num, 1]: their shares are those of the distribution."""
+    """Returns `num` evenly spaced uniform numbers, [num, 1], which sample exact frequencies."""
     return ((torch.arange(num, dtype=torch.float32) + 0.5) / num).unsqueeze(1)
 
 
@@ -58,7 +58,7 @@ def even(num: int) -> Tensor:
 
 
 def test_sampled_frequencies_are_the_probabilities() -> None:
-    """10,000 evenly spaced numbers miss a category's share by less than one of them."""
+    # Evenly spaced numbers: a category's count is off by less than one at each end of its range.
     logits = torch.tensor([[0.3, -2.0, 1.5, 0.0]])
     actions, _ = sample(SINGLE, logits.expand(10_000, -1), even(10_000))
     shares = torch.bincount(actions[:, 0], minlength=4) / 10_000
@@ -81,7 +81,7 @@ def test_each_dimension_of_a_multi_categorical_has_its_own_distribution_and_numb
     ("logits", "lowest", "highest"),
     [
         ([0.0, 0.0, 0.0, 0.0], 0, 3),
-        # What cannot happen does not, at the ends neither.
+        # Categories of probability 0 never occur, not even at the ends.
         ([-1e9, 0.0, 0.0, -1e9], 1, 2),
         ([-1e9, -1e9, 5.0, -1e9], 2, 2),
         ([0.0, -1e9, -1e9, 0.0], 0, 3),
@@ -97,7 +97,7 @@ def test_the_ends_of_the_unit_interval(
 
 
 def test_no_number_leaves_the_distribution() -> None:
-    """Rounded cumulative sums of many categories miss 1; the largest number must still fit."""
+    # Rounded cumulative sums over many categories may stay below 1; the largest number must fit.
     many = ActionSpec("categorical", sizes=(1000,))
     logits = 3 * randn(2000, 1000)
     logits[:, -1] = -1e9
@@ -108,7 +108,7 @@ def test_no_number_leaves_the_distribution() -> None:
 
 
 def test_running_sums_never_fall_and_rise_only_where_something_is_added() -> None:
-    """What a GPU does for `cumsum`."""
+    # `cumsum` on a GPU may fall or rise where nothing is added.
     probabilities = (3 * randn(2000, 50)).softmax(dim=1)
     probabilities[:, 10:20] = 0
     sums = running_sums(probabilities)
@@ -124,7 +124,7 @@ def test_larger_numbers_choose_later_actions() -> None:
 
 
 def test_gaussian_actions_are_scaled_noise() -> None:
-    """Mean (1, -1), log standard deviation (0, log 2)."""
+    # Mean (1, -1), log standard deviation (0, log 2).
     params = torch.tensor([[1.0, -1.0, 0.0, math.log(2)]])
     actions, _ = sample(GAUSSIAN, params, torch.tensor([[0.5, -1.5]]))
     torch.testing.assert_close(actions, torch.tensor([[1.5, -4.0]]))
@@ -181,13 +181,16 @@ def test_the_most_likely_action_is_taken_whatever_the_noise() -> None:
 
 
 def plain_nature_cnn(cnn: NatureCnn, obs: Tensor) -> Tensor:
-    """Contiguous channels-first images in float64, divided by 255, features in (C, H, W) order."""
+    """Applies the network to contiguous channels-first float64 images, divided by 255.
+
+    Features are in (C, H, W) order.
+    """
     x = obs.permute(0, 3, 1, 2).contiguous().double() / 255
     for layer, stride in ((cnn.conv1, 4), (cnn.conv2, 2), (cnn.conv3, 1)):
         assert layer.bias is not None
         x = fn.relu(fn.conv2d(x, layer.weight.double().contiguous(), layer.bias.double(), stride))
     _, channels, rows, columns = x.shape
-    # The layer's weights are for features in (H, W, C) order.
+    # The layer's weights expect features in (H, W, C) order.
     by_position = cnn.fc.weight.double().view(-1, rows, columns, channels)
     weight = by_position.permute(0, 3, 1, 2).flatten(1)
     return fn.relu(fn.linear(x.flatten(1), weight, cnn.fc.bias.double()))
@@ -195,7 +198,7 @@ def plain_nature_cnn(cnn: NatureCnn, obs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("spec", [PIXELS, WIDE, ODD], ids=["84x84x4", "72x96x16", "61x55x3"])
 def test_nature_cnn_equals_a_plain_one(spec: EnvSpec) -> None:
-    """float32 against float64, and bf16 with its 8 bits in each layer."""
+    # Compares float32 with float64, and bf16, whose mantissas have 8 bits, with both.
     obs = random_obs(spec, 3)
     for precision, tolerance in (("fp32", 1e-4), ("bf16", 5e-2)):
         policy = make_policy(spec, precision)
@@ -268,7 +271,7 @@ def test_a_gaussian_policy_has_a_standard_deviation_for_each_dimension() -> None
 
 @pytest.mark.parametrize("spec", [PIXELS, VECTORS], ids=["pixels", "vectors"])
 def test_initial_weights_are_orthogonal(spec: EnvSpec) -> None:
-    """Of gain sqrt(2), the policy head's 0.01, the value head's 1; no biases."""
+    # Gains are sqrt(2), 0.01 for the policy head and 1 for the value head; there are no biases.
     policy = make_policy(spec)
     gains: dict[nn.Module, float] = {policy.policy_head: 0.01, policy.value_head: 1.0}
     layers = [m for m in policy.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -283,7 +286,7 @@ def test_initial_weights_are_orthogonal(spec: EnvSpec) -> None:
 
 
 def initial(seed: int) -> bytes:
-    """All bytes of what a run of this seed begins with."""
+    """Returns the bytes of all initial parameters of a run with this seed."""
     policies = initial_policies(VECTORS, sections.network(), sections.a2c(), seed)
     return b"".join(p.detach().numpy().tobytes() for p in policies.parameters())
 
@@ -297,7 +300,7 @@ def test_initial_parameters_are_a_function_of_the_seed() -> None:
 
 
 def published(spec: EnvSpec, precision: str) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """A learner's policies, and those of an actor that took over what the learner published."""
+    """Returns a learner's policies, and those of an actor that has loaded what it published."""
     network, algo, cpu = sections.network(), sections.a2c(), torch.device("cpu")
     config = sections.learner(device="cpu")
     learner = Learner(spec, network, algo, config, cpu, num_updates=1, lag=1, seed=1)
@@ -329,7 +332,7 @@ def test_bf16_rounds_the_trunks_and_not_the_heads() -> None:
 
 
 def test_bf16_values_are_finer_than_bf16() -> None:
-    """A value of some 60 would otherwise move in steps of a quarter."""
+    # In bf16, a value of about 60 would move in steps of a quarter.
     policy = make_policy(VECTORS, "bf16")
     with torch.no_grad():
         policy.value_head.bias.fill_(60.0)

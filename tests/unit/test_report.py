@@ -1,4 +1,4 @@
-"""`htsrl report`: groups, means with intervals, curves, and the page."""
+"""Tests of `htsrl report`: groups, means with confidence intervals, curves, and the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_run(
     rate: float = 100.0,
     **sections: Any,
 ) -> Path:
-    """A run's folder with a line of metrics every 1000 env steps."""
+    """Writes a run folder with a line of metrics every 1000 env steps."""
     folder.mkdir(parents=True)
     config = {"env": CARTPOLE, "algo": PPO, "seed": seed, "log": {"interval": seed}} | sections
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
@@ -72,7 +72,7 @@ def test_runs_are_grouped_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "slow", [1.0], algo=PPO | {"learning_rate": 1e-4})
     write_run(tmp_path / "pong", [1.0], env={"kind": "atari", "game": "pong"})
     found = {(g.environment, g.label): [r.folder.name for r in g.runs] for g in groups_of(tmp_path)}
-    # Keys that only one algorithm has follow from its name.
+    # Keys that only one algorithm has are left out: they follow from its name.
     label = "algo.name={} algo.learning_rate={}".format
     assert found == {
         ("CartPole-v1", label("a2c", "0.0007")): ["a2c_1", "a2c_2"],
@@ -130,7 +130,7 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
     for seed in (1, 2):
         run = write_run(tmp_path / str(seed), [1.0, 2.0, 3.0], seed)
         with open(run / "metrics.jsonl", "a") as file:
-            # They stand where their scores came in.
+            # Lines of evaluations are in the order in which their scores arrived.
             for steps in (3000, 1000):
                 line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
                 file.write(json.dumps(line | {"eval/final_metric": steps * seed}) + "\n")
@@ -147,7 +147,7 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
 def test_a_configuration_and_seed_counts_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its longest run; equal runs are no independent samples."""
+    # The longest run counts: equal runs are not independent samples.
     runs = tmp_path / "runs"
     write_run(runs / "a", [1.0, 2.0], seed=1)
     write_run(runs / "b[red]", [1.0, 2.0, 3.0], seed=1)
@@ -194,7 +194,7 @@ def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
     assert (row["measure"], row["score"]) == ("final metric", "7.00")
     assert (row["env steps"], row["env steps/s"], row["minutes"]) == ("2,000", "100", "0.3")
     assert f"left out: {runs}/nothing (no episode has ended yet)\n" in capsys.readouterr().out
-    # Beside a run that was not evaluated it has no score to compare.
+    # Beside a run without evaluations, this run has no comparable score.
     write_run(runs / "late", [1.0], seed=3)
     assert [[run.folder.name for run in g.runs] for g in groups_of(runs)] == [["late"]]
     report.run([runs], tmp_path / "out")

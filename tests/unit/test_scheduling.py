@@ -1,4 +1,4 @@
-"""What the kernel is asked for: short slices for those who are waited for, patience of the rest."""
+"""Tests of the requests to the kernel: short time slices for actors, low priority for others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT_NS = 100_000
 
 
 def slice_ns(thread: int) -> int:
-    """`sched_runtime` of sched_getattr(2), which is at byte 24."""
+    """Returns `sched_runtime` of sched_getattr(2), at byte 24."""
     attributes = (ctypes.c_uint64 * 6)()
     size = ctypes.sizeof(attributes)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +42,7 @@ def become_nice(niceness: int) -> None:
 
 
 def in_thread(*calls: Callable[[], object]) -> object:
-    """What the last call returns when all are made in a thread of their own."""
+    """Makes all calls in a new thread; returns the result of the last one."""
     with ThreadPoolExecutor(1) as pool:
         return [pool.submit(call).result() for call in calls][-1]
 
@@ -69,7 +69,7 @@ def test_only_this_thread_stands_back() -> None:
 
 
 def test_a_nicer_thread_is_not_made_less_nice() -> None:
-    """Which the kernel refuses to those without privileges."""
+    # The kernel refuses to lower a niceness without privileges.
     assert in_thread(partial(become_nice, 15), stay_in_background, lambda: nice(0)) == 15
 
 

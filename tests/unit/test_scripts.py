@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark scripts against simulations and hand-computed numbers."""
+"""Tests of the benchmark scripts' arithmetic, against simulations and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def test_lockstep_waits_for_the_slowest_at_every_step() -> None:
     rng = np.random.default_rng(0)
     simulated = rng.exponential(0.01, (100_000, 16)).max(axis=1).mean()
     assert lockstep_seconds(16, 16, 0.01, 0.0) == pytest.approx(simulated, rel=0.01)
-    # Two environments: 1 + 1/2 times the mean, and the overhead once for both.
+    # Two environments: 1 + 1/2 times the mean, and one overhead for both.
     assert lockstep_seconds(2, 2, 1.0, 0.25) == pytest.approx(1.75)

@@ -1,4 +1,4 @@
-"""Randomness by address: equal addresses, equal numbers; different ones, different numbers."""
+"""Tests of randomness by address: the same address, and no other, gives the same numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from htsrl_cli.seeding import (
     reset_seed,
 )
 
-# Of seed 1; numbers of numpy's Philox, which its compatibility policy keeps for generators.
+# For seed 1. NumPy's compatibility policy guarantees these numbers of Philox generators.
 PARAMETERS_1 = 2799920918907928943
 RESETS_1 = [1521071492, 1739621281, 404868347]
 EVALUATION_RESET_1 = 1906597464
@@ -30,7 +30,7 @@ def first(seed: int, purpose: Purpose, *address: int) -> int:
 
 
 def test_the_purposes_are_pinned() -> None:
-    """They are parts of keys: another number, or one used twice, changes what a seed means."""
+    # The numbers are parts of keys: a change, or a number used twice, changes what a seed means.
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "PARAMETERS": 0,
         "ACTIONS": 1,
@@ -42,7 +42,7 @@ def test_the_purposes_are_pinned() -> None:
 
 
 def test_the_scheme_is_pinned() -> None:
-    """Whoever changes these numbers changes every result of every seed."""
+    # A change of these numbers changes all results of all seeds.
     assert first(1, Purpose.PARAMETERS) == PARAMETERS_1
     assert [reset_seed(1, env, episode) for env, episode in ((0, 0), (0, 1), (3, 2))] == RESETS_1
     assert reset_seed(1, 0, 0, Purpose.EVALUATION_RESETS) == EVALUATION_RESET_1
@@ -52,7 +52,7 @@ def test_the_scheme_is_pinned() -> None:
 
 
 def test_key_and_counter_are_the_address() -> None:
-    """Philox 4x64: keyed by (seed, purpose), its counter starts at the address."""
+    # Philox 4x64 is keyed by (seed, purpose); its counter starts at the address.
     philox = np.random.Philox(
         key=np.array([9, 2], np.uint64), counter=np.array([0, 0, 7, 5], np.uint64)
     )
@@ -60,7 +60,7 @@ def test_key_and_counter_are_the_address() -> None:
 
 
 def test_addresses_and_purposes_give_distinct_streams() -> None:
-    """No two of 5,400 agree in 63 bits (a chance of 1e-12)."""
+    # No two of 5,400 streams begin with the same 63 bits (by chance: 1e-12).
     seen = [
         first(seed, purpose, high, low)
         for seed in (0, 1, 2**63 - 1)
@@ -72,7 +72,7 @@ def test_addresses_and_purposes_give_distinct_streams() -> None:
 
 
 def test_streams_do_not_overlap() -> None:
-    """Neighbours are 2**128 blocks apart: none is another one's continuation."""
+    # Neighboring streams are 2**128 blocks apart, so that none continues another.
     streams = [
         generator(1, Purpose.ACTIONS, interval).integers(2**63, size=2000) for interval in range(4)
     ]
@@ -89,7 +89,7 @@ def test_numbers_do_not_depend_on_what_was_drawn_before() -> None:
 
 
 def test_rows_of_a_reset_seed_fit_every_environment() -> None:
-    """The ALE and Gymnasium take 31 bits."""
+    # The ALE and Gymnasium accept 31 bits.
     seeds = [reset_seed(seed, env, 0) for seed in range(20) for env in range(20)]
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert max(seeds) > 2**30
@@ -97,7 +97,7 @@ def test_rows_of_a_reset_seed_fit_every_environment() -> None:
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_noise_has_its_distribution(kind: str) -> None:
-    """Mean and variance of 10**5 numbers of a fixed seed, within four standard errors."""
+    # Mean and variance of 10**5 numbers of a fixed seed, within four standard errors.
     noise = action_noise(3, 0, (100, 500, 2), kind)
     assert noise.dtype == np.float32
     mean, variance = (0.5, 1 / 12) if kind == "categorical" else (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Stop signals in this process: noted once, obeyed at once when repeated, bounded by the grace."""
+"""Tests of stop signals in this process: the first, a second one, and the grace period."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from htsrl_cli.workers.stopping import StopSignals
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that moves only when it is told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -49,7 +49,7 @@ def test_grace(clock: Clock) -> None:
 def test_second_signal_ends_at_once(clock: Clock) -> None:
     with StopSignals(grace_s=5.0) as signals:
         signal.raise_signal(signal.SIGTERM)
-        # To the process and to its group: that is one.
+        # One stop that signals the process and then its group counts once.
         clock.now += stopping.ONE_SIGNAL_S / 2
         signal.raise_signal(signal.SIGTERM)
         clock.now += stopping.ONE_SIGNAL_S

@@ -1,4 +1,4 @@
-"""Slots, the ring, the parameter store and the board."""
+"""Tests of slots, the ring, the parameter store and the board."""
 
 from __future__ import annotations
 
@@ -61,10 +61,8 @@ def test_gaussian_actions_are_floats() -> None:
 
 
 def test_a_new_ring_is_poisoned() -> None:
-    """Floats are NaN, which no loss survives; integers are no action, version or length.
-
-    Booleans are neither true nor false, which a look at their bytes finds.
-    """
+    # A NaN spreads to the loss, and integer poison is no valid action, version or length.
+    # Booleans are neither True nor False, which shows in their bytes.
     for slot in make_ring().slots:
         for name, array in slot.arrays().items():
             if array.dtype.kind == "b":
@@ -91,7 +89,7 @@ def test_the_order_of_the_fields_is_that_of_the_hash() -> None:
 
 
 def test_a_new_field_is_hashed_in_its_place_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line in `slot_fields` gives it its place in memory, in the hash and in `check_filled`."""
+    # One line in `slot_fields` puts an array into the memory, the hash and `check_filled`.
     place = NAMES.index("rewards")
 
     def with_another(spec: EnvSpec) -> tuple[Field, ...]:
@@ -114,7 +112,7 @@ def test_a_new_field_is_hashed_in_its_place_and_checked(monkeypatch: pytest.Monk
 
 
 def test_activations_stand_beside_the_slots() -> None:
-    """Not a part of them, which are hashed and saved; poisoned like them."""
+    # Activations are poisoned like slots, but are not hashed and saved with them.
     assert make_ring().activations(0) == []
     ring = Ring(SPEC, T, B, [((3, 2), "float32"), ((7,), "uint16")])
     assert {a.shape for a in ring.activations(5)} == {(T, B, 3, 2), (T, B, 7)}
@@ -177,7 +175,7 @@ def test_episodes_come_in_order_of_address() -> None:
 
 
 def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:
-    """What executors and actors do: look up the interval, read parameters, write their cells."""
+    """Does the work of executors and actors: finds the rollout, reads parameters, writes cells."""
     slot = ring.slot(ring.interval)
     slot.rewards[1, 2] = store.values["weight"].sum()
     slot.versions[0, 0] = store.version
@@ -235,7 +233,7 @@ def test_the_board_adds_up_busy_times(monkeypatch: pytest.MonkeyPatch) -> None:
     board.enter(0)
     wait(2)
     assert board.since()[0] == 105
-    # One thing after the other: each has its own beginning, both are busy time.
+    # The second piece of work has its own start; both count as busy time.
     board.enter(0)
     wait(3)
     assert board.since()[0] == 107

@@ -1,4 +1,4 @@
-"""Environments for tests: what they count, how long they take, how they fail."""
+"""Tests of the synthetic environments: what they count, how long they take, how they fail."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_sleep_pays_for_naming_the_largest_number() -> None:
 def test_step_times_have_the_mean_and_deviation_of_their_distribution(
     distribution: str, shape: float, deviation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean 10 ms; a gamma distribution's deviation is mean / sqrt(shape)."""
+    # The mean is 10 ms; the gamma distribution's standard deviation is mean / sqrt(shape).
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     config = sections.synthetic(
@@ -107,7 +107,7 @@ def test_damaged_and_foreign_states_are_refused() -> None:
     for damaged in (b"", state[:-1], b"?" + state[1:]):
         with pytest.raises(CheckpointError):
             env.set_state(damaged)
-    with pytest.raises(CheckpointError, match="name=count, not of name=sleep"):
+    with pytest.raises(CheckpointError, match="name=count, not for name=sleep"):
         make_env(sections.synthetic("sleep"), index=0).set_state(state)
 
 

@@ -1,4 +1,4 @@
-"""`env=atari/<game>`: the keys of an Atari game."""
+"""The keys of `env=atari/<game>`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from htsrl_cli.plugins import Kind
 
 _GAME = Rule(
     lambda value: re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value) is not None,
-    "must be a game's name in snake case, such as space_invaders",
+    "must be the name of a game in snake case, such as space_invaders",
 )
-# The convolutions (8/4, 4/2, 3/1) leave nothing of a smaller image.
+# The Nature CNN's convolutions (8/4, 4/2, 3/1) have no output for a smaller image.
 _SMALLEST_SCREEN = 36
 _SCREEN = Rule(lambda value: value >= _SMALLEST_SCREEN, f"must be {_SMALLEST_SCREEN} or more")
 
 
 @dataclass(frozen=True)
 class AtariConfig(EnvConfig):
-    """A game; names follow the Arcade Learning Environment (Machado et al., 2018).
+    """An Atari game; keys are named as in the Arcade Learning Environment (Machado et al., 2018).
 
     Attributes:
-        game: ROM name in snake case, for example `space_invaders`.
-        frame_skip: emulator frames for each env step.
-        screen_size: side of the square gray observation, in pixels.
-        frame_stack: observations are the last `frame_stack` screens, [H, W, frame_stack].
-        noop_max: a reset plays 0 to `noop_max` no-ops (uniform).
-        fire_on_reset: press FIRE after a reset or lost life, where the minimal actions have it.
-        repeat_action_probability: sticky actions; 0 switches them off.
-        full_action_space: all 18 actions instead of the game's minimal set.
-        max_num_frames_per_episode: a game is truncated after so many frames.
+        game: name of the ROM in snake case, for example `space_invaders`.
+        frame_skip: emulator frames per env step.
+        screen_size: side of the square grayscale observation, in pixels.
+        frame_stack: number of screens in an observation, uint8 [H, W, frame_stack].
+        noop_max: a game begins with 0 to `noop_max` no-ops (uniform).
+        fire_on_reset: press FIRE after a reset or a lost life, if it is a minimal action.
+        repeat_action_probability: probability of sticky actions; 0 turns them off.
+        full_action_space: use all 18 actions instead of the game's minimal set.
+        max_num_frames_per_episode: emulator frames after which a game is truncated.
         reward_clipping: train on the sign of the reward.
-        terminal_on_life_loss: a lost life terminates the training episode, not the game.
+        terminal_on_life_loss: a lost life terminates the training episode, but not the game.
     """
 
     rules: ClassVar[Rules] = {

@@ -2,16 +2,18 @@
 
 Facts about the emulator (ale-py 0.12, all 57 games) that shape this file:
 
-* A saved state lacks the picture: the screen after a restore is wrong until the next frame, and
-  what the next frame leaves undrawn (Alien, Krull, Yars' Revenge) shows older pictures.
-* A saved state lacks the flag "this frame is only half drawn", which is set in rare frames (when
-  Qbert boots, when a life of Yars' Revenge begins); a restore then runs one frame early or late.
-* Loading a ROM takes 64 ms, resetting 3 ms (and Berzerk's second reset differs from its first);
-  restoring takes 0.04 ms.
+* A saved state lacks the picture. After a restore, the screen is wrong until the next frame, and
+  parts that the next frame does not draw (Alien, Krull, Yars' Revenge) show older pictures.
+* A saved state lacks the flag "this frame is only half drawn", which is set in a few frames (when
+  Qbert boots, when a life of Yars' Revenge begins). A restored game then runs one frame early or
+  late.
+* Loading a ROM takes 64 ms, resetting 3 ms, restoring 0.04 ms. Berzerk's second reset differs from
+  its first.
 
-Every game therefore starts from one state, saved a few frames after the boot. And a saved state is
-not the emulator's present one, but a *keyframe* and the actions played since: the running game
-itself is restored at every keyframe, so that whoever restores it later sees the same.
+Therefore, every game starts from one state that is saved a few frames after the boot. A saved
+state is a *keyframe* and the actions played since, not the emulator's state at that moment. At
+every keyframe the running game itself is restored, so that it continues exactly as any later
+restore of that keyframe does.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ NOOP = ale_py.Action.NOOP.value
 FIRE = ale_py.Action.FIRE.value
 BOOT_FRAMES = 4
 FRAME_RATE = 60.0
-# Replaying so many frames takes 0.04 s; a keyframe costs 0.3 ms, 1 microsecond an env step.
+# Replaying this many frames takes 0.04 s. A keyframe takes 0.3 ms: 1 microsecond per env step.
 _FRAMES_BETWEEN_KEYFRAMES = 1024
 
-# The games of Bellemare et al. (2013) with the additions of Mnih et al. (2015), by ROM name.
+# The games of Bellemare et al. (2013) and Mnih et al. (2015), by ROM name.
 ATARI_57: tuple[str, ...] = tuple(
     """alien amidar assault asterix asteroids atlantis bank_heist battle_zone beam_rider berzerk
     bowling boxing breakout centipede chopper_command crazy_climber defender demon_attack
@@ -49,20 +51,29 @@ ATARI_57: tuple[str, ...] = tuple(
     yars_revenge zaxxon""".split()  # noqa: SIM905
 )
 
-# An executor is one of many processes: a pool of threads in each would only get in their way.
+# There are many executor processes; a pool of OpenCV threads in each would slow them all.
 cv2.setNumThreads(0)
 
 
 class Emulator:
-    """One running game: repeats actions, pools and shrinks screens, starts and restores games.
+    """A running game: repeats actions, pools and resizes screens, saves and restores states.
 
-    Sticky actions are drawn here, frame by frame, rather than by the emulator: its own memory of
-    the last action survives a reset and is in no saved state.
+    Sticky actions are drawn here, frame by frame, and not by the emulator: its own memory of the
+    last action survives a reset and is missing from saved states.
+
+    Args:
+        config: the section `env`.
+        pictured: True if `picture` is needed.
 
     Attributes:
-        screen: uint8 [screen_size, screen_size], the picture after the last `run`, reused.
-        picture: where `pictured`, the same as the emulator shows it, uint8 [H, W, 3], RGB, reused.
-        rng: draws whatever is random in a game; seeded by `start`.
+        screen: uint8 [screen_size, screen_size]; the observed screen after the last `run`. The next
+            `run` overwrites it.
+        picture: uint8 [H, W, 3], RGB; the same screen in full size and color if `pictured`, else
+            black. The next `run` overwrites it.
+        rng: draws all random events of a game; seeded by `start`.
+
+    Raises:
+        ConfigError: `env.game` is unknown.
     """
 
     def __init__(self, config: AtariConfig, pictured: bool = False) -> None:
@@ -81,26 +92,26 @@ class Emulator:
 
     @property
     def minimal_actions(self) -> list[int]:
-        """The emulator's numbers of the actions that do something in this game."""
+        """The emulator's numbers for the actions that have an effect in this game."""
         return [action.value for action in self._ale.getMinimalActionSet()]
 
     @property
     def lives(self) -> int:
-        """Lives left; 0 in games that have none."""
+        """Lives left; 0 in games without lives."""
         return self._ale.lives()
 
     @property
     def game_over(self) -> bool:
-        """The game has ended by its own rules."""
+        """True if the game has ended by its own rules."""
         return self._ale.game_over(with_truncation=False)
 
     @property
     def truncated(self) -> bool:
-        """The cap on frames has been reached."""
+        """True if the limit on frames has been reached."""
         return self._ale.game_truncated()
 
     def start(self, seed: int) -> None:
-        """Starts a game, a function of `seed` alone."""
+        """Starts a game that depends on `seed` alone."""
         self._set_keyframe(self._first_state)
         self.screen[...] = self._first_screen
         self.picture[...] = self._first_picture
@@ -108,9 +119,10 @@ class Emulator:
         self.rng = np.random.default_rng(seed)
 
     def run(self, action: int, num_frames: int) -> int:
-        """Plays `action` for `num_frames` frames and pools the last two; returns the raw reward.
+        """Plays `action` for `num_frames` frames; returns the raw reward.
 
-        The emulator draws no frame beyond the end of a game.
+        The screen is the maximum of the last two frames. The emulator draws no frames after the
+        end of a game.
         """
         if num_frames == 0 or self._ale.game_over():
             return 0
@@ -135,15 +147,15 @@ class Emulator:
         return reward
 
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """A JSON-able dict and two blobs; `screen` is the caller's to keep."""
+        """Returns a JSON-serializable dictionary and two blobs; the caller saves `screen`."""
         meta = {"rng": generator_state(self.rng), "last_action": self._last_action}
         return meta, [self._keyframe.serialize(), bytes(self._played)]
 
     def set_state(self, meta: dict[str, Any], blobs: list[bytes], screen: Array) -> None:
-        """Restores `get_state`'s values and the picture that went with them.
+        """Restores a state saved by `get_state`, and the screen that belongs to it.
 
         Raises:
-            CheckpointError: the emulator cannot read the blobs.
+            CheckpointError: the emulator cannot read the blobs, or the generator is damaged.
         """
         serialized, played = blobs
         try:
@@ -167,8 +179,8 @@ class Emulator:
         self._played.clear()
 
     def _set_keyframe(self, keyframe: ale_py.ALEState) -> None:
-        # First two frames from the first state are drawn (after a game over the emulator would
-        # stand still): they are whole, and the same pictures in every process.
+        # Draws two frames from the first state, so that every process has the same complete
+        # pictures before the restore. (After a game over, the emulator would draw nothing.)
         self._ale.restoreState(self._first_state)
         self._ale.act(NOOP)
         self._ale.act(NOOP)
@@ -177,7 +189,7 @@ class Emulator:
         self._played.clear()
 
     def _sticky(self, action: int, num_frames: int) -> list[int]:
-        """The actions of the next frames: each repeats the one before with the probability."""
+        """Returns the actions of the next frames: each may repeat the one before."""
         if self._repeat_probability == 0:
             return [action] * num_frames
         played = []
@@ -187,7 +199,7 @@ class Emulator:
         return played
 
     def _take_picture(self, pooled: bool) -> None:
-        # Some games draw half of what moves in every other frame.
+        # Some games draw half of their moving objects in every other frame.
         self._ale.getScreenRGB(self.picture)
         if pooled:
             np.maximum(self.picture, self._picture_before, out=self.picture)
@@ -199,9 +211,9 @@ class Emulator:
 
 @cache
 def _frames(height: int, width: int) -> tuple[Array, Array]:
-    """Returns the arrays in which a game draws its last two frames, before they are pooled.
+    """Returns the two arrays for a game's last two frames before they are pooled.
 
-    All games of a process use the same: an executor runs several by turns, and what they all need
+    All games of a process share them. An executor steps several games in turn, and their memory
     should fit in its core's cache.
     """
     return np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)

@@ -1,6 +1,6 @@
-"""Atari games: what an agent sees of them, and when its episodes and the games themselves end.
+"""Atari games: observations, rewards, and the ends of episodes and games.
 
-Preprocessing after Mnih et al. (2015) and Machado et al. (2018), observations [H, W, stack].
+The preprocessing follows Mnih et al. (2015) and Machado et al. (2018).
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from htsrl_cli.errors import ConfigError
 class AtariEnv:
     """A game of the Arcade Learning Environment.
 
-    An *episode* is what the agent trains on, a *game* is what is scored. With
-    `terminal_on_life_loss` a lost life terminates the episode, and the next `reset` goes on with
-    the same game; after a game over or at the cap on frames it starts a new one. A game that ends
-    at the cap is truncated, unless it is also over or the life is lost: that is terminated.
+    The agent trains on *episodes*; scores are those of whole *games*. With `terminal_on_life_loss`,
+    a lost life terminates the episode, and the next `reset` continues the same game. After a game
+    over or at the limit on frames, `reset` starts a new game. A game that reaches the limit is
+    truncated, unless the same env step ends the game or loses a life: it is then terminated.
 
-    Rewards in the frames of a reset (no-ops, FIRE) count in the raw score, not in training. Should
-    the game end in those frames of a going-on reset, the next step reports it.
+    Rewards during a reset (no-ops, FIRE) count in the raw score, but not in training. If a reset
+    continues a game and the game ends during it, the next env step reports the end.
 
-    Every returned observation is a new array: uint8 [screen_size, screen_size, frame_stack], the
-    newest screen last.
+    Every returned observation is a new array, uint8 [screen_size, screen_size, frame_stack], with
+    the newest screen last.
 
     Args:
-        pictured: `render` will be called.
+        config: the section `env`.
+        pictured: True if `render` will be called.
+
+    Attributes:
+        frame_rate: env steps per second of play.
 
     Raises:
-        ConfigError: `env.game` is unknown, or the cap on frames leaves none to play.
+        ConfigError: `env.game` is unknown, or the limit on frames is too low.
     """
 
     def __init__(self, config: AtariConfig, pictured: bool = False) -> None:
@@ -59,9 +63,9 @@ class AtariEnv:
         self._starts_game = True
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode: a new game, decided by `seed` alone, or the same game's next life.
+        """Begins an episode: a new game that `seed` determines, or the next life of the same game.
 
-        The following sticky actions are drawn from `seed` in both cases.
+        In both cases, the sticky actions that follow are drawn from `seed`.
         """
         if self._starts_game:
             self._start_game(seed)
@@ -89,7 +93,7 @@ class AtariEnv:
         return self._observation(), self._train_on(reward), terminated, truncated, self._info()
 
     def get_state(self) -> bytes:
-        """Everything that decides the future; about 50 KB."""
+        """Saves everything that determines the future, about 50 KB."""
         meta, blobs = self._emulator.get_state()
         meta |= self._identity()
         meta |= {"lives": self._lives, "score": self._score, "length": self._length}
@@ -97,10 +101,11 @@ class AtariEnv:
         return pack_state("atari", meta, [*blobs, *(s.tobytes() for s in self._screens)])
 
     def set_state(self, state: bytes) -> Array:
-        """Restores `get_state`'s bytes, in any process; returns the observation.
+        """Restores a state saved by `get_state`, in any process; returns the observation.
 
         Raises:
-            CheckpointError: the bytes are damaged, or of another game or screen.
+            CheckpointError: the bytes are damaged, or belong to another game, screen size or
+                frame stack.
         """
         meta, (keyframe, played, *screens) = unpack_state("atari", state)
         check_fit("atari", meta, self._identity())
@@ -117,15 +122,15 @@ class AtariEnv:
         return float(self._score)
 
     def render(self) -> Array:
-        """The emulator's own screen in colour, uint8 [210, 160, 3] in most games.
+        """Returns the emulator's screen, RGB, uint8 [210, 160, 3] in most games.
 
-        Like an observation, the lighter of the last two frames. Wrong between a `set_state` and
-        the next frame.
+        Like an observation, it is the maximum of the last two frames. It is wrong between
+        `set_state` and the next frame.
         """
         return self._emulator.picture.copy()
 
     def close(self) -> None:
-        """Nothing is held outside memory."""
+        """Does nothing: the emulator has no resources other than memory."""
 
     def _start_game(self, seed: int) -> None:
         self._emulator.start(seed)
@@ -140,7 +145,7 @@ class AtariEnv:
         return int(self._emulator.rng.integers(self._config.noop_max + 1))
 
     def _fire(self) -> int:
-        """Presses FIRE for one env step where the game needs it; returns the raw reward."""
+        """Presses FIRE for the frames of one env step if the game needs it; returns the reward."""
         return self._emulator.run(FIRE, self._config.frame_skip) if self._fires else 0
 
     def _life_lost(self) -> bool:
@@ -165,7 +170,7 @@ class AtariEnv:
         self._screens.append(oldest)
 
     def _observation(self) -> Array:
-        # OpenCV interleaves the screens five times as fast as numpy.stack(axis=-1).
+        # OpenCV stacks the screens five times as fast as numpy.stack(axis=-1).
         return cv2.merge(self._screens).reshape(self.env_spec.obs_shape)
 
     def _identity(self) -> dict[str, Any]:
@@ -178,10 +183,10 @@ class AtariEnv:
 
 
 def make_atari_env(config: AtariConfig, index: int, renderer: str | None) -> AtariEnv:
-    """Builds a game; all games of a run are alike.
+    """Builds a game; `index` makes no difference.
 
     Raises:
-        ConfigError: as `AtariEnv`.
+        ConfigError: as for `AtariEnv`.
     """
     return AtariEnv(config, pictured=renderer is not None)
 

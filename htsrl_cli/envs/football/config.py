@@ -1,4 +1,4 @@
-"""`env=football/<scenario>`: the keys of Google Research Football."""
+"""The keys of `env=football/<scenario>`: Google Research Football."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ class FootballConfig(EnvConfig):
 
     Attributes:
         scenario: name of a scenario of the package gfootball.
-        representation: of observations: `extracted` (the super minimap, [72, 96, 4]),
+        representation: what players observe: `extracted` (the super minimap, [72, 96, 4]),
             `simple115v2` (a vector), `pixels_gray` or `pixels` (rendered, [72, 96, 1 or 3]).
-        frame_stack: observations are the last `frame_stack` ones, joined along the last axis.
-        rewards: `scoring` (+1 for a goal, -1 for one let in), or `scoring,checkpoints`: also 0.1
-            for each of ten distances to the opponent's goal that the ball is first brought to.
-        num_left_players, num_right_players: controlled players of each side. Each is a column;
-            those on the right see the pitch rotated, as if they played from left to right.
+        frame_stack: number of the latest frames that are joined, along the last axis, into an
+            observation.
+        rewards: `scoring` (+1 for a goal, -1 for a goal conceded), or `scoring,checkpoints`: also
+            0.1 for the first time that the ball gets within each of ten distances to the opponents'
+            goal.
+        num_left_players, num_right_players: number of controlled players of each side. Each is a
+            column; players on the right see the pitch rotated, as if they played from left to
+            right.
     """
 
     rules: ClassVar[Rules] = {
@@ -62,7 +65,7 @@ class FootballConfig(EnvConfig):
         "built from source: run `make football` in a checkout of htsrl, or see the README's part "
         "on football"
     )
-    # A drawing of the pitch from above, and the engine's own picture.
+    # A drawing of the pitch from above, and the engine's own rendering.
     renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")
     state_package: ClassVar[str | None] = "gfootball"
 
@@ -75,17 +78,20 @@ class FootballConfig(EnvConfig):
 
     @property
     def num_columns(self) -> int:
-        """Controlled players of both sides."""
+        """The number of columns: the controlled players of both sides."""
         return self.num_left_players + self.num_right_players
 
     @property
     def is_rendered(self) -> bool:
-        """Observations are pictures, which one environment of a process can have."""
+        """True if observations are rendered; only one environment per process can do that."""
         return self.representation.startswith("pixels")
 
     @property
     def one_per_process(self) -> str:
-        """The reason where observations are rendered: only one engine of a process can."""
+        """The reason why a process can hold only one such environment; empty if it can hold many.
+
+        Only one engine per process can render.
+        """
         if not self.is_rendered:
             return ""
         return (
@@ -93,11 +99,13 @@ class FootballConfig(EnvConfig):
         )
 
     def is_alone(self, renderer: str | None) -> bool:
-        """Returns True where the engine renders, for observations or for a video."""
+        """Returns True if the engine renders, for observations or for a video."""
         return self.is_rendered or renderer == "engine"
 
     def check(self) -> None:
-        """Somebody plays, and only the left side sees rendered images.
+        """Checks the keys that depend on each other.
+
+        At least one player must be controlled, and none on the right if observations are rendered.
 
         Raises:
             ConfigError: for the first key that has to change.

@@ -1,7 +1,7 @@
-"""Google Research Football: what the controlled players see, and what they are rewarded for.
+"""Google Research Football: observations, rewards, and the ends of episodes.
 
-A saved state is not the present one, but a *keyframe* and the actions played since: the engine's
-states do not hold everything, so the running match itself is restored at every keyframe.
+A saved state is a *keyframe* and the actions played since. The engine's states are incomplete, so
+the running match itself is restored at every keyframe and continues as any later restore does.
 
 Observations and rewards are those of gfootball's own wrappers (Kurach et al., 2020).
 """
@@ -22,7 +22,7 @@ from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 
 NUM_ACTIONS = 19
 HEIGHT, WIDTH = 72, 96
-# Of one image, or of the vector.
+# The shape of one frame, by representation.
 _SHAPES: dict[str, tuple[int, ...]] = {
     "extracted": (HEIGHT, WIDTH, 4),
     "simple115v2": (115,),
@@ -36,27 +36,31 @@ _MAP_CELLS = np.array([WIDTH, HEIGHT])
 _MARK = 255
 _MOST_PLAYERS = 11
 _NUM_GAME_MODES = 7
-# A keyframe takes 10 to 30 ms, like the steps of a restore up to the next one 1 to 3 s. Academy
-# episodes are shorter: they are never interrupted.
+# A keyframe takes 10 to 30 ms; replaying the steps since it takes up to 1 to 3 s in a restore.
+# Academy episodes are shorter than this and never need a keyframe.
 STEPS_BETWEEN_KEYFRAMES = 500
 _NUM_CHECKPOINTS = 10
 _CHECKPOINT_REWARD = 0.1
 
 
 class FootballEnv:
-    """A scenario of Google Research Football; its controlled players are the environment's.
+    """A scenario of Google Research Football, with a column for each controlled player.
 
-    Observations: uint8 [72, 96, channels x frame_stack] for images, float32 [115 x frame_stack] for
-    `simple115v2`, the newest last. Every player has its own. An episode that is not over when the
-    scenario's duration has been played is truncated. The raw score is the goal difference, seen
-    from the left where somebody on the left is controlled.
+    Each player has its own observation: uint8 [72, 96, channels x frame_stack] for images, float32
+    [115 x frame_stack] for `simple115v2`, with the newest frame last. An episode that is not over
+    after the scenario's duration is truncated. The raw score is the goal difference of the left
+    side if one of its players is controlled, otherwise that of the right side.
 
     Args:
-        renderer: what `render` gives: `pitch`, a drawing of the pitch from above, or `engine`, the
-            engine's own picture; None where it is not called.
+        config: the section `env`.
+        renderer: what `render` returns: `pitch` (a drawing of the pitch from above) or `engine`
+            (the engine's own picture); None if it is not called.
+
+    Attributes:
+        frame_rate: env steps per second of play.
 
     Raises:
-        ConfigError: the scenario does not let so many players be controlled.
+        ConfigError: the scenario has fewer controllable players.
     """
 
     frame_rate = 10.0
@@ -74,24 +78,24 @@ class FootballEnv:
             actions=ActionSpec("categorical", sizes=(NUM_ACTIONS,)),
             num_players=config.num_columns,
         )
-        # The last `frame_stack` observations of all players, the newest last: [P, *shape, depth].
+        # The last `frame_stack` frames of all players, [P, *shape, depth] each, newest last.
         self._frames: list[Array] = []
         self._depth = depth
-        # Checkpoints that each player has been rewarded for.
+        # The number of checkpoints for which each player has been rewarded.
         self._collected = [0] * config.num_columns
         self._length = 0
         self._keyframe: tuple[dict[str, Any], list[bytes]] = ({}, [])
         self._played = bytearray()
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode, which `seed` decides."""
+        """Begins an episode that `seed` determines."""
         self._start(seed)
         self._keyframe = ({"seed": seed}, [])
         self._played.clear()
         return self._shown(), {}
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Plays a tenth of a second, and on while the ball is out of play."""
+        """Plays a tenth of a second, and goes on until the ball is in play."""
         rewards = self._play(action.reshape(-1).tolist())
         terminated = self._match.over
         truncated = self._match.out_of_time and not terminated
@@ -102,15 +106,16 @@ class FootballEnv:
         return self._shown(), reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """The keyframe, and the actions since."""
+        """Saves the last keyframe and the actions since."""
         meta, blobs = self._keyframe
         return pack_state("football", self._identity() | meta, [bytes(self._played), *blobs])
 
     def set_state(self, state: bytes) -> Array:
-        """Restores `get_state`'s bytes, in any process; returns the observations.
+        """Restores a state saved by `get_state`, in any process; returns the observations.
 
         Raises:
-            CheckpointError: the bytes are damaged, or of another scenario or representation.
+            CheckpointError: the bytes are damaged, or belong to another scenario, representation,
+                frame stack, kind of rewards or number of players.
         """
         meta, (played, *blobs) = unpack_state("football", state)
         check_fit("football", meta, self._identity())
@@ -126,11 +131,11 @@ class FootballEnv:
 
     @property
     def score(self) -> float:
-        """Goal difference, as the first controlled player sees it."""
+        """The goal difference, from the first controlled player's side."""
         return float(self._goal_difference() * (1 if self._is_left[0] else -1))
 
     def render(self) -> Array:
-        """The pitch from above, uint8 [640, 960, 3], or the engine's picture, [720, 1280, 3]."""
+        """Returns the pitch from above, uint8 [640, 960, 3], or the engine's [720, 1280, 3]."""
         if self._frame is not None:
             return self._frame
         right = self._match.view(is_left=False)
@@ -139,7 +144,7 @@ class FootballEnv:
         )
 
     def close(self) -> None:
-        """The engine stays, for the next environment of this process."""
+        """Releases the engine, which the next environment of this process reuses."""
         self._match.close()
 
     def _start(self, seed: int) -> None:
@@ -150,7 +155,7 @@ class FootballEnv:
         self._frames = [self._observe()] * self._config.frame_stack
 
     def _play(self, actions: list[int]) -> Array:
-        """One env step; returns the rewards, float32 [P]."""
+        """Plays one env step; returns the rewards, float32 [P]."""
         difference = self._goal_difference()
         self._match.play(actions)
         self._played += bytes(actions)
@@ -163,12 +168,12 @@ class FootballEnv:
         return rewards
 
     def _take_frame(self) -> None:
-        # At once: a keyframe's restore leaves the picture of a kick-off.
+        # Must come before a keyframe: its restore leaves the picture of a kick-off.
         if self._by_engine:
             self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
-        """Saves the match and restores it: whoever restores it later sees the same."""
+        """Saves the match and restores it, so that it continues as any later restore does."""
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
         self._keyframe = (meta, [engine, self._stacked().tobytes()])
@@ -189,13 +194,17 @@ class FootballEnv:
         return left - right
 
     def _rewards(self, scored: int) -> Array:
-        """Returns every player's reward, float32 [P], after `scored` goals of the left side."""
+        """Returns the rewards, float32 [P], of an env step.
+
+        Args:
+            scored: by how much the left side's goal difference has changed.
+        """
         rewards = np.array([scored if left else -scored for left in self._is_left], np.float32)
         if "checkpoints" not in self._config.rewards:
             return rewards
         for player, (view, active) in enumerate(self._seen()):
             if rewards[player] == 1:
-                # A goal pays for the checkpoints that were left out.
+                # A goal also pays the checkpoints that the player has not reached.
                 rewards[player] += _CHECKPOINT_REWARD * (_NUM_CHECKPOINTS - self._collected[player])
                 self._collected[player] = _NUM_CHECKPOINTS
             elif view.ball_owned_team == 0 and view.ball_owned_player == active:
@@ -206,7 +215,7 @@ class FootballEnv:
         return rewards
 
     def _seen(self) -> Iterator[tuple[View, int]]:
-        """Yields what every player sees, and its own index in its side."""
+        """Yields every player's view and its own index in its side."""
         sides = {is_left: self._match.view(is_left) for is_left in set(self._is_left)}
         counts = {True: 0, False: 0}
         for is_left in self._is_left:
@@ -214,7 +223,7 @@ class FootballEnv:
             counts[is_left] += 1
 
     def _observe(self) -> Array:
-        """The newest observation of every player, [P, *shape, depth]."""
+        """Returns the newest frame of every player, [P, *shape, depth]."""
         representation = self._config.representation
         if representation == "extracted":
             return np.stack([_minimap(view, active) for view, active in self._seen()])
@@ -227,14 +236,14 @@ class FootballEnv:
         return np.stack([small.reshape(HEIGHT, WIDTH, self._depth)] * len(self._is_left))
 
     def _stacked(self) -> Array:
-        """The frames in one array, [P, *shape, depth * frame_stack]."""
+        """Returns the joined frames, [P, *shape, depth * frame_stack]."""
         dtype = np.dtype(self.env_spec.obs_dtype)
-        # A pixel is one item to numpy, which would copy its bytes one by one.
+        # Views a pixel as one item: NumPy would otherwise copy its bytes one by one.
         pixel = np.dtype((np.void, self._depth * dtype.itemsize))
         return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
 
     def _shown(self) -> Array:
-        """Returns the stacked frames; those of a single player without the players' axis."""
+        """Returns the joined frames, without the players' axis if there is only one player."""
         stacked = self._stacked()
         return stacked if len(stacked) > 1 else stacked[0]
 
@@ -251,23 +260,23 @@ class FootballEnv:
 
 
 def make_football_env(config: FootballConfig, index: int, renderer: str | None) -> FootballEnv:
-    """Builds a scenario; all environments of a run are alike.
+    """Builds a scenario; `index` makes no difference.
 
     Raises:
-        ConfigError: as `FootballEnv`.
+        ConfigError: as for `FootballEnv`.
     """
     return FootballEnv(config, renderer)
 
 
 def _reached(view: View) -> int:
-    """Returns how many of the ten distances to the opponents' goal the ball has passed."""
+    """Returns within how many of the ten distances to the opponents' goal the ball is."""
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
     return sum(distance <= threshold for threshold in thresholds)
 
 
 def _minimap(view: View, active: int) -> Array:
-    """The super minimap, uint8 [72, 96, 4]: own side, other side, ball, the player itself."""
+    """Draws the super minimap, uint8 [72, 96, 4]: own side, other side, ball, the player itself."""
     image = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     itself = view.own[[active]] if active != NOBODY else view.own[:0]
     layers = (view.own, view.other, view.ball[None, :2], itself)
@@ -278,7 +287,7 @@ def _minimap(view: View, active: int) -> Array:
 
 
 def _features(view: View, active: int) -> Array:
-    """The vector `simple115v2`, float32 [115]."""
+    """Returns the vector `simple115v2`, float32 [115]."""
     teams = np.full((4, 2 * _MOST_PLAYERS), -1.0)
     for row, points in enumerate((view.own, view.own_direction, view.other, view.other_direction)):
         teams[row, : points.size] = points.reshape(-1)
@@ -288,7 +297,7 @@ def _features(view: View, active: int) -> Array:
             view.ball,
             view.ball_direction,
             np.eye(3)[view.ball_owned_team + 1],
-            np.eye(_MOST_PLAYERS + 1)[active][:-1],  # nobody, -1, is the one left out
+            np.eye(_MOST_PLAYERS + 1)[active][:-1],  # zeros for NOBODY, -1
             np.eye(_NUM_GAME_MODES)[view.game_mode],
         ]
     ).astype(np.float32)

@@ -1,20 +1,21 @@
 """A match in the engine of Google Research Football, played step by step, with exact state.
 
-The engine is driven directly: `gfootball`'s own environment copies every observation several times,
-keeps a trace of them, and stores Python objects as pickles in its states. The rules around the
+This module calls the engine directly: gfootball's own environment copies every observation several
+times, keeps a trace of them, and stores pickled Python objects in its states. The rules around the
 engine (when an episode ends, what happens while the ball is out of play) are those of gfootball
 2.10 and are tested against it.
 
 Facts about the engine that shape this file:
 
 * A started engine is never freed (its constructor's memory is only reused), so engines are pooled.
-* `get_info` reports the engine that was stepped last in the thread, whichever it is asked of.
-* An episode is a function of its seed, whatever the engine has played before.
-* A state is not all there is: in 5_vs_5 every third match goes on otherwise once it is restored.
-  But what is restored to an engine that was reset with the episode's seed goes on alike everywhere.
+* `get_info` reports the engine that was stepped last in the thread, on whichever engine it is
+  called.
+* An episode depends on its seed alone, whatever the engine has played before.
+* A state is incomplete: in 5_vs_5, every third match continues differently after a restore.
+  However, all engines that are reset with the episode's seed and then restored continue alike.
 * A state fits only an engine that was reset to the same scenario, which some scenarios build
-  differently for even and odd episodes; a state that does not fit ends the process.
-* Only one engine of a process can render.
+  differently for even and odd episodes. A state that does not fit kills the process.
+* Only one engine per process can render.
 """
 
 from __future__ import annotations
@@ -30,34 +31,37 @@ from htsrl_cli.envs.base import Array
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.errors import CheckpointError, ConfigError
 
-with contextlib.redirect_stderr(io.StringIO()):  # gym says that it is not maintained any more
+with contextlib.redirect_stderr(io.StringIO()):  # gym warns that it is no longer maintained
     from gfootball.env import football_action_set, observation_rotation
     from gfootball.env.config import Config
 import gfootball_engine
 
 _NORMAL = int(gfootball_engine.e_GameMode.e_GameMode_Normal)
 NOBODY = -1
-# The ball is out of play and nobody brings it back: after so many steps the engine is helped.
+# Steps after which a ball that nobody brings back into play is brought back here.
 _PATIENCE = 20
 _PHYSICS_STEPS = 10
 _FRAME_WIDTH, _FRAME_HEIGHT = 1280, 720
-# How the engine's states begin: no pickle (its length, uint32), in the phase "running" (uint32).
+# The first bytes of the engine's states: the length of the pickle, 0, and the phase "running", both
+# as uint32.
 _STATE_PREFIX = np.array([0, int(gfootball_engine.GameState.game_running)], "<u4").tobytes()
 
 
 @dataclass(frozen=True)
 class View:
-    """The pitch as one side sees it, which plays from left to right.
+    """The pitch as seen by one side (`own`), which plays from left to right.
 
-    Positions are in [-1, 1] x [-0.42, 0.42], as float64; `own` is the side that sees.
+    All arrays are float64. Positions are in [-1, 1] x [-0.42, 0.42].
 
     Attributes:
-        ball: [3], ball_direction: [3], per env step.
-        ball_owned_team: 0 for the own side, 1 for the other, -1 for nobody.
-        ball_owned_player: index of the player of that side.
-        own, other: [players, 2]; own_direction, other_direction: the same, per env step.
+        ball: [3]; its position.
+        ball_direction: [3]; its movement per env step.
+        ball_owned_team: 0 for the own side, 1 for the other side, -1 for nobody.
+        ball_owned_player: index in its side of the player who has the ball.
+        own, other: [players, 2]; the players' positions.
+        own_direction, other_direction: [players, 2]; their movements per env step.
         controlled: index in `own` of each controlled player.
-        game_mode: 0 in normal play; kick-off, corner and so on otherwise.
+        game_mode: 0 in normal play, else the number of a kick-off, corner kick and so on.
     """
 
     ball: Array
@@ -72,7 +76,7 @@ class View:
     game_mode: int
 
     def rotated(self, controlled: tuple[int, ...]) -> View:
-        """The same for the other side, of whose players `controlled` are controlled."""
+        """Returns the other side's view; `controlled` are its controlled players."""
         half_turn = np.array([-1.0, -1.0, 1.0])
         owner = self.ball_owned_team
         return replace(
@@ -89,20 +93,24 @@ class View:
 
 
 class Match:
-    """A running match: starts, plays and restores it.
+    """A running match.
+
+    Args:
+        config: the section `env`.
+        rendered: True if `frame` will be called.
 
     Attributes:
         score: goals of the left side, goals of the right side.
-        over: an event that ends the scenario's episode has happened.
-        out_of_time: the scenario's duration has been played.
+        over: True after an event that ends an episode of the scenario.
+        out_of_time: True when the scenario's duration has been played.
 
     Raises:
-        ConfigError: the scenario does not let so many players be controlled.
+        ConfigError: the scenario has fewer controllable players.
     """
 
     def __init__(self, config: FootballConfig, rendered: bool) -> None:
         players = f"left_players={config.num_left_players},right_players={config.num_right_players}"
-        # Config fills in what is missing, once and for all: the first seed's side would stay.
+        # Config sets missing keys once, from the first seed, and would keep that side for good.
         fixed = {"game_engine_random_seed": 0, "reverse_team_processing": False}
         self._settings = Config(fixed | {"level": config.scenario, "players": [f"agent:{players}"]})
         _check_players(config, self._settings.ScenarioConfig())
@@ -121,9 +129,9 @@ class Match:
         self._mode_before = self._owner_before = NOBODY
 
     def start(self, seed: int) -> None:
-        """Begins an episode that is a function of `seed` alone."""
+        """Begins an episode that depends on `seed` alone."""
         self._seed = seed
-        # Some scenarios let the sides begin by turns, episode after episode.
+        # In some scenarios, the sides take turns to begin an episode.
         by_seed = {"game_engine_random_seed": seed, "episode_number": seed // 2 % 2}
         self._settings.update(by_seed | {"reverse_team_processing": seed % 2 == 1})
         self._settings.NewScenario(inc=0)
@@ -136,10 +144,11 @@ class Match:
         self.over = self.out_of_time = False
 
     def play(self, actions: list[int]) -> None:
-        """One env step, a tenth of a second, and as long as the ball is out of play after that.
+        """Plays one env step: a tenth of a second, and on until the ball is in play.
 
         Args:
-            actions: of the controlled players, left ones first; directions as their side sees them.
+            actions: the controlled players' actions, left players first; directions are relative
+                to each side's own view.
         """
         for (is_left, index), action in zip(self._sides, actions, strict=True):
             chosen = (self._left_actions if is_left else self._right_actions)[action]
@@ -151,19 +160,19 @@ class Match:
         self._judge()
 
     def view(self, is_left: bool) -> View:
-        """Returns what a side sees after the last step."""
+        """Returns a side's view after the last env step."""
         return self._view if is_left else self._view.rotated(self._right_controlled)
 
     def frame(self) -> Array:
-        """The rendered picture, uint8 [720, 1280, 3], where the match is rendered."""
+        """Returns the rendered picture, uint8 [720, 1280, 3], RGB; for rendered matches only."""
         pixels = np.frombuffer(self._engine.get_frame(), np.uint8)
-        # Rows come bottom up.
+        # The engine's first row is the bottom one.
         return pixels.reshape(_FRAME_HEIGHT, _FRAME_WIDTH, 3)[::-1]
 
     def get_state(self) -> tuple[dict[str, Any], bytes]:
-        """JSON-able figures, and the engine's own state of 30 to 80 KB.
+        """Returns JSON-serializable values, and the engine's own state of 30 to 80 KB.
 
-        The match itself goes on exactly like its copies only from a `set_state` of its own.
+        This match continues exactly like restored ones only after its own `set_state`.
         """
         meta = {
             "seed": self._seed,
@@ -175,14 +184,15 @@ class Match:
         return meta, self._engine.get_state(b"")
 
     def set_state(self, meta: dict[str, Any], state: bytes) -> None:
-        """Restores `get_state`, in any process.
+        """Restores a state saved by `get_state`, in any process.
+
+        A state that is damaged after its first bytes kills the process.
 
         Raises:
-            CheckpointError: this is no state of the engine. Of one that is damaged deeper inside,
-                the process ends.
+            CheckpointError: the bytes are not a state of the engine.
         """
         if not state.startswith(_STATE_PREFIX):
-            raise CheckpointError("the football state is damaged: it holds no state of the engine")
+            raise CheckpointError("the football state is damaged: it has no state of the engine")
         self.start(meta["seed"])
         self._engine.set_state(state)
         self._read(self._engine.get_info())
@@ -190,11 +200,11 @@ class Match:
         self.over, self.out_of_time = meta["over"], meta["out_of_time"]
 
     def close(self) -> None:
-        """Leaves the engine to the next match."""
+        """Returns the engine to the pool, for the next match."""
         _IDLE[self._rendered].append(self._engine)
 
     def _unless_waiting(self, action: Any, is_left: bool, index: int) -> Any:
-        """`action`, or what brings the ball back into play when it has been out for long."""
+        """Returns `action`, or one that brings back a ball that has been out of play for long."""
         waiting, view = self._engine.waiting_for_game_count, self._view
         if waiting < _PATIENCE:
             return action
@@ -209,14 +219,14 @@ class Match:
         return football_action_set.action_right
 
     def _look(self) -> bool:
-        """Reads what there is to see if the ball is in play; returns whether it is."""
+        """Reads the state of the match if the ball is in play; returns True if it is."""
         info = self._engine.get_info()
         if info.is_in_play:
             self._read(info)
         return bool(info.is_in_play)
 
     def _read(self, info: Any) -> None:
-        """Takes in what the engine reports."""
+        """Reads the engine's report into `score` and the views."""
         own, own_direction = _team(info.left_team)
         other, other_direction = _team(info.right_team)
         left, right = self._scenario.left_agents, self._scenario.right_agents
@@ -238,7 +248,7 @@ class Match:
         self._step = info.step
 
     def _judge(self) -> None:
-        """Decides by the scenario's rules whether the episode is over."""
+        """Applies the scenario's rules for the end of an episode."""
         rules, mode, owner = self._scenario, self._view.game_mode, self._view.ball_owned_team
         stopped = mode != _NORMAL and self._mode_before == _NORMAL
         lost = NOBODY not in (owner, self._owner_before) and owner != self._owner_before
@@ -255,16 +265,16 @@ class Match:
         self.out_of_time = self._step >= rules.game_duration
 
 
-# Engines without a match: those that render, and those that do not.
+# Engines without a match, by whether they render.
 _IDLE: dict[bool, list[Any]] = {False: [], True: []}
-# The engine of this process that renders, idle or not.
+# This process's rendering engine, idle or not.
 _RENDERING: list[Any] = []
 
 
 def _take_engine(rendered: bool) -> Any:
     if _IDLE[rendered]:
         return _IDLE[rendered].pop()
-    # A second one would spoil the first's pictures, without a word.
+    # A second rendering engine would silently corrupt the pictures of the first.
     assert not (rendered and _RENDERING), "a process can render one match"
     engine = gfootball_engine.GameEnv()
     engine.game_config.physics_steps_per_frame = _PHYSICS_STEPS
@@ -285,12 +295,12 @@ def _check_players(config: FootballConfig, scenario: Any) -> None:
     for key, most in limits.items():
         count = getattr(config, key)
         if count > most:
-            remedy = f"{config.scenario} lets at most {most} be controlled there"
+            remedy = f"at most {most} can be controlled on this side of {config.scenario}"
             raise ConfigError(f"env.{key}", count, remedy)
 
 
 def _team(players: Any) -> tuple[Array, Array]:
-    """Positions and directions, float64 [players, 2]."""
+    """Returns positions and directions, each float64 [players, 2]."""
     seen = [(player.position, player.direction) for player in players]
     table = np.array([(at[0], at[1], to[0], to[1]) for at, to in seen])
     return table[:, :2], table[:, 2:]

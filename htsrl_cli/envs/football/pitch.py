@@ -1,4 +1,4 @@
-"""Football seen from above: a drawing of the present state of a match, for videos.
+"""A drawing of a football match from above, for videos.
 
 Yellow plays from left to right, dark blue from right to left, as in the engine's own pictures.
 """
@@ -16,14 +16,14 @@ from htsrl_cli.envs.football.match import NOBODY, View
 
 WIDTH, HEIGHT = 960, 640
 
-# Metres for one unit of x and of y, after the engine's own scales; the pitch is 2 x 0.84 units.
+# Meters per unit of x and y, from the engine's own scales; the pitch is 2 x 0.84 units.
 _METRES = np.array([54.4, 83.6])
 _HALF_LENGTH, _HALF_WIDTH = 54.4, 0.42 * 83.6
 _GOAL = 0.044 * 83.6
-_PIXELS = 8.0  # for a metre
+_PIXELS = 8.0  # per meter
 _CENTRE = np.array([WIDTH / 2, 342.0])
 _STRIPES = 12
-# OpenCV draws at sixteenths of a pixel: players glide.
+# OpenCV draws at sixteenths of a pixel, so that players move smoothly.
 _SHIFT = 4
 
 _Colour = tuple[int, int, int]
@@ -35,25 +35,25 @@ _WHITE: _Colour = (255, 255, 255)
 _BLACK: _Colour = (16, 20, 24)
 _SHADOW: _Colour = (38, 92, 48)
 _RING: _Colour = (255, 92, 160)
-# Of a side: the shirt, and the number on it.
+# Colors of each side's shirts and of the numbers on them.
 _LEFT: tuple[_Colour, _Colour] = ((255, 214, 48), _BLACK)
 _RIGHT: tuple[_Colour, _Colour] = ((30, 52, 140), _WHITE)
-_PLAYER, _BALL = 1.5, 0.75  # radius in metres
+_PLAYER, _BALL = 1.5, 0.75  # radius in meters
 
 
 def draw_pitch(
     view: View, controlled_right: tuple[int, ...], score: tuple[int, int], step: int
 ) -> Array:
-    """Everything on the pitch, uint8 [640, 960, 3], RGB.
+    """Draws the pitch, uint8 [640, 960, 3], RGB.
 
-    A ring marks who is controlled, a white disc who owns the ball; a ball in the air is larger
-    and away from its shadow.
+    A ring marks each controlled player, a white disc the player who has the ball. A ball in the air
+    is larger and apart from its shadow.
 
     Args:
-        view: as the left side sees it.
+        view: the left side's view.
         controlled_right: indices of the right side's controlled players.
         score: goals of the left side, goals of the right side.
-        step: env steps of the episode.
+        step: env steps of the episode so far.
     """
     image = _empty_pitch().copy()
     _write_banner(image, score, step)
@@ -88,7 +88,7 @@ def _draw_side(
 
 
 def _draw_ball(image: Array, ball: Array) -> None:
-    """The ball; its height, in metres, lifts it towards the spectator."""
+    """Draws the ball; the higher it is (in meters), the larger and farther from its shadow."""
     at, height = ball[:2] * _METRES, max(0.0, float(ball[2]))
     _disc(image, at + 0.25, _BALL + 0.1, _SHADOW)
     near = _BALL * (1 + min(height, 12.0) / 12.0)
@@ -111,7 +111,7 @@ def _write_banner(image: Array, score: tuple[int, int], step: int) -> None:
 
 @functools.cache
 def _empty_pitch() -> Array:
-    """Draws what never changes: grass, lines (in metres, after the laws), goals, banner."""
+    """Draws the fixed parts: grass, lines (in meters, from the Laws of the Game), goals, banner."""
     image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     image[...] = _SURROUNDINGS
     image[:54] = _BANNER
@@ -127,7 +127,7 @@ def _empty_pitch() -> Array:
         _box(image, (line, -20.16), (line - end * 16.5, 20.16), _LINE)
         _box(image, (line, -9.16), (line - end * 5.5, 9.16), _LINE)
         _disc(image, np.array([line - end * 11, 0]), 0.4, _LINE)
-        # The part of the circle around the spot that is outside the area.
+        # The penalty arc: the part of the circle around the spot outside the penalty area.
         facing = 0 if end < 0 else 180
         _arc(image, (line - end * 11, 0), facing - 53, facing + 53)
         _box(image, (line, -_GOAL), (line + end * 2.4, _GOAL), (96, 150, 106), cv2.FILLED)
@@ -142,7 +142,7 @@ def _pixel(metres: Array) -> tuple[float, float]:
 
 
 def _metres(x: float, y: float) -> Array:
-    """The reverse of `_pixel`."""
+    """Converts pixels to meters: the inverse of `_pixel`."""
     return np.asarray((np.array([x, y]) - _CENTRE) / _PIXELS)
 
 

@@ -1,4 +1,4 @@
-"""`env=gym env.id=...`: the keys of any Gymnasium environment."""
+"""The keys of `env=gym`: any Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class GymConfig(EnvConfig):
     """Any registered Gymnasium environment.
 
     Attributes:
-        id: a Gymnasium id, or `module:id`, whose module is imported first in every worker.
+        id: a Gymnasium id, or `module:id` to import the module first, in every worker.
         kwargs: keyword arguments for `gymnasium.make`.
-        max_episode_steps: time limit in env steps; null keeps the registered one.
+        max_episode_steps: time limit in env steps; null keeps the registered limit.
     """
 
     rules: ClassVar[Rules] = {

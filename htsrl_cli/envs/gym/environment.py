@@ -1,6 +1,7 @@
-"""Any Gymnasium environment with a Box observation and a Discrete, MultiDiscrete or Box action.
+"""An adapter for Gymnasium environments with Box observations.
 
-Its state is saved as a replay: the reset's seed and the actions since.
+Actions may be Discrete, MultiDiscrete or Box. A saved state is a replay: the seed of the reset and
+all actions since.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.plugins import import_here
 
-# Pictures in a second, of environments that do not say it.
+# Frames per second of environments that do not declare `render_fps`.
 _FRAME_RATE = 30
 
 ToObs = Callable[[Any], Array]
@@ -30,18 +31,23 @@ ToAction = Callable[[Array], Any]
 
 
 class GymEnv:
-    """A Gymnasium environment in this package's terms, with a state that is its replay.
+    """A Gymnasium environment as an `Env`, whose saved state is a replay.
 
-    Observations: uint8 [H, W, channels] for images (channels-first ones are transposed, those
-    without channels get one), uint8 [n] as they are, all others float32 [n], flattened. Gaussian
-    actions are clipped to the space's bounds.
+    Observations are uint8 [H, W, channels] for images (channels-first images are transposed, and
+    images without a channel axis get one), uint8 [n] for other uint8 spaces, and float32 [n],
+    flattened, for all others. Gaussian actions are clipped to the bounds of the space.
 
     Args:
-        pictured: `render` will be called.
+        config: the section `env`.
+        pictured: True if `render` will be called.
+
+    Attributes:
+        frame_rate: env steps per second of play.
+        score: the raw score of the episode so far.
 
     Raises:
-        ConfigError: the environment does not exist, lacks a package, has other spaces, or cannot
-            be pictured.
+        ConfigError: the environment does not exist, needs a missing package, has unsupported
+            spaces, or cannot be rendered.
     """
 
     def __init__(self, config: GymConfig, pictured: bool = False) -> None:
@@ -58,7 +64,7 @@ class GymEnv:
         self._length = 0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode; the replay starts here."""
+        """Begins an episode and a new replay."""
         obs, _ = self._env.reset(seed=seed)
         self._seed = seed
         self._actions.clear()
@@ -78,19 +84,19 @@ class GymEnv:
         return self._to_obs(obs), float(reward), bool(terminated), bool(truncated), info
 
     def get_state(self) -> bytes:
-        """The seed and actions of the present episode; there must be one."""
-        assert self._seed is not None, "reset comes before get_state"
+        """Saves the seed and the actions of the current episode; call `reset` before."""
+        assert self._seed is not None, "call reset before get_state"
         return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
 
     def set_state(self, state: bytes) -> Array:
-        """Plays the episode again, in any process; returns the observation.
+        """Replays the episode, in any process; returns the observation.
 
-        Takes as long as the episode took so far, and is exact as far as the environment is a
-        function of the reset's seed and the actions.
+        This takes as long as the episode has taken so far. It is exact if the environment depends
+        on nothing but the seed of the reset and the actions.
 
         Raises:
-            CheckpointError: the bytes are damaged, of another environment, or of an episode that
-                now ends earlier.
+            CheckpointError: the bytes are damaged or belong to another environment, or the
+                episode ends earlier than before.
         """
         meta, (actions,) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
@@ -105,17 +111,17 @@ class GymEnv:
         return obs
 
     def render(self) -> Array:
-        """Gymnasium's `rgb_array`.
+        """Returns Gymnasium's `rgb_array`, uint8 [H, W, 3].
 
         Raises:
-            ConfigError: the environment has no picture after all, or a package is missing.
+            ConfigError: the environment does not return such an image, or a package is missing.
         """
         try:
             picture: Any = self._env.render()
         except (error.Error, ImportError) as cause:
             raise _not_pictured(self._id, str(cause)) from cause
         if not _is_image(picture):
-            raise _not_pictured(self._id, "what it renders is no uint8 [H, W, 3]")
+            raise _not_pictured(self._id, "its render() does not return a uint8 array [H, W, 3]")
         image: Array = picture
         return image
 
@@ -125,17 +131,17 @@ class GymEnv:
 
 
 def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
-    """Builds `env.id`.
+    """Builds the environment `env.id`; `index` makes no difference.
 
     Raises:
-        ConfigError: as `GymEnv`.
+        ConfigError: as for `GymEnv`.
     """
     return GymEnv(config, pictured=renderer is not None)
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    # Gymnasium warns of old versions, and environments of much else; our own checks say in one
-    # line what stops a run.
+    # Gymnasium warns about old versions, and environments about much else. Our own checks report
+    # in one line what stops a run.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = _import_module(config.id)
@@ -160,13 +166,13 @@ def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
 
 
 def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    """With Gymnasium's render mode `rgb_array`, where the environment says that it has it."""
+    """Builds the environment in Gymnasium's render mode `rgb_array`, if it declares that mode."""
     env = _make(config)
     modes = env.metadata.get("render_modes") or ()
     env.close()
     if "rgb_array" not in modes:
         raise _not_pictured(config.id, "it has no render mode rgb_array")
-    # Else pygame greets on standard output, and looks for a screen.
+    # Otherwise pygame prints a greeting to standard output and looks for a display.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
@@ -182,11 +188,11 @@ def _is_image(picture: Any) -> bool:
 
 
 def _not_pictured(env_id: str, why: str) -> ConfigError:
-    return ConfigError("video", "true", f"{env_id} cannot be pictured: {why}")
+    return ConfigError("video", "true", f"{env_id} cannot be rendered: {why}")
 
 
 def _import_module(env_id: str) -> str:
-    """Imports the module of a `module:id`, also from the working directory; returns the id."""
+    """Imports the module of `module:id`, also from the working directory; returns the id alone."""
     module, colon, name = env_id.rpartition(":")
     if not colon:
         return env_id
@@ -209,7 +215,7 @@ def _closest(name: str) -> str:
 def _observations(
     config: GymConfig, space: spaces.Space[Any]
 ) -> tuple[tuple[int, ...], str, ToObs]:
-    """Shape, dtype and conversion of observations."""
+    """Returns shape, dtype and conversion of observations."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
         remedy = f"its observation space {space} is not supported: it must be a Box, or an image"
         raise ConfigError("env.id", config.id, remedy)
@@ -238,7 +244,7 @@ def _channels_last(obs: Any) -> Array:
 
 
 def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:
-    """The action space in our terms, and the conversion from ours to the environment's."""
+    """Returns the action space as an `ActionSpec`, and the conversion of its actions."""
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
         spec = ActionSpec("categorical", sizes=(int(space.n),))

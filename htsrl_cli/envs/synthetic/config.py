@@ -1,4 +1,4 @@
-"""`env=synthetic/<name>`: the keys of environments made for tests and benchmarks."""
+"""The keys of `env=synthetic/<name>`: environments for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class SyntheticConfig(EnvConfig):
     """An environment for tests and benchmarks.
 
     Attributes:
-        name: `sleep` (a step takes a random time), `count` (the observation encodes
-            environment, episode and step) or `faulty` (raises, crashes or hangs on demand).
-        distribution: of the step time: `constant`, `exponential` or `gamma`.
-        mean_ms: mean step time in milliseconds; 0 does not sleep.
+        name: `sleep` (an env step takes a random time), `count` (the observation encodes column,
+            episode and step) or `faulty` (like `count`, but fails on demand).
+        distribution: distribution of the step time: `constant`, `exponential` or `gamma`.
+        mean_ms: mean step time in milliseconds.
         shape: shape parameter of the gamma distribution.
-        episode_length: steps in an episode; it terminates, or truncates where `truncate`.
+        episode_length: env steps per episode.
         truncate: end episodes by truncation instead of termination.
-        fault: what `faulty` does: `raise`, `crash` (SIGSEGV), `exit` or `hang`.
-        fault_step: at which env step of the environment with index `fault_env`, over all its
-            episodes; negative: while it is constructed.
+        fault: how `faulty` fails: `raise`, `crash` (SIGSEGV), `exit` or `hang`.
+        fault_step: the env step at which environment `fault_env` fails, counted over all its
+            episodes; negative: it fails when it is built.
         fault_env: index of the environment that fails.
-        num_players: decision-makers of each environment.
+        num_players: players of each environment; each is a column.
     """
 
     rules: ClassVar[Rules] = {
@@ -56,12 +56,12 @@ class SyntheticConfig(EnvConfig):
 
     @property
     def is_tried(self) -> bool:
-        """False for the one that may be asked to crash when it is built."""
+        """False for `faulty`, which may crash when it is built."""
         return self.name != "faulty"
 
     @property
     def num_columns(self) -> int:
-        """One for each player."""
+        """The number of columns of an environment: one for each player."""
         return self.num_players
 
 

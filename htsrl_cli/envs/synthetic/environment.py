@@ -1,4 +1,4 @@
-"""Environments made for tests and benchmarks: slow ones, ones that count, ones that fail."""
+"""Environments for tests and benchmarks, which sleep, count, or fail."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from htsrl_cli.envs.synthetic.config import SyntheticConfig
 
 NUM_ACTIONS = 4
 EXIT_CODE = 3
-# States of earlier versions, which drew step by step, cannot be read.
+# The kind differs from earlier versions' "synthetic": those drew step by step, and their states
+# cannot be read.
 _STATE_KIND = "synthetic, drawn ahead"
 
 
 class SyntheticEnv(ABC):
-    """Episodes of fixed length whose steps take a random time.
+    """An environment with episodes of fixed length whose env steps take a random time.
 
-    All that is random in an episode is drawn when it begins, so that a step costs little beside its
-    time. It comes from two generators, both seeded by the reset: what an agent sees does not depend
-    on how long the steps take. The raw score is the return of the mean player.
+    All random numbers of an episode are drawn when it begins, so that an env step costs little more
+    than its sleep. Observations and step times come from two generators, both seeded by `reset`, so
+    that observations do not depend on the step times. The raw score is the players' mean return.
     """
 
     def __init__(self, config: SyntheticConfig, index: int, num_obs: int) -> None:
@@ -43,13 +44,13 @@ class SyntheticEnv(ABC):
         return self._shown[0], {}
 
     def _begin(self, seed: int) -> None:
-        """Draws episode `_episode`."""
+        """Draws the random numbers of episode `_episode`."""
         length, num_players = self._config.episode_length, self._config.num_players
         self._seed = seed
         self._length = 0
         self._return = 0.0
         self._seconds = self._draw_seconds(np.random.default_rng([seed, 1]))
-        # [length + 1, P, num_obs]; a single player's are shown without the second axis.
+        # [length + 1, P, num_obs]; a single player's observations have no second axis.
         self._obs = self._draw_obs(
             np.random.default_rng([seed, 0]),
             (length + 1, num_players, *self.env_spec.obs_shape),
@@ -57,7 +58,7 @@ class SyntheticEnv(ABC):
         self._shown = self._obs[:, 0] if num_players == 1 else self._obs
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Sleeps, counts, pays; `action` decides nothing but the reward."""
+        """Sleeps for the step's time; `action` affects nothing but the reward."""
         time.sleep(self._seconds[self._length])
         self._total_steps += 1
         rewards = self._rewards(action.reshape(-1))
@@ -72,7 +73,7 @@ class SyntheticEnv(ABC):
         return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """The seed, from which the episode follows, and counters."""
+        """Saves the seed, which determines the episode, and the counters."""
         meta = {
             "name": self._config.name,
             "seed": self._seed,
@@ -84,10 +85,10 @@ class SyntheticEnv(ABC):
         return pack_state(_STATE_KIND, meta)
 
     def set_state(self, state: bytes) -> Array:
-        """Restores `get_state`'s bytes; returns the observation.
+        """Restores a state saved by `get_state`; returns the observation.
 
         Raises:
-            CheckpointError: the bytes are damaged, or of another environment.
+            CheckpointError: the bytes are damaged or belong to another environment.
         """
         meta, _ = unpack_state(_STATE_KIND, state)
         check_fit("synthetic", meta, {"name": self._config.name})
@@ -98,18 +99,22 @@ class SyntheticEnv(ABC):
         return obs
 
     def close(self) -> None:  # noqa: B027 - nothing to release, here or in a subclass
-        """Nothing is held outside memory."""
+        """Does nothing: there are no resources other than memory."""
 
     @abstractmethod
     def _draw_obs(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """All observations of episode `_episode`, float32 [episode_length + 1, P, num_obs]."""
+        """Draws all observations of episode `_episode`.
+
+        Returns:
+            float32 [episode_length + 1, P, num_obs].
+        """
 
     @abstractmethod
     def _rewards(self, actions: Array) -> Array:
-        """Rewards [P] for `actions` [P], given at the observations of step `_length`."""
+        """Returns rewards, float32 [P], for `actions`, [P], taken at step `_length`."""
 
     def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
-        """Draws the seconds that each step of an episode takes."""
+        """Draws the time of each env step of an episode, in seconds."""
         config, length = self._config, self._config.episode_length
         if config.distribution == "exponential":
             times_ms = rng.exponential(config.mean_ms, length)
@@ -122,7 +127,10 @@ class SyntheticEnv(ABC):
 
 
 class SleepEnv(SyntheticEnv):
-    """Takes its time. Four uniform numbers are seen; naming the largest pays 1, others 0."""
+    """An environment that sleeps. Observations are four uniform numbers.
+
+    The reward is 1 for the index of the largest number, otherwise 0.
+    """
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
         super().__init__(config, index, NUM_ACTIONS)
@@ -139,10 +147,10 @@ class SleepEnv(SyntheticEnv):
 
 
 class CountEnv(SyntheticEnv):
-    """Says where it is: the observation is (column, episode, step), all from 0.
+    """An environment whose observation is its address: (column, episode, step), all from 0.
 
-    The reward of the step that leads to (c, k, t) is 10,000 c + 100 k + t: below 2**24 it is exact
-    in float32, and up to 99 episodes and steps it can be read back.
+    The reward of the env step that leads to (c, k, t) is 10,000 c + 100 k + t. It is exact in
+    float32 below 2**24, and can be decoded while k and t are at most 99.
     """
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
@@ -162,7 +170,7 @@ class CountEnv(SyntheticEnv):
 
 
 class FaultyEnv(CountEnv):
-    """Counts until it is told to fail."""
+    """A `CountEnv` that fails at a configured env step."""
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
         super().__init__(config, index)
@@ -170,7 +178,7 @@ class FaultyEnv(CountEnv):
             self._fail_if_chosen()
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Fails where `env.fault_step` says so."""
+        """Fails at env step `env.fault_step`, otherwise steps as usual."""
         if self._total_steps == self._config.fault_step:
             self._fail_if_chosen()
         return super().step(action)
@@ -195,5 +203,5 @@ _ENVS: dict[str, type[SleepEnv] | type[CountEnv]] = {
 
 
 def make_synthetic_env(config: SyntheticConfig, index: int, renderer: str | None) -> SyntheticEnv:
-    """Builds environment number `index` of `env.name`; it has no picture."""
+    """Builds environment number `index` of the kind `env.name`; it cannot be rendered."""
     return _ENVS[config.name](config, index)

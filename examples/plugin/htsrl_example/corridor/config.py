@@ -1,4 +1,4 @@
-"""`env=corridor`: its keys."""
+"""The keys of `env=corridor`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CorridorConfig(EnvConfig):
     """A corridor with a door at its right end.
 
     Attributes:
-        length: cells of the corridor.
+        length: number of cells.
         time_limit: env steps after which an episode is truncated.
     """
 

@@ -1,4 +1,4 @@
-"""A corridor: an agent starts in a random cell and walks left or right to the door."""
+"""A corridor: the agent starts in a random cell and walks left or right to find the door."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _STEP_COST = 0.01
 
 
 class CorridorEnv:
-    """Observations are one-hot positions; reaching the door pays 1, every step costs 0.01."""
+    """A corridor with a door at its right end.
+
+    Observations are one-hot positions, float32 [length]. The reward is 1 at the door, minus 0.01
+    for every env step.
+    """
 
     def __init__(self, config: CorridorConfig) -> None:
         self._config = config
@@ -24,13 +28,13 @@ class CorridorEnv:
         self._return = 0.0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Starts in a cell that `seed` decides."""
+        """Begins an episode in a cell that `seed` determines."""
         self._position = int(np.random.default_rng(seed).integers(self._config.length - 1))
         self._length, self._return = 0, 0.0
         return self._observe(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Walks one cell: left for 0, right for 1."""
+        """Walks one cell: 0 is left, 1 is right."""
         move = 1 if action[0] else -1
         self._position = min(max(self._position + move, 0), self._config.length - 1)
         self._length += 1
@@ -44,7 +48,7 @@ class CorridorEnv:
         return self._observe(), reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """Packs everything that decides the future."""
+        """Saves everything that determines the future."""
         meta = {
             "length": self._config.length,
             "position": self._position,
@@ -54,10 +58,10 @@ class CorridorEnv:
         return pack_state("corridor", meta)
 
     def set_state(self, state: bytes) -> Array:
-        """Restores `get_state`'s bytes; returns the observation.
+        """Restores a state saved by `get_state`; returns the observation.
 
         Raises:
-            CheckpointError: the bytes are damaged, or of another corridor.
+            CheckpointError: the bytes are damaged, or belong to a corridor of another length.
         """
         meta, _ = unpack_state("corridor", state)
         check_fit("corridor", meta, {"length": self._config.length})
@@ -66,7 +70,7 @@ class CorridorEnv:
         return self._observe()
 
     def close(self) -> None:
-        """Holds nothing outside memory."""
+        """Does nothing: there are no resources other than memory."""
 
     def _observe(self) -> Array:
         obs = np.zeros(self._config.length, np.float32)
@@ -75,5 +79,5 @@ class CorridorEnv:
 
 
 def make_corridor(config: CorridorConfig, index: int, renderer: str | None) -> CorridorEnv:
-    """Builds a corridor; all of a run are alike, and it has no picture."""
+    """Builds a corridor; it cannot be rendered, and `index` makes no difference."""
     return CorridorEnv(config)

@@ -1,4 +1,4 @@
-"""`network=gated`: its keys."""
+"""The keys of `network=gated`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class GatedConfig(NetworkConfig):
-    """A layer whose outputs are gated by another one, shared by policy and value.
+    """A layer whose outputs are gated by another layer, shared by policy and value.
 
     Attributes:
         width: units of the layer.

@@ -13,7 +13,7 @@ from htsrl_example.reinforce.config import ReinforceConfig
 
 
 class Reinforce(WholeSlot):
-    """One full-batch step a slot, at the parameters that collected the data."""
+    """One full-batch gradient step per rollout, at the parameters that collected it."""
 
     def __init__(self, config: ReinforceConfig) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""`algo=reinforce`: its keys."""
+"""The keys of `algo=reinforce`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class ReinforceConfig(AlgoConfig):
-    """REINFORCE (Williams, 1992) with a learned baseline: one step of Adam a slot."""
+    """REINFORCE (Williams, 1992) with a learned baseline: one step of Adam per rollout."""
 
 
 KIND = Kind(ReinforceConfig, "htsrl_example.reinforce.algorithm:Reinforce")
