@@ -4,4 +4,4 @@ Importing the package is cheap: worker processes import it, so neither torch nor
 may be reachable from here.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
