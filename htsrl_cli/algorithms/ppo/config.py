@@ -17,8 +17,8 @@ class PpoConfig(AlgoConfig):
 
     Attributes:
         gae_lambda: of generalised advantage estimation (Schulman et al., 2016).
-        clip_coef: the ratio is clipped to 1 -/+ `clip_coef`; with `anneal_clip_coef` the range
-            falls linearly with the updates.
+        clip_coef: the ratio is clipped to 1 -/+ `clip_coef`.
+        anneal_clip_coef: let `clip_coef` fall linearly to 0 over the run.
         clip_value_loss: clip the value's change by `clip_coef`, too.
         normalize_advantage: to mean 0 and standard deviation 1 in every minibatch.
         update_epochs: passes over a slot in one update.
