@@ -46,6 +46,7 @@ FILES: Mapping[str, tuple[type, str]] = {
     "log": (sections.LogConfig, "base/run"),
     "eval": (sections.EvaluationConfig, "base/run"),
 }
+_OF_A_RUN = {*BASES.values(), *(schema for schema, _ in FILES.values())}
 # Keys that name a kind.
 _TAGS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Groups with something to choose, `env` apart.
@@ -198,17 +199,17 @@ def options_values(name: str) -> dict[str, Any]:
 # The tables.
 
 
-def key_table(keys: Sequence[Key], of_a_run: bool = True) -> str:
-    """Returns the table of some keys; those of a run say whether they change its results."""
-    header = ["Key", "Values", "Default", "Meaning"]
+def key_table(keys: Sequence[Key]) -> str:
+    """Returns the table of some keys."""
     rows = [
-        [anchored(key.name, key.prefix), values_of(key), default(key), meaning(key)] for key in keys
+        [
+            anchored(key.name, key.prefix),
+            default(key),
+            f"{meaning(key)}<br><small>{sentence(values_of(key))}{_effect(key)}</small>",
+        ]
+        for key in keys
     ]
-    if of_a_run:
-        header.insert(3, "Changes results")
-        for key, row in zip(keys, rows, strict=True):
-            row.insert(3, "no" if changes_no_result(key.name) else "yes")
-    return table(header, rows)
+    return table(["Key", "Default", "Meaning and values"], rows)
 
 
 def values_of(key: Key) -> str:
@@ -242,7 +243,7 @@ def default(key: Key) -> str:
     if len(options) == 1:
         return next(iter(options))
     if len(options) > _MOST_DEFAULTS or key.field in _TAGS:
-        return "the option's"
+        return "set by the option"
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in options.items())
 
 
@@ -256,6 +257,11 @@ def meaning(key: Key) -> str:
     if key.field not in texts:
         raise LookupError(f"the docstring of {key.schema.__name__} has no attribute {key.field}")
     return sentence(texts[key.field])
+
+
+def _effect(key: Key) -> str:
+    is_harmless = key.schema in _OF_A_RUN and changes_no_result(key.name)
+    return " Changes no result." if is_harmless else ""
 
 
 def _type(hint: Any) -> str:
@@ -323,8 +329,6 @@ REGIONS: Mapping[str, Callable[[], str]] = {
     **{section: lambda section=section: key_table(section_keys(section)) for section in FILES},
     "options": options_text,
     "environments": environments_text,
-    "verb-eval": lambda: key_table(verb_keys(sections.EvalConfig, "eval"), of_a_run=False),
-    "verb-bench": lambda: key_table(
-        verb_keys(sections.BenchConfig, "bench", "bench"), of_a_run=False
-    ),
+    "verb-eval": lambda: key_table(verb_keys(sections.EvalConfig, "eval")),
+    "verb-bench": lambda: key_table(verb_keys(sections.BenchConfig, "bench", "bench")),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from htsrl_cli.tracking.metric_names import METRICS
+from htsrl_cli.tracking.metric_names import METRICS, Metric
 from scripts.reference.markdown import anchored, table
 
 # First names, in the page's order; an empty one is that of `env_steps`.
@@ -15,11 +15,15 @@ GROUPS = ("", "episode", "loss", "learner", "eval", "time")
 def metrics_of(group: str) -> str:
     """Returns the table of the metrics with a first name."""
     rows = [
-        [anchored(name), metric.unit, metric.meaning, metric.good]
+        [anchored(name), metric.unit, _text(metric)]
         for name, metric in METRICS.items()
         if name.rpartition("/")[0] == group
     ]
-    return table(["Metric", "Unit", "Meaning", "What to look for"], rows)
+    return table(["Metric", "Unit", "Meaning and *what to look for*"], rows)
+
+
+def _text(metric: Metric) -> str:
+    return f"{metric.meaning}<br>*{metric.good}*" if metric.good else metric.meaning
 
 
 REGIONS: Mapping[str, Callable[[], str]] = {
