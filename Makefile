@@ -59,13 +59,13 @@ format: $(STAMP)
 reference: $(STAMP)
 	$(VENV)/bin/python -m scripts.reference
 
-# Builds the site into build/site; a warning is an error.
+# Builds the site into build/site, to be opened there or published; a warning is an error.
 docs: $(DOCS_STAMP) reference
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-# Serves the site at http://127.0.0.1:8000, and builds it again when a page changes.
+# Serves the site, search included, at http://127.0.0.1:8000; builds it again when a page changes.
 docs-serve: $(DOCS_STAMP) reference
-	$(VENV)/bin/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
 
 $(DOCS_STAMP): $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[docs]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
 from functools import partial
@@ -36,8 +37,10 @@ def usage() -> str:
 
 
 def examples(verb: str) -> str:
-    """Returns what `htsrl VERB --help` begins with: a line, and commands."""
-    return _block(str(Composer(verb).job([]).hydra.help.header))
+    """Returns the commands that `htsrl VERB --help` begins with."""
+    header = str(Composer(verb).job([]).hydra.help.header)
+    _, _, found = header.partition("\n\n")
+    return _block(textwrap.dedent(found), "bash")
 
 
 def tool_help(verb: str) -> str:
@@ -67,8 +70,8 @@ def flags() -> str:
     return table(["Flag", "Takes", "Effect"], rows)
 
 
-def _block(text: str) -> str:
-    return f"```text\n{text.strip()}\n```"
+def _block(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text.strip()}\n```"
 
 
 REGIONS: Mapping[str, Callable[[], str]] = {

@@ -323,10 +323,15 @@ def _comment(path: Path) -> str:
     return next(comments, "").removeprefix("#").strip()
 
 
+def section_text(section: str) -> str:
+    """Returns the table of a section that chooses no kind."""
+    return key_table(section_keys(section))
+
+
 REGIONS: Mapping[str, Callable[[], str]] = {
     "general": lambda: key_table(general_keys()),
     **{section: partial(kinds_text, section) for section in BASES},
-    **{section: lambda section=section: key_table(section_keys(section)) for section in FILES},
+    **{section: partial(section_text, section) for section in FILES},
     "options": options_text,
     "environments": environments_text,
     "verb-eval": lambda: key_table(verb_keys(sections.EvalConfig, "eval")),
