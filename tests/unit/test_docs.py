@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from htsrl_cli.cli import main as cli
 from htsrl_cli.cli.compose import Composer, to_bench_config, to_eval_config, to_train_config
-from htsrl_cli.cli.listing import groups
+from htsrl_cli.errors import HtsrlError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -27,6 +28,9 @@ PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
 NO_COMMANDS = {"text", "python", "yaml", "json", "toml", "make", "diff", "ini"}
 # A command with one of these is not whole.
 GAP = re.compile(r"\.\.\.|…|<\w[^>]*>|\b(KEY|VALUE|GROUP|OPTION|VERB)\b")
+# Stands for a number; other words in capitals (RUN_DIR, ID) stand for text and compose as they are.
+NUMBER = re.compile(r"=([A-Z]+_)?(STEPS|SEED|N)$")
+ERROR = "htsrl: error: "
 # Options that a package brings that may not be installed.
 EXAMPLE = ROOT / "examples" / "plugin" / "htsrl_example" / "configs"
 SITE_PACKAGES = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python")
@@ -94,25 +98,27 @@ def test_links_lead_somewhere(page: Path) -> None:
 # Commands.
 
 
-def fenced_lines(path: Path) -> Iterator[str]:
-    """The lines of fences that may hold commands, continued lines joined."""
+def fenced_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of fences that may hold commands, continued lines joined, each with the next."""
     pattern = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
     for _, language, body in pattern.findall(path.read_text("utf-8")):
         if language not in NO_COMMANDS:
-            yield from body.replace("\\\n", " ").splitlines()
+            yield from pairwise([*body.replace("\\\n", " ").splitlines(), ""])
 
 
-def commands(path: Path, program: str) -> Iterator[str]:
+def commands(path: Path, program: str) -> Iterator[tuple[str, str]]:
     """The commands of a page that begin with a program: in fences, and whole in code spans.
 
     Before it there may be a prompt, variables, and other commands with `&&`; after it a comment.
+    With each comes the error that the page shows below it, if any.
     """
     start = re.compile(rf"(?:\$ )?(?:.*&& )?(?:[A-Z_]+=\S+ )*({program} .*)")
-    for line in fenced_lines(path):
+    for line, following in fenced_lines(path):
         if match := start.fullmatch(line.strip()):
-            yield match[1]
+            _, is_error, message = following.strip().partition(ERROR)
+            yield match[1], message if is_error else ""
     # A span with a verb alone is a name.
-    yield from re.findall(rf"`({program} [^`\s]+ [^`]+)`", prose(path))
+    yield from ((c, "") for c in re.findall(rf"`({program} [^`\s]+ [^`]+)`", prose(path)))
 
 
 def words_of(command: str) -> list[str]:
@@ -127,8 +133,13 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def typed_commands() -> list[str]:
-    found = {shlex.join(words_of(c)) for page in PAGES for c in commands(page, "htsrl")}
+def typed_commands() -> list[tuple[str, str]]:
+    """The commands of all pages, and the error that each must have."""
+    found = {
+        (shlex.join(words_of(command)), error)
+        for page in PAGES
+        for command, error in commands(page, "htsrl")
+    }
     return sorted(found)
 
 
@@ -144,9 +155,9 @@ def reason_to_skip(words: list[str]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("command", typed_commands())
-def test_commands_compose(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, verb, *words = shlex.split(command)
+@pytest.mark.parametrize(("command", "error"), typed_commands())
+def test_commands_compose(command: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, verb, *words = [NUMBER.sub("=1", word) for word in shlex.split(command)]
     if reason := reason_to_skip([verb, *words]):
         pytest.skip(f"a command of the documentation: {reason}")
     if verb.startswith("-"):
@@ -155,6 +166,10 @@ def test_commands_compose(command: str, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr("htsrl_cli.report.report.run", lambda runs, output: None)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         cli.TOOLS[verb](words)
+    elif error:
+        with pytest.raises(HtsrlError) as caught:
+            compose(verb, words)
+        assert " ".join(str(caught.value).split()) == error
     else:
         compose(verb, words)
 
@@ -178,20 +193,19 @@ def compose(verb: str, words: list[str]) -> None:
 
 def test_commands_are_found() -> None:
     found = typed_commands()
-    assert {words_of(command)[1] for command in found} >= cli.TASKS.keys() | cli.TOOLS.keys()
+    assert {words_of(command)[1] for command, _ in found} >= cli.TASKS.keys() | cli.TOOLS.keys()
     assert words_of("htsrl list env | head  # all") == ["htsrl", "list", "env"]
     quoted = "htsrl train 'algo.x=tag(log, interval(1e-5, 1e-3))' seed=1 # a sweep"
     assert words_of(quoted)[2:] == ["algo.x=tag(log, interval(1e-5, 1e-3))", "seed=1"]
     skipped = ("env=atari/<game>", "[KEY=VALUE", "checkpoint=...", "experiment=corridor")
     assert all(reason_to_skip([word]) for word in skipped)
     assert not reason_to_skip(["resume=RUN_DIR"])
-    assert "env" in groups()
 
 
 def test_targets_of_make_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    typed = {words_of(c)[1] for page in PAGES for c in commands(page, "make")}
+    typed = {words_of(c)[1] for page in PAGES for c, _ in commands(page, "make")}
     spans = {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", prose(page))}
     assert typed | spans <= targets
 
