@@ -11,7 +11,11 @@ PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 # Marks a finished setup: `make setup` does nothing while this file is newer than its sources.
 STAMP := $(VENV)/.installed
 
-.PHONY: setup football train test test-unit test-slow coverage check format clean
+# The same for the tools of the documentation.
+DOCS_STAMP := $(VENV)/.docs-installed
+
+.PHONY: setup football train test test-unit test-slow coverage check format reference docs \
+	docs-serve clean
 
 setup: $(STAMP)
 
@@ -50,6 +54,22 @@ check: $(STAMP)
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+# Writes the generated parts of docs/reference.
+reference: $(STAMP)
+	$(VENV)/bin/python -m scripts.reference
+
+# Builds the site into build/site, to be opened there or published; a warning is an error.
+docs: $(DOCS_STAMP) reference
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# Serves the site, search included, at http://127.0.0.1:8000; builds it again when a page changes.
+docs-serve: $(DOCS_STAMP) reference
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
+
+$(DOCS_STAMP): $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .coverage .mypy_cache .pytest_cache .ruff_cache

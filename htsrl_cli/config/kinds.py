@@ -100,8 +100,8 @@ class AlgoConfig:
         name: the algorithm's name.
         policies: `shared` (one network for all players of an environment) or `independent` (one
             for each player).
-        learning_rate: the optimizer's; with `anneal_learning_rate` it falls linearly to 0 over the
-            run.
+        learning_rate: the optimizer's learning rate.
+        anneal_learning_rate: let the learning rate fall linearly to 0 over the run.
         gamma: discount factor.
         entropy_coef, value_coef: weights of the entropy bonus and of the value loss.
         max_grad_norm: every minibatch's gradient is clipped to this global norm.

@@ -179,7 +179,10 @@ class EvaluationConfig:
 class TrainConfig:
     """The whole resolved configuration of `htsrl train`.
 
-    `total_steps` counts env steps (frame skip included) and is rounded up to whole intervals.
+    Attributes:
+        seed: seed of everything random in the run.
+        total_steps: env steps of the run, of all environments together (frame skip included);
+            rounded up to whole rollouts.
     """
 
     rules: ClassVar[Rules] = {"seed": SEED, "total_steps": COUNT}

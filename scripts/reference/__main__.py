@@ -1,0 +1,39 @@
+"""Writes the generated parts of docs/reference: `python -m scripts.reference`, or `make reference`.
+
+The pages are written by hand, except for the regions between two marks:
+
+    <!-- generated: NAME (make reference) -->
+    <!-- end: NAME -->
+
+The text of a region comes from the code: docstrings, rules, YAML files, the registry of metrics,
+the program's own help. With `--check` nothing is written, and the exit code is 1 if a page is
+stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from scripts.reference.pages import FOLDER, generated_pages
+
+
+def main() -> int:
+    """Writes the pages, or compares them; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.reference", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only; 1 if a page is stale")
+    check = parser.parse_args().check
+    stale = 0
+    for path, text in generated_pages().items():
+        if path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        name = path.relative_to(FOLDER.parents[1])
+        print(f"{name} is stale: run make reference" if check else f"{name} written")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

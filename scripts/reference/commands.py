@@ -1,0 +1,82 @@
+"""The generated parts of docs/reference/commands.md: the program's own help."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
+from functools import partial
+from unittest import mock
+
+from hydra._internal.utils import get_args_parser
+
+from htsrl_cli.cli import main as cli
+from htsrl_cli.cli.compose import Composer
+from scripts.reference.markdown import table
+
+# Hydra's flags, by the name of the parser's value; the help of Hydra is about programs in general.
+FLAGS: Mapping[str, str] = {
+    "help": "Show the verb's groups, keys and examples.",
+    "hydra_help": "Show all flags of Hydra.",
+    "cfg": "Show the configuration instead of running: `job` is the run's, `hydra` is Hydra's own.",
+    "resolve": "With `--cfg` or `--help`: resolve interpolations first.",
+    "package": "With `--cfg`: show this section only.",
+    "multirun": "Run a sweep: every combination of the values given, or what `sweeper` chooses.",
+    "config_name": "Begin with another YAML file than the verb's.",
+    "config_dir": "Search this folder for further YAML files.",
+    "info": "Show how the configuration is composed.",
+}
+# Those that htsrl refuses, or answers without a verb.
+NOT_SHOWN = {"version", "run", "config_path", "experimental_rerun", "shell_completion"}
+
+
+def usage() -> str:
+    """Returns the text of `htsrl --help`."""
+    return _block(cli.USAGE)
+
+
+def examples(verb: str) -> str:
+    """Returns the commands that `htsrl VERB --help` begins with."""
+    header = str(Composer(verb).job([]).hydra.help.header)
+    _, _, found = header.partition("\n\n")
+    return _block(textwrap.dedent(found), "bash")
+
+
+def tool_help(verb: str) -> str:
+    """Returns the text of `htsrl VERB --help` of a verb without a configuration."""
+    output = io.StringIO()
+    # Lines of help are as wide as the terminal, and may be colored.
+    environment = {"COLUMNS": "80", "NO_COLOR": "1"}
+    with (
+        mock.patch.dict("os.environ", environment),
+        redirect_stdout(output),
+        suppress(SystemExit),
+    ):
+        cli.TOOLS[verb](["--help"])
+    return _block(output.getvalue())
+
+
+def flags() -> str:
+    """Returns the table of Hydra's flags."""
+    rows = []
+    for action in get_args_parser()._actions:
+        if not action.option_strings or action.dest in NOT_SHOWN:
+            continue
+        names = ", ".join(f"`{name}`" for name in sorted(action.option_strings, key=len))
+        values = ", ".join(f"`{choice}`" for choice in action.choices or ())
+        takes = values or (action.dest.upper() if action.nargs is None else "")
+        rows.append([names, takes, FLAGS[action.dest]])
+    return table(["Flag", "Takes", "Effect"], rows)
+
+
+def _block(text: str, language: str = "text") -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
+REGIONS: Mapping[str, Callable[[], str]] = {
+    "usage": usage,
+    **{verb: partial(examples, verb) for verb in cli.TASKS},
+    **{verb: partial(tool_help, verb) for verb in cli.TOOLS},
+    "flags": flags,
+}

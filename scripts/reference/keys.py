@@ -1,0 +1,339 @@
+"""The generated parts of docs/reference/keys.md: every configuration key, by section.
+
+Types and texts come from the dataclasses, ranges from their rules, defaults from the YAML files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+
+from htsrl_cli import plugins
+from htsrl_cli.cli.compose import configs_dir
+from htsrl_cli.config import kinds, sections
+from htsrl_cli.config.auto import AUTO, CHOICES
+from htsrl_cli.config.identity import changes_no_result
+from htsrl_cli.config.rules import DEVICE
+from scripts.reference.markdown import (
+    anchored,
+    attributes,
+    sentence,
+    summary,
+    table,
+    typed,
+)
+
+# The sections that choose a kind, and what all their kinds have in common.
+BASES: Mapping[str, type] = {
+    "env": kinds.EnvConfig,
+    "algo": kinds.AlgoConfig,
+    "network": kinds.NetworkConfig,
+}
+# The other sections of `htsrl train`, and the YAML file that holds each.
+FILES: Mapping[str, tuple[type, str]] = {
+    "actors": (sections.ActorsConfig, "actors/default"),
+    "learner": (sections.LearnerConfig, "learner/default"),
+    "runner": (sections.RunnerConfig, "runner/hts"),
+    "checkpoint": (sections.CheckpointConfig, "base/run"),
+    "log": (sections.LogConfig, "base/run"),
+    "eval": (sections.EvaluationConfig, "base/run"),
+}
+_OF_A_RUN = {*BASES.values(), *(schema for schema, _ in FILES.values())}
+# Keys that name a kind.
+_TAGS = {tag for tag, _ in plugins.SECTIONS.values()}
+# Groups with something to choose, `env` apart.
+GROUPS = (
+    "algo",
+    "network",
+    "runner",
+    "experiment",
+    "debug",
+    "hparams_search",
+    "sweeper",
+    "launcher",
+)
+_TYPES = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}
+# More choices, and more defaults, are not listed.
+_MOST_CHOICES = 6
+_MOST_DEFAULTS = 3
+
+
+class Key(NamedTuple):
+    """A configuration key.
+
+    Attributes:
+        name: as it is typed, section included.
+        schema, field: the dataclass and its field.
+        defaults: by option the value in its YAML file.
+        prefix: what the key's anchor begins with, where several keys have the name.
+    """
+
+    name: str
+    schema: type
+    field: str
+    defaults: Mapping[str, object]
+    prefix: str = ""
+
+
+# Which keys there are.
+
+
+def general_keys() -> list[Key]:
+    """Returns the keys of `htsrl train` outside the sections."""
+    plain = [field for field in fields(sections.TrainConfig) if field not in {*BASES, *FILES}]
+    values = options_values("base/run")
+    return [Key(field, sections.TrainConfig, field, {"": values[field]}) for field in plain]
+
+
+def section_keys(section: str) -> list[Key]:
+    """Returns the keys of a section that chooses no kind."""
+    schema, file = FILES[section]
+    values = options_values(file)
+    values = values.get(section, values)
+    return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]
+
+
+def common_keys(section: str) -> list[Key]:
+    """Returns the keys that all kinds of a section have."""
+    base = BASES[section]
+    defaults = {kind: options_of(section, kind) for kind in own_kinds(section)}
+    return [
+        Key(
+            f"{section}.{field}",
+            base,
+            field,
+            {
+                kind: values[field]
+                for kind, options in defaults.items()
+                for values in options.values()
+            },
+        )
+        for field in fields(base)
+    ]
+
+
+def kind_keys(section: str, kind: str) -> list[Key]:
+    """Returns the keys that a kind has besides those that all kinds of the section have."""
+    schema = own_kinds(section)[kind]
+    own = [field for field in fields(schema) if field not in fields(BASES[section])]
+    options = options_of(section, kind)
+    names = Counter(field for other in own_kinds(section).values() for field in fields(other))
+    return [
+        Key(
+            f"{section}.{field}",
+            schema,
+            field,
+            {name.rpartition("/")[2]: values[field] for name, values in options.items()},
+            prefix=f"{kind}-" if names[field] > 1 else "",
+        )
+        for field in own
+    ]
+
+
+def own_network_keys() -> list[Key]:
+    """Returns the keys of `network.name=module:name`; their defaults are the dataclass's."""
+    schema = kinds.OwnNetworkConfig
+    defaults = vars(schema("module:name"))
+    own = [field for field in fields(schema) if field not in fields(kinds.NetworkConfig)]
+    shared = {field for other in own_kinds("network").values() for field in fields(other)}
+    return [
+        Key(f"network.{f}", schema, f, {"": defaults[f]}, prefix="own-" if f in shared else "")
+        for f in own
+    ]
+
+
+def verb_keys(schema: type, file: str, section: str = "") -> list[Key]:
+    """Returns the keys of a verb's YAML file, or of one of its sections."""
+    values = options_values(file)
+    values = values[section] if section else values
+    if section:
+        return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]
+    return [Key(f, schema, f, {"": values[f]}, prefix=f"{file}-") for f in fields(schema)]
+
+
+@cache
+def own_kinds(section: str) -> dict[str, type]:
+    """Returns the dataclass of each kind that this package declares, by name."""
+    found = {name: plugins.find(section, name).config for name in plugins.names(section)}
+    return {n: schema for n, schema in found.items() if schema.__module__.startswith("htsrl_cli.")}
+
+
+def fields(schema: type) -> list[str]:
+    """Returns the names of a dataclass's fields, in order."""
+    return [field.name for field in dataclasses.fields(schema)]
+
+
+# The defaults in the YAML files.
+
+
+@cache
+def options_of(section: str, kind: str) -> dict[str, dict[str, Any]]:
+    """Returns the values of each YAML file of a section that chooses a kind, by option."""
+    tag, _ = plugins.SECTIONS[section]
+    files = sorted((configs_dir() / section).rglob("*.yaml"))
+    names = [file.relative_to(configs_dir()).with_suffix("").as_posix() for file in files]
+    found = {name.removeprefix(f"{section}/"): options_values(name) for name in names}
+    return {name: values for name, values in found.items() if values[tag] == kind}
+
+
+@cache
+def options_values(name: str) -> dict[str, Any]:
+    """Returns the values of a YAML file and of the file that it extends (`/base/...@_here_`)."""
+    plain = OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{name}.yaml"))
+    assert isinstance(plain, dict)
+    values: dict[str, Any] = {}
+    for entry in plain.pop("defaults", []):
+        if isinstance(entry, str) and entry.endswith("@_here_"):
+            values |= options_values(entry.removesuffix("@_here_").removeprefix("/"))
+    return values | {str(key): value for key, value in plain.items()}
+
+
+# The tables.
+
+
+def key_table(keys: Sequence[Key]) -> str:
+    """Returns the table of some keys."""
+    rows = [
+        [
+            anchored(key.name, key.prefix),
+            default(key),
+            f"{meaning(key)}<br><small>{sentence(values_of(key))}{_effect(key)}</small>",
+        ]
+        for key in keys
+    ]
+    return table(["Key", "Default", "Meaning and values"], rows)
+
+
+def values_of(key: Key) -> str:
+    """Returns the type of a key's values and their range."""
+    rule = getattr(key.schema, "rules", {}).get(key.field)
+    if rule is DEVICE:
+        return "`auto`, `cpu` or `cuda:N`"
+    more = [f"`{AUTO}`"] if tuple(key.name.split(".")) in CHOICES else []
+    if rule is not None and rule.choices:
+        choices = [f"`{choice}`" for choice in rule.choices] + more
+        is_long = len(choices) > _MOST_CHOICES
+        return f"one of {len(choices)} names" if is_long else _any_of(choices)
+    hint = get_type_hints(key.schema)[key.field]
+    arguments = [argument for argument in get_args(hint) if argument is not types.NoneType]
+    if types.NoneType in get_args(hint):
+        (hint,) = arguments
+        more = ["`null`"]
+    text = f"list of {_TYPES[arguments[0]]}s" if get_origin(hint) is tuple else _type(hint)
+    if rule is not None:
+        # "must be null, or 1 or more", "must not be empty", "must be finite and greater than 0"
+        demand = re.sub("^must (not )?be (null, or |finite and )?", r"\1", rule.remedy)
+        text = demand if demand.startswith("a list") else f"{text}, {demand}"
+    return (" or " if "," not in text else "; or ").join([text, *more])
+
+
+def default(key: Key) -> str:
+    """Returns the default, and where options differ that of each."""
+    options: dict[str, list[str]] = {}
+    for option, value in key.defaults.items():
+        options.setdefault(typed(value), []).append(option)
+    if len(options) == 1:
+        return next(iter(options))
+    if len(options) > _MOST_DEFAULTS or key.field in _TAGS:
+        return "set by the option"
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in options.items())
+
+
+def meaning(key: Key) -> str:
+    """Returns the text of a key.
+
+    Raises:
+        LookupError: its dataclass's docstring does not describe it.
+    """
+    texts = attributes(key.schema)
+    if key.field not in texts:
+        raise LookupError(f"the docstring of {key.schema.__name__} has no attribute {key.field}")
+    return sentence(texts[key.field])
+
+
+def _effect(key: Key) -> str:
+    is_harmless = key.schema in _OF_A_RUN and changes_no_result(key.name)
+    return " Changes no result." if is_harmless else ""
+
+
+def _type(hint: Any) -> str:
+    return "keys and values" if get_origin(hint) is dict else _TYPES[hint]
+
+
+def _any_of(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+# The regions of the page.
+
+
+def kinds_text(section: str) -> str:
+    """Returns the tables of a section's kinds, each under a heading."""
+    parts = [key_table(common_keys(section))]
+    for kind, schema in own_kinds(section).items():
+        keys = kind_keys(section, kind)
+        parts += [f"### `{_choice(section, kind)}`", summary(schema)]
+        parts.append(key_table(keys) if keys else "No keys of its own.")
+    if section == "network":
+        parts += ["### `network.name=module:name`", "A network of your own."]
+        parts.append(key_table(own_network_keys()))
+    return "\n\n".join(parts)
+
+
+def options_text() -> str:
+    """Returns the table of all groups' options, with the comment that each file begins with."""
+    rows = [
+        [f"`{group}={path.stem}`", _comment(path)]
+        for group in GROUPS
+        for path in sorted((configs_dir() / group).rglob("*.yaml"))
+    ]
+    return table(["Option", "Meaning"], rows)
+
+
+def environments_text() -> str:
+    """Returns the options of `env`, by kind."""
+    parts = []
+    for kind in own_kinds("env"):
+        names = ", ".join(f"`{name}`" for name in options_of("env", kind))
+        parts.append(f"- `{kind}`: {names}")
+    return "\n".join(parts)
+
+
+def _choice(section: str, kind: str) -> str:
+    """Returns how a kind is chosen on the command line."""
+    tag, _ = plugins.SECTIONS[section]
+    options = list(options_of(section, kind))
+    if len(options) == 1:
+        return f"{section}={options[0]}"
+    label = getattr(own_kinds(section)[kind], "label_key", tag)
+    return f"{section}={options[0].partition('/')[0]}/<{label}>"
+
+
+def _comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line for line in lines if line.startswith("#") and not line.startswith("# @"))
+    return next(comments, "").removeprefix("#").strip()
+
+
+def section_text(section: str) -> str:
+    """Returns the table of a section that chooses no kind."""
+    return key_table(section_keys(section))
+
+
+REGIONS: Mapping[str, Callable[[], str]] = {
+    "general": lambda: key_table(general_keys()),
+    **{section: partial(kinds_text, section) for section in BASES},
+    **{section: partial(section_text, section) for section in FILES},
+    "options": options_text,
+    "environments": environments_text,
+    "verb-eval": lambda: key_table(verb_keys(sections.EvalConfig, "eval")),
+    "verb-bench": lambda: key_table(verb_keys(sections.BenchConfig, "bench", "bench")),
+}
