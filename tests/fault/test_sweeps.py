@@ -219,10 +219,10 @@ def test_two_processes_do_not_train_in_one_folder(start: Callable[..., Run]) -> 
     psutil.Process(first.process.pid).suspend()
     second = start("train", "resume=run", "runner.stop_grace_s=1")
     assert second.wait() == 2
-    assert "another process trains in this folder" in second.stderr.splitlines()[-1]
+    assert "another process is training here" in second.stderr.splitlines()[-1]
     # A third waits for the first one's end, and finds nothing left to do.
     third = start("train", "resume=run")
-    wait_until(lambda: "waiting for its end" in third.stderr, "the third to wait")
+    wait_until(lambda: "waiting for it to end" in third.stderr, "the third to wait")
     psutil.Process(first.process.pid).resume()
     assert first.wait() == 0, first.stderr
     before = first.fingerprint()
