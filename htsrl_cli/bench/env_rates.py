@@ -1,6 +1,6 @@
 """Rates at which environments step: in this thread, or spread over all cores.
 
-Imports neither torch nor hydra, because the processes that step environments must not.
+This module imports neither torch nor hydra, because processes that step environments must not.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Hydra writes `.hydra/` before our function runs, and reports mistakes on several lines with exit
 code 1. So everything is composed here first, with Hydra's own loader. Every mistake becomes one
-line that names the key, the value and the remedy. Does not import torch.
+line that names the key, the value and the remedy. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _look_up(plain: Any, key: str) -> object:
 
 
 class Composer:
-    """Composer of a verb's configurations, equal to Hydra's, that runs no job.
+    """Composer of one verb's configurations, which composes as Hydra does but runs no job.
 
     Args:
         config_name: name of the primary YAML file, the verb by default.
@@ -238,8 +238,8 @@ class Composer:
         """Returns overrides of jobs that stand for the trials of a sweeper that samples.
 
         There is one job for each combination of the groups that the sweeper chooses from. Other
-        keys of the search keep their defaults, because bad values are the business of the trials.
-        But every combination must have these keys, and a key without a default gets a sample.
+        keys of the search keep their defaults, because a bad value only shows in its trial. But
+        every combination must have these keys, and a key without a default gets a sample.
 
         Args:
             fixed: overrides of Hydra's keys.

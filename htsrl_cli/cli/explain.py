@@ -15,7 +15,7 @@ from htsrl_cli.errors import ConfigError, UsageError
 
 # Errors that Hydra raises if it cannot compose a configuration.
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
-# An error lists the options of a group if there are at most so many.
+# Most options of a group that an error message lists.
 _FEW = 8
 _PLUGINS = (
     "hydra/sweeper/optuna",

@@ -32,8 +32,8 @@ OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 class FolderNames(Callback):
     """Hydra callback that registers `${short_name:...}` in the processes of launchers.
 
-    These processes resolve a job's folder before they import htsrl. But first they unpickle the
-    sweep's callbacks, which imports this module.
+    These processes resolve a job's folder before they import htsrl. The sweep's callbacks are
+    unpickled even earlier, which imports this module.
     """
 
 

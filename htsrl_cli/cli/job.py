@@ -1,7 +1,7 @@
 """Plan of one job of `htsrl train`: its configuration, its folder, and its checkpoint to resume.
 
 The command line plans every job before Hydra runs. Each job plans itself again where it runs,
-because a launcher may have sent it to another process. Does not import torch.
+because a launcher may have sent it to another process. This module does not import torch.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _unknown_verb(word: str) -> UsageError:
 
 
 def _report(error: HtsrlError) -> int:
-    """Prints an error, a user's mistake on one line, and returns its exit code."""
+    """Prints an error, on one line if it is a user's mistake, and returns its exit code."""
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
@@ -217,7 +217,7 @@ def _list(words: list[str]) -> None:
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """Returns the parser of a verb without a configuration; it raises `UsageError`."""
+    """Returns the argument parser of a verb; it reports mistakes as `UsageError`."""
 
     def fail(message: str) -> NoReturn:
         raise UsageError(f"{verb}: {message} (see htsrl {verb} --help)")

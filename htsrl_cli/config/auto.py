@@ -17,7 +17,7 @@ from htsrl_cli.config.sections import TrainConfig
 AUTO = "auto"
 # Without any of these files (NVIDIA, WSL, AMD) there is no GPU, and torch need not be imported.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-# One actor keeps up with the executors of so many cores.
+# Number of cores whose executors one actor can serve.
 _CORES_PER_ACTOR = 16
 # Rows of a forward pass and of a micro-batch: few fit into a core's cache, many fill a GPU.
 _INFERENCE_BATCH = {"cpu": 8, "gpu": 64}
@@ -29,7 +29,7 @@ class Choice:
     """Choice of the value of a key that is `auto`.
 
     Attributes:
-        choose: returns the value; may read only keys that are never chosen.
+        choose: returns the value; reads only keys that are not in CHOICES.
         placeholder: valid value that stands in until the choice.
     """
 
@@ -38,7 +38,7 @@ class Choice:
 
 
 def _num_executors(config: TrainConfig) -> int:
-    """Returns at most one executor for each core, with equal shares of the environments."""
+    """Returns the number of executors, at most one a core, with equal shares of environments."""
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
         return num_envs
@@ -109,7 +109,7 @@ def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
 
 
 def is_gpu(device: str) -> bool:
-    """Returns True if a configured device is a GPU, or `auto` and torch finds one.
+    """Returns True if a configured device is a GPU, or is `auto` and torch finds a GPU.
 
     Imports torch only if the machine may have a GPU.
     """

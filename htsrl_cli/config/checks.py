@@ -95,7 +95,7 @@ def _check_sizes(config: TrainConfig) -> None:
 
 
 def _check_evaluation(config: TrainConfig) -> None:
-    """Checks that a run with evaluation evaluates at least once, and films evaluated policies."""
+    """Checks that evaluation, if it is on, happens at least once, and is on if games are filmed."""
     plan, interval = RunPlan.of(config), config.eval.interval
     steps = plan.num_intervals * plan.steps_per_interval
     if interval > steps:

@@ -10,7 +10,7 @@ from htsrl_cli.errors import ConfigError
 
 # Least similarity of a suggestion to the unknown name; that of `dir` to `dri` is 0.67.
 _ALIKE = 0.65
-# An error repeats at most so many characters of a value.
+# Most characters of a value that an error message repeats.
 _LONGEST = 80
 
 

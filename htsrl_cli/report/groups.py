@@ -40,7 +40,7 @@ class Group:
     def final(self) -> tuple[float, float | None, float | None]:
         """Returns the mean of the runs' last scores, and its confidence interval (low, high).
 
-        low and high are None for a single run.
+        `low` and `high` are None for a single run.
         """
         scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
@@ -51,8 +51,8 @@ class Group:
     def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
         """Returns the mean learning curve: positions, mean, low and high, each [N].
 
-        The curve covers the env steps at which all runs have a score. low and high are the ends of
-        the confidence interval of the mean, and None for a single run.
+        The curve covers the env steps at which all runs have a score. `low` and `high` bound the
+        confidence interval of the mean, and are None for a single run.
 
         Args:
             axis: `env_steps`, or `seconds` for the mean time at which the runs reached them.

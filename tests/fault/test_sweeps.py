@@ -164,7 +164,7 @@ def test_job_whose_process_is_killed(
     job = next(process for process in jobs if process.children())
     job.kill()
     assert run.wait() == 1, run.stderr
-    assert "htsrl: error: the process of a job of sweep died" in run.stderr
+    assert "htsrl: error: a job's process died, which ended the sweep sweep:" in run.stderr
     assert "Traceback" not in run.stderr
     again = start(*words, "resume=auto")
     assert again.wait() == 0, again.stderr
