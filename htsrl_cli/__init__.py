@@ -1,7 +1,6 @@
 """High-Throughput Synchronous Deep RL: fast, bit-reproducible training on one machine.
 
-Importing the package is cheap: worker processes import it, so neither torch nor hydra
-may be reachable from here.
+Worker processes import this package, so it must import neither torch nor hydra.
 """
 
 __version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""`python -m htsrl_cli` is `htsrl`."""
+"""Entry point of `python -m htsrl_cli`, which is the same as `htsrl`."""
 
 import sys
 

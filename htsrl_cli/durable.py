@@ -1,9 +1,9 @@
-"""Files that appear whole or not at all, whatever kills the process.
+"""Atomic file writes: a file appears complete or not at all, even if the process is killed.
 
-On Linux the content goes to an anonymous file (`O_TMPFILE`), reaches the disk, and only then gets
-its name: nothing is left behind when the process is killed on the way. To replace a file, and where
-the file system has no such files, a temporary name is renamed; a kill can leave it, and
-`remove_leftovers` clears it.
+On Linux, the content is written to an anonymous file (`O_TMPFILE`), synced to disk, and only then
+given its name, so a kill leaves nothing behind. To replace a file, or if the file system has no
+anonymous files, a temporary file is renamed. A kill can leave that file behind; `remove_leftovers`
+deletes it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".part"
-# What open(2) answers where the kernel or the file system does not know O_TMPFILE.
+# Errors of open(2) if the kernel or the file system does not support O_TMPFILE.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Creates or replaces `path` with what `write` puts into the open file it is given.
+    """Creates or replaces the file `path` atomically.
 
-    A previous file of that name is kept until the new content is safely on the disk.
+    A previous file is kept until the new content is on disk.
+
+    Args:
+        write: writes the content to the open file that it gets.
 
     Raises:
-        OSError: the content could not be written; a previous file is untouched.
+        OSError: the content could not be written; a previous file is unchanged.
     """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -40,13 +43,13 @@ def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files that a killed process left in `folder`."""
+    """Deletes temporary files that a killed process left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names that appeared in `folder` or vanished from it survive a loss of power."""
+    """Syncs `folder` to disk, so that created and deleted names survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +58,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_anonymous(folder: Path) -> int | None:
-    """A file without a name in `folder`; None where there is no such thing."""
+    """Opens an anonymous file in `folder`; returns None if that is not supported."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None
@@ -78,7 +81,7 @@ def _write_and_link(
         try:
             os.link(nameless, path.name, dst_dir_fd=folder)
         except FileExistsError:
-            # Only renaming replaces a name.
+            # linkat never replaces a file; a rename does.
             temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
             temporary.unlink(missing_ok=True)
             os.link(nameless, temporary.name, dst_dir_fd=folder)

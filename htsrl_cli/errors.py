@@ -1,33 +1,37 @@
-"""Everything htsrl raises on purpose.
+"""Exceptions that htsrl raises on purpose.
 
 HtsrlError
-├── UsageError            the user's mistake: one line, exit code 2
-│   ├── ConfigError       a key, its value, and the remedy
-│   └── CheckpointError   a file that cannot be read or does not fit
-└── RunError              a failure during a run: exit code 1
-    ├── WorkerError       a worker died, raised or hung
-    └── NonFiniteError    a loss or gradient is NaN or infinite
+├── UsageError            user mistake: message of one line, exit code 2
+│   ├── ConfigError       unusable value of a configuration key
+│   └── CheckpointError   missing, damaged or mismatched checkpoint
+└── RunError              failure during a run: exit code 1
+    ├── WorkerError       worker that died, raised or hung
+    └── NonFiniteError    NaN or infinite loss or gradient
 """
 
 
 class HtsrlError(Exception):
-    """Base of all errors that htsrl raises on purpose; `exit_code` is what the CLI returns."""
+    """Base class of all exceptions that htsrl raises on purpose.
+
+    Attributes:
+        exit_code: exit code of the command line.
+    """
 
     exit_code = 1
 
 
 class UsageError(HtsrlError):
-    """The user's mistake. The message is one line that says what to do."""
+    """User mistake; the message is one line that says what to do."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A configuration key has a value that cannot be used.
+    """Unusable value of a configuration key.
 
     Args:
         key: dotted name of the key, as typed on the command line.
-        value: the offending value.
+        value: the rejected value.
         remedy: what is wrong and what to do, in one sentence without a full stop.
     """
 
@@ -42,16 +46,16 @@ class ConfigError(UsageError):
 
 
 class CheckpointError(UsageError):
-    """A checkpoint is missing, damaged, or belongs to another environment."""
+    """Checkpoint that is missing, damaged or made for another environment."""
 
 
 class RunError(HtsrlError):
-    """A failure during a run."""
+    """Failure during a run."""
 
 
 class WorkerError(RunError):
-    """A worker died, raised or hung; the message holds its name and what is known of it."""
+    """Worker that died, raised or hung; the message has its name and all known details."""
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient is NaN or infinite; the message names the tensor."""
+    """NaN or infinite loss or gradient; the message names the tensor."""

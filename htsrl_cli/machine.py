@@ -1,4 +1,4 @@
-"""Facts about this machine: its cores, and whether its processor computes in bf16."""
+"""Properties of this machine: usable cores and bf16 support."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 
 
 def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Returns the cores that this process may use: its affinity's, within its container's quota."""
+    """Returns the number of cores that this process may use, at least 1.
+
+    The CPU affinity and the container's CPU quota (rounded down) limit it.
+
+    Args:
+        quota_file: cgroup v2 file with quota and period.
+    """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -15,12 +21,12 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         quota, period = quota_file.read_text().split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):
-        # No such file, or `max`.
+        # There is no quota: the file does not exist, or it says `max`.
         return cores
 
 
 def has_bf16() -> bool:
-    """Returns True if the processor multiplies bf16 itself (AVX-512 BF16, AMX, or Arm's BF16)."""
+    """Returns True if the processor has bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

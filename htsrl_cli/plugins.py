@@ -1,13 +1,13 @@
-"""Finds the kinds of environments, algorithms and networks, this package's own and other packages'.
+"""Discovery of environment, algorithm and network kinds through entry points.
 
 A kind is declared by an entry point in one of the groups `htsrl.envs`, `htsrl.algorithms` and
-`htsrl.networks`; its name is what `env.kind`, `algo.name` or `network.name` says. This package
-declares its own kinds in the same way. A package may also bring YAML files: an entry point in
-`htsrl.configs` names the package, whose folder `configs` is then searched like this package's.
+`htsrl.networks`. Its name is the value of `env.kind`, `algo.name` or `network.name`. This package
+declares its own kinds in the same way. A package can also provide YAML files: an entry point in
+`htsrl.configs` names the package, and its folder `configs` is searched after this package's.
 
-Importing a kind is cheap: what makes the environment, algorithm or network is imported when it is
-first needed, so that listing and checking load nothing heavy. Free of everything but the standard
-library: executors import this module.
+Importing a kind is cheap: the code of the environment, algorithm or network is imported when it is
+first needed, so listing and checking kinds load nothing heavy. Executors import this module, so it
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Sections of a configuration that choose a kind, the key that names it, and its entry points.
+# Section that chooses a kind: (key that names the kind, group of its entry points).
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "env": ("kind", "htsrl.envs"),
     "algo": ("name", "htsrl.algorithms"),
@@ -34,12 +34,12 @@ _CONFIGS = "htsrl.configs"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of environment, algorithm or network; what an entry point names.
+    """A kind of environment, algorithm or network: the object that an entry point names.
 
     Attributes:
-        config: the dataclass of the section that chooses it, a subclass of `EnvConfig`,
+        config: dataclass of the section that chooses this kind, a subclass of `EnvConfig`,
             `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
-        factory: `module:function` that makes it from the section; see `htsrl_cli.envs.registry`,
+        factory: `module:function` that builds it from the section; see `htsrl_cli.envs.registry`,
             `htsrl_cli.algorithms.registry` and `htsrl_cli.networks.registry` for its arguments.
     """
 
@@ -47,29 +47,30 @@ class Kind:
     factory: str
 
     def load(self) -> Callable[..., Any]:
-        """Imports the factory.
+        """Imports and returns the factory.
 
         Raises:
             ImportError: its module, or a package that the module needs, is missing.
+            AttributeError: the module has no such function.
         """
         factory: Callable[..., Any] = load(self.factory)
         return factory
 
 
 def names(section: str) -> list[str]:
-    """Returns the names of all kinds that a section can choose, sorted."""
+    """Returns the sorted names of all kinds that a section can choose."""
     return sorted(_declared(section))
 
 
 def find(section: str, name: str) -> Kind:
-    """Returns the kind that a section chooses by `name`.
+    """Returns the kind called `name` of a section.
 
     Raises:
         LookupError: there is no such kind.
-        ImportError: a package declares it and cannot be imported.
+        ImportError: the package that declares it cannot be imported.
     """
     kind = _declared(section)[name].load()
-    assert isinstance(kind, Kind), f"the entry point {name} of {section} is no htsrl_cli Kind"
+    assert isinstance(kind, Kind), f"the entry point {name} of {section} is not a Kind"
     return kind
 
 
@@ -80,7 +81,7 @@ def _declared(section: str) -> dict[str, EntryPoint]:
 
 
 def config_folders() -> list[Path]:
-    """Returns the folders of YAML files that other packages bring, sorted by entry point."""
+    """Returns the `configs` folders of other packages, sorted by entry point name."""
     folders = []
     for entry in sorted(entry_points(group=_CONFIGS), key=lambda entry: entry.name):
         spec = find_spec(entry.value)
@@ -91,7 +92,7 @@ def config_folders() -> list[Path]:
 
 
 def load(path: str) -> Any:
-    """Imports what `module:name` names, also from the working directory.
+    """Imports and returns the object `module:name`; its module may be in the working directory.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.
@@ -102,7 +103,7 @@ def load(path: str) -> Any:
 
 
 def import_here(module: str) -> Any:
-    """Imports a module, also from the working directory, as `python -m` does.
+    """Imports a module, which may be in the working directory, as with `python -m`.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.

@@ -1,8 +1,8 @@
-"""Randomness by address: every random number is a function of what it is for.
+"""Counter-based random numbers: each depends only on the seed, its purpose and its address.
 
-A Philox generator (Salmon et al., 2011) is keyed by the run's seed and a purpose, and its
-counter starts at an address such as (environment, episode). Who draws, when, and in which order
-therefore cannot matter, and nothing needs to be stored to resume.
+A Philox generator (Salmon et al., 2011) is keyed by the run's seed and a purpose. Its counter
+starts at an address such as (environment, episode). It therefore does not matter who draws, when or
+in which order, and a checkpoint stores no generator state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 
 class Purpose(IntEnum):
-    """The purpose of a stream of random numbers; it is part of the key, never reuse a value."""
+    """Purpose of a stream of random numbers.
+
+    Its value is part of the generator's key: never change or reuse one.
+    """
 
     PARAMETERS = 0
     ACTIONS = 1
@@ -25,7 +28,11 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
-    """A generator for `purpose` at `address` (at most two numbers), independent of all others."""
+    """Returns a generator that is independent of those of other purposes and addresses.
+
+    Args:
+        address: at most two numbers, for example (environment, episode).
+    """
     assert len(address) <= 2, address
     high, low = (*address, 0, 0)[:2]
     counter = np.array([0, 0, low, high], dtype=np.uint64)
@@ -36,9 +43,11 @@ def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator
 def action_noise(
     seed: int, interval: int, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """The numbers that sample interval `interval`'s actions, float32 [T, B, draws].
+    """Returns the noise that samples the actions of rollout number `interval`, float32.
 
-    Uniform in [0, 1) for categorical actions, standard normal for Gaussian ones.
+    Args:
+        shape: [T, B, draws].
+        kind: `categorical` (uniform noise in [0, 1)) or `gaussian` (standard normal noise).
     """
     return draw_noise(generator(seed, Purpose.ACTIONS, interval), shape, kind)
 
@@ -46,20 +55,20 @@ def action_noise(
 def draw_noise(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """Numbers of `shape` that turn a distribution of `kind` (see `ActionSpec`) into actions."""
+    """Draws the noise that samples actions of a `kind` of `ActionSpec`, float32 of `shape`."""
     if kind == "gaussian":
         return rng.standard_normal(shape, dtype=np.float32)
     return rng.random(shape, dtype=np.float32)
 
 
 def reset_seed(seed: int, env: int, episode: int, purpose: Purpose = Purpose.RESETS) -> int:
-    """Seed of episode `episode` of environment `env`, in [0, 2**31)."""
+    """Returns the reset seed of episode `episode` of environment `env`, in [0, 2**31)."""
     return int(generator(seed, purpose, env, episode).integers(2**31))
 
 
 def minibatch_orders(
     seed: int, update: int, num_epochs: int, num_rows: int
 ) -> npt.NDArray[np.int64]:
-    """The order of a slot's rows in every epoch of update `update`, int64 [epochs, rows]."""
+    """Returns the order of a slot's rows in each epoch of update `update`, int64 [epochs, rows]."""
     rng = generator(seed, Purpose.SHUFFLES, update)
     return np.stack([rng.permutation(num_rows) for _ in range(num_epochs)])

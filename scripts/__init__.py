@@ -1,1 +1,1 @@
-"""Checks of the source and measurements of the product; run as `python -m scripts.NAME`."""
+"""Checks of the source code and measurements of htsrl; run as `python -m scripts.NAME`."""

@@ -1,18 +1,19 @@
-"""The gain of asynchronous rollouts: `hts` against `sync`, and theory.
+"""Throughput of asynchronous rollouts: `hts` against `sync`, and against theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
-Sixteen environments that only sleep, one executor each, trained by `htsrl train` in fresh
-processes. Part 1: exponential step times, hardly any training; both runners are compared with
-what the expected step times predict. Parts 2 and 3: a learner that is made to need as long for an
-interval as its collection takes, with constant and with exponential step times. Part 4: four times
-as many environments.
+`htsrl train` runs in fresh processes on sixteen environments that only sleep, with an executor
+each. Part 1: exponential step times and hardly any training; both runners are compared with the
+rates that theory predicts. Parts 2 and 3: the learner's load is set so that an update takes as long
+as the collection of a rollout, with constant and with exponential step times. Part 4: four times as
+many environments.
 
-The predictions have one free figure, c: what an env step of one environment costs beyond its step
-time (oversleeping, pipes, inference, the barrier's share). It is measured for each runner with
-constant step times, where no environment waits for a slower one by chance, as
-c = environments / rate - step time: for `hts` with a single environment, since the requests of
-independent environments come one by one, for `sync` with all of them, which are served together.
+The predictions have one free parameter, c: the cost of an env step of one environment beyond its
+step time (oversleeping, pipes, inference, its share of the barrier). It is measured for each runner
+with constant step times, where no environment waits for one that happens to be slower, as
+c = environments / rate - step time. `hts` is measured with a single environment, because the
+requests of independent environments arrive one by one; `sync` with all of them, because they are
+served together.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ SYNC_INTERVAL = 128
 MEAN_S = 0.010
 RUNNERS = ("hts", "sync")
 EULER_MASCHERONI = 0.5772156649015329
-# Micro-batches of a network large enough that its passes, not their overhead, take the time.
+# The network and minibatches are large enough that computation outweighs its overhead.
 LOAD = ("algo=ppo", "network.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
-# Epochs of the first guess at what takes the learner as long as a rollout.
+# First guess of the epochs with which an update takes as long as a rollout.
 FIRST_EPOCHS = 16
 NUM_CALIBRATIONS = 2
-# Part 4 has so many times the environments.
+# Factor by which part 4 increases the number of environments.
 MORE = 4
 
 
@@ -51,15 +52,17 @@ def claim_1_seconds(
     actor_s: float,
     shape: float = 1.0,
 ) -> float:
-    """Expected time to collect `num_states` env steps, meeting every `sync_interval` of them.
+    """Returns the expected seconds to collect `num_states` env steps of `num_envs` environments.
 
-    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times follow a gamma distribution, hence
-    an environment's part of an interval, too, with `sync_interval` times the shape; the expected
-    maximum over environments is that of the Gumbel distribution it tends to.
+    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times follow a gamma distribution, so the
+    time of `sync_interval` steps does, too, with `sync_interval` times the shape. The expected
+    maximum over environments is that of the limiting Gumbel distribution.
 
     Args:
-        actor_s: what an env step costs beyond its step time (c).
-        shape: of the step times, whose mean is `mean_s`; 1 is exponential.
+        sync_interval: env steps of each environment between two barriers.
+        mean_s: mean step time in seconds.
+        actor_s: cost of an env step beyond its step time in seconds (c).
+        shape: shape of the distribution of step times; 1 is exponential.
     """
     scale_s, total_shape = mean_s / shape, sync_interval * shape
     slowest_s = gamma.ppf(1 - 1 / num_envs, total_shape, scale=scale_s)
@@ -69,12 +72,13 @@ def claim_1_seconds(
 
 
 def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: float) -> float:
-    """Expected time to collect `num_states` env steps when all wait for each at every one.
+    """Returns the expected seconds to collect `num_states` env steps in lockstep.
 
-    The slowest of n exponential step times takes the n-th harmonic number times their mean.
+    The expected maximum of n exponential step times is the n-th harmonic number times their mean.
 
     Args:
-        step_s: what a joint step costs beyond the slowest environment.
+        mean_s: mean step time in seconds.
+        step_s: cost of a joint step beyond the slowest step time, in seconds.
     """
     harmonic = sum(1 / k for k in range(1, num_envs + 1))
     return num_states / num_envs * (mean_s * harmonic + step_s)
@@ -82,10 +86,10 @@ def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: floa
 
 @dataclass(frozen=True)
 class Bench:
-    """Starts runs.
+    """Settings of measured runs.
 
     Attributes:
-        seconds: of a run from its first line of metrics on.
+        seconds: least duration of a run, from its first line of metrics on.
     """
 
     seconds: float
@@ -98,7 +102,7 @@ class Bench:
         words: Sequence[str],
         num_envs: int = NUM_ENVS,
     ) -> Run:
-        """One run of `htsrl train`, printed."""
+        """Measures one run of `htsrl train` and prints its figures."""
         words = [
             f"runner={runner}",
             f"runner.sync_interval={SYNC_INTERVAL}",
@@ -113,14 +117,14 @@ class Bench:
         return show(measure(name, words, self.seconds))
 
     def alternate(self, repeats: int, distribution: str, words: Sequence[str]) -> list[Run]:
-        """`hts` and `sync` by turns."""
+        """Measures `hts` and `sync` in turn, `repeats` times each."""
         turns = [runner for _ in range(repeats) for runner in RUNNERS]
         return [self.run(runner, runner, distribution, words) for runner in turns]
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """Measures the cost of a step beyond its step time (c) with each runner, in seconds."""
-    print("What a step costs beyond its step time (c), from constant step times of 10 ms:")
+    """Measures the cost of an env step beyond its step time (c) in seconds, by runner."""
+    print("Cost of an env step beyond its step time (c), measured with steps of 10 ms:")
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):
         name = f"{runner}, {num_envs} envs"
@@ -133,20 +137,20 @@ def measure_step_cost(bench: Bench) -> dict[str, float]:
 
 
 def _show_parts() -> None:
-    """Prints the two parts of c that can be timed by themselves."""
+    """Prints the two parts of c that can be measured separately."""
     config = compose(["env=synthetic/sleep", f"env.mean_ms={1000 * MEAN_S:g}", *LIGHT])
     batch = config.actors.inference_batch
     rates = OneThread.measure(config, 1.0)
     pass_ms = 1000 * batch / rates.inference
     overshoot_ms = 1000 * (1 / rates.env - MEAN_S)
-    print(f"  alone, a forward pass of {batch} rows takes {pass_ms:.3f} ms and")
-    print(f"  a sleep of {1000 * MEAN_S:g} ms takes {overshoot_ms:.3f} ms longer than that")
+    print(f"  measured separately: a forward pass of {batch} rows takes {pass_ms:.3f} ms,")
+    print(f"  and a sleep of {1000 * MEAN_S:g} ms takes {overshoot_ms:.3f} ms too long")
 
 
 def varying_step_times(
     bench: Bench, repeats: int, costs: dict[str, float]
 ) -> tuple[list[Run], list[Comparison]]:
-    """Part 1: returns the runs, and how they compare with each other and with theory."""
+    """Measures part 1; returns the runs, and comparisons between them and with theory."""
     print("Part 1: exponential step times of mean 10 ms")
     runs = bench.alternate(repeats, "exponential", LIGHT)
     show_medians(runs)
@@ -168,12 +172,12 @@ def varying_step_times(
 def equal_training_cost(
     bench: Bench, calibration: Bench, repeats: int, words: Sequence[str], distribution: str
 ) -> tuple[list[Run], float]:
-    """Parts 2 and 3: training that takes as long as the asynchronous rollout.
+    """Measures part 2 or 3: training that takes as long as the asynchronous rollout.
 
     Returns:
         The runs, and the ratio of `hts` to `sync`.
     """
-    print(f"{distribution} step times, training as long as the asynchronous rollout {list(words)}")
+    print(f"{distribution} step times, training takes as long as the rollout {list(words)}")
     rollout_s = _interval_s(calibration.run("rollout", "hts", distribution, LIGHT))
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
@@ -188,17 +192,17 @@ def equal_training_cost(
     for run in runs:
         if run.name == "sync":
             share = run.times["learner_busy"] * _interval_s(run) / rollout_s
-            print(f"  a sync run learned for {share:.3f} of the asynchronous rollout's time")
+            print(f"  in a sync run, an update took {share:.3f} of the asynchronous rollout's time")
     return runs, median(runs, "hts") / median(runs, "sync")
 
 
 def _interval_s(run: Run) -> float:
-    """Seconds of an interval of a run of `NUM_ENVS` environments."""
+    """Returns the seconds of a rollout in a run with `NUM_ENVS` environments."""
     return NUM_ENVS * SYNC_INTERVAL / run.rate
 
 
 def more_environments(bench: Bench, repeats: int) -> tuple[list[Run], float]:
-    """Part 4: returns the runs, and what `MORE` times the environments give."""
+    """Measures part 4; returns the runs, and the speedup by `MORE` times the environments."""
     print(f"Part 4: {MORE * NUM_ENVS} environments, exponential step times")
     turns = [factor for _ in range(repeats) for factor in (1, MORE)]
     runs = [
@@ -210,20 +214,20 @@ def more_environments(bench: Bench, repeats: int) -> tuple[list[Run], float]:
 
 
 def main() -> int:
-    """Runs both parts; the exit code is 1 where a target is missed."""
+    """Runs all parts; returns 1 if a target is missed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="of a run (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="per run (default: 60)")
     parser.add_argument(
-        "--calibration-seconds", type=float, default=20.0, help="of a calibration (default: 20)"
+        "--calibration-seconds", type=float, default=20.0, help="per calibration (default: 20)"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument(
         "--learner-threads",
         type=int,
         default=1,
-        help="in parts 2 and 3 (default: 1, a core of its own)",
+        help="threads in parts 2 and 3 (default: 1)",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/asynchrony.json"), help="JSON")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Plays a few steps of football; exit code 0 where that works.
+"""Smoke test of football: a few env steps; the exit code is 0 if they succeed.
 
 python -m scripts.check_football
 """
@@ -19,7 +19,7 @@ NUM_STEPS = 10
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Plays a few env steps; returns the exit code."""
     try:
         config = to_train_config(Composer("train").job([f"env=football/{SCENARIO}"]))
         with closing(make_env(config.env, 0)) as env:

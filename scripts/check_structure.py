@@ -1,12 +1,12 @@
-"""Checks what no other tool sees: a light executor, sizes, and configuration keys that agree.
+"""Checks of the source code that no other tool makes: imports, sizes and configuration keys.
 
     executor    importing it loads neither torch nor hydra nor omegaconf
-    sizes       no file, class or function is longer than a reader can take in
-    keys        every field of a section's dataclass is read somewhere, and stands in every YAML
+    sizes       no file, class or function is too long
+    keys        every field of a section's dataclass is read somewhere and is a key in every YAML
                 file of its section; every YAML key is a field
 
-Prints one line for each violation; the exit code is 1 if there is any. Layers are contracts of
-import-linter in pyproject.toml.
+Prints one line for each violation; the exit code is 1 if there is any. The layers of packages are
+contracts of import-linter in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PACKAGE = "htsrl_cli"
 HEAVY = {"torch", "hydra", "omegaconf"}
 MOST_LINES: dict[type[ast.AST], int] = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60}
 MOST_TOP_MODULES = 10
-# They choose the dataclass of a section, see `plugins.SECTIONS`; nothing else has to read them.
+# These keys choose the dataclass of a section (`plugins.SECTIONS`); nothing else has to read them.
 SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
-# Modules that handle every key alike, which is no use of one.
+# Modules that handle all keys alike; that does not count as reading one.
 KEY_HANDLERS = {"config.plain", "config.rules"}
 
 
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def module_name(path: Path) -> str:
-    """Returns `envs.state` for htsrl_cli/envs/state.py; a package has its folder's name."""
+    """Returns a module's name within the package: `envs.state` for htsrl_cli/envs/state.py."""
     parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -74,7 +74,7 @@ def heavy_executor() -> Iterator[str]:
 
 
 def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Yields files, classes and functions with too many lines, and too many modules at the top."""
+    """Yields files, classes and functions that are too long, and too many top modules."""
     for name, tree in modules.items():
         for node in ast.walk(tree):
             most = MOST_LINES.get(type(node))
@@ -105,7 +105,7 @@ def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
 
 
 def yaml_mismatches() -> Iterator[str]:
-    """Yields differences between a section's fields and the keys of its YAML files, both ways."""
+    """Yields fields without a key in a section's YAML file, and keys without a field."""
     composer = Composer("train")
     for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         for option in composer.group_options(group):
@@ -120,7 +120,7 @@ def yaml_mismatches() -> Iterator[str]:
 
 
 def dataclasses_of_sections() -> Iterator[type]:
-    """Yields those that all kinds share, and those of every kind."""
+    """Yields the dataclasses of all sections, those of every kind included."""
     for name, schema in vars(schemas).items():
         if isinstance(schema, type) and name.endswith("Config"):
             yield schema
@@ -152,7 +152,7 @@ def section_fields(schema: type) -> set[str]:
 
 
 def compare(where: str, cfg: DictConfig, fields: set[str]) -> Iterator[str]:
-    """Yields what only one side has; Hydra's section and `resume` belong to the command."""
+    """Yields names that are only a key or only a field; `hydra` and `resume` are the command's."""
     keys = {str(key) for key, _ in cfg.items_ex(resolve=False)} - {"hydra", "resume"}
     for key in sorted(keys ^ fields):
         side = "no schema has it" if key in keys else "its YAML file does not"

@@ -1,11 +1,11 @@
-"""Tests whether speed costs learning: `hts` against `sync`, bf16 against fp32, several seeds.
+"""Comparison of learning: `hts` against `sync` and bf16 against fp32, over several seeds.
 
     python -m scripts.compare_learning --seeds 5
 
-Every run is `htsrl train` in a process of its own. Two figures of a run are compared: the
-mean return over all of the training, which a slower learner lowers, and the mean return of the last
-100 episodes. A variant is worse where the 95 % bootstrap interval of the difference of the means
-over seeds lies below zero.
+Each run is `htsrl train` in a process of its own. Two figures are compared: the mean return over
+the whole training, which slow learning lowers, and the mean return of the last 100 episodes. A
+variant is worse if the 95 % bootstrap confidence interval of the difference of the means over seeds
+lies below zero.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ COMPARED = [("hts fp32", "sync fp32"), ("hts bf16", "hts fp32")]
 
 @dataclass(frozen=True)
 class Trained:
-    """The scores of a run.
+    """Scores of a run.
 
     Attributes:
-        whole: mean of the returns over equal stretches of env steps.
+        whole: mean return over the whole training, each line of metrics counted equally.
         last: mean return of the last 100 episodes.
     """
 
@@ -58,7 +58,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of means over seeds, variant minus baseline, with its 95 % interval."""
+    """Difference of means over seeds, variant minus baseline, with a 95 % confidence interval."""
 
     task: str
     figure: str
@@ -70,12 +70,12 @@ class Difference:
 
     @property
     def worse(self) -> bool:
-        """The variant is worse by more than chance."""
+        """True if the variant is worse by more than chance."""
         return self.high < 0
 
 
 def train(task: str, variant: str, seed: int) -> Trained:
-    """A whole run."""
+    """Runs a complete training and prints its scores."""
     words = [*TASKS[task], *VARIANTS[variant], f"seed={seed}", "log.tensorboard=false"]
     with tempfile.TemporaryDirectory(prefix="compare-learning-") as folder:
         command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
@@ -90,7 +90,12 @@ def train(task: str, variant: str, seed: int) -> Trained:
 def difference(
     runs: Sequence[Trained], task: str, figure: str, pair: tuple[str, str]
 ) -> Difference:
-    """Compares two variants in one figure of a task."""
+    """Compares two variants of a task.
+
+    Args:
+        figure: `whole` or `last`, the attribute of `Trained` to compare.
+        pair: names of the variant and of the baseline.
+    """
     samples = [
         np.array([getattr(run, figure) for run in runs if (run.task, run.variant) == (task, name)])
         for name in pair
@@ -108,7 +113,7 @@ def difference(
 
 
 def print_table(runs: Sequence[Trained], differences: Sequence[Difference]) -> None:
-    """Means over seeds, and differences, in Markdown."""
+    """Prints a Markdown table of the means over seeds, then the differences."""
     print("\n| task | variant | mean return of the training | of the last 100 episodes |")
     print("|---|---|---:|---:|")
     for task in TASKS:
@@ -129,11 +134,11 @@ def print_table(runs: Sequence[Trained], differences: Sequence[Difference]) -> N
 
 
 def main() -> int:
-    """Runs everything; the exit code is 1 where a variant is worse."""
+    """Runs all variants; returns 1 if one is worse, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5, help="of every variant (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each variant (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument(
         "--output", type=Path, default=Path("scripts/results/compare_learning.json")

@@ -1,22 +1,22 @@
-"""Training throughput against other libraries and the machine, on Pong or on football.
+"""Training throughput of htsrl, of other libraries and of the machine's bound, by task.
 
     python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
-Every run is a fresh process; the variants take turns. All have the same game, network, loss and
-passes over a sample (scripts/peer_....py):
+Each run is a fresh process; the variants take turns. All have the same game, network, loss and
+number of passes over a sample (scripts/peer_....py):
 
-    pong_ppo   4 epochs in minibatches; htsrl 16 environments x 128 steps, Stable-Baselines3 its
-               published Atari setting, 8 environments x 128; Sample Factory, asynchronous, 16
-    pong_a2c   one pass; htsrl 16 environments x 20 steps (and x 5), Stable-Baselines3 its published
-               Atari setting, 16 environments x 5
+    pong_ppo   4 epochs in minibatches; htsrl 16 environments x 128 steps; Stable-Baselines3 with
+               its published Atari settings, 8 environments x 128; Sample Factory, asynchronous, 16
+    pong_a2c   one pass; htsrl 16 environments x 20 steps (and x 5); Stable-Baselines3 with its
+               published Atari settings, 16 environments x 5
     football   PPO, 2 epochs, 16 environments x 128 steps; Stable-Baselines3's in a process each
 
-Peers run in virtual environments of their own, Stable-Baselines3 once as installed and once with an
-allocator that keeps large blocks, which htsrl sets for itself; targets compare with the fastest.
-Rates count env steps (of 4 frames on Pong) and leave out start-up.
+Peers run in their own virtual environments. Stable-Baselines3 runs as installed, and with an
+allocator that keeps large blocks, as htsrl has it; targets compare with the fastest peer. Rates
+count env steps (4 frames each on Pong) and exclude start-up.
 
-The machine's bound is what its cores could do if they were always busy with nothing but env steps,
-forward passes and gradients, from one-thread rates that are measured between the runs.
+The machine's bound is the rate at which its cores could train if they did nothing but env steps,
+forward passes and gradients. It follows from one-thread rates, measured between the runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from scripts.measured_runs import (
     write_report,
 )
 
-# As htsrl_cli/networks/device.py does it.
+# The same settings as in htsrl_cli/networks/device.py.
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -54,9 +54,9 @@ class Peer:
 
     Attributes:
         library: `sb3` or `sample_factory`, the option that names its interpreter.
-        script: in this folder.
-        tasks: that it has.
-        variables: of its environment.
+        script: file in this folder that runs it.
+        tasks: names of the tasks that it can run.
+        variables: environment variables of its process.
     """
 
     library: str
@@ -80,9 +80,9 @@ class Variant:
     """A way to run htsrl.
 
     Attributes:
-        words: overrides besides the task's.
-        target: what its median over that of the fastest peer has to be at least.
-        of_bound: what part of the machine's bound it has to reach; not measured if 0.
+        words: overrides in addition to the task's.
+        target: least ratio of its median rate to that of the fastest peer.
+        of_bound: least fraction of the machine's bound; the bound is not measured if 0.
     """
 
     words: tuple[str, ...]
@@ -122,7 +122,7 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
 
 
 def run_peer(name: str, args: argparse.Namespace) -> Run:
-    """A run of `PEERS[name]`."""
+    """Measures a run of `PEERS[name]`."""
     busy = busy_cores()
     peer = PEERS[name]
     script = Path(__file__).with_name(peer.script)
@@ -141,8 +141,8 @@ def run_peer(name: str, args: argparse.Namespace) -> Run:
 def show_bounds(
     variants: dict[str, Variant], one_thread: dict[str, list[OneThread]], runs: list[Run]
 ) -> list[Comparison]:
-    """Prints one-thread rates and bounds; returns the fractions of them that were reached."""
-    print("The machine's bound; one-thread rates per second")
+    """Prints one-thread rates and bounds; returns the fractions of the bounds that runs reached."""
+    print("The machine's bound, from one-thread rates per second")
     comparisons = []
     for name, rounds in one_thread.items():
         for rates in rounds:
@@ -157,18 +157,18 @@ def show_bounds(
 
 
 def main() -> int:
-    """Runs all rounds; the exit code is 1 where a target is missed."""
+    """Runs all rounds; returns 1 if a target is missed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a run (default: 20)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per run (default: 20)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument(
-        "--micro-seconds", type=float, default=3.0, help="of a microbenchmark (default: 3)"
+        "--micro-seconds", type=float, default=3.0, help="per one-thread rate (default: 3)"
     )
-    parser.add_argument("--sb3", help="the interpreter that has stable-baselines3")
-    parser.add_argument("--sample-factory", help="the interpreter that has sample-factory")
+    parser.add_argument("--sb3", help="Python interpreter with stable-baselines3")
+    parser.add_argument("--sample-factory", help="Python interpreter with sample-factory")
     args = parser.parse_args()
     peers = [
         name

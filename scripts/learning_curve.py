@@ -1,9 +1,9 @@
-"""The growth of a run's score: a figure, JSON and a table in Markdown.
+"""Learning curve of a run as a figure, JSON and a table in Markdown.
 
     python -m scripts.learning_curve RUN_DIR --random-episodes 30
 
-The score is the mean raw return of the last 100 games, of fewer at first. The random
-policy, where asked for, plays the run's own environment with uniformly random actions.
+The score is the mean raw return of the last 100 games, or of all games if there are fewer. The
+optional random policy plays the run's own environment with uniformly random actions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from htsrl_cli.tracking.metric_names import RECENT_RETURN
 
 @dataclass(frozen=True)
 class Point:
-    """The progress of a run at a line of its metrics.
+    """Progress of a run at a line of its metrics.
 
     Attributes:
+        env_steps: env steps so far.
+        seconds: seconds of training so far.
+        games: games that have ended.
         score: mean raw return of the last 100 games.
-        games: games that had ended.
     """
 
     env_steps: int
@@ -46,7 +48,7 @@ class Point:
 
 
 def read_points(run_dir: Path) -> list[Point]:
-    """Every line from the first ended game on."""
+    """Reads a run's lines of metrics, from the end of its first game on."""
     return [
         Point(line["env_steps"], line["time/seconds"], line["episode/total"], line[RECENT_RETURN])
         for line in training_lines(run_dir)
@@ -55,13 +57,13 @@ def read_points(run_dir: Path) -> list[Point]:
 
 
 def evenly_spaced(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points at about equal distances, first and last among them."""
+    """Returns at most `most` points at about equal distances, including the first and the last."""
     chosen = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
     return [points[i] for i in chosen]
 
 
 def print_table(points: Sequence[Point]) -> None:
-    """A table in Markdown."""
+    """Prints a table in Markdown."""
     print("| env steps | time | games | mean score of the last 100 games |")
     print("|---:|---:|---:|---:|")
     for point in points:
@@ -72,7 +74,7 @@ def print_table(points: Sequence[Point]) -> None:
 
 
 def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
-    """Raw scores of games under uniformly random actions."""
+    """Plays games with uniformly random actions; returns their raw scores."""
     with closing(make_env(config, 0)) as env:
         scores: list[float] = []
         episode = 0
@@ -88,7 +90,7 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
 
 
 def _step(env: Env, action: Array) -> tuple[float | None, bool]:
-    """The score of a game that ended with this step, and whether to reset."""
+    """Takes an env step; returns the score if a game has ended, and True if a reset is due."""
     _, _, terminated, truncated, info = env.step(action)
     game = info.get("episode")
     return (float(game["r"]) if game else None), terminated or truncated
@@ -104,7 +106,7 @@ def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
 
 
 def draw(points: Sequence[Point], random_score: float | None, title: str, path: Path) -> None:
-    """Writes the figure: score against env steps, and against time."""
+    """Draws the score against env steps and against time, and writes the figure to `path`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -129,18 +131,18 @@ def draw(points: Sequence[Point], random_score: float | None, title: str, path: 
 
 
 def main() -> None:
-    """Reads a run and writes what it says."""
+    """Reads a run, prints the table, and writes figure and JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_dir", type=Path, help="of `htsrl train`")
-    parser.add_argument("--rows", type=int, default=12, help="of the table (default: 12)")
+    parser.add_argument("run_dir", type=Path, help="folder of a run of `htsrl train`")
+    parser.add_argument("--rows", type=int, default=12, help="rows of the table (default: 12)")
     parser.add_argument(
         "--random-episodes", type=int, default=0, help="games of the random policy (default: 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random policy (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random games (default: 0)")
     parser.add_argument(
-        "--output", type=Path, help="the PNG; the JSON lies beside it (default: in RUN_DIR)"
+        "--output", type=Path, help="PNG file, with the JSON file beside it (default: in RUN_DIR)"
     )
     args = parser.parse_args()
     points = read_points(args.run_dir)

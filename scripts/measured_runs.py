@@ -1,4 +1,4 @@
-"""Medians, comparisons and JSON that the benchmark scripts make of `bench.benchmark.Run`s."""
+"""Medians, comparisons and JSON of measured runs (`bench.benchmark.Run`) for the benchmarks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compose(words: Sequence[str]) -> TrainConfig:
 
 
 def show(run: Run) -> Run:
-    """Prints the run's figures in a line; returns the run."""
+    """Prints a run's figures on one line; returns the run."""
     print(
         f"  {run.name:<16} {run.rate:9.1f} env steps/s   ({run.env_steps} in "
         f"{run.seconds:.1f} s; {run.busy_cores_before:.2f} cores busy before)",
@@ -42,7 +42,7 @@ def rates(runs: Sequence[Run], name: str) -> list[float]:
 
 
 def show_medians(runs: Sequence[Run]) -> None:
-    """Prints median and spread for every name."""
+    """Prints the median rate and the spread of the runs of each name."""
     for name in dict.fromkeys(run.name for run in runs):
         values = rates(runs, name)
         middle = statistics.median(values)
@@ -54,13 +54,19 @@ def show_medians(runs: Sequence[Run]) -> None:
     if disturbed:
         print(
             f"  WARNING: other processes were busy before {disturbed} of {len(runs)} runs "
-            "(see above): these figures do not hold; repeat on a quiet machine"
+            "(see above): these figures are unreliable; repeat on a quiet machine"
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure and what it has to reach."""
+    """Figure and the range that it has to reach.
+
+    Attributes:
+        name: name of the figure.
+        value: measured value.
+        low, high: least and greatest value that reaches the target.
+    """
 
     name: str
     value: float
@@ -73,7 +79,7 @@ class Comparison:
         return self.low <= self.value <= self.high
 
     def show(self) -> None:
-        """Prints value, target and verdict in a line."""
+        """Prints value, target and verdict on one line."""
         target = f"at least {self.low:g}"
         if self.high < float("inf"):
             target = f"{self.low:g} to {self.high:g}"
@@ -87,7 +93,7 @@ def write_report(
     comparisons: Sequence[Comparison],
     figures: Mapping[str, Any],
 ) -> None:
-    """Writes all figures as JSON."""
+    """Writes the machine, the runs, the comparisons and further figures as JSON to `path`."""
     report = {
         "machine": {"cores": num_cores(), "platform": platform.platform()},
         "runs": [asdict(run) for run in runs],

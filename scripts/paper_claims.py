@@ -1,13 +1,13 @@
-"""The throughput claims of the HTS-RL paper (arXiv 2012.09849), on environments that sleep.
+"""Throughput claims of the HTS-RL paper (arXiv 2012.09849), on environments that sleep.
 
     python -m scripts.paper_claims --seconds 15
 
-Every run is `htsrl train` in a fresh process; each environment has an executor of its own, and an
-env step takes 10 ms on average. Four series, each drawn and stored with its raw figures:
+Each run is `htsrl train` in a fresh process; each environment has its own executor, and an env step
+takes 10 ms on average. There are four series, each drawn and stored with its raw figures:
 
-    variance      Fig. 4 left: `hts` over `sync`, against the variation of step times
+    variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
     environments  Fig. 4 right: throughput of both against the number of environments
-    interval      Table 5: throughput against the synchronisation interval, and Claim 1
+    interval      Table 5: throughput against the sync interval, and Claim 1
     actors        Table 4: throughput against the number of actors, and the hashes of equal runs
 """
 
@@ -26,22 +26,22 @@ from htsrl_cli.bench.benchmark import Run, measure
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
 from scripts.measured_runs import show
 
-# Shapes of gamma distributions; the standard deviation is the mean over the shape's square root.
+# Shapes of gamma distributions; the standard deviation is the mean / sqrt(shape).
 SHAPES = (16.0, 4.0, 1.0, 0.25)
 ENVIRONMENTS = (1, 4, 16, 64)
 INTERVALS = (4, 16, 64, 128, 256, 512)
 ACTORS = (1, 2, 4, 8)
-# Of the runs whose hashes are compared: intervals of 16 steps, without sleep.
+# Env steps of the runs whose hashes are compared: rollouts of 16 steps, without sleep.
 HASHED_STEPS = 40 * NUM_ENVS * 16
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run at a place on a series' horizontal axis.
+    """Point of a curve: the rate of a run.
 
     Attributes:
-        x: the place.
-        line: the name of the curve that it belongs to.
+        x: value on the horizontal axis of the series.
+        line: name of the curve.
         rate: env steps per second.
     """
 
@@ -51,7 +51,7 @@ class Point:
 
 
 def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> Run:
-    """One run of A2C on sleeping environments, printed."""
+    """Measures one run of A2C on sleeping environments and prints its figures."""
     base = [
         "env=synthetic/sleep",
         f"env.mean_ms={1000 * MEAN_S:g}",
@@ -65,12 +65,12 @@ def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENV
 
 
 def gamma_words(shape: float) -> list[str]:
-    """Step times of a gamma distribution."""
+    """Returns the overrides for step times of a gamma distribution."""
     return ["env.distribution=gamma", f"env.shape={shape:g}"]
 
 
 def variance(seconds: float) -> list[Point]:
-    """Fig. 4 left."""
+    """Measures Fig. 4 left: throughput against the variation of step times."""
     points = []
     for runner in RUNNERS:
         words = [f"runner={runner}", "env.distribution=constant"]
@@ -83,7 +83,7 @@ def variance(seconds: float) -> list[Point]:
 
 
 def environments(seconds: float) -> list[Point]:
-    """Fig. 4 right."""
+    """Measures Fig. 4 right: throughput against the number of environments."""
     return [
         Point(number, runner, run(f"{runner} {number} envs", seconds, words, number).rate)
         for number in ENVIRONMENTS
@@ -93,7 +93,10 @@ def environments(seconds: float) -> list[Point]:
 
 
 def interval(seconds: float) -> list[Point]:
-    """Table 5, and Claim 1 with the cost of a step that constant step times show."""
+    """Measures Table 5, throughput against the sync interval, and computes Claim 1.
+
+    The cost of a step in Claim 1 is measured with constant step times.
+    """
     words = ["env.distribution=constant"]
     actor_s = 1 / run("one environment", seconds, words, num_envs=1).rate - MEAN_S
     points = []
@@ -106,7 +109,11 @@ def interval(seconds: float) -> list[Point]:
 
 
 def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
-    """Table 4: the throughput, and the hashes of complete runs by number of actors."""
+    """Measures Table 4: throughput against the number of actors, and the hashes of equal runs.
+
+    Returns:
+        The points, and the hashes of a complete run by number of actors.
+    """
     points, hashes = [], {}
     for number in ACTORS:
         words = [f"actors.num_actors={number}", *gamma_words(1.0)]
@@ -116,7 +123,7 @@ def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
 
 
 def hashes_of(num_actors: int) -> dict[str, str]:
-    """Trains a complete run with so many actors; returns its digests."""
+    """Trains a complete run with `num_actors` actors; returns its hashes by name."""
     words = [
         "env=synthetic/count",
         "algo=a2c",
@@ -133,7 +140,7 @@ def hashes_of(num_actors: int) -> dict[str, str]:
 
 
 def draw(series: dict[str, list[Point]], path: Path) -> None:
-    """A panel for each series."""
+    """Draws a panel for each series and writes the figure to `path`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -143,7 +150,7 @@ def draw(series: dict[str, list[Point]], path: Path) -> None:
     labels = {
         "variance": "standard deviation of a step / mean",
         "environments": "environments",
-        "interval": "synchronisation interval",
+        "interval": "sync interval",
         "actors": "actors",
     }
     for axis, (name, points) in zip(axes, series.items(), strict=True):
@@ -162,16 +169,16 @@ def draw(series: dict[str, list[Point]], path: Path) -> None:
 
 
 def main() -> int:
-    """Measures all series; the exit code is 1 where the number of actors changes a hash."""
+    """Measures all series; returns 1 if the number of actors changes a hash, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=15.0, help="of a run (default: 15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="per run (default: 15)")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("scripts/results/paper_claims.png"),
-        help="the figure; the JSON lies beside it",
+        help="PNG file, with the JSON file beside it",
     )
     args = parser.parse_args()
     series = {

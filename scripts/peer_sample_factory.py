@@ -1,10 +1,10 @@
-"""Sample Factory's asynchronous PPO on Pong: another side of `compare_peers`.
+"""Training throughput of Sample Factory's asynchronous PPO on Pong, for `compare_peers`.
 
-Runs by itself, in an environment that has sample-factory, gymnasium below 1.0 without its extra
-"atari" (which brings too old an ale-py), ale-py 0.10 or later, and opencv-python-headless. All is
-that library's own setting for Atari (network, loss, 4 epochs in minibatches of 256, rollouts of
-128) but for the device, asynchronous collection, and the number of environments, 16 in two
-processes. Prints a JSON line with `env_steps` (that were trained on) and `seconds` whenever the
+This script needs a virtual environment with sample-factory, gymnasium below 1.0 without its extra
+"atari" (whose ale-py is too old), ale-py 0.10 or later, and opencv-python-headless; it does not
+need htsrl. All settings are that library's own for Atari (network, loss, 4 epochs in minibatches of
+256, rollouts of 128), except for the device, asynchronous collection, and the 16 environments in
+two processes. It prints a JSON line with `env_steps` (trained on so far) and `seconds` whenever the
 library reports its progress.
 """
 
@@ -28,13 +28,13 @@ from sample_factory.utils.utils import log
 from sf_examples.atari.atari_utils import make_atari_env
 from sf_examples.atari.train_atari import parse_atari_args
 
-# How a report begins; its second argument counts emulator frames, of which an env step has four.
+# Start of a report's format; its second argument counts emulator frames, four for an env step.
 REPORT = "Fps is %s. Total num frames: %d."
 FRAME_SKIP = 4
 
 
 class Reports(logging.Handler):
-    """Turns reports into JSON lines, and ends the training `seconds` after the first of them."""
+    """Log handler that prints reports as JSON lines, and stops the training after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Reports(logging.Handler):
         self._start: float | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a line for a report of env steps that were trained on."""
+        """Prints a line if the record reports env steps that were trained on."""
         if not (str(record.msg).startswith(REPORT) and isinstance(record.args, tuple)):
             return
         frames, now = int(str(record.args[1])), time.monotonic()
@@ -52,12 +52,15 @@ class Reports(logging.Handler):
         line = {"env_steps": frames // FRAME_SKIP, "seconds": now - self._start}
         print(json.dumps(line), flush=True)
         if now - self._start >= self._seconds:
-            # As Ctrl-C would; the library's own limit on seconds has no effect.
+            # Stops the training like Ctrl-C; the library's own limit on seconds has no effect.
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def make_pong(*args: Any, **kwargs: Any) -> Any:
-    """The library's environment, in whichever process; its Gymnasium does not find ale-py's."""
+    """Makes the library's environment; registers ale-py's first, once in each process.
+
+    The old Gymnasium does not find them by itself.
+    """
     if "PongNoFrameskip-v4" not in gymnasium.registry:
         register_v0_v4_envs()  # type: ignore[no-untyped-call]
     return make_atari_env(*args, **kwargs)
@@ -69,7 +72,7 @@ def main() -> None:
     parser.add_argument("task", choices=["pong_ppo"])
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args()
-    # A shell starts background jobs with SIGINT ignored, and the training would never end.
+    # A shell starts background jobs with SIGINT ignored, so the training would never end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     register_env("atari_pong", make_pong)
     with tempfile.TemporaryDirectory(prefix="sample-factory-") as folder:

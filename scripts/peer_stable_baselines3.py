@@ -1,9 +1,9 @@
-"""Stable-Baselines3 on Pong or football: the other side of `compare_peers`.
+"""Training throughput of Stable-Baselines3 on Pong or football, for `compare_peers`.
 
-Runs by itself, in an environment that has stable-baselines3 and need not have htsrl. On Pong all is
-that library's default or published setting: its wrappers, its Nature CNN, torch's threads. On
-football it is given the settings of the HTS-RL paper and gfootball's own environment.
-Prints a JSON line with `env_steps` and `seconds` at the end of every rollout.
+This script needs a virtual environment with stable-baselines3, but not htsrl. On Pong all settings
+are that library's default or published ones: its wrappers, its Nature CNN, torch's threads. On
+football it gets the settings of the HTS-RL paper and gfootball's own environment. It prints a JSON
+line with `env_steps` and `seconds` at the end of every rollout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCENARIO = "academy_3_vs_1_with_keeper"
 
 
 class Football(gymnasium.Env[Any, Any]):
-    """gfootball's environment, which has the interface of an old Gym, as one of Gymnasium."""
+    """Gymnasium environment around gfootball's, which has the interface of an old Gym."""
 
     def __init__(self, seed: int) -> None:
         from gfootball.env import create_environment
@@ -52,7 +52,7 @@ class Football(gymnasium.Env[Any, Any]):
 
 
 def build_pong(num_envs: int) -> VecFrameStack:
-    """Environments in this process."""
+    """Builds environments in this process."""
     import ale_py
 
     gymnasium.register_envs(ale_py)
@@ -61,7 +61,7 @@ def build_pong(num_envs: int) -> VecFrameStack:
 
 
 def build_pong_ppo() -> PPO:
-    """The published Atari setting, 8 environments."""
+    """Builds PPO with the published Atari settings, 8 environments."""
     return PPO(
         "CnnPolicy",
         build_pong(8),
@@ -77,12 +77,12 @@ def build_pong_ppo() -> PPO:
 
 
 def build_pong_a2c() -> A2C:
-    """The published Atari setting, 16 environments."""
+    """Builds A2C with the published Atari settings, 16 environments."""
     return A2C("CnnPolicy", build_pong(16), n_steps=5, ent_coef=0.01, seed=1, device="cpu")
 
 
 def build_football() -> PPO:
-    """16 environments in a process each."""
+    """Builds PPO with the paper's settings for football, 16 environments in a process each."""
     env = SubprocVecEnv([lambda i=i: Football(seed=i) for i in range(16)])
     return PPO(
         "CnnPolicy",
@@ -110,7 +110,7 @@ TASKS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
 
 
 def main() -> None:
-    """Trains for `--seconds` after the first rollout, to a rollout's end."""
+    """Trains to the end of a rollout, at least `--seconds` after the end of the first one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--seconds", type=float, required=True)

@@ -1,11 +1,11 @@
-"""Digests of short runs of every kind: a change that moves no bit leaves all of them as they were.
+"""Digests of short runs of every kind, to show that a change of the code changes no result.
 
     python -m scripts.reference_hashes record FILE      before the change
     python -m scripts.reference_hashes compare FILE     after it, on the same machine
 
-Runs are started as a user starts them. Each is made by every runner; the one by `hts` is then
-stopped by SIGTERM on its way and resumed. Digests hold on one machine only: other processors round
-otherwise. Kinds that cannot run here (no football engine, no bf16) are left out and named.
+Runs are started as users start them. Each one is made with every runner; one more run with `hts` is
+stopped by SIGTERM and resumed. Digests are only valid on one machine, because other processors
+round differently. Kinds that cannot run here (no football engine, no bf16) are skipped and named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from htsrl_cli.machine import has_bf16
 ROOT = Path(__file__).resolve().parent.parent
 RUNNERS = ("hts", "serial", "sync")
 DIGESTS = ("params_sha256", "optimizer_sha256", "rollouts_sha256")
-# Small enough for seconds, large enough for several threads, minibatches and ends of episodes.
+# Small enough to take seconds, large enough for several threads, minibatches and episode ends.
 _COMMON = ("log.tensorboard=false", "checkpoint.interval=512", "log.interval=256", "seed=5")
 _ATARI = ("env=atari/pong", "actors.num_envs=8", "runner.sync_interval=16", "total_steps=2048")
 _BF16 = ("actors.precision=bf16", "learner.precision=bf16")
@@ -53,13 +53,13 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> int:
-    """Records or compares; returns 1 where a digest differs."""
+    """Records or compares digests; returns 1 if one differs, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument(
-        "--checkout", type=Path, default=ROOT, help="runs the htsrl of another folder"
+        "--checkout", type=Path, default=ROOT, help="folder of the htsrl to run (default: this one)"
     )
     args = parser.parse_args()
     if args.action == "record":
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def measure(names: Sequence[str], checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Name and digests of every run that this machine can make."""
+    """Yields the name and the digests of every run that this machine can make."""
     for name in names:
         if reason := missing(name):
             print(f"{name}: left out: {reason}", flush=True)
@@ -91,7 +91,7 @@ def measure(names: Sequence[str], checkout: Path) -> Iterator[tuple[str, dict[st
 
 
 def missing(name: str) -> str | None:
-    """Why a run cannot be made here; None if it can."""
+    """Returns the reason why a run cannot be made here; None if it can."""
     if name.endswith("bf16") and not has_bf16():
         return "this processor has no bf16"
     if name.startswith("football") and importlib.util.find_spec("gfootball_engine") is None:
@@ -100,13 +100,13 @@ def missing(name: str) -> str | None:
 
 
 def digests_of(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, str]:
-    """The digests of a run that ends by itself."""
+    """Runs a training to its end; returns its digests."""
     subprocess.run(_command(words, run_dir), cwd=checkout, check=True, **_QUIET)
     return _digests(run_dir)
 
 
 def resumed(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, str]:
-    """The digests of a run that is stopped after its first line of metrics, then resumed."""
+    """Stops a training after its first line of metrics and resumes it; returns its digests."""
     process = subprocess.Popen(_command(words, run_dir), cwd=checkout, **_QUIET)
     while not (run_dir / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)

@@ -1,9 +1,10 @@
-"""`htsrl bench`: measures how fast a configuration trains here, and what holds it up.
+"""Measurement of training throughput and of what limits it, for `htsrl bench`.
 
-Each run is `htsrl train` in a fresh process, stopped by SIGTERM when it has run for long enough;
-the runners take turns. Rates leave out what comes before the first line of metrics: start-up and
-at least the first interval, in which nothing is learned. Between the rounds, one-thread rates give
-the machine's bound (`microbenchmarks`), and all cores step environments and do nothing else.
+Each run is `htsrl train` in a fresh process, stopped by SIGTERM after the time asked for. The
+runners take turns. Rates exclude the time before the first line of metrics: start-up and at least
+the first rollout, during which nothing is learned. Each round also measures the one-thread rates
+that give the machine's bound (`microbenchmarks`), and the rate of all cores when they only step
+environments.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "bench.json"
 ROLES = ("executors", "actors", "learner")
-# A run beside processes that keep more of a core busy than this says little.
+# A run's figures are unreliable if other processes keep more cores busy than this.
 QUIET_CORES = 0.2
 _POLL_S = 0.1
-# A run that has to end may finish its interval and write a checkpoint.
+# A stopping run first finishes its rollout and writes a checkpoint.
 _GRACE_S = 120.0
 _ENDLESS = 10**12
-# Env steps from line to line of a run's metrics, unless the words say otherwise; fewer would be a
-# load of their own.
+# Env steps between two lines of metrics, unless the overrides set it. More lines would slow the
+# run.
 _LOG_INTERVAL = 2000
-# The command `htsrl`, which ends with this process however that ends.
+# The command `htsrl`; it ends with this process, however this one ends.
 _TRAIN = """
 import os
 from htsrl_cli.cli import main as cli
@@ -59,16 +60,16 @@ raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 
 @dataclass(frozen=True)
 class Run:
-    """The figures of one training run, from its first line of metrics on.
+    """Figures of one training run, from its first line of metrics on.
 
     Attributes:
-        name: the runner, or what else tells it from other runs.
+        name: the runner, or another name that tells the run from others.
         rate: env steps per second.
-        env_steps, seconds: the period that the rate was taken over.
-        times: means of the `time/` metrics, without the prefix.
-        cpu_ms: processor milliseconds for an env step, by role; the learner's are those of the
-            main process. Actors that are hosted as threads are part of it, too.
-        pss_mb: memory of all processes at the end, shared parts counted once.
+        env_steps, seconds: env steps and duration that the rate was measured over.
+        times: means of the `time/` metrics, by name without the prefix.
+        cpu_ms: processor milliseconds for an env step, by role. The learner's are those of the
+            main process, including actors that run there as threads.
+        pss_mb: memory of all processes at the end in MiB, shared pages counted once.
         busy_cores_before: cores that other processes kept busy in the second before the run.
     """
 
@@ -83,7 +84,7 @@ class Run:
 
 
 def is_quiet(run: Run) -> bool:
-    """Returns True if other processes left the machine to the run."""
+    """Returns True if other processes were nearly idle before the run."""
     return run.busy_cores_before <= QUIET_CORES
 
 
@@ -93,7 +94,11 @@ def busy_cores() -> float:
 
 
 def measure(name: str, words: Sequence[str], seconds: float) -> Run:
-    """Runs `htsrl train WORDS` for `seconds` or more after its first line of metrics.
+    """Measures `htsrl train WORDS` for at least `seconds` after its first line of metrics.
+
+    Args:
+        name: name of the returned run.
+        words: overrides of `htsrl train`.
 
     Raises:
         RunError: the run failed.
@@ -125,9 +130,9 @@ class Sample:
     """Processor time and memory of a run at one moment.
 
     Attributes:
-        at: the moment, in seconds of `time.monotonic`.
-        cpu_s: seconds of processor time that each role has used so far.
-        pss_mb: memory of all processes, shared parts counted once.
+        at: time in seconds, from `time.monotonic`.
+        cpu_s: processor seconds used so far, by role.
+        pss_mb: memory of all processes in MiB, shared pages counted once.
     """
 
     at: float
@@ -136,11 +141,15 @@ class Sample:
 
     @classmethod
     def take(cls, main: psutil.Process) -> Sample:
-        """Samples the run of which `main` is the main process."""
+        """Samples the run whose main process is `main`.
+
+        Raises:
+            psutil.Error: a process has ended.
+        """
         cpu_s = dict.fromkeys(ROLES, 0.0)
         pss_mb = 0.0
         for process in (main, *main.children(recursive=True)):
-            # Workers bear their names, "executor 0" for example.
+            # A worker's process name begins with its role, as in "executor 0".
             role = f"{process.name().split()[0]}s"
             times = process.cpu_times()
             cpu_s[role if role in ROLES else "learner"] += times.user + times.system
@@ -151,7 +160,7 @@ class Sample:
 def _watch(
     process: subprocess.Popen[bytes], run_dir: Path, seconds: float
 ) -> tuple[Sample, Sample]:
-    """Samples a run at its first line of metrics, and at least `seconds` and one line later."""
+    """Samples a run at its first line of metrics, and again at least `seconds` and a line later."""
     while not training_lines(run_dir) and process.poll() is None:
         time.sleep(_POLL_S)
     first = _sample(process)
@@ -166,14 +175,20 @@ def _sample(process: subprocess.Popen[bytes]) -> Sample:
     try:
         return Sample.take(psutil.Process(process.pid))
     except psutil.Error:
-        # It has ended: what it wrote says why.
+        # The run has ended; its output says why.
         return Sample(time.monotonic(), dict.fromkeys(ROLES, 0.0), 0.0)
 
 
 def summarize(
     name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
 ) -> Run:
-    """Computes a run's figures from two or more lines of metrics, and samples early and late."""
+    """Computes a run's figures.
+
+    Args:
+        lines: two or more lines of metrics.
+        samples: the first and the last sample.
+        busy: cores that other processes kept busy before the run.
+    """
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
     before, after = samples
@@ -195,17 +210,18 @@ def summarize(
 
 
 def train_words(words: Sequence[str]) -> list[str]:
-    """Returns the overrides of `htsrl bench` that `htsrl train` takes, too."""
+    """Returns the overrides of `htsrl bench` that the measured `htsrl train` gets."""
     own = ("bench.", "runner=", "total_steps=")
     return [word for word in words if not word.lstrip("+").startswith(own)]
 
 
 def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: Path) -> float:
-    """Measures all rounds, shows the tables and writes `bench.json`.
+    """Measures all rounds, prints the table and writes `bench.json`.
 
     Args:
-        train: the configuration that `words` make.
+        train: the configuration composed from `words`.
         words: overrides of `htsrl train`, without the runner.
+        folder: folder of `bench.json`.
 
     Returns:
         The median env steps per second of the first runner.
@@ -258,7 +274,7 @@ def _table(
     one_thread: Sequence[OneThread],
     env_alone: Sequence[float],
 ) -> Table:
-    """Returns a table with a column for each runner, the bound, and stepping alone on all cores."""
+    """Returns a table with columns for the bound, stepping alone on all cores, and each runner."""
     bound = statistics.median(rates.bound for rates in one_thread)
     stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
@@ -295,7 +311,11 @@ _ROWS = (
 
 
 def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
-    """Returns the column of a rate that was measured without a run, with the first roles' costs."""
+    """Returns the column of a rate that was measured without a run.
+
+    Args:
+        costs: processor milliseconds for an env step, of the first roles.
+    """
     costs_at = _ROWS.index("processor time for an env step")
     shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]
     column = [f"{rate:.1f}", *[""] * (costs_at - 1), *shown]
@@ -334,5 +354,5 @@ def _warnings(runs: Sequence[Run]) -> Iterator[str]:
     if disturbed:
         yield (
             f"other processes were busy before {disturbed} of {len(runs)} runs: "
-            "these figures do not hold; repeat on a quiet machine"
+            "these figures are unreliable; repeat on a quiet machine"
         )

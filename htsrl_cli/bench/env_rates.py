@@ -1,6 +1,6 @@
-"""The rates at which environments step: in this thread, and spread over all cores.
+"""Rates at which environments step: in this thread, or spread over all cores.
 
-Free of torch and hydra, as the processes that step them are.
+This module imports neither torch nor hydra, because processes that step environments must not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from htsrl_cli.workers.process import Worker, start_process, stop_workers
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Returns the amount of work per second; a first call warms up."""
+    """Measures the amount of work per second, after one call to warm up.
+
+    Args:
+        work: does some work and returns its amount.
+        seconds: least duration of the measurement.
+    """
     work()
     amount, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -30,7 +35,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def env_rate(envs: Sequence[Env], seconds: float) -> float:
-    """Returns env steps per second of environments that take turns, under random actions."""
+    """Measures the env steps per second of environments that take turns, with random actions."""
     rng = np.random.default_rng(0)
     spec = envs[0].env_spec.actions
     shape = (envs[0].env_spec.num_players, spec.num_dims)
@@ -51,11 +56,11 @@ def env_rate(envs: Sequence[Env], seconds: float) -> float:
 
 
 def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
-    """Returns env steps per second of environments in as many processes as there are cores.
+    """Measures the env steps per second of environments in one process for each core.
 
     This is the most that the cores can step. One environment alone is faster: environments that
-    take turns do not find the caches as they left them, and cores that are all busy share caches,
-    memory and power, virtual ones the core itself.
+    take turns evict each other from the caches, and busy cores share caches, memory and power;
+    hyperthreads also share a core.
 
     Raises:
         RunError: a process failed.
@@ -77,7 +82,7 @@ def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
 def _step(
     control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
 ) -> None:
-    """Runs in each process: sends 0 when it is ready, and its rate after it was told to start."""
+    """Steps environments in a process: sends 0 when ready, and its rate after the start signal."""
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
         control.send(("rate", 0.0))
@@ -90,7 +95,7 @@ def _receive(stepper: Worker) -> float:
     try:
         kind, content = stepper.control.recv()
     except (EOFError, OSError):
-        kind, content = "error", "it ended"
+        kind, content = "error", "the process ended"
     if kind == "error":
         raise RunError(f"{stepper.name}: {content}")
     return float(content)

@@ -1,7 +1,7 @@
-"""The cost on one thread of the three kinds of work that training consists of.
+"""One-thread rates of the three kinds of work in training, and the machine's bound.
 
-From these follows the machine's bound: env steps per second if every core did nothing but step
-environments, infer and differentiate.
+The bound is the env steps per second if every core did nothing but step environments, infer and
+differentiate.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class OneThread:
 
     Attributes:
         env: env steps per second.
-        inference: rows of forward passes per second, every row in use.
-        train: rows of forward and backward passes per second, with their share of optimizer
-            steps; of backward passes alone if the actors keep activations.
-        players: rows of an env step.
+        inference: rows of forward passes per second, with full batches.
+        train: rows of forward and backward passes per second, optimizer steps included; only
+            backward passes if actors keep activations.
+        players: rows that an env step adds to a slot.
         epochs: passes over a slot in an update.
         devices: devices of env steps, inference and training: `cpu` or a GPU's name.
     """
@@ -51,7 +51,7 @@ class OneThread:
 
     @classmethod
     def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
-        """Times each kind of work of `config` for `seconds`."""
+        """Measures each kind of work of `config` for `seconds`."""
         set_up_torch()
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
@@ -68,13 +68,13 @@ class OneThread:
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
-        """Milliseconds of one thread for an env step: stepping, inference and training."""
+        """Milliseconds of one thread for an env step: stepping, inference, training."""
         rows = 1000 * self.players
         return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
 
     @property
     def bound(self) -> float:
-        """The most env steps per second that the busiest of processor and GPUs allows."""
+        """Most env steps per second that the busiest device allows, the processor or a GPU."""
         total: dict[str, float] = {}
         for device, cost_ms in zip(self.devices, self.cost_ms, strict=True):
             total[device] = total.get(device, 0.0) + cost_ms
@@ -97,8 +97,8 @@ def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
     """Measures rows per second through the learner's micro-batches and the optimizer.
 
-    An optimizer step follows as many micro-batches as make the run's minibatch. What else an
-    update does (targets, gathering rows, clipping) is left out: this is a bound.
+    An optimizer step follows the micro-batches of one minibatch, as in the run. Other work of an
+    update (targets, gathering rows, clipping) is left out, because the result is a bound.
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
@@ -131,7 +131,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
 
     compute = whole_gradient
     if device.type == "cuda":
-        # As the learner does.
+        # Record a CUDA graph, as the learner does.
         graph, recorded = record(
             whole_gradient,
             torch.cuda.Stream(device),  # type: ignore[no-untyped-call]

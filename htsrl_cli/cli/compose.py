@@ -1,8 +1,8 @@
-"""Composes command-line overrides to validated configurations, before Hydra itself runs.
+"""Composition of command-line overrides into validated configurations, before Hydra runs.
 
-Hydra writes `.hydra/` before our function runs and answers mistakes with several lines and exit
-code 1. So everything is composed here first, by Hydra's own loader, and every mistake becomes
-one line that names the key, the value and the remedy. Free of torch.
+Hydra writes `.hydra/` before our function runs, and reports mistakes on several lines with exit
+code 1. So everything is composed here first, with Hydra's own loader. Every mistake becomes one
+line that names the key, the value and the remedy. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
 def configs_dir() -> Path:
-    """Returns the folder of YAML files: in an installed wheel, or at the top of a checkout."""
+    """Returns the folder of YAML files: inside an installed wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 class PackageConfigs(SearchPathPlugin):
-    """Has Hydra search the YAML files of other packages, too; see `htsrl_cli.plugins`."""
+    """Hydra plugin that adds the YAML files of other packages; see `htsrl_cli.plugins`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends a folder for each package."""
+        """Appends the `configs` folder of each package."""
         for folder in config_folders():
             search_path.append(provider="htsrl", path=f"file://{folder}")
 
@@ -61,7 +61,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parses command-line words into Hydra's overrides.
 
     Raises:
-        UsageError: a word is not of the form KEY=VALUE.
+        UsageError: a word is not of the form KEY=VALUE, or its value cannot be parsed.
     """
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
@@ -74,40 +74,42 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def to_train_config(cfg: DictConfig) -> TrainConfig:
-    """Returns the composed `train.yaml` as a configuration that can be used.
+    """Returns the validated configuration of a composed `train.yaml`.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     return load_train_config(resolved(cfg))
 
 
 def to_eval_config(cfg: DictConfig) -> EvalConfig:
-    """Returns the composed `eval.yaml` as a configuration that can be used.
+    """Returns the validated configuration of a composed `eval.yaml`.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     return load_eval_config(resolved(cfg))
 
 
 def to_bench_config(cfg: DictConfig) -> BenchConfig:
-    """Returns the section `bench` of the composed `bench.yaml`; `to_train_config` takes the rest.
+    """Returns the validated section `bench` of a composed `bench.yaml`.
+
+    `to_train_config` reads the other sections.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     return load_bench_config(resolved(cfg, ["bench"])["bench"])
 
 
 def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns the composed values, interpolations resolved.
+    """Returns the composed values with interpolations resolved.
 
     Args:
-        names: sections to return; those of a training run if None.
+        names: top-level keys to return; those of a training run if None.
 
     Raises:
-        ConfigError: a mandatory value is missing, or an interpolation leads nowhere.
+        ConfigError: a mandatory value is missing, or an interpolation cannot be resolved.
     """
     if names is None:
         names = [str(key) for key in cfg if key not in ("hydra", "resume", "bench")]
@@ -126,11 +128,11 @@ def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, A
 
 
 def typed_words(hydra: Any, kind: str) -> list[str]:
-    """Returns the overrides as they were typed, interpolations and all.
+    """Returns the overrides as typed, with interpolations unresolved.
 
     Args:
-        hydra: Hydra's own section.
-        kind: `task` for ours, `hydra` for Hydra's own.
+        hydra: the section `hydra`.
+        kind: `task` for overrides of htsrl's keys, `hydra` for overrides of Hydra's.
     """
     words = OmegaConf.to_container(hydra.overrides, resolve=False)
     assert isinstance(words, dict)
@@ -138,18 +140,21 @@ def typed_words(hydra: Any, kind: str) -> list[str]:
 
 
 def _look_up(plain: Any, key: str) -> object:
-    """Returns the value of a dotted key; None if there is none."""
+    """Returns the value of a dotted key, or None if there is no such key."""
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, dict) else None
     return plain
 
 
 class Composer:
-    """Composes one verb's configuration as Hydra would, without running anything.
+    """Composer of one verb's configurations, which composes as Hydra does but runs no job.
 
     Args:
-        config_name: the primary YAML file, named like the verb.
+        config_name: name of the primary YAML file, the verb by default.
         config_dir: the user's additional folder of YAML files (`--config-dir`).
+
+    Raises:
+        ConfigError: `config_dir` does not exist.
     """
 
     def __init__(self, config_name: str, config_dir: str | None = None) -> None:
@@ -166,14 +171,15 @@ class Composer:
         self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
-        """Returns True if `hydra.mode` asks for a multirun."""
+        """Returns True if `hydra.mode` is `MULTIRUN`."""
         return bool(self._load(overrides, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
 
     def job(self, overrides: Sequence[str]) -> DictConfig:
-        """Composes the configuration of a single run, Hydra's own section included.
+        """Composes the configuration of a single job, including the section `hydra`.
 
         Raises:
-            UsageError: an override is malformed, or names a key or option that does not exist.
+            UsageError: an override is malformed, has several values, or names a key or option that
+                does not exist.
         """
         for override in parse_overrides(overrides):
             if override.is_sweep_override():
@@ -183,13 +189,13 @@ class Composer:
         return self._load(overrides, RunMode.RUN)
 
     def sweep(self, overrides: Sequence[str]) -> tuple[DictConfig, list[DictConfig]]:
-        """Composes the multirun's own configuration and that of each job.
+        """Composes the configuration of a multirun, and that of each of its jobs.
 
-        Jobs are known beforehand for Hydra's basic sweeper. Another sweeper chooses values as it
-        goes; then the jobs are those of `_samples`.
+        Hydra's basic sweeper knows its jobs in advance. Other sweepers choose values while they
+        run; for these, the jobs are the ones of `_samples`.
 
         Raises:
-            UsageError: as for `job`, in any of the jobs.
+            UsageError: a mistake as in `job`, in any of the jobs.
         """
         master = self._load(overrides, RunMode.MULTIRUN)
         fixed = typed_words(master.hydra, "hydra")
@@ -202,7 +208,10 @@ class Composer:
         return master, jobs
 
     def group_options(self, group: str) -> list[str]:
-        """Returns the options of a group, nested ones with their folder; none for no group."""
+        """Returns the sorted options of a group, nested ones as `folder/name`.
+
+        The list is empty if there is no such group.
+        """
         if not self._loader.repository.group_exists(group):
             return []
         names = self._loader.get_group_options(group, ObjectType.CONFIG)
@@ -221,22 +230,24 @@ class Composer:
             return self._samples(typed_words(master.hydra, "hydra"), parsed)
         for override in parsed:
             if override.is_sweep_override() and not override.is_discrete_sweep():
-                remedy = "an interval needs a sweeper that samples: list values, or use range()"
+                remedy = "interval() needs a sweeper that samples: list values, or use range()"
                 raise ConfigError(override.key_or_group, override.get_value_string(), remedy)
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
-        """Returns a job's overrides for each combination of the groups that a sampler chooses from.
+        """Returns overrides of jobs that stand for the trials of a sweeper that samples.
 
-        Other keys of the search keep their defaults: whether a value is any good shows in its
-        trial. But every combination must have the keys, and one without a default gets a sample.
+        There is one job for each combination of the groups that the sweeper chooses from. Other
+        keys of the search keep their defaults, because a bad value only shows in its trial. But
+        every combination must have these keys, and a key without a default gets a sample.
 
         Args:
-            fixed: Hydra's own overrides.
-            parsed: all others.
+            fixed: overrides of Hydra's keys.
+            parsed: all other overrides.
 
         Raises:
-            ConfigError: a combination lacks a key, or a sampler cannot choose from a sweep.
+            ConfigError: a combination lacks a key of the search, or the sweeper does not support a
+                kind of sweep.
         """
         last = {override.key_or_group: override for override in parsed}
         plain = [o.input_line or "" for o in last.values() if not o.is_sweep_override()]
@@ -276,14 +287,14 @@ class Composer:
     def _load_unexplained(
         self, overrides: Sequence[str], mode: RunMode = RunMode.RUN
     ) -> DictConfig:
-        """Composes as Hydra does; raises one of `REFUSALS`."""
+        """Composes as Hydra does; raises one of `REFUSALS` if that fails."""
         return self._loader.load_configuration(
             self._config_name, list(overrides), mode, validate_sweep_overrides=False
         )
 
 
 def _first(override: Override) -> object:
-    """Returns one value of a sweep, as it is typed."""
+    """Returns one value of a sweep, as typed."""
     value = override.value()
     if isinstance(value, IntervalSweep | RangeSweep):
         return value.start

@@ -1,4 +1,4 @@
-"""The user's mistake behind an error of Hydra: which key has to change, and to what."""
+"""Explanation of Hydra's errors: which key the user has to change, and to what."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from htsrl_cli.config.wording import did_you_mean, shown, unknown_key
 from htsrl_cli.errors import ConfigError, UsageError
 
-# The errors by which Hydra refuses to compose.
+# Errors that Hydra raises if it cannot compose a configuration.
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
-# So many options of a group fit on a line.
+# Most options of a group that an error message lists.
 _FEW = 8
 _PLUGINS = (
     "hydra/sweeper/optuna",
@@ -27,12 +27,12 @@ _PLUGINS = (
 
 @dataclass(frozen=True)
 class Explainer:
-    """Finds the override that made Hydra refuse a verb's configuration.
+    """Translator of Hydra's errors into errors that name the wrong override.
 
     Attributes:
-        config_name: the primary YAML file, named like the verb.
-        group_options: returns the options of a group; none if there is no such group.
-        compose: composes a single run from overrides, or raises one of `REFUSALS`.
+        config_name: name of the primary YAML file, the verb by default.
+        group_options: returns the options of a group; empty if there is no such group.
+        compose: composes a single job from overrides, or raises one of `REFUSALS`.
     """
 
     config_name: str
@@ -40,7 +40,7 @@ class Explainer:
     compose: Callable[[Sequence[str]], DictConfig]
 
     def explain(self, error: Exception, overrides: list[Override]) -> UsageError:
-        """Returns the mistake, found by looking at one override after the other."""
+        """Returns the user's mistake behind `error`, found by checking one override at a time."""
         if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
             name = error.missing_cfg_file
             return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
@@ -55,7 +55,7 @@ class Explainer:
         return UsageError(first_line(error))
 
     def _group_problem(self, override: Override) -> ConfigError | None:
-        """Returns the mistake of an option that does not exist, or of a folder inside a group."""
+        """Returns the error for an unknown option, or for a group that is a folder of a group."""
         group, value = override.key_or_group, override.value()
         options = self.group_options(group)
         if not options or override.is_delete() or isinstance(value, dict):
@@ -70,7 +70,7 @@ class Explainer:
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
 
     def _group_again(self, override: Override) -> ConfigError | None:
-        """Returns the mistake of adding (`+`) a group that is in a defaults list already."""
+        """Returns the error for adding (`+`) a group that the defaults list already has."""
         plus, group, value = _plus(override), override.key_or_group, override.value()
         if not plus or isinstance(value, dict):
             return None
@@ -79,7 +79,7 @@ class Explainer:
         return ConfigError(group, shown(value), f"write it without the {plus}")
 
     def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
-        """Returns the mistake of a key that does not exist, or of a value of the wrong type."""
+        """Returns the error for an unknown key, or for a value of the wrong type."""
         words = [group.input_line or "" for group in groups]
         try:
             base = self.compose(words)
@@ -89,7 +89,7 @@ class Explainer:
         known = _key_names(base)
         if key not in known and not (override.is_add() or override.is_force_add()):
             if key.startswith("env.kwargs."):
-                return ConfigError(key, value, f"a new argument is added with +{key}={value}")
+                return ConfigError(key, value, f"to add a new argument, write +{key}={value}")
             own = [name for name in known if not name.startswith("hydra.")]
             return unknown_key(key, value, known if key.startswith("hydra") else own)
         try:
@@ -102,19 +102,19 @@ class Explainer:
 
 
 def _plus(override: Override) -> str:
-    """Returns what is typed in front of the key to add it."""
+    """Returns the prefix of an override that adds a key: `+`, `++` or nothing."""
     if override.is_force_add():
         return "++"
     return "+" if override.is_add() else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a message of Hydra or OmegaConf that is not blank."""
+    """Returns the first nonblank line of an error's message, or the error's `repr`."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _is_plugin(name: str | None) -> bool:
-    """Returns True if the configuration comes with a plugin of Hydra."""
+    """Returns True if the configuration belongs to an optional plugin of Hydra."""
     return name in _PLUGINS
 
 

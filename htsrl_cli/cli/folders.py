@@ -1,4 +1,4 @@
-"""The folders of jobs: short names for those of a sweep, and which one Hydra gives to a job."""
+"""Folders of jobs: short names within a sweep, and the folder that Hydra gives to a job."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from htsrl_cli.cli.explain import first_line
 from htsrl_cli.errors import ConfigError
 
-# File systems take names of 255 bytes; a digest comes on top.
+# File systems allow names of 255 bytes; a shortened name also has a digest.
 _LONGEST_NAME = 200
 
 
 def short_name(name: str) -> str:
-    """Returns a folder's name, or the beginning and a digest of a long one."""
+    """Returns a folder's name; a long name becomes its beginning and a digest."""
     data = name.encode()
     if len(data) <= _LONGEST_NAME:
         return name
@@ -30,18 +30,20 @@ OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
 class FolderNames(Callback):
-    """Makes `${short_name:...}` known to the processes of launchers, too.
+    """Hydra callback that registers `${short_name:...}` in the processes of launchers.
 
-    They name a job's folder before they import anything of ours. But they unpickle a sweep's
-    callbacks, and that imports this module.
+    These processes resolve a job's folder before they import htsrl. The sweep's callbacks are
+    unpickled even earlier, which imports this module.
     """
 
 
 def output_dir(cfg: DictConfig, multirun: bool) -> Path:
     """Returns the folder that Hydra will give to the job `cfg`.
 
+    Sets Hydra's global `HydraConfig`, which the name's interpolations read.
+
     Raises:
-        ConfigError: the folder's name cannot be made.
+        ConfigError: the folder's name is missing or cannot be resolved.
     """
     HydraConfig.instance().set_config(cfg)
     keys = ["hydra.sweep.dir", "hydra.sweep.subdir"] if multirun else ["hydra.run.dir"]

@@ -1,7 +1,7 @@
-"""Plans one job of `htsrl train`: its configuration, its folder, and where it goes on.
+"""Plan of one job of `htsrl train`: its configuration, its folder, and its checkpoint to resume.
 
-The command line plans every job before Hydra runs, and each job plans itself again where it runs
-(a launcher may have sent it to another process). Free of torch.
+The command line plans every job before Hydra runs. Each job plans itself again where it runs,
+because a launcher may have sent it to another process. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from htsrl_cli.plugins import SECTIONS
 
 logger = logging.getLogger(__name__)
 
-# Groups of which an option sets keys of any section.
+# Groups whose options set keys of any section.
 _PRESETS = ("experiment", "debug")
 _LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
-# What flock(2) answers where the file system has no locks.
+# Errors of flock(2) on file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-# They decide which other keys there are, so a difference in them is named first.
+# These keys decide which other keys exist, so a difference in them is reported first.
 _SCHEMA_KEYS = tuple(f"{section}.{tag}" for section, (tag, _) in SECTIONS.items())
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """Plan of one training run.
 
     Attributes:
-        config: validated.
-        run_dir: the folder to write into.
-        checkpoint: the file to go on from; None starts afresh.
+        config: validated configuration.
+        run_dir: folder to write to.
+        checkpoint: file to resume from; None for a new run.
     """
 
     config: TrainConfig
@@ -59,16 +59,16 @@ class Job:
 
 
 def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) -> Job:
-    """Plans the job that the composed `train.yaml` asks for.
+    """Plans the job of a composed `train.yaml`.
 
     Args:
-        cfg: as Hydra composed it.
-        typed: the overrides on the command line; a resume applies nothing else.
-        run_dir: the folder that Hydra gives to the job.
-        cwd: what a relative `resume` is relative to.
+        cfg: the composed configuration.
+        typed: overrides from the command line; a resume applies only these.
+        run_dir: folder that Hydra gives to the job.
+        cwd: folder that a relative `resume` starts from.
 
     Raises:
-        UsageError: a key has to change, there is nothing to go on from, or `run_dir` holds
+        UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` holds
             another run.
     """
     resume = cfg.get("resume")
@@ -85,34 +85,37 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Returns True if `run_dir` has checkpoints, damaged ones included."""
+    """Returns True if `run_dir` has checkpoints, even damaged ones."""
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 
 
 @contextmanager
 def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
-    """Keeps other processes from training in `run_dir`, and waits for one that does.
+    """Locks `run_dir` against training by other processes; waits while another holds the lock.
 
     Raises:
-        ConfigError: another process still trains there after `patience_s` seconds.
+        ConfigError: another process still holds the lock after `patience_s` seconds.
     """
-    # Writable, as network file systems want it, which lock files by POSIX's record locks.
+    # Network file systems emulate flock with POSIX record locks, which need a writable file.
     with (run_dir / _LOCK_FILE).open("a") as file:
         deadline, is_waiting = time.monotonic() + patience_s, False
         while not _try_lock(file):
             if not is_waiting:
-                logger.info("another process trains in %s: waiting for its end", run_dir)
+                logger.info("another process is training in %s: waiting for it to end", run_dir)
             is_waiting = True
             if time.monotonic() > deadline:
-                remedy = "another process trains in this folder: end it first, or choose another"
+                remedy = "another process is training here: stop it, or choose another folder"
                 raise ConfigError("hydra.run.dir", run_dir, remedy)
             time.sleep(_LOCK_PERIOD_S)
         yield
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Locks a file; False where another process has."""
+    """Locks a file; returns False if another process holds the lock.
+
+    On a file system without locks it warns and returns True.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,25 +123,25 @@ def _try_lock(file: IO[str]) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning("%s: %s; nothing keeps others from training here", file.name, error.strerror)
+        logger.warning("%s: %s; other processes could train here, too", file.name, error.strerror)
     return True
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Writes the resolved configuration to `config.yaml`, which appears whole or not at all."""
+    """Writes the resolved configuration to `config.yaml`, atomically."""
     content = OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode()
     write_durably(run_dir / "config.yaml", lambda file: file.write(content))
 
 
 def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
-    """The run folder or checkpoint file that `resume` names."""
+    """Returns the run folder or checkpoint file that `resume` names."""
     if not isinstance(resume, str) or not resume:
         raise ConfigError("resume", shown(resume), "must be a run folder, a checkpoint or auto")
     return run_dir if resume == AUTO else cwd / resume
 
 
 def _run_folder(source: Path) -> Path | None:
-    """The run folder that `source` is or lies in; None for a file kept elsewhere."""
+    """Returns the run folder that is or contains `source`; None for a file stored elsewhere."""
     if source.is_dir():
         return source
     folder = source.resolve().parent
@@ -147,14 +150,14 @@ def _run_folder(source: Path) -> Path | None:
 
 def _refuse_other_run(run_dir: Path) -> None:
     if holds_run(run_dir):
-        remedy = "the folder holds a run: go on with resume=auto, or choose another folder"
+        remedy = "the folder holds a run: resume it with resume=auto, or choose another folder"
         raise ConfigError("hydra.run.dir", run_dir, remedy)
 
 
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
-    """Returns the stored configuration with what was typed, as far as a resume may change it."""
+    """Returns the stored configuration with the typed overrides that a resume may apply."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
-    # Choosing a runner is no word on the sync interval, which its file also has.
+    # A runner's YAML file also has a sync interval, which `runner=NAME` does not ask to change.
     sections = {"runner.name" if key == "runner" else key for key in keys}
     stored = load_checkpoint(checkpoint).meta.get("config", {})
     try:
@@ -167,14 +170,19 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
 
 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
-    """Returns `stored` with the values of `asked` under the keys, sections and groups in `typed`.
+    """Returns `stored`, with the values of `asked` for the keys, sections and groups in `typed`.
 
-    A preset (`experiment`, `debug`) counts as if every key had been typed: the same command line
-    with `resume=auto` goes on with the same run. What `auto` came to when the run began stays,
-    where that decides results.
+    A preset (`experiment`, `debug`) counts as if every key had been typed, so the same command line
+    with `resume=auto` resumes the same run. For a typed `auto`, the stored value stays if it can
+    change results.
+
+    Args:
+        stored: nested plain values of the run.
+        asked: nested plain values of the command line.
+        typed: dotted names from the command line.
 
     Raises:
-        ConfigError: a value differs that a resume must not change.
+        ConfigError: a value differs and a resume must not change it.
     """
     old_values = dict(flatten(stored))
     merged = dict(old_values)

@@ -1,4 +1,4 @@
-"""`htsrl list`: the options of the configuration groups, a line each, with a description."""
+"""Options of the configuration groups, for `htsrl list` and tab completion."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.plugins import config_folders
 
-# Parts that other files are made of, and Hydra's own.
+# Groups that users do not choose from: building blocks of other files, and Hydra's own.
 _NOT_CHOSEN = ("base", "hydra")
-# Groups that may be left out: a single option is a choice.
+# Optional groups: even a single option is a choice.
 _SINGLE = ("debug", "hparams_search", "sweeper")
-# Each verb's key that names a run folder or a checkpoint.
+# The key of each verb whose value is a run folder or a checkpoint.
 _PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
 def groups(config_dir: str | None = None) -> list[str]:
-    """Returns the names of the groups that have something to choose.
+    """Returns the sorted names of the groups that offer a choice.
 
     Args:
         config_dir: the user's additional folder of YAML files (`--config-dir`).
+
+    Raises:
+        ConfigError: `config_dir` does not exist.
     """
     found: dict[str, int] = {}
     for folder in _folders(config_dir):
@@ -34,10 +37,10 @@ def groups(config_dir: str | None = None) -> list[str]:
 
 
 def lines(group: str, config_dir: str | None = None) -> list[str]:
-    """Returns a group's options as typed after `GROUP=`, sorted by name, with descriptions.
+    """Returns a line for each option of a group: its name, then its description; sorted.
 
     Raises:
-        UsageError: there is no such group, or nothing to choose in it.
+        UsageError: there is no such group, or it offers no choice.
     """
     known = groups(config_dir)
     if group not in known:
@@ -49,7 +52,7 @@ def lines(group: str, config_dir: str | None = None) -> list[str]:
 
 
 def completions(verb: str, word: str, config_dir: str | None = None) -> list[str]:
-    """Returns the completions of a word after `verb` that Hydra does not know.
+    """Returns the completions of `word` after `verb` that Hydra does not offer.
 
     These are the groups after `list`, options in folders, and paths.
     """
@@ -67,7 +70,7 @@ def completions(verb: str, word: str, config_dir: str | None = None) -> list[str
 
 
 def is_fixed(word: str) -> bool:
-    """Returns True if `word` gives a key one value."""
+    """Returns True if `word` is an override with one value."""
     try:
         (override,) = parse_overrides([word])
     except UsageError:
@@ -76,7 +79,7 @@ def is_fixed(word: str) -> bool:
 
 
 def _folders(config_dir: str | None) -> list[Path]:
-    """Returns all folders of YAML files: the user's, this package's, and other packages'."""
+    """Returns all folders of YAML files: the user's, this package's and those of other packages."""
     if config_dir is None:
         return [configs_dir(), *config_folders()]
     if not Path(config_dir).is_dir():
@@ -85,7 +88,7 @@ def _folders(config_dir: str | None) -> list[Path]:
 
 
 def _options(group: str, config_dir: str | None) -> dict[str, str]:
-    """Returns the description of each option of a group by its name."""
+    """Returns the descriptions of a group's options, by name."""
     options: dict[str, str] = {}
     for folder in _folders(config_dir):
         for path in (folder / group).rglob("*.yaml"):
@@ -95,7 +98,7 @@ def _options(group: str, config_dir: str | None) -> dict[str, str]:
 
 
 def _description(path: Path) -> str:
-    """Returns the comment that a file begins with, without Hydra's directives; empty if none."""
+    """Returns the first comment of a file that is no directive of Hydra; empty if there is none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return ""

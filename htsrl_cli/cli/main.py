@@ -1,7 +1,7 @@
-"""The command `htsrl`: verbs, and errors to exit codes.
+"""The command `htsrl`: its verbs, and the exit codes of errors.
 
-Every spawned worker imports this module again as its main module, so nothing but the standard
-library and the exceptions is imported at the top.
+Every spawned worker imports this module again as its main module, so the top imports only the
+standard library and the exceptions.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ htsrl: high-throughput synchronous deep reinforcement learning
   htsrl train [KEY=VALUE ...]                train a policy
   htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
 
-  htsrl bench [KEY=VALUE ...]                measure what a training run reaches here
-  htsrl list [GROUP ...]                     what there is to choose: env, algo, experiment ...
+  htsrl bench [KEY=VALUE ...]                measure the training throughput on this machine
+  htsrl list [GROUP ...]                     list the options of env, algo, experiment ...
   htsrl report RUN [RUN ...] [--output DIR]  compare runs: table, learning curves, HTML page
 
   htsrl VERB --help                 groups, keys and examples
-  htsrl VERB --cfg job              the configuration as it would be used
+  htsrl VERB --cfg job              the composed configuration
   htsrl --version
   eval "$(htsrl -sc install=bash)"  tab completion
 """
@@ -46,7 +46,11 @@ _EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv` (the process's own if None) and returns the exit code."""
+    """Runs the command line and returns the exit code.
+
+    Args:
+        argv: words after `htsrl`; those of this process if None.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
@@ -60,16 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process at a signal while no run is under way.
+    """Ends the process at a signal while no run is active.
 
-    There is nothing to save, and an exception in the middle of an import leaves a traceback or
-    gets lost. Workers end with this process.
+    There is nothing to save, and an exception during an import would print a traceback or get lost.
+    Workers end with this process.
     """
     os._exit(128 + signum)
 
 
 def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process after what has been started has been ended."""
+    """Ends the process by an exception, so that the processes it started are ended first."""
     raise SystemExit(128 + signum)
 
 
@@ -101,7 +105,7 @@ def _unknown_verb(word: str) -> UsageError:
 
 
 def _report(error: HtsrlError) -> int:
-    """Prints a user's mistake as one line, a failed run with all that is known of it."""
+    """Prints an error, on one line if it is a user's mistake, and returns its exit code."""
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
@@ -110,9 +114,9 @@ def _report(error: HtsrlError) -> int:
 
 
 def _reported(task: Task) -> Task:
-    """Turns a job's errors into exit codes.
+    """Wraps a task so that its errors become exit codes.
 
-    A multirun keeps Hydra's way: the error is raised after the other jobs have run.
+    In a multirun the error is raised instead: Hydra runs the other jobs, then raises it again.
     """
 
     @functools.wraps(task)
@@ -137,7 +141,7 @@ def _reported(task: Task) -> Task:
 
 @_reported
 def train(cfg: DictConfig) -> float | None:
-    """One job of `htsrl train`; returns the metric that a sweeper optimises."""
+    """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from hydra.core.hydra_config import HydraConfig
 
     from htsrl_cli.cli.compose import typed_words
@@ -147,7 +151,7 @@ def train(cfg: DictConfig) -> float | None:
 
     hydra = HydraConfig.get()
     typed = typed_words(hydra, "task")
-    # A log file that cannot be written (a full disk) fills the terminal with tracebacks otherwise.
+    # Otherwise a log file that cannot be written (disk full) fills the terminal with tracebacks.
     logging.raiseExceptions = False
     settle_in_launcher()
     plan = functools.partial(
@@ -155,7 +159,7 @@ def train(cfg: DictConfig) -> float | None:
     )
     job = plan()
     with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
-        # Until now another process may have trained there.
+        # Another process may have trained there until now.
         job = plan()
         write_config(job.config, job.run_dir)
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
@@ -166,7 +170,7 @@ def train(cfg: DictConfig) -> float | None:
 
 @_reported
 def evaluate(cfg: DictConfig) -> float | None:
-    """One job of `htsrl eval`."""
+    """Runs one job of `htsrl eval`."""
     from htsrl_cli.cli.compose import to_eval_config
     from htsrl_cli.evaluation import play as evaluation
 
@@ -176,7 +180,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 @_reported
 def bench(cfg: DictConfig) -> float | None:
-    """One job of `htsrl bench`; returns the env steps per second of the first runner."""
+    """Runs one job of `htsrl bench`; returns the env steps per second of the first runner."""
     from hydra.core.hydra_config import HydraConfig
 
     from htsrl_cli.bench import benchmark
@@ -197,12 +201,12 @@ TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
 
 
 def _list(words: list[str]) -> None:
-    """Prints the options of the groups named, or of all."""
+    """Prints the options of the named groups, or of all groups."""
     from htsrl_cli.cli import listing
 
-    parser = _parser("list", "Prints what there is to choose: the options of groups.")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="env, algo ...; all if none")
-    parser.add_argument("--config-dir", help="a folder of further YAML files")
+    parser = _parser("list", "Lists the options of configuration groups.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="env, algo ... (default: all)")
+    parser.add_argument("--config-dir", help="an additional folder of YAML files")
     args = parser.parse_args(words)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if len(args.groups) == 1:
@@ -213,7 +217,7 @@ def _list(words: list[str]) -> None:
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """Returns the parser of a verb without a configuration; its errors are ours."""
+    """Returns the argument parser of a verb; it reports mistakes as `UsageError`."""
 
     def fail(message: str) -> NoReturn:
         raise UsageError(f"{verb}: {message} (see htsrl {verb} --help)")
@@ -224,16 +228,16 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 def _report_runs(words: list[str]) -> None:
-    """Compares runs."""
+    """Runs `htsrl report`."""
     from htsrl_cli.report import report
 
     parser = _parser(
         "report",
         "Compares runs: a table, learning curves against env steps and time, and one HTML page. "
-        "Runs are grouped by what differs, the seed apart.",
+        "Runs that differ only in the seed form a group.",
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run, or a folder above"
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of runs"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
@@ -242,13 +246,13 @@ def _report_runs(words: list[str]) -> None:
     report.run(args.runs, args.output)
 
 
-# Verbs that have no configuration.
+# Verbs without a configuration.
 TOOLS: dict[str, Callable[[list[str]], None]] = {"list": _list, "report": _report_runs}
 VERBS = (*TASKS, *TOOLS)
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
-    """Checks everything that can be checked, then hands over to Hydra."""
+    """Checks everything that can be checked in advance, then starts Hydra."""
     from concurrent.futures.process import BrokenProcessPool
 
     import hydra
@@ -256,20 +260,20 @@ def _run_verb(verb: str, words: list[str]) -> None:
 
     from htsrl_cli.cli import compose, preflight
 
-    # A job repeats the warnings of the checks, with logging configured.
+    # Drops the warnings of the checks: each job repeats them once logging is configured.
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
     args, flags = _parse_flags(words)
     added: list[str] = []
     if not (args.hydra_help or args.shell_completion):
         composer = compose.Composer(args.config_name or verb, args.config_dir)
         if args.help or args.cfg or args.info:
-            # Whoever reads may stop early (`| head`).
+            # The reader may stop early (`| head`).
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             composer.job(args.overrides)
         else:
             added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
     sys.argv = [sys.argv[0], *flags, *args.overrides, *added]
-    # Else Hydra prints a job's exception itself and exits.
+    # Otherwise Hydra prints a job's exception itself and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     configs = str(compose.configs_dir())
     decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
@@ -279,23 +283,23 @@ def _run_verb(verb: str, words: list[str]) -> None:
         raise UsageError(str(error)) from error
     except BrokenProcessPool as error:
         raise RunError(
-            f"the process of a job of {_sweep_dir()} died, which ends the sweep: the same command "
-            f"with resume=auto hydra.sweep.dir={_sweep_dir()} goes on"
+            f"a job's process died, which ended the sweep {_sweep_dir()}: to resume it, run the "
+            f"same command with resume=auto hydra.sweep.dir={_sweep_dir()}"
         ) from error
     except Exception as error:
         if not _has_no_best_trial(error):
             raise
         raise RunError(
-            f"no trial of {_sweep_dir()} gave a metric: the warnings above and train.log in its "
-            "folders say why"
+            f"no trial of {_sweep_dir()} gave a metric: see the warnings above and train.log in "
+            "its folders"
         ) from error
 
 
 def _has_no_best_trial(error: Exception) -> bool:
-    """Returns True if Optuna raised an error at a search's end because no trial gave a metric.
+    """Returns True if Optuna raised `error` because no trial of the search gave a metric.
 
-    The search itself is asked, which is the `self` of a call that the error came through: its
-    trials have all ended, none of them with a value.
+    The study is the `self` of a call in the traceback. All of its trials have ended, none of them
+    with a value.
     """
     if "optuna" not in sys.modules:
         return False
@@ -309,17 +313,20 @@ def _has_no_best_trial(error: Exception) -> bool:
 
 
 def _sweep_dir() -> str:
-    """The folder of the sweep that has just ended."""
+    """Returns the folder of the sweep that has just ended."""
     from hydra.core.hydra_config import HydraConfig
 
     return str(HydraConfig.get().sweep.dir)
 
 
 def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Hydra's flags, parsed and as words; overrides may stand before, between and after them.
+    """Parses Hydra's flags; overrides may stand before, between and after them.
+
+    Returns:
+        The parsed words, and those of them that are flags.
 
     Raises:
-        UsageError: a flag does not exist, or flags exclude each other.
+        UsageError: a flag does not exist, is not supported, or excludes another one.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -333,9 +340,9 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if sum(map(bool, chosen)) > 1:
         fail("give only one of --run, --multirun, --cfg, --info and --shell-completion")
     if args.resolve and not (args.cfg or args.help):
-        fail("--resolve goes with --cfg or --help")
+        fail("--resolve needs --cfg or --help")
     if args.config_path or args.experimental_rerun:
-        fail("--config-path and --experimental-rerun cannot be used here, use --config-dir")
+        fail("--config-path and --experimental-rerun are not supported, use --config-dir")
     overrides, flags = list(args.overrides), []
     for word in words:
         if overrides and word == overrides[0]:
@@ -346,7 +353,7 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _config_dir(words: Sequence[str]) -> str | None:
-    """Returns the folder that `--config-dir` names among words; None where it does not exist."""
+    """Returns the folder that `--config-dir` names, or None if there is no such flag or folder."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -356,7 +363,7 @@ def _config_dir(words: Sequence[str]) -> str | None:
 
 
 def _complete(words: list[str]) -> None:
-    """Tab completion: of the verb here, of what follows it by Hydra.
+    """Prints the completions of a command line; leaves most words after the verb to Hydra.
 
     The shell calls `htsrl -sc query=SHELL` with the line so far in COMP_LINE.
     """
@@ -378,7 +385,7 @@ def _complete(words: list[str]) -> None:
     if found or verb in TOOLS or last.startswith("-"):
         print(separator.join(found))
         return
-    # Flags, sweeps and words that are no overrides would be Hydra's errors, in the user's prompt.
+    # For flags, sweeps and words that are no overrides, Hydra would print errors into the prompt.
     known = [word for word in before if listing.is_fixed(word)]
     os.environ["COMP_LINE"] = " ".join([program, *known, last])
     with suppress(Exception):

@@ -1,6 +1,6 @@
-"""The checks of a command before Hydra runs and writes its first file.
+"""Checks of a command before Hydra runs and writes its first file.
 
-Each check returns the overrides that Hydra gets besides those that were typed.
+Each check returns the overrides that Hydra gets in addition to the typed ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
 
-# More than the configuration files that Hydra writes into a run's folder.
+# Bytes to write as a test: more than the configuration files that Hydra writes to a run folder.
 _ROOM = 64 * 1024
 
 Check = Callable[[Composer, Sequence[str], bool], list[str]]
@@ -43,7 +43,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     """Plans every job of `htsrl train`, builds its environment and claims the output folder.
 
     Raises:
-        UsageError: in any of the jobs, something has to change.
+        UsageError: one of the jobs cannot run as configured.
     """
     if multirun or composer.is_multirun(overrides):
         return _check_sweep(composer, overrides)
@@ -60,7 +60,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
-    # The first start's record stays.
+    # Keeps the `.hydra/` folder of the run's first start.
     return [*added, "hydra.output_subdir=null"] if job.checkpoint else added
 
 
@@ -68,7 +68,7 @@ def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> 
     """Checks the configuration of every job of `htsrl eval`.
 
     Raises:
-        UsageError: in any of the jobs, something has to change.
+        UsageError: one of the jobs cannot run as configured.
     """
     for cfg in _jobs(composer, overrides, multirun):
         to_eval_config(cfg)
@@ -79,7 +79,7 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     """Checks every job of `htsrl bench`, builds its environment and claims the output folder.
 
     Raises:
-        UsageError: in any of the jobs, something has to change.
+        UsageError: one of the jobs cannot run as configured.
     """
     multirun = multirun or composer.is_multirun(overrides)
     jobs = _jobs(composer, overrides, multirun)
@@ -105,11 +105,11 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
 
 
 def check_environments(configs: Iterable[TrainConfig]) -> None:
-    """Builds each distinct environment once, and asks the network whether it can take it.
+    """Builds each distinct environment once and checks that the network fits it.
 
     Raises:
-        UsageError: an environment or a network does not exist, is not supported, or does not fit,
-            or its package is missing.
+        UsageError: an environment or network does not exist, is not supported or does not fit, or
+            its package is missing.
     """
     from htsrl_cli.envs.registry import make_env
 
@@ -123,15 +123,15 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
         except HtsrlError:
             raise
         except Exception:
-            # The environment's own failure: the run reports it, with the worker's name.
+            # The environment itself failed: the run will report that with the worker's name.
             logger.debug("%r cannot be built here", config.env, exc_info=True)
 
 
 def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
-    """Asks a network whether it can take an environment's observations; builds the user's own."""
+    """Checks that a network fits an environment's observations; builds a user-defined one."""
     network.check(spec.obs_shape)
     if isinstance(network, OwnNetworkConfig):
-        # Only then torch is needed here.
+        # Only a user-defined network needs torch here.
         import torch
 
         from htsrl_cli.networks.registry import build_policy
@@ -140,10 +140,10 @@ def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Checks what only some runs need: packages of trackers and videos, and a picture to film.
+    """Checks the needs of optional features: packages of trackers and videos, pictures to film.
 
     Raises:
-        ConfigError: a package is missing, or an environment that is to be filmed has no picture.
+        ConfigError: a package is missing, or an environment to be filmed has no picture.
     """
     from htsrl_cli.tracking import trackers
 
@@ -168,14 +168,14 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
         except ConfigError as error:
             raise ConfigError(key, value, error.remedy) from error
         except Exception as error:
-            raise ConfigError(key, value, f"this environment shows no picture: {error}") from error
+            raise ConfigError(key, value, f"cannot film this environment: {error}") from error
 
 
 def claim_folder(key: str, folder: Path) -> None:
-    """Creates `folder`, which the configuration's `key` names, and tries to write into it.
+    """Creates `folder`, the value of the configuration's `key`, and tests that it is writable.
 
     Raises:
-        ConfigError: it cannot be created or written.
+        ConfigError: it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def claim_folder(key: str, folder: Path) -> None:
             file.write(bytes(_ROOM))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        remedy = f"the folder cannot be written ({cause}): choose another"
+        remedy = f"cannot write to this folder ({cause}): choose another"
         raise ConfigError(key, folder, remedy) from error
 
 
@@ -210,12 +210,12 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Returns True if a folder has the same name at every start, unlike one with the time in it."""
+    """Returns True if a folder's name is the same at every start, that is, has no time in it."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])
 
 
 def _assign(key: str, folder: Path) -> str:
-    """Returns an override that Hydra parses whatever characters the folder's name has."""
+    """Returns an override that Hydra can parse, whatever characters the folder's name has."""
     return f"{key}={QuotedString(str(folder), Quote.single).with_quotes()}"

@@ -1,7 +1,7 @@
-"""Chooses the values that `auto` stands for on this machine.
+"""Values that `auto` stands for on this machine.
 
-Worker counts change no result. Precisions and sizes of batches do: what `auto` came to is stored
-with the run. A device stays `auto` in the configuration: the role that uses it resolves it.
+Worker counts change no result. Precisions and batch sizes do, so the chosen values are stored with
+the run. A device stays `auto` in the configuration; the role that uses it resolves it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from htsrl_cli import machine
 from htsrl_cli.config.sections import TrainConfig
 
 AUTO = "auto"
-# Where there is none of these (NVIDIA, WSL, AMD) torch need not be asked.
+# Without any of these files (NVIDIA, WSL, AMD) there is no GPU, and torch need not be imported.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-# One actor keeps up with so many cores' executors.
+# Number of cores whose executors one actor can serve.
 _CORES_PER_ACTOR = 16
-# Rows of a forward pass and of a micro-batch: few stay in a core's cache, many fill a GPU.
+# Rows of a forward pass and of a micro-batch: few fit into a core's cache, many fill a GPU.
 _INFERENCE_BATCH = {"cpu": 8, "gpu": 64}
 _MICRO_BATCH = {"cpu": 256, "gpu": 8192}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of a value for one key.
+    """Choice of the value of a key that is `auto`.
 
     Attributes:
-        choose: returns the value, from the keys that are not chosen automatically.
-        placeholder: stands for the value until it is chosen.
+        choose: returns the value; reads only keys that are not in CHOICES.
+        placeholder: valid value that stands in until the choice.
     """
 
     choose: Callable[[TrainConfig], int | str]
@@ -38,7 +38,7 @@ class Choice:
 
 
 def _num_executors(config: TrainConfig) -> int:
-    """Returns at most one process for each core, with equal shares of the environments."""
+    """Returns the number of executors, at most one a core, with equal shares of environments."""
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
         return num_envs
@@ -57,7 +57,10 @@ def _num_threads(config: TrainConfig) -> int:
 
 
 def _inference_batch(config: TrainConfig) -> int:
-    """Returns on a GPU at most the number of players: a wider pass would never be full."""
+    """Returns the rows of a forward pass, on a GPU at most the number of players.
+
+    A larger batch would never be full.
+    """
     if not is_gpu(config.actors.device):
         return _INFERENCE_BATCH["cpu"]
     num_players = config.actors.num_envs * max(1, config.env.num_columns)
@@ -84,7 +87,7 @@ CHOICES: Mapping[tuple[str, str], Choice] = {
 
 
 def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Returns `plain` with placeholders for every `auto`, and the keys that have one."""
+    """Returns `plain` with a placeholder for each `auto`, and the keys that got one."""
     held, keys = dict(plain), []
     for (section, key), choice in CHOICES.items():
         values = held.get(section)
@@ -95,7 +98,7 @@ def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[st
 
 
 def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
-    """Returns `config` with the values that `auto` stands for in `keys`."""
+    """Returns `config` with chosen values for `keys`, which `hold_places` returned."""
     filled = config
     for section, key in keys:
         value = CHOICES[section, key].choose(config)
@@ -106,7 +109,10 @@ def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
 
 
 def is_gpu(device: str) -> bool:
-    """Returns True if a configured device is or becomes a GPU; looks only where one may be."""
+    """Returns True if a configured device is a GPU, or is `auto` and torch finds a GPU.
+
+    Imports torch only if the machine may have a GPU.
+    """
     if device == AUTO and any(Path(name).exists() for name in _GPU_FILES):
         import torch
 

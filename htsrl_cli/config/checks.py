@@ -1,7 +1,7 @@
-"""Combinations of keys that a configuration must keep to, across its sections.
+"""Checks of a training run's configuration: each key's range, and combinations of keys.
 
-Nothing here imports torch or an environment; whether a GPU or a game exists is found out by
-whoever needs it.
+This module imports neither torch nor environments. Whether a GPU or a game exists is checked where
+it is used.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SECTIONS = (
 
 
 def check_ranges(config: TrainConfig) -> None:
-    """Checks every key by itself.
+    """Checks that each key is in its range.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a value is out of range; the first one is reported.
     """
     check_rules("", config, config.rules)
     for name in _SECTIONS:
@@ -37,10 +37,10 @@ def check_ranges(config: TrainConfig) -> None:
 
 
 def check_combinations(config: TrainConfig) -> None:
-    """Checks what keys must keep to together, once each of them is in its range.
+    """Checks that keys fit together; each must be in its range.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: values do not fit together; the first key that must change is reported.
     """
     config.env.check()
     _check_workers(config)
@@ -50,7 +50,7 @@ def check_combinations(config: TrainConfig) -> None:
 
 
 def _check_workers(config: TrainConfig) -> None:
-    """Worker counts; a runner without workers ignores them."""
+    """Checks worker counts; a runner without workers ignores them."""
     actors, schedule = config.actors, config.runner.schedule
     if schedule.inline:
         return
@@ -67,7 +67,7 @@ def _check_workers(config: TrainConfig) -> None:
 
 
 def _check_processes(config: TrainConfig) -> None:
-    """Environments of which a process can hold only one have an executor each."""
+    """Checks that environments which need a process each have an executor each."""
     actors, runner, reason = config.actors, config.runner, config.env.one_per_process
     if not reason:
         return
@@ -80,7 +80,7 @@ def _check_processes(config: TrainConfig) -> None:
 
 
 def _check_sizes(config: TrainConfig) -> None:
-    """An algorithm can use a slot's rows, and a run makes at least one update."""
+    """Checks that the algorithm can use a slot's rows and that the run makes an update."""
     plan = RunPlan.of(config)
     players = " x players" if plan.rows_per_policy > plan.steps_per_interval else ""
     config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")
@@ -88,19 +88,19 @@ def _check_sizes(config: TrainConfig) -> None:
         raise ConfigError(
             "total_steps",
             config.total_steps,
-            f"an interval has {plan.steps_per_interval} env steps and the first update comes after "
+            f"a rollout has {plan.steps_per_interval} env steps, and the first update comes after "
             f"the second: give more than {plan.steps_per_interval}, or lower runner.sync_interval "
             "or actors.num_envs",
         )
 
 
 def _check_evaluation(config: TrainConfig) -> None:
-    """A run that evaluates its policies evaluates one, and films those that are evaluated."""
+    """Checks that evaluation, if it is on, happens at least once, and is on if games are filmed."""
     plan, interval = RunPlan.of(config), config.eval.interval
     steps = plan.num_intervals * plan.steps_per_interval
     if interval > steps:
         remedy = f"the run has {steps} env steps: give {steps} or less, or 0 to evaluate none"
         raise ConfigError("eval.interval", interval, remedy)
     if config.eval.video_interval and not interval:
-        remedy = "films policies that are evaluated: give eval.interval, too"
+        remedy = "only evaluated policies are filmed: set eval.interval, too"
         raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)

@@ -1,7 +1,7 @@
-"""The sections that choose a kind: what all environments, algorithms and networks have in common.
+"""Sections that choose a kind: the keys that all environments, algorithms or networks share.
 
-Each kind's own dataclass is a subclass and lies in the kind's folder. Executors import this module:
-it is free of torch, hydra and omegaconf.
+The dataclass of each kind is a subclass in the kind's folder. Executors import this module, so it
+imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from htsrl_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The section `env`: what all kinds of environments have in common.
+    """Section `env`: keys and properties that all kinds of environments share.
 
     Attributes:
-        rules: the rule of each key, by name.
-        label_key: the key whose value names the environment in folders and reports.
-        restores_exactly: `set_state` is known to be exact. Otherwise that is tried when a run
-            starts, and a run that cannot be resumed exactly says so.
-        install_hint: what to do where a package is missing that the environment needs.
-        renderers: ways to picture a game in a video, the usual one first; empty where there is no
-            picture.
-        state_package: the package whose version decides whether a saved state can be read; None
-            where states are replays.
-        kind: the kind's name.
-        step_timeout_s: a step longer than this is a hang.
+        rules: rule of each key, by name.
+        label_key: key whose value names the environment in folders and reports.
+        restores_exactly: True if `set_state` is known to be exact. Otherwise this is tested when a
+            run starts, and a run that cannot be resumed exactly warns.
+        install_hint: what to do if a package that the environment needs is missing.
+        renderers: names of the ways to draw a picture for videos, the default first; empty if there
+            is no picture.
+        state_package: package whose version decides whether a saved state can be read; None if
+            states are replayed.
+        kind: name of the kind.
+        step_timeout_s: longest time that an env step may take, in seconds; then it counts as hung.
     """
 
     rules: ClassVar[Rules] = {"step_timeout_s": POSITIVE}
@@ -44,36 +44,36 @@ class EnvConfig:
 
     @property
     def num_columns(self) -> int:
-        """Columns of the slot that one environment fills: players that act at the same time."""
+        """Number of columns that one environment fills: its players, who act at the same time."""
         return 1
 
     @property
     def is_tried(self) -> bool:
-        """True if an instance is built before a run starts, so that mistakes show early."""
+        """True if an environment is built before the run starts, to find mistakes early."""
         return True
 
     @property
     def one_per_process(self) -> str:
-        """Why a process can hold only one such environment; empty where it can hold many."""
+        """Reason why a process can hold only one such environment; empty if it can hold many."""
         return ""
 
     @property
     def usual_renderer(self) -> str | None:
-        """The way to picture games unless another is asked for; None where there is none."""
+        """Default entry of `renderers`; None if there is no picture."""
         return next(iter(self.renderers), None)
 
     def check(self) -> None:
         """Checks combinations of this section's keys.
 
         Raises:
-            ConfigError: for the first key that has to change.
+            ConfigError: values do not fit together; the first key that must change is reported.
         """
 
     def check_renderer(self, renderer: str) -> None:
-        """Checks that games can be pictured in this way.
+        """Checks that `renderers` contains `renderer`.
 
         Raises:
-            ConfigError: they cannot.
+            ConfigError: it does not.
         """
         if not self.renderers:
             remedy = f"env.kind={self.kind} has no picture: leave the key out"
@@ -83,28 +83,28 @@ class EnvConfig:
             raise ConfigError("renderer", renderer, remedy + did_you_mean(renderer, self.renderers))
 
     def is_alone(self, renderer: str | None) -> bool:
-        """Returns True if a process can hold only one such environment that is pictured like this.
+        """Returns True if a process can hold only one environment with this renderer.
 
         Args:
-            renderer: one of `renderers`; None where it is not pictured.
+            renderer: one of `renderers`; None if nothing is drawn.
         """
         return bool(self.one_per_process)
 
 
 @dataclass(frozen=True)
 class AlgoConfig:
-    """The section `algo`: what all actor-critic algorithms have in common.
+    """Section `algo`: keys that all actor-critic algorithms share.
 
     Attributes:
-        rules: the rule of each key, by name.
-        name: the algorithm's name.
+        rules: rule of each key, by name.
+        name: name of the algorithm.
         policies: `shared` (one network for all players of an environment) or `independent` (one
             for each player).
-        learning_rate: the optimizer's learning rate.
-        anneal_learning_rate: let the learning rate fall linearly to 0 over the run.
+        learning_rate: learning rate of the optimizer at the start of the run.
+        anneal_learning_rate: decrease the learning rate linearly to 0 over the run.
         gamma: discount factor.
         entropy_coef, value_coef: weights of the entropy bonus and of the value loss.
-        max_grad_norm: every minibatch's gradient is clipped to this global norm.
+        max_grad_norm: global norm to which the gradient of each minibatch is clipped.
     """
 
     rules: ClassVar[Rules] = {
@@ -127,32 +127,32 @@ class AlgoConfig:
 
     @property
     def num_epochs(self) -> int:
-        """Passes over a slot in one update."""
+        """Number of passes over a slot in one update."""
         return 1
 
     def learning_rate_at(self, remaining: float) -> float:
-        """Returns the rate when a fraction `remaining` of all updates is still to come."""
+        """Returns the learning rate when the fraction `remaining` of all updates is left."""
         return self.learning_rate * (remaining if self.anneal_learning_rate else 1.0)
 
     def check(self, num_rows: int, product: str) -> None:
         """Checks combinations of this section's keys.
 
         Args:
-            num_rows: rows of a slot that a policy learns from.
-            product: the keys whose product they are, for the error.
+            num_rows: rows of a slot that one policy learns from.
+            product: the keys whose product is `num_rows`, for the error message.
 
         Raises:
-            ConfigError: for the first key that has to change.
+            ConfigError: values do not fit together; the first key that must change is reported.
         """
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The section `network`: what all networks have in common.
+    """Section `network`: keys that all networks share.
 
     Attributes:
-        rules: the rule of each key, by name.
-        name: the network's name, or `module:name` for one's own.
+        rules: rule of each key, by name.
+        name: name of the network, or `module:name` for a user-defined one.
     """
 
     rules: ClassVar[Rules] = {"name": NOT_EMPTY}
@@ -160,20 +160,23 @@ class NetworkConfig:
     name: str
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
-        """Checks whether the network can take such observations.
+        """Checks that the network accepts observations of this shape.
+
+        Args:
+            obs_shape: shape of one observation.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: it does not.
         """
 
 
 @dataclass(frozen=True)
 class OwnNetworkConfig(NetworkConfig):
-    """`network.name=module:name`: the user's own network; see `htsrl_cli.networks.registry`.
+    """Section `network` of a user-defined network; see `htsrl_cli.networks.registry`.
 
     Attributes:
-        hidden_sizes: for the network to use if it likes.
-        kwargs: what else it needs, for example `+network.kwargs.width=3`.
+        hidden_sizes: sizes of hidden layers, which the network may ignore.
+        kwargs: further settings, for example `+network.kwargs.width=3`.
     """
 
     hidden_sizes: tuple[int, ...] = ()

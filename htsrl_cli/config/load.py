@@ -1,4 +1,4 @@
-"""Loads configurations: makes plain values, composed or stored, ready for use, in one direction.
+"""Conversion of plain values, composed or stored, into validated configurations.
 
 plain values → typed sections → ranges checked → `auto` filled in → combinations checked
 """
@@ -16,10 +16,10 @@ from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 
 
 def load_train_config(plain: Mapping[str, Any]) -> TrainConfig:
-    """Returns the configuration of a training run.
+    """Returns the validated configuration of a training run.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     held, automatic = hold_places(plain)
     config = build(TrainConfig, held)
@@ -30,10 +30,10 @@ def load_train_config(plain: Mapping[str, Any]) -> TrainConfig:
 
 
 def load_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
-    """Returns the configuration of `htsrl eval`.
+    """Returns the validated configuration of `htsrl eval`.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     config = build(EvalConfig, plain)
     check_rules("", config, config.rules)
@@ -41,10 +41,10 @@ def load_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
 
 
 def load_bench_config(plain: Mapping[str, Any]) -> BenchConfig:
-    """Returns the section `bench` of `htsrl bench`.
+    """Returns the validated section `bench` of `htsrl bench`.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a key or value is invalid; the first one is reported.
     """
     config = build(BenchConfig, plain, "bench.")
     check_rules("bench.", config, config.rules)

@@ -1,6 +1,7 @@
-"""Configurations as plain values: dicts, lists and scalars, to and from dataclasses.
+"""Conversion of configurations between dataclasses and plain dicts, lists and scalars.
 
-Checkpoints and run folders store what `to_plain` gives. Free of torch, hydra and omegaconf.
+Checkpoints and run folders store the result of `to_plain`. This module imports neither torch nor
+hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ _ConfigT = TypeVar("_ConfigT")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Returns a configuration as dicts, lists and scalars that JSON and YAML can hold."""
+    """Converts a configuration to dicts, lists and scalars that JSON and YAML can store."""
     plain: dict[str, Any] = _unfreeze(dataclasses.asdict(config))
     return plain
 
 
 def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") -> _ConfigT:
-    """Returns an instance of the dataclass `schema`; `prefix` starts its keys' names.
+    """Builds an instance of the dataclass `schema` from plain values.
 
-    Types are strict: `"1"` is no number, `true` no 1. A key whose field has a default may be
-    absent.
+    Types are strict: `"1"` is not a number, and `true` is not 1. A key whose field has a default
+    may be missing.
+
+    Args:
+        prefix: prefix of the keys' names in errors, for example `bench.`.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type.
@@ -50,7 +54,7 @@ def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") ->
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted keys and values of nested dicts; an empty dict counts as a value."""
+    """Yields the dotted keys and values of nested dicts; an empty dict counts as a value."""
     for key, value in plain.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -59,7 +63,7 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts from dotted keys, the reverse of `flatten`."""
+    """Builds nested dicts from dotted keys, the inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -71,9 +75,9 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_kind(section: str, name: object) -> plugins.Kind:
-    """Returns the kind that a section chooses.
+    """Returns the kind called `name` of a section.
 
-    A network may also be `module:name`, one's own.
+    A network may also be `module:name`, for a user-defined one.
 
     Raises:
         ConfigError: there is no such kind, or its package cannot be imported.
@@ -93,7 +97,7 @@ def find_kind(section: str, name: object) -> plugins.Kind:
 
 
 def _unfreeze(value: Any) -> Any:
-    """Returns tuples as lists, at any depth."""
+    """Converts tuples to lists, at any depth."""
     if isinstance(value, dict):
         return {key: _unfreeze(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -107,7 +111,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the type that `hint` says, without guessing."""
+    """Converts `value` to the type `hint`, without guessing."""
     if key in plugins.SECTIONS:
         return _build_kind(key, _section(key, value))
     if get_origin(hint) in (Union, types.UnionType):
@@ -125,7 +129,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 
 def _build_kind(key: str, section: Mapping[str, Any]) -> Any:
-    """Returns the section `key` as an instance of the dataclass of the kind that it chooses."""
+    """Builds the section `key` as an instance of its kind's dataclass."""
     tag, _ = plugins.SECTIONS[key]
     name = section.get(tag)
     schema = find_kind(key, name).config
@@ -149,7 +153,7 @@ def _convert_list(key: str, value: Any, hint: Any) -> tuple[Any, ...]:
 
 
 def _convert_scalar(key: str, value: Any, hint: type) -> Any:
-    """Numbers that are integral may be written as floats (1e7) and the other way round."""
+    """Converts a scalar; whole numbers may be written as floats (1e7), and floats as integers."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
         return float(value)

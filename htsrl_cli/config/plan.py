@@ -1,4 +1,4 @@
-"""The sizes of a run that follow from its configuration."""
+"""Sizes of a run, derived from its configuration."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from htsrl_cli.config.sections import TrainConfig
 
 
 def num_policies(algo: AlgoConfig, num_players: int) -> int:
-    """Returns the number of networks that are trained: one for all players, or one for each."""
+    """Returns the number of trained networks: one for all players, or one for each."""
     return num_players if algo.policies == "independent" else 1
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Sizes derived from the configuration, computed once.
+    """Sizes of a run, derived once from its configuration.
 
     Attributes:
-        num_columns: decision-makers, the slot's second axis (B): the players of all environments.
-        sync_interval: env steps in an interval, the slot's first axis (T).
-        steps_per_interval: env steps of all environments in an interval.
-        num_policies: networks that are trained; column c acts by number c % num_policies.
-        rows_per_policy: rows of a slot that each of them learns from.
-        num_intervals: intervals in the run.
-        num_updates: updates in the run, over which schedules fall.
-        lag: version of the parameters an update starts from, minus that of its data.
+        num_columns: columns of the slot, its second axis (B): the players of all environments.
+        sync_interval: env steps of each environment in a rollout, the slot's first axis (T).
+        steps_per_interval: env steps of all environments in a rollout.
+        num_policies: trained networks; column c acts with network c % num_policies.
+        rows_per_policy: rows of a slot that each network learns from.
+        num_intervals: rollouts in the run.
+        num_updates: updates in the run, over which schedules decay.
+        lag: policy lag: the version that an update starts from, minus the version that acted.
     """
 
     num_columns: int
@@ -39,7 +39,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunPlan:
-        """Derives the sizes of `config`."""
+        """Derives the sizes from `config`."""
         steps = config.runner.sync_interval * config.actors.num_envs
         num_intervals = -(-config.total_steps // steps)
         lag = config.runner.schedule.lag

@@ -1,6 +1,6 @@
-"""Rules for single values: the range of a number, the words to choose from.
+"""Rules for single values: ranges of numbers, and words to choose from.
 
-Every section's dataclass names the rule of each of its keys in `rules`.
+The dataclass of each section has the rules of its keys in `rules`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from htsrl_cli.config.wording import did_you_mean, shown
 from htsrl_cli.errors import ConfigError
 
-# Seeds key a 64-bit counter-based generator.
+# A seed is a 64-bit key of a counter-based generator.
 _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value.
+    """Condition on a value.
 
     Attributes:
-        holds: returns True for a value that may be used.
-        remedy: what a value must be, for the error.
-        choices: the words to choose from; empty where it is no choice.
+        holds: returns True if the value is valid.
+        remedy: what the value must be, for the error message.
+        choices: words to choose from; empty if the value is no such choice.
     """
 
     holds: Callable[[Any], bool]
@@ -37,12 +37,12 @@ Rules = Mapping[str, Rule]
 
 
 def between(low: float, high: float) -> Rule:
-    """Returns the rule for a number from `low` to `high`."""
+    """Returns the rule for a number from `low` to `high`, both included."""
     return Rule(lambda value: low <= value <= high, f"must be between {low} and {high}")
 
 
 def one_of(*names: str) -> Rule:
-    """Returns the rule for one of some words."""
+    """Returns the rule for a value that is one of `names`."""
     return Rule(lambda value: value in names, f"must be one of {', '.join(names)}", names)
 
 
@@ -67,13 +67,13 @@ SCORES = Rule(lambda scores: all(map(math.isfinite, scores)), "must be a list of
 
 
 def check_rules(prefix: str, section: object, rules: Rules) -> None:
-    """Applies the rules of a section's keys.
+    """Checks the keys of a section against their rules.
 
     Args:
-        prefix: of the keys' names, for example `algo.`.
+        prefix: prefix of the keys' names in errors, for example `algo.`.
 
     Raises:
-        ConfigError: for the first key that has to change.
+        ConfigError: a value is invalid; the first one is reported.
     """
     for field, rule in rules.items():
         value = getattr(section, field)

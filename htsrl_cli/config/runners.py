@@ -1,4 +1,4 @@
-"""The runners: how the roles are scheduled."""
+"""Runners: schedules of executors, actors and the learner."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Runner:
-    """The way in which executors, actors and the learner take turns.
+    """Schedule of executors, actors and the learner.
 
     Attributes:
-        lag: version of the parameters that an update starts from, minus that of its data.
+        lag: policy lag: the version that an update starts from, minus the version that acted.
         lockstep: actors wait until every column has asked before they serve any.
-        inline: all roles run by turns in the main thread: there are no workers.
-        equals: the runner whose results are bit-identical; it stands for both in hashes.
+        inline: all roles take turns in the main thread; there are no workers.
+        equals: name of the runner with bit-identical results that stands for both in hashes.
     """
 
     lag: int

@@ -1,8 +1,8 @@
-"""The sections of a configuration: one frozen dataclass each.
+"""Sections of a configuration, one frozen dataclass each.
 
-A role gets the section it needs and nothing else. Values come from the YAML files of `configs/`,
-which is the only place for defaults; `htsrl_cli.config.load` makes sections of them. Executors
-import this module: it is free of torch, hydra and omegaconf.
+A role gets only the sections that it needs. Values come from the YAML files of `configs/`, the only
+place for defaults; `htsrl_cli.config.load` builds the sections. Executors import this module, so it
+imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from htsrl_cli.config.runners import RUNNERS, Runner
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """The section `actors`: who steps and who infers.
+    """Section `actors`: environments, and the workers that step and infer.
 
     Attributes:
-        num_envs: environments in all.
-        num_executors: processes that step them; divides `num_envs`.
-        num_actors: hosts that infer.
-        inference_batch: rows of every forward pass, a constant of the run.
+        num_envs: number of environments.
+        num_executors: number of processes that step the environments; divides `num_envs`.
+        num_actors: number of actors, which infer.
+        inference_batch: rows of every forward pass, constant over the run.
         device: `auto`, `cpu` or `cuda:N`.
         precision: `fp32` or `bf16` (heads stay fp32).
-        host: `process`, `thread` (of the learner's process) or `auto`: threads on a GPU.
-        timeout_s: a forward pass longer than this is a hang.
+        host: `process`, `thread` (of the main process) or `auto` (`thread` on a GPU).
+        timeout_s: longest time that a forward pass may take, in seconds; then it counts as hung.
     """
 
     rules: ClassVar[Rules] = {
@@ -66,14 +66,14 @@ class ActorsConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """The section `learner`: who learns.
+    """Section `learner`: device and sizes of the learner's computations.
 
     Attributes:
         device: `auto`, `cpu` or `cuda:N`.
         precision: `fp32` or `bf16` (parameters, optimizer and heads stay fp32).
         num_threads: threads that compute micro-batches on a CPU; changes no result.
-        micro_batch: rows at most that one thread, or a GPU, computes at a time; gradients are
-            summed in order. More take less time, fewer keep more threads busy with a minibatch.
+        micro_batch: most rows that a thread or a GPU computes at a time; gradients are summed in
+            order. Large ones are more efficient, small ones keep more threads busy.
     """
 
     rules: ClassVar[Rules] = {
@@ -91,12 +91,12 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """The section `runner`: how the roles are run.
+    """Section `runner`: the schedule of the roles.
 
     Attributes:
         name: `hts`, `serial` (one thread, bit-identical to `hts`) or `sync` (the baseline).
-        sync_interval: env steps of every environment between two barriers (alpha, T).
-        stop_grace_s: how long a stop waits for the interval under way.
+        sync_interval: env steps of each environment between two barriers (alpha in the paper, T).
+        stop_grace_s: longest time that a stop waits for the current rollout, in seconds.
     """
 
     rules: ClassVar[Rules] = {
@@ -111,17 +111,17 @@ class RunnerConfig:
 
     @property
     def schedule(self) -> Runner:
-        """The way in which the roles take turns."""
+        """Schedule of the roles."""
         return RUNNERS[self.name]
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The section `checkpoint`: when checkpoints are taken, and how many are kept.
+    """Section `checkpoint`: how often checkpoints are taken, and how many are kept.
 
     Attributes:
         interval: env steps between two checkpoints.
-        keep: newest checkpoints that are kept.
+        keep: number of newest checkpoints to keep.
     """
 
     rules: ClassVar[Rules] = {"interval": COUNT, "keep": COUNT}
@@ -132,14 +132,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """The section `log`: what is logged.
+    """Section `log`: metrics, and the trackers that get them.
 
     Attributes:
         interval: env steps between two lines of metrics.
-        rollouts_sha256: hash every slot into the summary's `rollouts_sha256`.
-        tensorboard: write event files.
-        wandb: a project of Weights & Biases that gets the lines, too.
-        mlflow: an experiment of MLflow that gets them.
+        rollouts_sha256: hash every rollout into the summary's `rollouts_sha256`.
+        tensorboard: write TensorBoard event files.
+        wandb: project of Weights & Biases that also gets the metrics; None for none.
+        mlflow: experiment of MLflow that also gets the metrics; None for none.
     """
 
     rules: ClassVar[Rules] = {"interval": COUNT}
@@ -153,13 +153,14 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The section `eval`: evaluation beside the training, which changes no result.
+    """Section `eval`: evaluation during the training, which changes no result.
 
     Attributes:
-        interval: env steps between two policies that are evaluated; 0 switches it off.
-        episodes: whole games that each of them plays.
-        video_interval: env steps between two of those policies whose first game is filmed; 0: none.
-        targets: scores; it is logged when the final metric first reached each.
+        interval: env steps between two evaluated policies; 0 switches evaluation off.
+        episodes: whole games or episodes that each evaluated policy plays.
+        video_interval: env steps between two evaluated policies whose first game is filmed; 0 for
+            no videos.
+        targets: scores; the run logs when the final metric first reaches each of them.
     """
 
     rules: ClassVar[Rules] = {
@@ -177,12 +178,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The whole resolved configuration of `htsrl train`.
+    """Complete configuration of `htsrl train`.
 
     Attributes:
-        seed: seed of everything random in the run.
-        total_steps: env steps of the run, of all environments together (frame skip included);
-            rounded up to whole rollouts.
+        seed: seed of all random numbers of the run.
+        total_steps: env steps of the run (frame skip included), rounded up to whole rollouts.
     """
 
     rules: ClassVar[Rules] = {"seed": SEED, "total_steps": COUNT}
@@ -202,15 +202,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The whole configuration of `htsrl eval`.
+    """Complete configuration of `htsrl eval`.
 
     Attributes:
-        checkpoint: a run folder (its newest checkpoint) or a checkpoint file.
-        episodes: whole games, or episodes, to play.
-        seed: of the resets and the sampled actions.
+        checkpoint: run folder (for its newest checkpoint) or checkpoint file.
+        episodes: whole games or episodes to play.
+        seed: seed of the resets and of the sampled actions.
         greedy: take the most likely action instead of a sampled one.
         video: write a video of every game.
-        renderer: how games are pictured; None for the environment's usual way.
+        renderer: renderer of the videos; None for the environment's default.
     """
 
     rules: ClassVar[Rules] = {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED}
@@ -225,13 +225,13 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """The section `bench` of `htsrl bench`: how it measures.
+    """Section `bench` of `htsrl bench`: runners and durations.
 
     Attributes:
-        runners: what to compare.
-        repeats: rounds; in each, every runner runs once.
-        seconds: of a run from its first line of metrics on.
-        micro_seconds: of each of the three one-thread measurements of a round.
+        runners: names of the runners to compare.
+        repeats: number of rounds; in each, every runner runs once.
+        seconds: least duration of a run, from its first line of metrics on.
+        micro_seconds: duration of each one-thread measurement and of stepping alone, in seconds.
     """
 
     rules: ClassVar[Rules] = {

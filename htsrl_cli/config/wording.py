@@ -1,4 +1,4 @@
-"""The wording of configuration errors: values as they are typed, and the name that was meant."""
+"""Wording of configuration errors: values as typed, and suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import SequenceMatcher, get_close_matches
 
 from htsrl_cli.errors import ConfigError
 
-# Similarity of two words from which one may have been meant as the other: `dri`, `dir` have 0.67.
+# Least similarity of a suggestion to the unknown name; that of `dir` to `dri` is 0.67.
 _ALIKE = 0.65
-# So many characters of a value are repeated in an error.
+# Most characters of a value that an error message repeats.
 _LONGEST = 80
 
 
 def shown(value: object) -> str:
-    """Returns `value` as one types it on the command line, cut where it is long."""
+    """Returns `value` as typed on the command line, cut if it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -25,23 +25,23 @@ def shown(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Returns what a user would call the type of `value`."""
+    """Returns a user's name for the type of `value`."""
     names = {bool: "true or false", str: "text", list: "a list", dict: "a section"}
     if value is None:
         return "null"
-    return names.get(type(value), "such a number")
+    return names.get(type(value), "this number")
 
 
 def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
-    """Returns the error for a key that does not exist, with the closest one that does."""
+    """Returns the error for a key that does not exist; it suggests a similar one, if any."""
     return ConfigError(key, shown(value), f"no such key{did_you_mean(key, known)}")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Returns ` (did you mean ...?)` for the closest entry of `known`, or an empty string.
+    """Returns ` (did you mean ...?)` with the closest name in `known`, or an empty string.
 
-    Names have parts (`algo.gamma`, `atari/pong`). The last one alone is compared, too: a forgotten
-    section is found, and a common folder makes no names alike.
+    Names have parts (`algo.gamma`, `atari/pong`). Last parts are also compared by themselves, so
+    that a forgotten section is found and a common folder does not make names similar.
     """
     last = _last_part(word)
     by_last_part = {_last_part(name): name for name in known}

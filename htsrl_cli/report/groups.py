@@ -1,4 +1,4 @@
-"""Groups of runs that differ in nothing but the seed, and what tells them apart."""
+"""Groups of runs that differ only in the seed, and the keys that tell groups apart."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from htsrl_cli.config.wording import shown
 from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, Curve, Run
 from htsrl_cli.tracking.bootstrap import Array, mean_interval
 
-# Keys that a reader looks for first, if they differ.
+# These keys come first in labels if they differ, because readers look for them.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
 _NUM_POINTS = 200
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of an environment that differ in nothing but the seed.
+    """Runs of an environment that differ only in the seed.
 
     Attributes:
-        label: values that tell it from other groups of its environment.
-        curves: one for each run, of `score`.
-        score: the score that all runs of the environment have.
+        environment: name of the environment.
+        label: keys and values that tell the group from others of its environment.
+        runs: runs of the group.
+        curves: learning curve of `score` for each run.
+        score: name of the score, which all runs of the environment have.
     """
 
     environment: str
@@ -36,7 +38,10 @@ class Group:
     score: str
 
     def final(self) -> tuple[float, float | None, float | None]:
-        """Returns the mean of the last scores and its interval; a single run has none."""
+        """Returns the mean of the runs' last scores, and its confidence interval (low, high).
+
+        `low` and `high` are None for a single run.
+        """
         scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
             return float(scores[0]), None, None
@@ -44,10 +49,13 @@ class Group:
         return float(scores.mean()), float(low), float(high)
 
     def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
-        """Returns positions, mean, low and high over the range in which all runs have a score; [N].
+        """Returns the mean learning curve: positions, mean, low and high, each [N].
+
+        The curve covers the env steps at which all runs have a score. `low` and `high` bound the
+        confidence interval of the mean, and are None for a single run.
 
         Args:
-            axis: `env_steps`, or `seconds` (those that the runs took for them on average).
+            axis: `env_steps`, or `seconds` for the mean time at which the runs reached them.
         """
         starts, ends = zip(*((c.env_steps[0], c.env_steps[-1]) for c in self.curves), strict=True)
         steps = np.linspace(max(starts), max(*starts, min(ends)), _NUM_POINTS)
@@ -60,12 +68,12 @@ class Group:
 
 
 def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
-    """Returns the runs that are compared, and the others as `FOLDER (REASON)`.
+    """Selects the runs to compare; returns them, and the others as `FOLDER (REASON)`.
 
-    Of runs with the same configuration and seed the one with the most env steps is compared.
+    Of runs with the same configuration and seed, only the one with the most env steps is compared.
 
     Args:
-        found: runs by folder; None for one without a score.
+        found: runs by folder; None for a run without a score.
     """
     loaded = [run for run in found.values() if run is not None]
     keys = sorted({key for run in loaded for key in run.treatment})
@@ -91,7 +99,7 @@ def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Returns the groups, in order of first appearance; those of an environment are neighbours."""
+    """Groups runs: by environment, then by configuration, each in order of first appearance."""
     groups = []
     for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
@@ -107,16 +115,19 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def _scores(runs: Collection[Run]) -> dict[str, str]:
-    """Returns by environment, in order of first appearance, the score that its runs share."""
+    """Returns the name of the score that all runs of an environment have, by environment.
+
+    Environments are in order of first appearance.
+    """
     return {run.environment: FINAL_SCORE for run in runs} | {
         run.environment: RECENT_SCORE for run in runs if FINAL_SCORE not in run.curves
     }
 
 
 def _telling_keys(runs: Sequence[Run]) -> list[str]:
-    """Returns the keys that tell groups apart: first those of `_FIRST`, then what differs besides.
+    """Returns the keys that tell groups apart: those of `_FIRST`, then others that differ.
 
-    An algorithm's own defaults follow from its name and are left out.
+    An algorithm's defaults follow from its name and are left out.
     """
     chosen: list[str] = []
     for key in _FIRST:
@@ -126,7 +137,7 @@ def _telling_keys(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         alike.setdefault(_values(run, chosen), []).append(run)
     keys = sorted({key for run in runs for key in run.treatment})
-    # What changes results before what changes the speed only.
+    # Keys that change results come before keys that only change the speed.
     keys.sort(key=changes_no_result)
     return chosen + [
         key
@@ -140,7 +151,7 @@ def _num_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as shown; four digits of a number tell those of a search apart."""
+    """Returns a value as text; four digits suffice to tell the values of a search apart."""
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 

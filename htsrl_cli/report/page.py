@@ -1,4 +1,4 @@
-"""The groups of a report as tables, as learning curves, and as one HTML page."""
+"""Rendering of a report as tables, learning curves and one HTML page."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ code {{ font-size: .85em; word-break: break-all }}
 <h1>htsrl report</h1>
 <p>A run's score is its final metric, the mean over the last ten evaluated policies; where not all
 runs of an environment were evaluated, it is the mean of the last 100 episodes of the training.
-Intervals are 95 % bootstrap intervals of the mean over the runs of a group; rates and times are
-medians.</p>
+Intervals are 95 % bootstrap confidence intervals of the mean over the runs of a group; rates and
+times are medians.</p>
 {groups}
 <img alt="learning curves" src="data:image/png;base64,{figure}">
 <h2>Runs</h2>
@@ -41,7 +41,7 @@ medians.</p>
 
 
 def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Returns a row of cells by column for each group, the best of an environment first."""
+    """Returns a row for each group, its cells by column; the best of an environment comes first."""
     rows = []
     order = list(dict.fromkeys(g.environment for g in groups))
     for g in sorted(groups, key=lambda g: (order.index(g.environment), -g.final()[0])):
@@ -69,7 +69,7 @@ def _range(ends: Sequence[str]) -> str:
 
 def terminal_table(rows: Sequence[dict[str, str]]) -> Table:
     """Returns the rows of one environment as a table for the terminal."""
-    # Narrow: a terminal of 80 columns shall leave room for the group.
+    # Narrow, so that a terminal of 80 columns has room for the group's label.
     title = f"{rows[0]['environment']}, score: {rows[0]['measure']}"
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     names = [name for name in rows[0] if name not in ("environment", "measure")]
@@ -107,7 +107,12 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], axis: str, unit: float) -> 
 
 
 def page(groups: Sequence[Group], left_out: Sequence[str], png: bytes) -> str:
-    """Returns the whole report as one HTML page that needs no other file."""
+    """Returns the whole report as one HTML page that needs no other file.
+
+    Args:
+        left_out: runs that are not compared, each as `FOLDER (REASON)`.
+        png: figure with the learning curves.
+    """
     runs = [
         {
             "group": g.label if g.label == g.environment else f"{g.environment} {g.label}",

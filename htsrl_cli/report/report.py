@@ -1,10 +1,10 @@
-"""`htsrl report`: compares runs in a table, in learning curves, and on one page to send.
+"""Comparison of runs in a table, learning curves and one HTML page, for `htsrl report`.
 
-Runs are grouped by what differs in their configurations, the seed apart; a group is shown by its
-mean and the 95 % bootstrap interval over its runs. Equal configurations and seeds give equal runs:
-one of them counts. Environments are not compared with each other. A score is the final metric if
-all runs of an environment were evaluated, else the mean raw return of the last 100 episodes of the
-training.
+Runs whose configurations differ only in the seed form a group, which is shown by its mean and a
+95 % bootstrap confidence interval over its runs. Runs with equal configurations and seeds are
+equal, so only one of them counts. Environments are not compared with each other. The score is the
+final metric if all runs of an environment were evaluated, else the mean raw return of the last 100
+training episodes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TABLE_FILE = "report.json"
 
 
 def run(paths: Sequence[Path], output: Path) -> None:
-    """Prints the table and writes page, figure and JSON into the folder `output`.
+    """Prints a table for each environment; writes page, figure and JSON to the folder `output`.
 
     Raises:
-        UsageError: there is no run, matplotlib is missing, or the folder cannot be written.
+        UsageError: there is no run, matplotlib is missing, or `output` cannot be written to.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UsageError("report draws with matplotlib: pip install 'htsrl[report]'") from error
+        raise UsageError("report needs matplotlib: pip install 'htsrl[report]'") from error
     runs, left_out = select({folder: load_run(folder) for folder in find_runs(paths)})
     if not runs:
         raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
@@ -54,4 +54,4 @@ def run(paths: Sequence[Path], output: Path) -> None:
         (output / PAGE_FILE).write_text(page(groups, left_out, buffer.getvalue()), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
-    Console().print(f"{output / PAGE_FILE} shows it all; beside it {FIGURE_FILE} and {TABLE_FILE}")
+    Console().print(f"{output / PAGE_FILE} written, with {FIGURE_FILE} and {TABLE_FILE} beside it")

@@ -1,4 +1,4 @@
-"""The runs of a report: their configurations, and how their scores grew."""
+"""Runs of a report: their configurations and learning curves."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from htsrl_cli.tracking.summary import read_summary
 CONFIG_FILE = "config.yaml"
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
-# Differences of these make no group; of total_steps they do where a schedule spans the run.
+# Runs of a group may differ in these; not in total_steps if a schedule spans the run.
 _NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
 _SCHEDULES = ("algo.anneal_learning_rate", "algo.anneal_clip_coef")
 
 
 class Curve(NamedTuple):
-    """The growth of a score; [N] each."""
+    """Learning curve of a run: arrays of [N] numbers."""
 
     env_steps: Array
     seconds: Array
@@ -36,13 +36,14 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's configuration and scores.
+    """Configuration and scores of a run.
 
     Attributes:
+        folder: run folder.
         config: values by dotted key.
-        curves: by score; FINAL_SCORE and RECENT_SCORE, as far as the run has them.
+        curves: learning curves by score; FINAL_SCORE and RECENT_SCORE if the run has them.
         env_steps, seconds: env steps and seconds of training so far.
-        params_sha256: digest of the parameters; None while the run goes on.
+        params_sha256: digest of the final parameters; None while the run goes on.
     """
 
     folder: Path
@@ -54,12 +55,12 @@ class Run:
 
     @property
     def environment(self) -> str:
-        """The environment's name, such as `pong` or `CartPole-v1`."""
+        """Name of the environment, such as `pong` or `CartPole-v1`."""
         return environment_name(self.config)
 
     @cached_property
     def treatment(self) -> dict[str, Any]:
-        """The values of `config` that tell groups apart."""
+        """Values of `config` that tell groups apart, by dotted key."""
         has_schedule = any(self.config.get(key) for key in _SCHEDULES)
         return {
             key: value
@@ -69,10 +70,10 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Finds run folders among and below `paths`, in order and each once.
+    """Finds the run folders at and below `paths`, in order and each once.
 
     Raises:
-        UsageError: there is none at or below a path.
+        UsageError: a path has no run folder at or below it.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -85,7 +86,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def load_run(folder: Path) -> Run | None:
-    """Loads a run as far as it has come; returns None if it has no score yet."""
+    """Loads a run, which may still be in progress; returns None if it has no score yet."""
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
@@ -112,7 +113,7 @@ def load_run(folder: Path) -> Run | None:
 
 
 def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
-    """Returns the curve of the lines that have a score, by env steps; None without any."""
+    """Returns the learning curve of a score, sorted by env steps; None if no line has it."""
     scored = sorted(
         (line["env_steps"], line["time/seconds"], line[score])
         for line in lines
@@ -122,12 +123,12 @@ def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
 
 
 def environment_name(config: Mapping[str, Any]) -> str:
-    """Returns the name of the environment of a configuration, given by dotted key."""
+    """Returns the environment's name from a configuration with dotted keys."""
     kind = str(config["env.kind"])
     try:
         key = find_kind("env", kind).config.label_key
     except ConfigError:
-        # Of a package that is not installed here.
+        # The package of this kind is not installed here.
         return kind
     return str(config[f"env.{key}"])
 

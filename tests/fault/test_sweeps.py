@@ -167,7 +167,7 @@ def test_job_whose_process_is_killed(
     job = next(process for process in jobs if process.children())
     job.kill()
     assert run.wait() == 1, run.stderr
-    assert "htsrl: error: the process of a job of sweep died" in run.stderr
+    assert "htsrl: error: a job's process died, which ended the sweep sweep:" in run.stderr
     assert "Traceback" not in run.stderr
     again = start(*words, "resume=auto")
     assert again.wait() == 0, again.stderr
@@ -222,10 +222,10 @@ def test_two_processes_do_not_train_in_one_folder(start: Callable[..., Run]) -> 
     psutil.Process(first.process.pid).suspend()
     second = start("train", "resume=run", "runner.stop_grace_s=1")
     assert second.wait() == 2
-    assert "another process trains in this folder" in second.stderr.splitlines()[-1]
-    # A third process waits for the end of the first and finds nothing left to do.
+    assert "another process is training here" in second.stderr.splitlines()[-1]
+    # A third waits for the first one's end, and finds nothing left to do.
     third = start("train", "resume=run")
-    wait_until(lambda: "waiting for its end" in third.stderr, "the third to wait")
+    wait_until(lambda: "waiting for it to end" in third.stderr, "the third to wait")
     psutil.Process(first.process.pid).resume()
     assert first.wait() == 0, first.stderr
     before = first.fingerprint()

@@ -68,6 +68,6 @@ def test_a_process_that_is_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         return receive(stepper)
 
     monkeypatch.setattr(env_rates, "_receive", kill_first)
-    with pytest.raises(RunError, match=r"^stepper 1: it ended$"):
+    with pytest.raises(RunError, match=r"^stepper 1: the process ended$"):
         all_cores_env_rate(SLEEPER, 2, 0.1)
     assert not multiprocessing.active_children()

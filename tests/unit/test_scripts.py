@@ -1,4 +1,4 @@
-"""Tests of the benchmark scripts' arithmetic, against simulations and numbers computed by hand."""
+"""Arithmetic of the benchmark scripts against simulations, and the check of docstrings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,43 @@ import numpy as np
 import pytest
 
 from scripts.asynchrony import claim_1_seconds, lockstep_seconds
+from scripts.check_docstrings import fragments
 
 INTERVALS = 4000
+# Lines that end with "# wrong" have a docstring that is a fragment.
+DOCSTRINGS = '''"""Whether it works."""  # wrong
+
+class Ring:
+    """Two slots."""
+
+    @property
+    def size(self):
+        """How many slots."""  # wrong
+
+    @functools.cached_property
+    def slots(self):
+        """Slots of the ring."""
+
+    def swap(self):
+        """The other slot."""  # wrong
+
+def rate():
+    """Returns env steps
+    per second."""
+
+def duration():
+    """Seconds of a run."""  # wrong
+
+def wait():
+    """Blocks until the barrier."""
+
+@pytest.fixture(scope="module")
+def ring():
+    """A ring of two slots."""
+
+def test_swap():
+    """The other slot is free."""
+'''
 
 
 @pytest.mark.parametrize("shape", [0.25, 1.0, 4.0])
@@ -39,3 +74,10 @@ def test_lockstep_waits_for_the_slowest_at_every_step() -> None:
     assert lockstep_seconds(16, 16, 0.01, 0.0) == pytest.approx(simulated, rel=0.01)
     # Two environments: 1 + 1/2 times the mean, and one overhead for both.
     assert lockstep_seconds(2, 2, 1.0, 0.25) == pytest.approx(1.75)
+
+
+def test_docstrings_that_are_fragments_are_found() -> None:
+    lines = DOCSTRINGS.splitlines()
+    # A docstring of several lines is reported at its first.
+    wrong = [i for i, line in enumerate(lines, 1) if line.endswith(("# wrong", "env steps"))]
+    assert [line for line, _ in fragments(DOCSTRINGS)] == wrong
