@@ -153,6 +153,7 @@ class Executor:
         return requests
 
     def close(self) -> None:
+        """Closes the environments."""
         for seat in self._seats:
             seat.env.close()
 

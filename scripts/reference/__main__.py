@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/reference: `python -m scripts.reference`, or `make reference`.
+"""Generator of the parts of docs/reference that come from the code (`make reference`).
 
 The pages are written by hand, except for the regions between two marks:
 

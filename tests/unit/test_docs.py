@@ -37,7 +37,7 @@ SITE_PACKAGES = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.py
 
 
 def prose(path: Path) -> str:
-    """A page without its fences."""
+    """Returns a page without its fences."""
     return re.sub(r"^( *)```.*?^\1```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -61,7 +61,7 @@ def test_the_navigation_names_every_page_once() -> None:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """What links to a page can lead to: headings, and anchors of its own."""
+    """Returns the targets of links into a page: its headings and explicit anchors."""
     text, found = path.read_text("utf-8"), set[str]()
     for heading in re.findall(r"^#{1,6} (.*)$", prose(path), re.MULTILINE):
         title, _, attribute = heading.partition(" {")
@@ -99,7 +99,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def fenced_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of fences that may hold commands, continued lines joined, each with the next."""
+    """Yields each line of fences that may hold commands, and the line after it; joins continuations."""
     pattern = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
     for _, language, body in pattern.findall(path.read_text("utf-8")):
         if language not in NO_COMMANDS:
@@ -107,7 +107,7 @@ def fenced_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def commands(path: Path, program: str) -> Iterator[tuple[str, str]]:
-    """The commands of a page that begin with a program: in fences, and whole in code spans.
+    """Yields the commands of a page that begin with a program, in fences or as whole code spans.
 
     Before it there may be a prompt, variables, and other commands with `&&`; after it a comment.
     With each comes the error that the page shows below it, if any.
@@ -122,7 +122,7 @@ def commands(path: Path, program: str) -> Iterator[tuple[str, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """A command's words, up to a comment, a pipe or the next command."""
+    """Returns a command's words up to a comment, a pipe or the next command."""
     lexer = shlex.shlex(command, posix=True, punctuation_chars="|&;")
     lexer.whitespace_split = True
     words: list[str] = []
@@ -134,7 +134,7 @@ def words_of(command: str) -> list[str]:
 
 
 def typed_commands() -> list[tuple[str, str]]:
-    """The commands of all pages, and the error that each must have."""
+    """Yields the commands of all pages, each with the error that it must have."""
     found = {
         (shlex.join(words_of(command)), error)
         for page in PAGES
@@ -144,7 +144,7 @@ def typed_commands() -> list[tuple[str, str]]:
 
 
 def reason_to_skip(words: list[str]) -> str:
-    """Why a command of the documentation cannot be composed here; empty if it can."""
+    """Returns why a command of the documentation cannot be composed here; empty if it can."""
     if any(GAP.search(word) for word in words):
         return "it has a gap to fill"
     if any(word.startswith(("--config-dir", "-cd")) for word in words):

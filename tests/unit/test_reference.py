@@ -40,7 +40,7 @@ def page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """The part of a page under a heading, up to the next of its level."""
+    """Returns the part of a page under a heading, up to the next heading of its level."""
     level = heading.partition(" ")[0]
     _, _, after = text.partition(f"\n{heading}\n")
     assert after, heading
@@ -48,7 +48,7 @@ def section(text: str, heading: str) -> str:
 
 
 def first_column(text: str) -> list[str]:
-    """The names in code that the rows of tables begin with."""
+    """Returns the names in code with which the rows of tables begin."""
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
     return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
@@ -83,7 +83,7 @@ def names(schema: type) -> list[str]:
 
 
 def keys_of_dataclasses() -> Iterator[str]:
-    """Every key, as often as the reference has to describe it."""
+    """Counts how often the reference has to describe each key."""
     hints = vars(schemas)
     plain = {
         "actors": hints["ActorsConfig"],
@@ -198,7 +198,7 @@ def test_the_content_of_a_checkpoint(runs: list[Path]) -> None:
 
 
 def general(name: str) -> str:
-    """The name that the reference has for an array."""
+    """Returns the name that the reference has for an array."""
     part, _, rest = name.partition("/")
     if part == "learner":
         of, _, _ = rest.partition("/")
