@@ -99,7 +99,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def fenced_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields each line of fences that may hold commands, and the line after it; joins continuations."""
+    """Yields the lines of fences that may hold commands, joined, each with the next line."""
     pattern = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
     for _, language, body in pattern.findall(path.read_text("utf-8")):
         if language not in NO_COMMANDS:
