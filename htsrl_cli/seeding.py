@@ -41,15 +41,15 @@ def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator
 
 
 def action_noise(
-    seed: int, interval: int, shape: tuple[int, ...], kind: str
+    seed: int, rollout: int, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """Returns the noise that samples the actions of rollout number `interval`, float32.
+    """Returns the noise that samples the actions of rollout number `rollout`, float32.
 
     Args:
         shape: [T, B, draws].
         kind: `categorical` (uniform noise in [0, 1)) or `gaussian` (standard normal noise).
     """
-    return draw_noise(generator(seed, Purpose.ACTIONS, interval), shape, kind)
+    return draw_noise(generator(seed, Purpose.ACTIONS, rollout), shape, kind)
 
 
 def draw_noise(

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scipy.stats import gamma
 
-from htsrl_cli.bench.benchmark import Run, measure
+from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_report
 
@@ -67,8 +67,8 @@ def claim_1_seconds(
     scale_s, total_shape = mean_s / shape, sync_interval * shape
     slowest_s = gamma.ppf(1 - 1 / num_envs, total_shape, scale=scale_s)
     spread_s = EULER_MASCHERONI * scale_s * (1 + (total_shape - 1) * scale_s / slowest_s)
-    num_intervals = num_states / (num_envs * sync_interval)
-    return float(num_intervals * (spread_s + slowest_s) + num_states * actor_s / num_envs)
+    num_rollouts = num_states / (num_envs * sync_interval)
+    return float(num_rollouts * (spread_s + slowest_s) + num_states * actor_s / num_envs)
 
 
 def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: float) -> float:
@@ -101,7 +101,7 @@ class Bench:
         distribution: str,
         words: Sequence[str],
         num_envs: int = NUM_ENVS,
-    ) -> Run:
+    ) -> MeasuredRun:
         """Measures one run of `htsrl train` and prints its figures."""
         words = [
             f"runner={runner}",
@@ -116,7 +116,7 @@ class Bench:
         ]
         return show(measure(name, words, self.seconds))
 
-    def alternate(self, repeats: int, distribution: str, words: Sequence[str]) -> list[Run]:
+    def alternate(self, repeats: int, distribution: str, words: Sequence[str]) -> list[MeasuredRun]:
         """Measures `hts` and `sync` in turn, `repeats` times each."""
         turns = [runner for _ in range(repeats) for runner in RUNNERS]
         return [self.run(runner, runner, distribution, words) for runner in turns]
@@ -149,7 +149,7 @@ def _show_parts() -> None:
 
 def varying_step_times(
     bench: Bench, repeats: int, costs: dict[str, float]
-) -> tuple[list[Run], list[Comparison]]:
+) -> tuple[list[MeasuredRun], list[Comparison]]:
     """Measures part 1; returns the runs, and comparisons between them and with theory."""
     print("Part 1: exponential step times of mean 10 ms")
     runs = bench.alternate(repeats, "exponential", LIGHT)
@@ -171,7 +171,7 @@ def varying_step_times(
 
 def equal_training_cost(
     bench: Bench, calibration: Bench, repeats: int, words: Sequence[str], distribution: str
-) -> tuple[list[Run], float]:
+) -> tuple[list[MeasuredRun], float]:
     """Measures part 2 or 3: training that takes as long as the asynchronous rollout.
 
     Returns:
@@ -196,12 +196,12 @@ def equal_training_cost(
     return runs, median(runs, "hts") / median(runs, "sync")
 
 
-def _interval_s(run: Run) -> float:
+def _interval_s(run: MeasuredRun) -> float:
     """Returns the seconds of a rollout in a run with `NUM_ENVS` environments."""
     return NUM_ENVS * SYNC_INTERVAL / run.rate
 
 
-def more_environments(bench: Bench, repeats: int) -> tuple[list[Run], float]:
+def more_environments(bench: Bench, repeats: int) -> tuple[list[MeasuredRun], float]:
     """Measures part 4; returns the runs, and the speedup by `MORE` times the environments."""
     print(f"Part 4: {MORE * NUM_ENVS} environments, exponential step times")
     turns = [factor for _ in range(repeats) for factor in (1, MORE)]

@@ -137,7 +137,7 @@ def sections(cfg: DictConfig) -> dict[str, set[str]]:
         "runner": schemas.RunnerConfig,
         "checkpoint": schemas.CheckpointConfig,
         "log": schemas.LogConfig,
-        "eval": schemas.EvaluationConfig,
+        "eval": schemas.PeriodicEvalConfig,
     }
     chosen = {
         name: plugins.find(name, cfg[name][tag]).config

@@ -29,7 +29,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from htsrl_cli.bench.benchmark import Run, busy_cores, measure
+from htsrl_cli.bench.benchmark import MeasuredRun, busy_cores, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import (
     Comparison,
@@ -121,7 +121,7 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
 }
 
 
-def run_peer(name: str, args: argparse.Namespace) -> Run:
+def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
     """Measures a run of `PEERS[name]`."""
     busy = busy_cores()
     peer = PEERS[name]
@@ -135,11 +135,11 @@ def run_peer(name: str, args: argparse.Namespace) -> Run:
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["seconds"] - lines[0]["seconds"]
-    return Run(name, env_steps / seconds, env_steps, seconds, {}, {}, 0.0, busy)
+    return MeasuredRun(name, env_steps / seconds, env_steps, seconds, {}, {}, 0.0, busy)
 
 
 def show_bounds(
-    variants: dict[str, Variant], one_thread: dict[str, list[OneThread]], runs: list[Run]
+    variants: dict[str, Variant], one_thread: dict[str, list[OneThread]], runs: list[MeasuredRun]
 ) -> list[Comparison]:
     """Prints one-thread rates and bounds; returns the fractions of the bounds that runs reached."""
     print("The machine's bound, from one-thread rates per second")
@@ -178,7 +178,7 @@ def main() -> int:
     if not peers:
         parser.error("name at least one peer's interpreter")
     words, variants = TASKS[args.task]
-    runs: list[Run] = []
+    runs: list[MeasuredRun] = []
     one_thread: dict[str, list[OneThread]] = {
         name: [] for name, variant in variants.items() if variant.of_bound
     }

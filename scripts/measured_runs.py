@@ -1,4 +1,4 @@
-"""Medians, comparisons and JSON of measured runs (`bench.benchmark.Run`) for the benchmarks."""
+"""Medians, comparisons and JSON of measured runs (`MeasuredRun`) for the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.bench.benchmark import Run, is_quiet
+from htsrl_cli.bench.benchmark import MeasuredRun, is_quiet
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.machine import num_cores
@@ -21,7 +21,7 @@ def compose(words: Sequence[str]) -> TrainConfig:
     return to_train_config(Composer("train").job(words))
 
 
-def show(run: Run) -> Run:
+def show(run: MeasuredRun) -> MeasuredRun:
     """Prints a run's figures on one line; returns the run."""
     print(
         f"  {run.name:<16} {run.rate:9.1f} env steps/s   ({run.env_steps} in "
@@ -31,17 +31,17 @@ def show(run: Run) -> Run:
     return run
 
 
-def median(runs: Sequence[Run], name: str) -> float:
+def median(runs: Sequence[MeasuredRun], name: str) -> float:
     """Returns the median rate of the runs called `name`."""
     return statistics.median(rates(runs, name))
 
 
-def rates(runs: Sequence[Run], name: str) -> list[float]:
+def rates(runs: Sequence[MeasuredRun], name: str) -> list[float]:
     """Returns the rates of the runs called `name`, in order."""
     return [run.rate for run in runs if run.name == name]
 
 
-def show_medians(runs: Sequence[Run]) -> None:
+def show_medians(runs: Sequence[MeasuredRun]) -> None:
     """Prints the median rate and the spread of the runs of each name."""
     for name in dict.fromkeys(run.name for run in runs):
         values = rates(runs, name)
@@ -89,7 +89,7 @@ class Comparison:
 
 def write_report(
     path: Path,
-    runs: Sequence[Run],
+    runs: Sequence[MeasuredRun],
     comparisons: Sequence[Comparison],
     figures: Mapping[str, Any],
 ) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from htsrl_cli.bench.benchmark import Run, measure
+from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
 from scripts.measured_runs import show
 
@@ -50,7 +50,7 @@ class Point:
     rate: float
 
 
-def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> Run:
+def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> MeasuredRun:
     """Measures one run of A2C on sleeping environments and prints its figures."""
     base = [
         "env=synthetic/sleep",

@@ -31,8 +31,8 @@ NEEDS_BF16 = pytest.mark.skipif(not HAS_BF16, reason="this processor would emula
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 16
-NUM_INTERVALS = 24
-STEPS_PER_INTERVAL = NUM_ENVS * SYNC_INTERVAL
+NUM_ROLLOUTS = 24
+STEPS_PER_ROLLOUT = NUM_ENVS * SYNC_INTERVAL
 
 # A random policy loses a life within about forty env steps; the cap truncates half of the games.
 SCREENS = sections.atari(game="breakout", max_num_frames_per_episode=720)
@@ -58,10 +58,10 @@ def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "ht
         actors=sections.actors(num_envs=NUM_ENVS, precision=precision),
         learner=sections.learner(precision=precision, micro_batch=16),
         runner=sections.runner(name=runner, sync_interval=SYNC_INTERVAL),
-        checkpoint=sections.checkpoint(interval=4 * STEPS_PER_INTERVAL, keep=2),
-        log=sections.log(interval=2 * STEPS_PER_INTERVAL, tensorboard=False),
+        checkpoint=sections.checkpoint(interval=4 * STEPS_PER_ROLLOUT, keep=2),
+        log=sections.log(interval=2 * STEPS_PER_ROLLOUT, tensorboard=False),
         seed=7,
-        total_steps=NUM_INTERVALS * STEPS_PER_INTERVAL,
+        total_steps=NUM_ROLLOUTS * STEPS_PER_ROLLOUT,
     )
 
 

@@ -19,9 +19,9 @@ from htsrl_cli.config.sections import (
     BenchConfig,
     CheckpointConfig,
     EvalConfig,
-    EvaluationConfig,
     LearnerConfig,
     LogConfig,
+    PeriodicEvalConfig,
     RunnerConfig,
     TrainConfig,
 )
@@ -107,8 +107,8 @@ def log(**changes: Any) -> LogConfig:
     return replace(_section(LogConfig, "log"), **changes)
 
 
-def evaluation(**changes: Any) -> EvaluationConfig:
-    return replace(_section(EvaluationConfig, "eval"), **changes)
+def evaluation(**changes: Any) -> PeriodicEvalConfig:
+    return replace(_section(PeriodicEvalConfig, "eval"), **changes)
 
 
 def train(**changes: Any) -> TrainConfig:

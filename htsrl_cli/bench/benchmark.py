@@ -59,7 +59,7 @@ raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """Figures of one training run, from its first line of metrics on.
 
     Attributes:
@@ -83,7 +83,7 @@ class Run:
     busy_cores_before: float
 
 
-def is_quiet(run: Run) -> bool:
+def is_quiet(run: MeasuredRun) -> bool:
     """Returns True if other processes were nearly idle before the run."""
     return run.busy_cores_before <= QUIET_CORES
 
@@ -93,7 +93,7 @@ def busy_cores() -> float:
     return float(psutil.cpu_percent(1.0)) / 100 * (os.cpu_count() or 1)
 
 
-def measure(name: str, words: Sequence[str], seconds: float) -> Run:
+def measure(name: str, words: Sequence[str], seconds: float) -> MeasuredRun:
     """Measures `htsrl train WORDS` for at least `seconds` after its first line of metrics.
 
     Args:
@@ -181,7 +181,7 @@ def _sample(process: subprocess.Popen[bytes]) -> Sample:
 
 def summarize(
     name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
-) -> Run:
+) -> MeasuredRun:
     """Computes a run's figures.
 
     Args:
@@ -193,7 +193,7 @@ def summarize(
     seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
     before, after = samples
     window_steps = env_steps / seconds * (after.at - before.at)
-    return Run(
+    return MeasuredRun(
         name,
         env_steps / seconds,
         env_steps,
@@ -215,7 +215,9 @@ def train_words(words: Sequence[str]) -> list[str]:
     return [word for word in words if not word.lstrip("+").startswith(own)]
 
 
-def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: Path) -> float:
+def run_benchmark(
+    config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: Path
+) -> float:
     """Measures all rounds, prints the table and writes `bench.json`.
 
     Args:
@@ -231,7 +233,7 @@ def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: P
     """
     one_thread: list[OneThread] = []
     env_alone: list[float] = []
-    runs: list[Run] = []
+    runs: list[MeasuredRun] = []
     for number in range(config.repeats):
         one_thread.append(OneThread.measure(train, config.micro_seconds))
         num_envs = train.actors.num_envs
@@ -261,7 +263,7 @@ def run(config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: P
     return statistics.median(_by_name(runs)[config.runners[0]])
 
 
-def _by_name(runs: Sequence[Run]) -> dict[str, list[float]]:
+def _by_name(runs: Sequence[MeasuredRun]) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {}
     for run in runs:
         rates.setdefault(run.name, []).append(run.rate)
@@ -270,7 +272,7 @@ def _by_name(runs: Sequence[Run]) -> dict[str, list[float]]:
 
 def _table(
     train: TrainConfig,
-    runs: Sequence[Run],
+    runs: Sequence[MeasuredRun],
     one_thread: Sequence[OneThread],
     env_alone: Sequence[float],
 ) -> Table:
@@ -323,7 +325,11 @@ def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
 
 
 def _column(
-    train: TrainConfig, rates: Sequence[float], runs: Sequence[Run], bound: float, stepped: float
+    train: TrainConfig,
+    rates: Sequence[float],
+    runs: Sequence[MeasuredRun],
+    bound: float,
+    stepped: float,
 ) -> list[str]:
     rate = statistics.median(rates)
 
@@ -349,7 +355,7 @@ def _column(
     ]
 
 
-def _warnings(runs: Sequence[Run]) -> Iterator[str]:
+def _warnings(runs: Sequence[MeasuredRun]) -> Iterator[str]:
     disturbed = sum(not is_quiet(run) for run in runs)
     if disturbed:
         yield (

@@ -63,29 +63,29 @@ class CheckpointStore:
         sync_folder(run_dir)
         remove_leftovers(self._folder)
         self._metrics = dict(_stored_metrics(self._folder))
-        self._unrated: set[int] = set()
+        self._waiting: set[int] = set()
 
     @property
-    def unrated(self) -> list[int]:
-        """Env steps of the checkpoints that wait for `rate`, and are kept until then."""
-        return sorted(self._unrated)
+    def waiting(self) -> list[int]:
+        """Env steps of the checkpoints that wait for `set_metric`, and are kept until then."""
+        return sorted(self._waiting)
 
-    def unrate(self) -> None:
-        """Marks all checkpoints as unrated, whatever metric they were saved with."""
-        self._unrated = set(self._metrics)
+    def forget_metrics(self) -> None:
+        """Marks all checkpoints as waiting, whatever metric they were saved with."""
+        self._waiting = set(self._metrics)
 
-    def rate(self, env_steps: int, metric: float | None) -> None:
-        """Sets the metric of an unrated checkpoint, and removes those no longer kept.
+    def set_metric(self, env_steps: int, metric: float | None) -> None:
+        """Sets the metric of a waiting checkpoint, and removes those no longer kept.
 
         Raises:
-            KeyError: the checkpoint is not among the unrated ones.
+            KeyError: the checkpoint is not among the waiting ones.
         """
         self._metrics[env_steps] = metric
-        self._unrated.remove(env_steps)
+        self._waiting.remove(env_steps)
         self._prune()
 
     def save(
-        self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_rated: bool = True
+        self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_final: bool = True
     ) -> bool:
         """Saves a checkpoint, then removes those no longer kept.
 
@@ -95,7 +95,7 @@ class CheckpointStore:
             env_steps: names the file; a file of the same name is replaced.
             metric: higher is better; None and NaN are never the best. Stored in `meta`.
             checkpoint: the content; not modified.
-            is_rated: True if `metric` is final; otherwise the file is kept until `rate` sets it.
+            is_final: True if `metric` is final; otherwise the file is kept until `set_metric`.
 
         Returns:
             True if the checkpoint is on disk.
@@ -106,8 +106,8 @@ class CheckpointStore:
             save_checkpoint(path, Checkpoint(checkpoint.arrays, meta))
             saved = True
             self._metrics[env_steps] = metric
-            if not is_rated:
-                self._unrated.add(env_steps)
+            if not is_final:
+                self._waiting.add(env_steps)
             self._prune()
         except OSError as error:
             logger.error("checkpoint %s: %s; previous checkpoints are kept", path, error.strerror)
@@ -123,11 +123,11 @@ class CheckpointStore:
             if steps > env_steps:
                 path.unlink(missing_ok=True)
                 self._metrics.pop(steps, None)
-                self._unrated.discard(steps)
+                self._waiting.discard(steps)
         sync_folder(self._folder)
 
     def _prune(self) -> None:
-        kept = set(sorted(self._metrics)[-self._keep :]) | self._best() | self._unrated
+        kept = set(sorted(self._metrics)[-self._keep :]) | self._best() | self._waiting
         for steps, path in _files(self._folder).items():
             if steps not in kept:
                 path.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class CheckpointStore:
         ranked = [
             (metric, -steps)
             for steps, metric in self._metrics.items()
-            if metric is not None and not math.isnan(metric) and steps not in self._unrated
+            if metric is not None and not math.isnan(metric) and steps not in self._waiting
         ]
         return {-max(ranked)[1]} if ranked else set()
 

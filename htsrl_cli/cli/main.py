@@ -174,7 +174,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from htsrl_cli.cli.compose import to_eval_config
     from htsrl_cli.evaluation import play as evaluation
 
-    evaluation.run(to_eval_config(cfg))
+    evaluation.evaluate(to_eval_config(cfg))
     return None
 
 
@@ -194,7 +194,7 @@ def bench(cfg: DictConfig) -> float | None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
     folder = Path(hydra.runtime.output_dir)
-    return benchmark.run(to_bench_config(cfg), to_train_config(cfg), words, folder)
+    return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, folder)
 
 
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}
@@ -243,7 +243,7 @@ def _report_runs(words: list[str]) -> None:
         "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
     )
     args = parser.parse_args(words)
-    report.run(args.runs, args.output)
+    report.write_report(args.runs, args.output)
 
 
 # Verbs without a configuration.

@@ -82,14 +82,14 @@ def _check_processes(config: TrainConfig) -> None:
 def _check_sizes(config: TrainConfig) -> None:
     """Checks that the algorithm can use a slot's rows and that the run makes an update."""
     plan = RunPlan.of(config)
-    players = " x players" if plan.rows_per_policy > plan.steps_per_interval else ""
+    players = " x players" if plan.rows_per_policy > plan.steps_per_rollout else ""
     config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")
     if plan.num_updates < 1:
         raise ConfigError(
             "total_steps",
             config.total_steps,
-            f"a rollout has {plan.steps_per_interval} env steps, and the first update comes after "
-            f"the second: give more than {plan.steps_per_interval}, or lower runner.sync_interval "
+            f"a rollout has {plan.steps_per_rollout} env steps, and the first update comes after "
+            f"the second: give more than {plan.steps_per_rollout}, or lower runner.sync_interval "
             "or actors.num_envs",
         )
 
@@ -97,7 +97,7 @@ def _check_sizes(config: TrainConfig) -> None:
 def _check_evaluation(config: TrainConfig) -> None:
     """Checks that evaluation, if it is on, happens at least once, and is on if games are filmed."""
     plan, interval = RunPlan.of(config), config.eval.interval
-    steps = plan.num_intervals * plan.steps_per_interval
+    steps = plan.num_rollouts * plan.steps_per_rollout
     if interval > steps:
         remedy = f"the run has {steps} env steps: give {steps} or less, or 0 to evaluate none"
         raise ConfigError("eval.interval", interval, remedy)

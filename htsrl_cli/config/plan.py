@@ -20,20 +20,20 @@ class RunPlan:
     Attributes:
         num_columns: columns of the slot, its second axis (B): the players of all environments.
         sync_interval: env steps of each environment in a rollout, the slot's first axis (T).
-        steps_per_interval: env steps of all environments in a rollout.
+        steps_per_rollout: env steps of all environments in a rollout.
         num_policies: trained networks; column c acts with network c % num_policies.
         rows_per_policy: rows of a slot that each network learns from.
-        num_intervals: rollouts in the run.
+        num_rollouts: rollouts in the run.
         num_updates: updates in the run, over which schedules decay.
         lag: policy lag: the version that an update starts from, minus the version that acted.
     """
 
     num_columns: int
     sync_interval: int
-    steps_per_interval: int
+    steps_per_rollout: int
     num_policies: int
     rows_per_policy: int
-    num_intervals: int
+    num_rollouts: int
     num_updates: int
     lag: int
 
@@ -41,20 +41,20 @@ class RunPlan:
     def of(cls, config: TrainConfig) -> RunPlan:
         """Derives the sizes from `config`."""
         steps = config.runner.sync_interval * config.actors.num_envs
-        num_intervals = -(-config.total_steps // steps)
+        num_rollouts = -(-config.total_steps // steps)
         lag = config.runner.schedule.lag
         policies = num_policies(config.algo, config.env.num_columns)
         return cls(
             num_columns=config.actors.num_envs * config.env.num_columns,
             sync_interval=config.runner.sync_interval,
-            steps_per_interval=steps,
+            steps_per_rollout=steps,
             num_policies=policies,
             rows_per_policy=steps * config.env.num_columns // policies,
-            num_intervals=num_intervals,
-            num_updates=num_intervals - lag,
+            num_rollouts=num_rollouts,
+            num_updates=num_rollouts - lag,
             lag=lag,
         )
 
     def is_due(self, env_steps: int, period: int) -> bool:
         """Returns True at the first barrier at or after a multiple of `period` env steps."""
-        return env_steps // period > (env_steps - self.steps_per_interval) // period
+        return env_steps // period > (env_steps - self.steps_per_rollout) // period

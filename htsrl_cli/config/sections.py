@@ -152,7 +152,7 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class PeriodicEvalConfig:
     """Section `eval`: evaluation during the training, which changes no result.
 
     Attributes:
@@ -195,7 +195,7 @@ class TrainConfig:
     runner: RunnerConfig
     checkpoint: CheckpointConfig
     log: LogConfig
-    eval: EvaluationConfig
+    eval: PeriodicEvalConfig
     seed: int
     total_steps: int
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint, save_checkpoint
-from htsrl_cli.config.sections import EvalConfig, EvaluationConfig
+from htsrl_cli.config.sections import EvalConfig, PeriodicEvalConfig
 from htsrl_cli.durable import remove_leftovers, sync_folder
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.evaluation.marks import ENV, NUM_LINES, OTHER, PASS, Marks
@@ -97,7 +97,7 @@ class Evaluator:
     def __init__(
         self,
         run_dir: Path,
-        config: EvaluationConfig,
+        config: PeriodicEvalConfig,
         env_steps: int,
         logged: Collection[int],
         timeouts: Timeouts,

@@ -34,7 +34,7 @@ from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
-from htsrl_cli.tracking.bootstrap import mean_interval
+from htsrl_cli.tracking.bootstrap import confidence_interval
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class EvalResult:
     interval: tuple[float, float] | None
 
 
-def run(config: EvalConfig) -> EvalResult:
+def evaluate(config: EvalConfig) -> EvalResult:
     """Scores a checkpoint, prints a table and writes `eval.json` into the run's folder.
 
     For a file outside a run's `checkpoints/`, `eval.json` and `videos/` are written next to it.
@@ -160,7 +160,7 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
     """
     if len(returns) < 2:
         return None, None
-    low, high = mean_interval(np.asarray(returns), seed)
+    low, high = confidence_interval(np.asarray(returns), seed)
     return float(np.std(returns, ddof=1)), (float(low), float(high))
 
 

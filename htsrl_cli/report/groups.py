@@ -11,8 +11,8 @@ import numpy as np
 
 from htsrl_cli.config.identity import changes_no_result
 from htsrl_cli.config.wording import shown
-from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, Curve, Run
-from htsrl_cli.tracking.bootstrap import Array, mean_interval
+from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, Curve, StoredRun
+from htsrl_cli.tracking.bootstrap import Array, confidence_interval
 
 # These keys come first in labels if they differ, because readers look for them.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
@@ -33,7 +33,7 @@ class Group:
 
     environment: str
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[StoredRun, ...]
     curves: tuple[Curve, ...]
     score: str
 
@@ -45,7 +45,7 @@ class Group:
         scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
             return float(scores[0]), None, None
-        low, high = mean_interval(scores)
+        low, high = confidence_interval(scores)
         return float(scores.mean()), float(low), float(high)
 
     def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
@@ -64,10 +64,10 @@ class Group:
         x = np.mean(places, axis=0)
         if len(scores) < 2:
             return x, scores[0], None, None
-        return x, scores.mean(axis=0), *mean_interval(scores)
+        return x, scores.mean(axis=0), *confidence_interval(scores)
 
 
-def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
+def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], list[str]]:
     """Selects the runs to compare; returns them, and the others as `FOLDER (REASON)`.
 
     Of runs with the same configuration and seed, only the one with the most env steps is compared.
@@ -78,10 +78,10 @@ def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
     loaded = [run for run in found.values() if run is not None]
     keys = sorted({key for run in loaded for key in run.treatment})
 
-    def identity(run: Run) -> tuple[str, ...]:
+    def identity(run: StoredRun) -> tuple[str, ...]:
         return str(run.config.get("seed")), *_values(run, keys)
 
-    longest: dict[tuple[str, ...], Run] = {}
+    longest: dict[tuple[str, ...], StoredRun] = {}
     for candidate in sorted(loaded, key=lambda run: -run.env_steps):
         longest.setdefault(identity(candidate), candidate)
     scores = _scores(longest.values())
@@ -98,7 +98,7 @@ def select(found: Mapping[Path, Run | None]) -> tuple[list[Run], list[str]]:
     return runs, left_out
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
+def group(runs: Sequence[StoredRun]) -> list[Group]:
     """Groups runs: by environment, then by configuration, each in order of first appearance."""
     groups = []
     for environment, score in _scores(runs).items():
@@ -114,7 +114,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _scores(runs: Collection[Run]) -> dict[str, str]:
+def _scores(runs: Collection[StoredRun]) -> dict[str, str]:
     """Returns the name of the score that all runs of an environment have, by environment.
 
     Environments are in order of first appearance.
@@ -124,7 +124,7 @@ def _scores(runs: Collection[Run]) -> dict[str, str]:
     }
 
 
-def _telling_keys(runs: Sequence[Run]) -> list[str]:
+def _telling_keys(runs: Sequence[StoredRun]) -> list[str]:
     """Returns the keys that tell groups apart: those of `_FIRST`, then others that differ.
 
     An algorithm's defaults follow from its name and are left out.
@@ -133,7 +133,7 @@ def _telling_keys(runs: Sequence[Run]) -> list[str]:
     for key in _FIRST:
         if _num_groups(runs, [*chosen, key]) > _num_groups(runs, chosen):
             chosen.append(key)
-    alike: dict[tuple[str, ...], list[Run]] = {}
+    alike: dict[tuple[str, ...], list[StoredRun]] = {}
     for run in runs:
         alike.setdefault(_values(run, chosen), []).append(run)
     keys = sorted({key for run in runs for key in run.treatment})
@@ -146,7 +146,7 @@ def _telling_keys(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _num_groups(runs: Sequence[Run], keys: Sequence[str]) -> int:
+def _num_groups(runs: Sequence[StoredRun], keys: Sequence[str]) -> int:
     return len({_values(run, keys) for run in runs})
 
 
@@ -155,5 +155,5 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
-def _values(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
+def _values(run: StoredRun, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(run.treatment.get(key)) for key in keys)

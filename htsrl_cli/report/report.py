@@ -26,7 +26,7 @@ FIGURE_FILE = "learning_curves.png"
 TABLE_FILE = "report.json"
 
 
-def run(paths: Sequence[Path], output: Path) -> None:
+def write_report(paths: Sequence[Path], output: Path) -> None:
     """Prints a table for each environment; writes page, figure and JSON to the folder `output`.
 
     Raises:

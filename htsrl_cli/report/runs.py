@@ -35,7 +35,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """Configuration and scores of a run.
 
     Attributes:
@@ -85,7 +85,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def load_run(folder: Path) -> Run | None:
+def load_run(folder: Path) -> StoredRun | None:
     """Loads a run, which may still be in progress; returns None if it has no score yet."""
     from omegaconf import OmegaConf
 
@@ -102,7 +102,7 @@ def load_run(folder: Path) -> Run | None:
     if not curves:
         return None
     env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
-    return Run(
+    return StoredRun(
         folder,
         dict(flatten(upgrade_config({str(key): value for key, value in plain.items()}))),
         curves,

@@ -41,7 +41,7 @@ class Evaluations:
         self._plan = plan
         self._log = log
         self._checkpoints = checkpoints
-        checkpoints.unrate()
+        checkpoints.forget_metrics()
         timeouts = Timeouts(config.env.step_timeout_s, config.actors.timeout_s)
         self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated, timeouts)
 
@@ -105,7 +105,7 @@ class Evaluations:
 
     def _is_filmed(self, env_steps: int) -> bool:
         """Returns True if a multiple of `eval.video_interval` passed since the previous policy."""
-        config, steps = self._config, self._plan.steps_per_interval
+        config, steps = self._config, self._plan.steps_per_rollout
         if config.video_interval == 0:
             return False
         # The previous policy is that of the first barrier at or after the preceding multiple of
@@ -124,7 +124,7 @@ class Evaluations:
             self._evaluator.forget_first()
             num_logged += 1
         waiting = self._evaluator.waiting
-        for env_steps in self._checkpoints.unrated:
+        for env_steps in self._checkpoints.waiting:
             if not waiting or env_steps < waiting[0]:
-                self._checkpoints.rate(env_steps, self._log.final_metric_at(env_steps))
+                self._checkpoints.set_metric(env_steps, self._log.final_metric_at(env_steps))
         return num_logged == len(played)

@@ -111,18 +111,18 @@ class Run:
         self._barrier_began = time.monotonic()
         if checkpoint is None:
             roles.collector.reset()
-            interval = 0
+            rollout = 0
         else:
-            interval = restore(roles, checkpoint)
-        self._write_parameters(interval)
-        self._open_interval(interval, roles.collector.obs)
+            rollout = restore(roles, checkpoint)
+        self._write_parameters(rollout)
+        self._open_rollout(rollout, roles.collector.obs)
         self._checkpoints = CheckpointStore(run_dir, config.checkpoint.keep)
         self._checkpoints.discard_after(self._env_steps)
         self.log = RunLog(
             run_dir,
             config.log,
             to_plain(config),
-            self._plan.num_intervals * self._plan.steps_per_interval,
+            self._plan.num_rollouts * self._plan.steps_per_rollout,
             self._env_steps,
             evaluation=config.eval,
         )
@@ -140,12 +140,12 @@ class Run:
             self._save_checkpoint()
         else:
             self.log.load_state(log_state(checkpoint))
-            self._saved_at = interval
+            self._saved_at = rollout
             logger.info("resumed at %d env steps", self._env_steps)
 
     @property
     def _env_steps(self) -> int:
-        return self._interval * self._plan.steps_per_interval
+        return self._rollout * self._plan.steps_per_rollout
 
     def advance(self, signals: StopSignals) -> None:
         """Trains to the end, or to the first barrier after a stop signal.
@@ -158,17 +158,17 @@ class Run:
             self._roles.collector.check()
             signals.check()
 
-        while self._interval < self._plan.num_intervals and signals.signum is None:
-            self._run_interval(check)
-            self._log_interval()
+        while self._rollout < self._plan.num_rollouts and signals.signum is None:
+            self._run_rollout(check)
+            self._log_rollout()
             if self._evaluations:
                 policy = partial(policy_checkpoint, self._roles)
                 self._evaluations.barrier(self._env_steps, policy)
             if self._plan.is_due(self._env_steps, self._config.checkpoint.interval):
                 self._save_checkpoint()
-        if self._saved_at != self._interval:
+        if self._saved_at != self._rollout:
             self._save_checkpoint()
-        if self._interval == self._plan.num_intervals:
+        if self._rollout == self._plan.num_rollouts:
             # After the checkpoint, so that a run resumed with a higher `total_steps` writes the
             # same lines as one that never ended here.
             self.log.finish()
@@ -176,38 +176,38 @@ class Run:
                 self._evaluations.finish(signals)
         self._end()
 
-    def _run_interval(self, check: Callable[[], None]) -> None:
+    def _run_rollout(self, check: Callable[[], None]) -> None:
         """Collects one rollout and makes one update; ends with the next rollout's slot open."""
         collector, ring = self._roles.collector, self._roles.ring
         watch = LoadMeter(collector.board, collector.num_steppers)
         barrier_s = watch.started_at - self._barrier_began
         self._logged: dict[str, float] = {}
         collector.begin()
-        if self._plan.lag and self._interval > 0:
-            self._learn(self._interval - 1, check)
+        if self._plan.lag and self._rollout > 0:
+            self._learn(self._rollout - 1, check)
         if self._plan.lag:
-            self._write_parameters(self._interval + 1)
+            self._write_parameters(self._rollout + 1)
         learner_s = watch.seconds()
         collector.finish(check)
         if not self._plan.lag:
             learner_s = -watch.seconds()
-            self._learn(self._interval, check)
-            self._write_parameters(self._interval + 1)
+            self._learn(self._rollout, check)
+            self._write_parameters(self._rollout + 1)
             learner_s += watch.seconds()
         self._barrier_began = time.monotonic()
         self._seconds = watch.shares(learner_s) | {"barrier": barrier_s}
-        self._open_interval(self._interval + 1, ring.slot(self._interval).obs[-1])
+        self._open_rollout(self._rollout + 1, ring.slot(self._rollout).obs[-1])
 
-    def _learn(self, interval: int, check: Callable[[], None]) -> None:
-        """Makes one update from the full slot of rollout `interval`."""
-        roles, slot = self._roles, self._roles.ring.slot(interval)
+    def _learn(self, rollout: int, check: Callable[[], None]) -> None:
+        """Makes one update from the full slot of rollout number `rollout`."""
+        roles, slot = self._roles, self._roles.ring.slot(rollout)
         slot.check_filled()
         versions = np.unique(slot.versions)
         lag = roles.store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:
             raise AssertionError(f"slot of versions {versions}, learner at {roles.store.version}")
         digest = roles.rollouts.begin(slot)
-        logged = roles.learner.update(slot, check, roles.ring.activations(interval))
+        logged = roles.learner.update(slot, check, roles.ring.activations(rollout))
         self._logged = logged | {"learner/lag": float(lag)}
         roles.rollouts.add(digest)
 
@@ -215,25 +215,25 @@ class Run:
         """Writes the learner's parameters to the half of the store that holds `version`."""
         self._roles.learner.write_parameters(self._roles.store.half(version))
 
-    def _open_interval(self, interval: int, obs: Array) -> None:
-        """Publishes parameter version `interval` and opens the slot of the rollout it collects."""
-        self._interval = interval
+    def _open_rollout(self, rollout: int, obs: Array) -> None:
+        """Publishes parameter version `rollout` and opens the slot of the rollout it collects."""
+        self._rollout = rollout
         ring = self._roles.ring
-        self._roles.store.publish(interval)
-        shape, kind = ring.slot(interval).noise.shape, self._roles.spec.actions.kind
-        ring.begin(interval, obs, action_noise(self._config.seed, interval, shape, kind))
+        self._roles.store.publish(rollout)
+        shape, kind = ring.slot(rollout).noise.shape, self._roles.spec.actions.kind
+        ring.begin(rollout, obs, action_noise(self._config.seed, rollout, shape, kind))
 
-    def _log_interval(self) -> None:
-        episodes = list(self._roles.ring.slot(self._interval - 1).episodes())
-        self.log.interval(self._env_steps, self._logged, episodes, self._seconds)
+    def _log_rollout(self) -> None:
+        episodes = list(self._roles.ring.slot(self._rollout - 1).episodes())
+        self.log.rollout(self._env_steps, self._logged, episodes, self._seconds)
 
     def _save_checkpoint(self) -> None:
-        checkpoint = take(self._roles, self.log, self._interval)
+        checkpoint = take(self._roles, self.log, self._rollout)
         if self._evaluations:
             self._evaluations.flush()
-        is_rated = self._evaluations is None
-        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_rated):
-            self._saved_at = self._interval
+        is_final = self._evaluations is None
+        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_final):
+            self._saved_at = self._rollout
 
     def _end(self) -> None:
         """Writes the summary.
@@ -245,7 +245,7 @@ class Run:
             self.log.write_summary(self._summary())
         except OSError as error:
             raise RunError(f"the summary could not be written: {error.strerror}") from error
-        if self._saved_at != self._interval:
+        if self._saved_at != self._rollout:
             raise RunError("the last checkpoint could not be written; resume from the one before")
 
     def _summary(self) -> dict[str, object]:
@@ -261,7 +261,7 @@ class Run:
             "params_sha256": digest(learner.parameters()),
             "optimizer_sha256": digest(learner.optimizer_state()),
             "rollouts_sha256": self._roles.rollouts.with_slot(
-                unlearned_slot(self._roles, self._interval)
+                unlearned_slot(self._roles, self._rollout)
             ),
             "config_sha256": config_sha256(self._config),
         }

@@ -49,17 +49,17 @@ def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(state.arrays, {**meta, **identity(roles.config, roles.spec)})
 
 
-def unlearned_slot(roles: Roles, interval: int) -> Slot | None:
-    """Returns the full slot still to be learned from when rollout `interval` begins.
+def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
+    """Returns the full slot still to be learned from when rollout number `rollout` begins.
 
     None if there is none: before the first rollout, and always for the runner `sync`.
     """
-    return roles.ring.slot(interval - 1) if roles.plan.lag and interval > 0 else None
+    return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
-def take(roles: Roles, log: Stateful, interval: int) -> Checkpoint:
-    """Returns everything needed to continue exactly from the barrier before rollout `interval`."""
-    slot = unlearned_slot(roles, interval)
+def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
+    """Returns everything needed to continue exactly from the barrier before a rollout."""
+    slot = unlearned_slot(roles, rollout)
     whole = join(
         {
             "learner": roles.learner.state(),
@@ -69,7 +69,7 @@ def take(roles: Roles, log: Stateful, interval: int) -> Checkpoint:
             "slot": State({} if slot is None else slot.arrays(), {}),
         }
     )
-    meta = {"interval": interval, "parts": whole.values}
+    meta = {"interval": rollout, "parts": whole.values}
     return Checkpoint(whole.arrays, meta | identity(roles.config, roles.spec))
 
 
@@ -79,17 +79,17 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> int:
     The log is restored separately, once it is open (`log_state`).
     """
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
-    interval: int = checkpoint.meta["interval"]
+    rollout: int = checkpoint.meta["interval"]
     roles.rollouts.load_state(split(whole, "rollouts"))
     roles.learner.load_state(split(whole, "learner"))
-    slot = unlearned_slot(roles, interval)
+    slot = unlearned_slot(roles, rollout)
     if slot is not None:
-        _restore_slot(roles, slot, interval - 1, split(whole, "slot").arrays)
+        _restore_slot(roles, slot, rollout - 1, split(whole, "slot").arrays)
     envs = split(whole, "envs")
     roles.collector.load_state(envs)
     if not np.array_equal(roles.collector.obs, envs.arrays["obs"]):
         logger.warning("the environments did not restore exactly: this run differs from here on")
-    return interval
+    return rollout
 
 
 def log_state(checkpoint: Checkpoint) -> State:
@@ -131,7 +131,7 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
             )
 
 
-def _restore_slot(roles: Roles, slot: Slot, interval: int, stored: Mapping[str, Any]) -> None:
+def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> None:
     """Restores the slot still to be learned from.
 
     Checkpoints hold no activations: they are recomputed here if the learner needs them.
@@ -139,7 +139,7 @@ def _restore_slot(roles: Roles, slot: Slot, interval: int, stored: Mapping[str, 
     _fill(slot, stored)
     if not roles.inference.keeps_activations:
         return
-    _serve_again(roles, slot, interval)
+    _serve_again(roles, slot, rollout)
     if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
         logger.warning("the recomputed actions differ: this run differs from here on")
         _fill(slot, stored)
@@ -150,13 +150,13 @@ def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
         array[:] = stored[name]
 
 
-def _serve_again(roles: Roles, slot: Slot, interval: int) -> None:
-    """Serves all requests of rollout `interval` again, with the parameters that served it."""
+def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
+    """Serves all requests of rollout number `rollout` again, with the parameters that served it."""
     ring, store = roles.ring, roles.store
     for name, array in roles.learner.previous_parameters().items():
-        store.half(interval)[name][...] = array
-    store.publish(interval)
-    ring.begin(interval, slot.obs[0], slot.noise)
+        store.half(rollout)[name][...] = array
+    store.publish(rollout)
+    ring.begin(rollout, slot.obs[0], slot.noise)
     actor = Actor(roles.inference, ring, store, Board(1), 0)
     for t in range(ring.num_steps):
         actor.serve([(c, t) for c in range(ring.num_columns)])

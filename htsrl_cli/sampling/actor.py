@@ -87,7 +87,7 @@ class Actor:
 
     def _serve_pass(self, policy: int, rows: Array, requests: Sequence[Request]) -> None:
         """Serves requests [n] in rows [n] of one pass and writes the results to the slot."""
-        slot = self._ring.slot(self._ring.interval)
+        slot = self._ring.slot(self._ring.rollout)
         columns, steps = np.array(requests).T
         self._fill(slot, rows, columns, steps)
         actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
@@ -102,7 +102,7 @@ class Actor:
         rows, columns, steps = rows[acts], columns[acts], steps[acts]
         slot.actions[steps, columns] = actions[rows]
         slot.log_probs[steps, columns] = log_probs[rows]
-        activations = self._ring.activations(self._ring.interval)
+        activations = self._ring.activations(self._ring.rollout)
         for kept, outputs in zip(activations, self._inference.activations, strict=True):
             kept[steps, columns] = as_array(outputs)[rows]
 

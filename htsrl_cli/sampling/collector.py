@@ -244,7 +244,7 @@ def _pack(states: Sequence[EnvState], ring: Ring) -> State:
         "num_episodes": [state.num_episodes for state in states],
         "training_returns": [state.training_return for state in states],
     }
-    return State(arrays | {"obs": ring.slot(ring.interval).obs[0]}, values)
+    return State(arrays | {"obs": ring.slot(ring.rollout).obs[0]}, values)
 
 
 def _unpack(state: State) -> list[EnvState]:

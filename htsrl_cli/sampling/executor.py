@@ -125,7 +125,7 @@ class Executor:
 
     def begin(self) -> list[Request]:
         """Starts to fill the slot that is open in the ring; returns the first requests."""
-        self._slot = self._ring.slot(self._ring.interval)
+        self._slot = self._ring.slot(self._ring.rollout)
         self._unfinished = len(self._seats)
         requests: list[Request] = []
         for seat in self._seats:
@@ -247,7 +247,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
             if command == "stop":
                 return
             if command == "run":
-                if not _run_interval(executor, control, worker, setup):
+                if not _run_rollout(executor, control, worker, setup):
                     return
                 control.send(("run",))
             else:
@@ -258,7 +258,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
         executor.close()
 
 
-def _run_interval(
+def _run_rollout(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
     """Steps environments until the slot is full; returns False if told to stop before that."""

@@ -51,7 +51,7 @@ class Ring:
             for k, (shape, dtype) in enumerate(activation_layout):
                 layout[f"{i}/activations/{k}"] = ((num_steps, num_columns, *shape), dtype)
         layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
-        layout["interval"] = ((1,), "int64")
+        layout["rollout"] = ((1,), "int64")
         self._adopt(SharedArrays(layout))
         for i in _SLOTS:
             self.slots[i].poison()
@@ -68,7 +68,7 @@ class Ring:
             for i in _SLOTS
         )
         self.final_obs = memory["final_obs"]
-        self._interval = memory["interval"]
+        self._rollout = memory["rollout"]
 
     def __getstate__(self) -> SharedArrays:
         return self._memory
@@ -77,9 +77,9 @@ class Ring:
         self._adopt(memory)
 
     @property
-    def interval(self) -> int:
+    def rollout(self) -> int:
         """The number of the rollout that is being collected, from 0."""
-        return int(self._interval[0])
+        return int(self._rollout[0])
 
     @property
     def num_steps(self) -> int:
@@ -91,28 +91,28 @@ class Ring:
         """B, the number of columns."""
         return len(self.final_obs)
 
-    def slot(self, interval: int) -> Slot:
-        """Returns the slot of rollout number `interval`."""
-        return self.slots[interval % 2]
+    def slot(self, rollout: int) -> Slot:
+        """Returns the slot of rollout number `rollout`."""
+        return self.slots[rollout % 2]
 
-    def activations(self, interval: int) -> list[Array]:
+    def activations(self, rollout: int) -> list[Array]:
         """Returns the activations that actors keep for the learner, each [T, B, ...].
 
         The list is empty in most runs; see `networks.activations`. Activations can be recomputed
         from observations and parameters, so they are not part of the slot.
         """
-        return self._activations[interval % 2]
+        return self._activations[rollout % 2]
 
-    def begin(self, interval: int, obs: Array, noise: Array) -> None:
-        """Begins rollout number `interval`.
+    def begin(self, rollout: int, obs: Array, noise: Array) -> None:
+        """Begins rollout number `rollout`.
 
         Args:
             obs: [B, *obs_shape]; the first observations.
             noise: float32 [T, B, D]; the random numbers that sample the actions.
         """
-        self.slot(interval).obs[0] = obs
-        self.slot(interval).noise[:] = noise
-        self._interval[0] = interval
+        self.slot(rollout).obs[0] = obs
+        self.slot(rollout).noise[:] = noise
+        self._rollout[0] = rollout
 
 
 def _is_of_slot(key: str, i: int) -> bool:

@@ -13,7 +13,7 @@ NUM_RESAMPLES = 10_000
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def mean_interval(samples: Array, seed: int = 0) -> tuple[Array, Array]:
+def confidence_interval(samples: Array, seed: int = 0) -> tuple[Array, Array]:
     """Returns the 95 % percentile-bootstrap confidence interval of the mean over the first axis.
 
     Args:

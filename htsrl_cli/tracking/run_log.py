@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from htsrl_cli.checkpoints.state import State
-from htsrl_cli.config.sections import EvaluationConfig, LogConfig
+from htsrl_cli.config.sections import LogConfig, PeriodicEvalConfig
 from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking import summary as summary_file
 from htsrl_cli.tracking.final_metric import FinalMetric
@@ -36,7 +36,7 @@ from htsrl_cli.tracking.window import Stopwatch, Window, mean
 class RunLog:
     """The metrics of a run: collects them at barriers and writes them as lines.
 
-    The first call of `interval`, `evaluation` or `finish` opens `metrics.jsonl` and the event files
+    The first call of `rollout`, `evaluation` or `finish` opens `metrics.jsonl` and the event files
     and, on a resume, removes the lines that will be written again. A process that fails while it
     starts changes nothing. Close the log, or use it as a context manager, so that the terminal is
     restored however the run ends.
@@ -62,7 +62,7 @@ class RunLog:
         total_steps: int,
         env_steps: int = 0,
         *,
-        evaluation: EvaluationConfig | None = None,
+        evaluation: PeriodicEvalConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
@@ -117,7 +117,7 @@ class RunLog:
         """Wall-clock seconds of training, those of earlier processes up to the resume included."""
         return self._stopwatch.seconds()
 
-    def interval(
+    def rollout(
         self,
         env_steps: int,
         scalars: Mapping[str, float],
@@ -215,7 +215,7 @@ class RunLog:
         return State({}, values)
 
     def load_state(self, state: State) -> None:
-        """Continues from `state`; call it before `interval`, `evaluation` and `finish`."""
+        """Continues from `state`; call it before `rollout`, `evaluation` and `finish`."""
         assert self._outputs is None, "load the state before the first rollout"
         values = state.values
         self._env_steps, self._last_line = values["env_steps"], values["last_line"]

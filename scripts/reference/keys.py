@@ -44,7 +44,7 @@ FILES: Mapping[str, tuple[type, str]] = {
     "runner": (sections.RunnerConfig, "runner/hts"),
     "checkpoint": (sections.CheckpointConfig, "base/run"),
     "log": (sections.LogConfig, "base/run"),
-    "eval": (sections.EvaluationConfig, "base/run"),
+    "eval": (sections.PeriodicEvalConfig, "base/run"),
 }
 _OF_A_RUN = {*BASES.values(), *(schema for schema, _ in FILES.values())}
 # Keys that name a kind.

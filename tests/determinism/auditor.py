@@ -104,34 +104,33 @@ class _Auditor:
 
     def run(self, checkpoints: list[Checkpoint], summary: dict[str, Any]) -> Audit:
         obs, num_episodes = self._replay.first_obs()
-        _expect("interval 0, first observations", checkpoints[0].arrays["envs/obs"], obs)
+        _expect("rollout 0, first observations", checkpoints[0].arrays["envs/obs"], obs)
         hashes = [""]
         for before, after in pairwise(checkpoints):
-            slot = self._interval(before, after, obs, num_episodes)
+            slot = self._rollout(before, after, obs, num_episodes)
             obs, num_episodes = slot["obs"][-1], self._replay.num_episodes
             hashes.append(_sha256(hashes[-1], slot))
             self._compare_link(after, hashes)
         self._compare_summary(checkpoints[-1], summary, hashes[-1])
         return self._found
 
-    def _interval(
+    def _rollout(
         self, before: Checkpoint, after: Checkpoint, obs: Array, num_episodes: list[int]
     ) -> Arrays:
         """Recomputes the rollout between two checkpoints; `obs` are its first observations."""
-        interval = before.meta["interval"]
-        _expect(f"interval {interval}, first observations", before.arrays["envs/obs"], obs)
+        rollout = before.meta["interval"]
+        _expect(f"rollout {rollout}, first observations", before.arrays["envs/obs"], obs)
         begun = before.meta["parts"]["envs"]["num_episodes"]
         if begun != num_episodes:
             raise AuditError(
-                f"interval {interval}: the run has begun {begun} episodes, "
-                f"the replay {num_episodes}"
+                f"rollout {rollout}: the run has begun {begun} episodes, the replay {num_episodes}"
             )
         restored = self._replay.restore(before)
-        _expect(f"interval {interval}, restored observations", restored, obs)
-        slot = self._replay.play(interval, obs)
+        _expect(f"rollout {rollout}, restored observations", restored, obs)
+        slot = self._replay.play(rollout, obs)
         if "slot/obs" in after.arrays:
             stored = {name: after.arrays[f"slot/{name}"] for name in NAMES}
-            _compare_slots(interval, stored, slot)
+            _compare_slots(rollout, stored, slot)
             self._found.slots += 1
         self._compare_previous(before, after)
         self._count(slot)
@@ -151,7 +150,7 @@ class _Auditor:
         num_learned = max(0, after.meta["interval"] - self._lag)
         if after.meta["parts"]["rollouts"]["sha256"] != hashes[num_learned]:
             raise AuditError(
-                f"interval {num_learned - 1}: the hash of its slot is another than the replay's"
+                f"rollout {num_learned - 1}: the hash of its slot is another than the replay's"
             )
         self._found.links += 1
 
@@ -219,9 +218,9 @@ class Replay:
             [env.set_state(state) for env, state in zip(self._envs, states, strict=True)]
         )
 
-    def play(self, interval: int, obs: Array) -> Arrays:
+    def play(self, rollout: int, obs: Array) -> Arrays:
         """Plays the rollout that starts with `obs`; returns its slot, all arrays of `NAMES`."""
-        noise = self._noise(interval)
+        noise = self._noise(rollout)
         rows: dict[str, list[Any]] = {name: [] for name in NAMES}
         for t in range(self._num_steps):
             actions, log_probs, values = self._infer(obs, noise[t])
@@ -234,7 +233,7 @@ class Replay:
         rows["values"].append(self._infer(obs, noise[0])[2])
         slot = {name: np.array(row, _dtype(name, row)) for name, row in rows.items()}
         slot["noise"] = noise
-        slot["versions"] = np.full(slot["values"].shape, interval, np.int64)
+        slot["versions"] = np.full(slot["values"].shape, rollout, np.int64)
         return slot
 
     def _step(self, actions: Array, rows: dict[str, list[Any]]) -> Array:
@@ -278,9 +277,9 @@ class Replay:
         self.num_episodes[i] += 1
         return self._envs[i].reset(seed=seed)[0]
 
-    def _noise(self, interval: int) -> Array:
+    def _noise(self, rollout: int) -> Array:
         shape = (self._num_steps, self._num_columns, self._spec.actions.num_dims)
-        rng = _philox(self._seed, ACTIONS, interval, 0)
+        rng = _philox(self._seed, ACTIONS, rollout, 0)
         if self._spec.actions.kind == "gaussian":
             return rng.standard_normal(shape, np.float32)
         return rng.random(shape, np.float32)
@@ -359,7 +358,7 @@ def _expect(where: str, stored: Array, replayed: Array) -> None:
         raise AuditError(_message(f"{where} {index}", stored, replayed, index))
 
 
-def _compare_slots(interval: int, stored: Arrays, replayed: Arrays) -> None:
+def _compare_slots(rollout: int, stored: Arrays, replayed: Arrays) -> None:
     """Raises AuditError if slots differ, naming the earliest time step and its first array."""
     found = []
     for order, name in enumerate(NAMES):
@@ -370,7 +369,7 @@ def _compare_slots(interval: int, stored: Arrays, replayed: Arrays) -> None:
         _, order, index = min(found)
         t, c, *rest = index
         name = NAMES[order]
-        where = f"interval {interval}, {name} at step {t}, column {c}{f', {rest}' if rest else ''}"
+        where = f"rollout {rollout}, {name} at step {t}, column {c}{f', {rest}' if rest else ''}"
         raise AuditError(_message(where, stored[name], replayed[name], index))
 
 

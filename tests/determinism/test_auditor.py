@@ -41,7 +41,7 @@ A2C_EACH = replace(A2C, policies="independent")
 
 
 def make_config(
-    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, num_intervals: int
+    env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, num_rollouts: int
 ) -> TrainConfig:
     """Returns the configuration of a small run with a checkpoint at every barrier.
 
@@ -65,19 +65,19 @@ def make_config(
         checkpoint=sections.checkpoint(interval=steps, keep=1000),
         log=sections.log(interval=steps, tensorboard=False),
         seed=7,
-        total_steps=num_intervals * steps,
+        total_steps=num_rollouts * steps,
     )
 
 
 def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
     train(config, run_dir)
     found = audit(run_dir)
-    num_intervals = config.total_steps // (NUM_ENVS * NUM_STEPS)
+    num_rollouts = config.total_steps // (NUM_ENVS * NUM_STEPS)
     lag = 0 if config.runner.name == "sync" else 1
-    assert found.links == num_intervals
-    assert found.slots == lag * num_intervals
+    assert found.links == num_rollouts
+    assert found.slots == lag * num_rollouts
     # Every update changed the parameters, so that a stale version would have been noticed.
-    assert found.learned == num_intervals - lag
+    assert found.learned == num_rollouts - lag
     return found
 
 
@@ -208,7 +208,7 @@ def test_notices_swapped_rows(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swap_rows(monkeypatch, at_call=100)
-    with pytest.raises(AuditError, match=r"^interval 2, \w+ at step \d+, column \d: the run has"):
+    with pytest.raises(AuditError, match=r"^rollout 2, \w+ at step \d+, column \d: the run has"):
         audit_injected(small, tmp_path, monkeypatch)
 
 
@@ -226,7 +226,7 @@ def test_notices_the_policy_of_another_player(
 
     monkeypatch.setattr(Inference, "run", run_next)
     team = replace(small, env=TEAM, algo=A2C_EACH)
-    with pytest.raises(AuditError, match=r"^interval 2, \w+ at step 6, column \d+"):
+    with pytest.raises(AuditError, match=r"^rollout 2, \w+ at step 6, column \d+"):
         audit_injected(team, tmp_path, monkeypatch)
 
 
@@ -242,9 +242,7 @@ def test_notices_swapped_players(
 
     monkeypatch.setattr(SleepEnv, "_rewards", reversed_once)
     team = replace(small, env=TEAM, algo=A2C_EACH)
-    with pytest.raises(
-        AuditError, match=r"^interval 2, rewards at step 7, column \d+: the run has"
-    ):
+    with pytest.raises(AuditError, match=r"^rollout 2, rewards at step 7, column \d+: the run has"):
         audit_injected(team, tmp_path, monkeypatch)
 
 
@@ -253,11 +251,11 @@ def test_notices_an_off_by_one_at_the_barrier(
 ) -> None:
     begin = Ring.begin
 
-    def begin_with_row_before_last(self: Ring, interval: int, obs: Array, noise: Array) -> None:
-        begin(self, interval, self.slot(interval - 1).obs[-2] if interval == 3 else obs, noise)
+    def begin_with_row_before_last(self: Ring, rollout: int, obs: Array, noise: Array) -> None:
+        begin(self, rollout, self.slot(rollout - 1).obs[-2] if rollout == 3 else obs, noise)
 
     monkeypatch.setattr(Ring, "begin", begin_with_row_before_last)
-    with pytest.raises(AuditError, match=r"^interval 3, first observations \(0, 0\): the run has"):
+    with pytest.raises(AuditError, match=r"^rollout 3, first observations \(0, 0\): the run has"):
         audit_injected(small, tmp_path, monkeypatch)
 
 
@@ -273,7 +271,7 @@ def test_notices_stale_parameters(
         publish(self, version)
 
     monkeypatch.setattr(ParameterStore, "publish", publish_version_only)
-    with pytest.raises(AuditError, match=r"^interval 3, (actions|log_probs|values) at step 0"):
+    with pytest.raises(AuditError, match=r"^rollout 3, (actions|log_probs|values) at step 0"):
         audit_injected(small, tmp_path, monkeypatch)
 
 
@@ -309,7 +307,7 @@ def test_notices_a_single_bit_of_any_array(small: TrainConfig, tmp_path: Path) -
         arrays = {key: array.copy() for key, array in intact.arrays.items()}
         flip(arrays[f"slot/{name}"], at)
         save_checkpoint(path, Checkpoint(arrays, intact.meta))
-        where = f"^interval 1, {name} at step {at[0]}, column {at[1]}.*: the run has"
+        where = f"^rollout 1, {name} at step {at[0]}, column {at[1]}.*: the run has"
         with pytest.raises(AuditError, match=where):
             audit(tmp_path)
 
@@ -324,7 +322,7 @@ def test_the_chain_of_hashes_alone_notices(
         stored = load_checkpoint(path)
         kept = {name: a for name, a in stored.arrays.items() if not name.startswith("slot/")}
         save_checkpoint(path, Checkpoint(kept, stored.meta))
-    with pytest.raises(AuditError, match=r"^interval 2: the hash of its slot is another"):
+    with pytest.raises(AuditError, match=r"^rollout 2: the hash of its slot is another"):
         audit(tmp_path)
 
 
@@ -337,5 +335,5 @@ def test_notices_another_summary(small: TrainConfig, tmp_path: Path) -> None:
         audit(tmp_path)
 
 
-def checkpoint_path(run_dir: Path, interval: int) -> Path:
-    return sorted((run_dir / "checkpoints").iterdir())[interval]
+def checkpoint_path(run_dir: Path, rollout: int) -> Path:
+    return sorted((run_dir / "checkpoints").iterdir())[rollout]

@@ -63,7 +63,7 @@ class Reference:
         if combination not in self._fingerprints:
             config = replace(
                 harness.small_config(*combination, runner="serial"),
-                checkpoint=sections.checkpoint(interval=harness.STEPS_PER_INTERVAL, keep=100),
+                checkpoint=sections.checkpoint(interval=harness.STEPS_PER_ROLLOUT, keep=100),
             )
             self._fingerprints[combination] = harness.run(config, self.path(combination))
         return self._fingerprints[combination]
@@ -107,7 +107,7 @@ class TestContract:
     ) -> None:
         reference.of(combination)
         slots = harness.slots(reference.path(combination))
-        assert len(slots) == harness.NUM_INTERVALS
+        assert len(slots) == harness.NUM_ROLLOUTS
         terminated, truncated, lengths = (
             np.stack([slot[name] for slot in slots])
             for name in ("terminated", "truncated", "episode_lengths")
@@ -170,7 +170,7 @@ def test_screens_of_full_size(algo: str, tmp_path: Path) -> None:
     fingerprints = []
     for runner in ("serial", "hts"):
         config = harness.small_config("screens", algo, IMAGE_PRECISION, runner)
-        config = replace(config, total_steps=3 * harness.STEPS_PER_INTERVAL)
+        config = replace(config, total_steps=3 * harness.STEPS_PER_ROLLOUT)
         fingerprints.append(harness.run(config, tmp_path / runner))
     assert fingerprints[0] == fingerprints[1]
 

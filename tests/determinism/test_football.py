@@ -44,7 +44,7 @@ FAST = ("one", "three-independent")
 
 
 def football_config(
-    team: str, runner: str = "hts", num_intervals: int = 10, precision: str = "fp32"
+    team: str, runner: str = "hts", num_rollouts: int = 10, precision: str = "fp32"
 ) -> TrainConfig:
     """Returns a small run; its episodes are short, as random policies soon lose the ball."""
     env, policies = TEAMS[team]
@@ -59,7 +59,7 @@ def football_config(
         runner=replace(config.runner, sync_interval=SYNC_INTERVAL),
         checkpoint=sections.checkpoint(interval=3 * steps, keep=100),
         log=sections.log(interval=2 * steps, tensorboard=False),
-        total_steps=num_intervals * steps,
+        total_steps=num_rollouts * steps,
     )
 
 
@@ -82,7 +82,7 @@ def test_runners_workers_and_resumes_change_nothing(team: str, tmp_path: Path) -
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     """Kills a run with SIGKILL at any moment and resumes with other worker counts."""
-    config = football_config("three-shared", num_intervals=14)
+    config = football_config("three-shared", num_rollouts=14)
     expected = harness.run(config, tmp_path / "uninterrupted")
     arguments = [*resuming.words(config), "hydra.run.dir=run", "resume=auto"]
     process = resuming.start(*arguments, "actors.num_executors=4", cwd=tmp_path)
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("team", ["one-images", "three-images", "three-independent"])
 def test_kills_at_random_moments(team: str, tmp_path: Path) -> None:
-    config = football_config(team, num_intervals=160)
+    config = football_config(team, num_rollouts=160)
     config = replace(config, checkpoint=replace(config.checkpoint, keep=2))
     expected = harness.run(config, tmp_path / "uninterrupted")
     killed, _ = resuming.kill_and_resume(config, 6, tmp_path)
@@ -123,7 +123,7 @@ def test_workers_stopped_at_random(team: str, precision: str, tmp_path: Path) ->
 @pytest.mark.parametrize("team", ["one-images", "three-shared", "three-independent"])
 def test_runs_replay(team: str, tmp_path: Path) -> None:
     """Runs the auditor, which restores every environment at every barrier and replays."""
-    config = football_config(team, num_intervals=5)
+    config = football_config(team, num_rollouts=5)
     steps = NUM_ENVS * SYNC_INTERVAL
     config = replace(config, checkpoint=sections.checkpoint(interval=steps, keep=100))
     harness.run(harness.with_workers(config, 2, 2, 2), tmp_path)

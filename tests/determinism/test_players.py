@@ -10,7 +10,7 @@ import pytest
 
 from htsrl_cli.config.sections import TrainConfig
 from tests import harness, sections
-from tests.harness import STEPS_PER_INTERVAL
+from tests.harness import STEPS_PER_ROLLOUT
 
 PLAYERS = 3
 TEAM = sections.synthetic("sleep", episode_length=7, truncate=True, num_players=PLAYERS)
@@ -33,7 +33,7 @@ def team_config(policies: str, algo: str, precision: str, runner: str = "hts") -
         config,
         env=TEAM,
         algo=replace(config.algo, policies=policies),
-        checkpoint=sections.checkpoint(interval=STEPS_PER_INTERVAL, keep=100),
+        checkpoint=sections.checkpoint(interval=STEPS_PER_ROLLOUT, keep=100),
     )
 
 
@@ -43,7 +43,7 @@ def test_workers_runners_and_resumes_change_nothing(
 ) -> None:
     config = team_config(policies, algo, precision, "serial")
     expected = harness.run(config, tmp_path / "serial")
-    assert len(expected.metrics) == harness.NUM_INTERVALS // 2
+    assert len(expected.metrics) == harness.NUM_ROLLOUTS // 2
     slots = harness.slots(tmp_path / "serial")
     # An episode ends for all players; a game counts once, in its first player's column.
     truncated = np.stack([slot["truncated"] for slot in slots])

@@ -22,9 +22,9 @@ from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
 from tests import harness, sections, warm
 from tests.fault.processes import wait_until
-from tests.harness import IMAGE_PRECISION, STEPS_PER_INTERVAL, Fingerprint
+from tests.harness import IMAGE_PRECISION, STEPS_PER_ROLLOUT, Fingerprint
 
-LONG_INTERVALS = 400
+LONG_ROLLOUTS = 400
 
 
 def env_words(env: EnvConfig) -> list[str]:
@@ -157,12 +157,12 @@ def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[
     return killed, writing
 
 
-def long_config(num_intervals: int) -> TrainConfig:
+def long_config(num_rollouts: int) -> TrainConfig:
     """Returns a run with a checkpoint at every second barrier, so that kills often hit one."""
     return replace(
         harness.small_config("atari", "ppo"),
-        total_steps=num_intervals * STEPS_PER_INTERVAL,
-        checkpoint=sections.checkpoint(interval=2 * STEPS_PER_INTERVAL, keep=2),
+        total_steps=num_rollouts * STEPS_PER_ROLLOUT,
+        checkpoint=sections.checkpoint(interval=2 * STEPS_PER_ROLLOUT, keep=2),
     )
 
 
@@ -184,7 +184,7 @@ def test_two_kills(tmp_path: Path, uninterrupted: Fingerprint) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_some_while_writing(tmp_path: Path) -> None:
-    config = long_config(LONG_INTERVALS)
+    config = long_config(LONG_ROLLOUTS)
     expected = harness.run(config, tmp_path / "uninterrupted")
     killed, writing = kill_and_resume(config, 24, tmp_path)
     print(f"{killed} kills, {writing} while a checkpoint was being written")
@@ -234,7 +234,7 @@ def test_every_checkpoint_leads_to_the_same_end(
     """Resumes from several checkpoints, also from one between two lines of metrics."""
     config = harness.small_config(env, algo, precision, runner)
     config = replace(
-        config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_INTERVAL, keep=100)
+        config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_ROLLOUT, keep=100)
     )
     expected = harness.run(config, tmp_path)
     files = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
@@ -249,13 +249,13 @@ def test_actors_that_do_not_repeat_exactly_leave_the_slot_alone(
 ) -> None:
     """Patches the actor that recomputes activations, the only one in this process."""
     config = harness.small_config("atari", "a2c", IMAGE_PRECISION)
-    config = replace(config, total_steps=6 * STEPS_PER_INTERVAL)
+    config = replace(config, total_steps=6 * STEPS_PER_ROLLOUT)
     expected = harness.run(config, tmp_path)
     serve = Actor.serve
 
     def serve_otherwise(self: Actor, requests: Sequence[Request]) -> None:
         serve(self, requests)
-        self._ring.slot(self._ring.interval).log_probs[:] += 1
+        self._ring.slot(self._ring.rollout).log_probs[:] += 1
 
     monkeypatch.setattr(Actor, "serve", serve_otherwise)
     path = sorted((tmp_path / "checkpoints").glob("*.ckpt"))[0]

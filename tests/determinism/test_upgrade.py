@@ -36,12 +36,12 @@ def test_every_bit_is_restored() -> None:
     checkpoint = load_checkpoint(PATH)
     with ExitStack() as stack:
         roles = connect(stored_config("serial"), checkpoint, stack)
-        interval = restore(roles, checkpoint)
-        assert interval * roles.plan.steps_per_interval == expected["env_steps"]
+        rollout = restore(roles, checkpoint)
+        assert rollout * roles.plan.steps_per_rollout == expected["env_steps"]
         assert roles.learner.num_updates_done == expected["updates"]
         assert digest(roles.learner.parameters()) == expected["params_sha256"]
         assert digest(roles.learner.optimizer_state()) == expected["optimizer_sha256"]
-        found = roles.rollouts.with_slot(unlearned_slot(roles, interval))
+        found = roles.rollouts.with_slot(unlearned_slot(roles, rollout))
         assert found == expected["rollouts_sha256"]
 
 

@@ -25,7 +25,7 @@ PATIENCE_S = 240.0
 # The processes of a killed run must be gone within this time.
 GONE_S = 5.0
 NUM_EXECUTORS = 2
-STEPS_PER_INTERVAL = 64
+STEPS_PER_ROLLOUT = 64
 # A rollout takes a twentieth of a second, and each writes a line of metrics.
 WORDS = (
     "env=synthetic/sleep",
@@ -40,7 +40,7 @@ WORDS = (
     "learner.micro_batch=16",
     "learner.num_threads=2",
     "checkpoint.interval=640",
-    f"log.interval={STEPS_PER_INTERVAL}",
+    f"log.interval={STEPS_PER_ROLLOUT}",
     "log.tensorboard=false",
     "hydra.run.dir=run",
 )

@@ -120,7 +120,7 @@ def test_cell_that_nobody_wrote(
 
     def forget(self: Any, check: Any) -> None:
         finish(self, check)
-        slot = self._ring.slot(self._ring.interval)
+        slot = self._ring.slot(self._ring.rollout)
         slot.truncated.view(np.uint8)[3, 2] = 0xAB
 
     monkeypatch.setattr(host, "finish", forget)

@@ -23,7 +23,7 @@ from htsrl_cli.workers.watcher import NO_STACK
 from tests import sections
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import NUM_EXECUTORS, WORDS, Run, wait_until
-from tests.harness import STEPS_PER_INTERVAL, Fingerprint, fingerprint, htsrl, small_config
+from tests.harness import STEPS_PER_ROLLOUT, Fingerprint, fingerprint, htsrl, small_config
 from tests.harness import run as harness_run
 
 INTERVAL = 320
@@ -89,8 +89,8 @@ def test_a_policy_that_waits_to_be_written_is_not_changed_by_the_learner(
 
     monkeypatch.setattr(Evaluator, "submit", submit)
     config = small_config("terminating", "ppo")
-    steps = 4 * STEPS_PER_INTERVAL
-    evaluation = sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=1)
+    steps = 4 * STEPS_PER_ROLLOUT
+    evaluation = sections.evaluation(interval=STEPS_PER_ROLLOUT, episodes=1)
     harness_run(replace(config, total_steps=steps, eval=evaluation), tmp_path / "run")
     assert len(submitted) == 4
     assert submitted[0][1] != submitted[-1][1]

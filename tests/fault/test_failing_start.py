@@ -29,7 +29,7 @@ def test_what_fails_at_the_first_checkpoint_leaves_nothing(
 
     config = replace(
         harness.small_config("terminating", "ppo", runner=runner),
-        eval=sections.evaluation(interval=harness.STEPS_PER_INTERVAL, episodes=1),
+        eval=sections.evaluation(interval=harness.STEPS_PER_ROLLOUT, episodes=1),
     )
     before = alive()
     monkeypatch.setattr(Run, "_save_checkpoint", fail)

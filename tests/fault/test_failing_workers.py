@@ -16,7 +16,7 @@ from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
 from tests.fault.processes import (
     ENDLESS,
     NUM_EXECUTORS,
-    STEPS_PER_INTERVAL,
+    STEPS_PER_ROLLOUT,
     WORDS,
     Run,
     wait_until,
@@ -50,10 +50,10 @@ def expect_failure(run: Run, message: str) -> None:
 @pytest.mark.parametrize("fault", ["raise", "crash", "hang", pytest.param("exit", marks=slow)])
 def test_environment_fails(train: Train, fault: str) -> None:
     run = train(
-        *FAULTY, *TIMEOUTS, f"env.fault={fault}", f"checkpoint.interval={STEPS_PER_INTERVAL}"
+        *FAULTY, *TIMEOUTS, f"env.fault={fault}", f"checkpoint.interval={STEPS_PER_ROLLOUT}"
     )
     expect_failure(run, SIGNS[fault])
-    assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_INTERVAL
+    assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_ROLLOUT
 
 
 @slow

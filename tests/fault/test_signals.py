@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
-from tests.fault.processes import ENDLESS, STEPS_PER_INTERVAL, Run, wait_until
+from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, Run, wait_until
 from tests.harness import Fingerprint
 
 # The third rollout never ends: environment 0 hangs in it.
@@ -21,11 +21,11 @@ STUCK = (
     "env.step_timeout_s=1000",
     ENDLESS,
 )
-STUCK_STEPS = 2 * STEPS_PER_INTERVAL
+STUCK_STEPS = 2 * STEPS_PER_ROLLOUT
 STOPPING = "stopping after this rollout"
 
 
-def test_interrupt_finishes_the_interval_and_resumes(
+def test_interrupt_finishes_the_rollout_and_resumes(
     train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
     run = train(TOTAL)
@@ -106,7 +106,7 @@ def test_second_signal_ends_at_once(train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == 0
 
 
-def test_grace_ends_the_wait_for_an_interval(train: Train) -> None:
+def test_grace_ends_the_wait_for_a_rollout(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=2")
     run.wait_for_steps(STUCK_STEPS)
     run.wait_for_quiet()

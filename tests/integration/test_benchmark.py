@@ -93,7 +93,7 @@ def test_training_is_measured_as_the_learner_does_it(
 def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["env=synthetic/count", "runner.sync_interval=16", "log.tensorboard=false"]
     bench = sections.bench(runners=("serial", "hts"), repeats=2, seconds=0.5, micro_seconds=0.05)
-    rate = benchmark.run(bench, config(*words), words, tmp_path)
+    rate = benchmark.run_benchmark(bench, config(*words), words, tmp_path)
     report = json.loads((tmp_path / RESULT_FILE).read_text())
     assert [run["name"] for run in report["runs"]] == ["serial", "hts"] * 2
     serial = sorted(run["rate"] for run in report["runs"] if run["name"] == "serial")

@@ -126,7 +126,7 @@ def test_executors_stand_back_for_actors_on_a_gpu(tmp_path: Path) -> None:
     start = [sys.executable, "-m", "tests.pretend_gpu", "train", *words, *ON_GPU]
     main = psutil.Popen(start, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: list(tmp_path.glob("runs/**/metrics.jsonl")), "an interval")
+        wait_until(lambda: list(tmp_path.glob("runs/**/metrics.jsonl")), "a rollout")
         executors = [p for p in main.children() if p.name().startswith("executor")]
         assert [p.nice() for p in executors] == [max(10, os.getpriority(os.PRIO_PROCESS, 0))] * 2
     finally:

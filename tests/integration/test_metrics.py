@@ -19,14 +19,14 @@ from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from tests import sections
-from tests.harness import STEPS_PER_INTERVAL, run, small_config
+from tests.harness import STEPS_PER_ROLLOUT, run, small_config
 from tests.unit.test_metrics import CONFIG, feed, fill_disk, lines, open_log, play
 
 
 def evaluated_config() -> TrainConfig:
     config = small_config("terminating", "a2c")
-    evaluation = sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=2)
-    return replace(config, eval=evaluation, total_steps=12 * STEPS_PER_INTERVAL)
+    evaluation = sections.evaluation(interval=STEPS_PER_ROLLOUT, episodes=2)
+    return replace(config, eval=evaluation, total_steps=12 * STEPS_PER_ROLLOUT)
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
@@ -38,14 +38,14 @@ def test_scores_without_space_are_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        fill_disk(patch, lambda line: line["env_steps"] > 5 * STEPS_PER_INTERVAL)
+        fill_disk(patch, lambda line: line["env_steps"] > 5 * STEPS_PER_ROLLOUT)
         with pytest.raises(RunError, match="scores could not be written"):
             run(evaluated_config(), tmp_path)
     stored = evaluations(tmp_path)
     assert len(stored) <= 5
     run(evaluated_config(), tmp_path, find_checkpoint(tmp_path))
     assert [line["env_steps"] for line in evaluations(tmp_path)] == [
-        k * STEPS_PER_INTERVAL for k in range(1, 13)
+        k * STEPS_PER_ROLLOUT for k in range(1, 13)
     ]
 
 
@@ -59,7 +59,7 @@ def test_event_files_hold_a_layout_of_tags_that_runs_have(tmp_path: Path) -> Non
     tags = {tag for category in layout.category for c in category.chart for tag in c.multiline.tag}
     config = small_config("terminating", "ppo", runner="serial")
     run(
-        replace(config, eval=sections.evaluation(interval=STEPS_PER_INTERVAL, episodes=1)),
+        replace(config, eval=sections.evaluation(interval=STEPS_PER_ROLLOUT, episodes=1)),
         tmp_path / "run",
     )
     assert tags <= {tag for line in lines(tmp_path / "run") for tag in line}
@@ -73,7 +73,7 @@ def test_kills_leave_whole_lines_and_no_temporary_file(tmp_path: Path) -> None:
         "from htsrl_cli.storage.slot import Episode\n"
         "log = RunLog(Path(sys.argv[1]), sections.log(interval=1, tensorboard=False), {}, 10)\n"
         "for j in range(1, 10**9):\n"
-        "    log.interval(j, {'a': j}, [Episode(1.0, 1.0, j)], {})\n"
+        "    log.rollout(j, {'a': j}, [Episode(1.0, 1.0, j)], {})\n"
         "    log.write_summary({'env_steps': j})\n"
         "    print(j, flush=True)\n"
     )

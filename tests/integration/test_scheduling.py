@@ -16,7 +16,7 @@ from tests.unit.test_scheduling import SHORT_NS, needs_slices, nice, slice_ns
 @needs_slices
 def test_workers_go_first_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, tuple[int, int]] = {}
-    log_interval = Run._log_interval
+    log_interval = Run._log_rollout
 
     def look(run: Run) -> None:
         log_interval(run)
@@ -25,7 +25,7 @@ def test_workers_go_first_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for name, number in {**workers, **threads}.items():
             seen[name] = slice_ns(number), nice(number)
 
-    monkeypatch.setattr(Run, "_log_interval", look)
+    monkeypatch.setattr(Run, "_log_rollout", look)
     harness.run(harness.with_workers(harness.small_config("terminating", "a2c"), 2, 1, 2), tmp_path)
     usual = seen["MainThread"]
     assert usual[0] > SHORT_NS

@@ -16,7 +16,7 @@ from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
 from tests import harness, sections
 
-STEPS = 3 * harness.STEPS_PER_INTERVAL
+STEPS = 3 * harness.STEPS_PER_ROLLOUT
 CONFIG = replace(harness.small_config("atari", "a2c", runner="serial"), total_steps=STEPS)
 
 
@@ -35,7 +35,7 @@ def resume(stored: Checkpoint, folder: Path, packages: dict[str, str] | None) ->
         meta["packages"] = packages
     path = folder / "a.ckpt"
     save_checkpoint(path, Checkpoint(stored.arrays, meta))
-    longer = replace(CONFIG, total_steps=STEPS + harness.STEPS_PER_INTERVAL)
+    longer = replace(CONFIG, total_steps=STEPS + harness.STEPS_PER_ROLLOUT)
     harness.run(longer, folder / "run", path)
 
 

@@ -62,7 +62,7 @@ def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
 
 def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> evaluation.EvalResult:
     CheckpointStore(folder, keep=1).save(1234, 0.5, make_checkpoint(config, inference_batch=2))
-    return evaluation.run(sections.eval(str(folder), **keys))
+    return evaluation.evaluate(sections.eval(str(folder), **keys))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
 def test_a_file_elsewhere_has_its_videos_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
-    evaluation.run(sections.eval(str(path), episodes=1, video=True))
+    evaluation.evaluate(sections.eval(str(path), episodes=1, video=True))
     assert (tmp_path / "videos" / "game_0000.mp4").exists()
 
 

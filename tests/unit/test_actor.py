@@ -157,7 +157,7 @@ def test_activations_stand_at_the_addresses_of_their_observations(precision: str
     # The value head turns the last activations into the slot's values.
     setup = make_setup(IMAGES, precision)
     stage = Stage(setup)
-    assert [len(stage.ring.activations(interval)) for interval in (8, 9)] == [4, 4]
+    assert [len(stage.ring.activations(rollout)) for rollout in (8, 9)] == [4, 4]
     stage.answers([EVERYTHING[::-1]])
     policy = random_policy(IMAGES)
     features = as_tensor(stage.ring.activations(8)[-1]).float().view(T, B, -1)

@@ -333,17 +333,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, technique: str) -> Non
 def test_unrated_checkpoints_wait_for_their_metric(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1)
     for env_steps in range(1, 6):
-        store.save(env_steps, 9.0, tiny(), is_rated=False)
-    assert steps(tmp_path) == store.unrated == [1, 2, 3, 4, 5]
+        store.save(env_steps, 9.0, tiny(), is_final=False)
+    assert steps(tmp_path) == store.waiting == [1, 2, 3, 4, 5]
     for env_steps, metric in ((1, 3.0), (2, 7.0), (3, 5.0), (4, None)):
-        store.rate(env_steps, metric)
-    assert (steps(tmp_path), store.unrated) == ([2, 5], [5])
+        store.set_metric(env_steps, metric)
+    assert (steps(tmp_path), store.waiting) == ([2, 5], [5])
     store = CheckpointStore(tmp_path, keep=1)
-    store.unrate()
-    store.save(6, None, tiny(), is_rated=False)
-    assert store.unrated == [2, 5, 6]
+    store.forget_metrics()
+    store.save(6, None, tiny(), is_final=False)
+    assert store.waiting == [2, 5, 6]
     for env_steps, metric in ((2, 7.0), (5, 8.0), (6, 1.0)):
-        store.rate(env_steps, metric)
+        store.set_metric(env_steps, metric)
     assert steps(tmp_path) == [5, 6]
 
 

@@ -238,7 +238,7 @@ def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[st
     store = CheckpointStore(tmp_path, keep=2)
     store.save(500, 1.0, make_checkpoint(CARTPOLE))
     store.save(1234, 0.5, make_checkpoint(CARTPOLE))
-    result = evaluation.run(sections.eval(str(tmp_path), episodes=5, seed=3))
+    result = evaluation.evaluate(sections.eval(str(tmp_path), episodes=5, seed=3))
     assert result.checkpoint == str(store.path(1234))
     assert result.mean == np.mean(result.returns)
     games = zip(result.returns, result.training_returns, result.lengths, strict=True)
@@ -256,7 +256,7 @@ def test_one_episode_of_a_file_elsewhere(
 ) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
-    result = evaluation.run(sections.eval(str(path), episodes=1))
+    result = evaluation.evaluate(sections.eval(str(path), episodes=1))
     assert (result.std, result.interval) == (None, None)
     assert (tmp_path / "eval.json").exists()
     assert "standard deviation" in capsys.readouterr().out
@@ -268,7 +268,7 @@ def test_a_result_that_cannot_be_stored_is_still_shown(
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
     (tmp_path / "eval.json").mkdir()
-    evaluation.run(sections.eval(str(path), episodes=2))
+    evaluation.evaluate(sections.eval(str(path), episodes=2))
     assert "mean" in capsys.readouterr().out
     assert "the scores are not stored" in caplog.text
 

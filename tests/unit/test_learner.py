@@ -306,7 +306,7 @@ def test_a_slot_of_two_versions_stops_the_run(
     def serve_as_newer(self: Actor, policy: int, rows: Array, requests: Sequence[Request]) -> None:
         serve(self, policy, rows, requests)
         if (0, 4) in requests:
-            self._ring.slot(self._ring.interval).versions[4, 0] += 1
+            self._ring.slot(self._ring.rollout).versions[4, 0] += 1
 
     monkeypatch.setattr(Actor, "_serve_pass", serve_as_newer)
     with pytest.raises(AssertionError, match=r"slot of versions \[0 1\], learner at 1"):

@@ -58,7 +58,7 @@ def feed(log: RunLog, j: int) -> None:
         Episode(rng.standard_normal(), rng.standard_normal(), int(rng.integers(1, 99)))
         for _ in range(rng.integers(4))
     ]
-    log.interval((j + 1) * STEPS, scalars, episodes, {"learner_busy": 0.1})
+    log.rollout((j + 1) * STEPS, scalars, episodes, {"learner_busy": 0.1})
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -74,9 +74,9 @@ def deterministic(run_dir: Path) -> list[str]:
     ]
 
 
-def play(run_dir: Path, num_intervals: int) -> None:
+def play(run_dir: Path, num_rollouts: int) -> None:
     with open_log(run_dir) as log:
-        for j in range(num_intervals):
+        for j in range(num_rollouts):
             feed(log, j)
         log.finish()
 
@@ -87,21 +87,21 @@ def test_a_line_is_written_where_a_multiple_of_the_interval_is_crossed(tmp_path:
     assert [line["env_steps"] for line in lines(tmp_path)] == [256, 448, 640, 704]
 
 
-def test_an_interval_that_crosses_several_multiples_writes_one_line(tmp_path: Path) -> None:
+def test_a_rollout_that_crosses_several_multiples_writes_one_line(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.interval(1000, {"a": 1.0}, [], {})
-        log.interval(2000, {"a": 3.0}, [], {})
+        log.rollout(1000, {"a": 1.0}, [], {})
+        log.rollout(2000, {"a": 3.0}, [], {})
         log.finish()
     assert [(line["env_steps"], line["a"]) for line in lines(tmp_path)] == [(1000, 1), (2000, 3)]
 
 
 def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.interval(100, {"b": 1.0}, [Episode(3.0, 0.5, 10)], {})
-        log.interval(150, {"b": 2.0, "a": 8.0}, [], {})
-        log.interval(200, {"b": 6.0}, [Episode(-1.0, 1.0, 30), Episode(4.0, 3.0, 50)], {})
-        log.interval(400, {"b": 7.0}, [Episode(0.0, 0.0, 1)], {})
-        log.interval(600, {}, [], {})
+        log.rollout(100, {"b": 1.0}, [Episode(3.0, 0.5, 10)], {})
+        log.rollout(150, {"b": 2.0, "a": 8.0}, [], {})
+        log.rollout(200, {"b": 6.0}, [Episode(-1.0, 1.0, 30), Episode(4.0, 3.0, 50)], {})
+        log.rollout(400, {"b": 7.0}, [Episode(0.0, 0.0, 1)], {})
+        log.rollout(600, {}, [], {})
     first, second, third = lines(tmp_path)
     assert [name for name in first if not name.startswith("time/")] == [
         "env_steps",
@@ -132,9 +132,9 @@ def test_means_and_episode_statistics_by_hand(tmp_path: Path) -> None:
 def test_the_metric_covers_the_last_hundred_episodes(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         assert log.metric is None
-        log.interval(1, {}, [Episode(float(k), 0.0, 1) for k in range(60)], {})
+        log.rollout(1, {}, [Episode(float(k), 0.0, 1) for k in range(60)], {})
         assert log.metric == np.arange(60).mean()
-        log.interval(2, {}, [Episode(float(k), 0.0, 1) for k in range(60, 150)], {})
+        log.rollout(2, {}, [Episode(float(k), 0.0, 1) for k in range(60, 150)], {})
         assert log.metric == np.arange(50, 150).mean()
         assert log.num_episodes == 150
 
@@ -143,11 +143,11 @@ def test_wall_clock_figures_by_hand(tmp_path: Path) -> None:
     clock = Clock()
     with open_log(tmp_path, clock=clock) as log:
         clock.now += 4
-        log.interval(200, {}, [], {"learner_busy": 1.0, "actors_busy": 3.0})
+        log.rollout(200, {}, [], {"learner_busy": 1.0, "actors_busy": 3.0})
         clock.now += 1
-        log.interval(300, {}, [], {"learner_busy": 0.25})
+        log.rollout(300, {}, [], {"learner_busy": 0.25})
         clock.now += 1
-        log.interval(400, {}, [], {"learner_busy": 0.25})
+        log.rollout(400, {}, [], {"learner_busy": 0.25})
         assert log.seconds == 6
         state = log.state()
     first, second = lines(tmp_path)
@@ -161,7 +161,7 @@ def test_wall_clock_figures_by_hand(tmp_path: Path) -> None:
     with open_log(tmp_path, 400, clock=clock) as log:
         log.load_state(state)
         clock.now += 2
-        log.interval(600, {}, [], {})
+        log.rollout(600, {}, [], {})
     last = lines(tmp_path)[-1]
     assert last["time/seconds"] == 8, "time counts over all processes of a run"
     assert last["time/env_steps_per_second_since_start"] == 100, "speed is of this process"
@@ -254,14 +254,14 @@ def test_the_clock_stops_with_the_training(tmp_path: Path) -> None:
 def test_finishing_without_anything_new_writes_no_line(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         log.finish()
-        log.interval(200, {}, [], {})
+        log.rollout(200, {}, [], {})
         log.finish()
     assert len(lines(tmp_path)) == 1
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.interval(200, {"a": math.nan, "b": math.inf, "c": 0.1 + 0.2}, [], {})
+        log.rollout(200, {"a": math.nan, "b": math.inf, "c": 0.1 + 0.2}, [], {})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text
     assert '"a": null, "b": null, "c": 0.30000000000000004' in text
@@ -362,14 +362,14 @@ def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
             return super().write(content[:7])  # the disk takes these bytes before it is full
 
     with open_log(tmp_path) as log:
-        log.interval(200, {"a": 1.0}, [], {})
+        log.rollout(200, {"a": 1.0}, [], {})
         outputs = log._outputs
         assert outputs is not None
         with monkeypatch.context() as context:
             context.setattr(outputs._lines, "_file", FullDisk(tmp_path / "metrics.jsonl", "ab"))
-            log.interval(400, {"a": 2.0}, [], {})
+            log.rollout(400, {"a": 2.0}, [], {})
             outputs._lines.close()
-        log.interval(600, {"a": 3.0}, [], {})
+        log.rollout(600, {"a": 3.0}, [], {})
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 600]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     message = "metrics.jsonl: No space left on device; no line at 400 env steps"
@@ -504,7 +504,7 @@ def test_tensorboard_failing_is_reported_once_and_the_lines_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
-        log.interval(200, {}, [], {})
+        log.rollout(200, {}, [], {})
         outputs = log._outputs
         assert outputs is not None
         events = outputs._trackers["TensorBoard"]
@@ -513,8 +513,8 @@ def test_tensorboard_failing_is_reported_once_and_the_lines_go_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         events.write = fail  # type: ignore[method-assign]
-        log.interval(400, {}, [], {})
-        log.interval(600, {}, [], {})
+        log.rollout(400, {}, [], {})
+        log.rollout(600, {}, [], {})
         events.close(is_complete=False)
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 400, 600]
     assert caplog.text.count("No space left on device; this run writes nothing more to it") == 1

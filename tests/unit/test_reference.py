@@ -91,7 +91,7 @@ def keys_of_dataclasses() -> Iterator[str]:
         "runner": hints["RunnerConfig"],
         "checkpoint": hints["CheckpointConfig"],
         "log": hints["LogConfig"],
-        "eval": hints["EvaluationConfig"],
+        "eval": hints["PeriodicEvalConfig"],
         "bench": hints["BenchConfig"],
     }
     assert {*names(schemas.TrainConfig), "bench"} - {*plain, *BASES} == {"seed", "total_steps"}

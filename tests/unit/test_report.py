@@ -20,7 +20,7 @@ from htsrl_cli.report import report
 from htsrl_cli.report.groups import Group, group, select
 from htsrl_cli.report.page import table_rows
 from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, find_runs, load_run
-from htsrl_cli.tracking.bootstrap import mean_interval
+from htsrl_cli.tracking.bootstrap import confidence_interval
 
 CARTPOLE = {"kind": "gym", "id": "CartPole-v1"}
 PPO = {"name": "ppo", "learning_rate": 1e-3, "clip_coef": 0.2}
@@ -98,12 +98,12 @@ def test_a_search_is_shown_with_all_its_keys(tmp_path: Path) -> None:
     ]
 
 
-def test_interval_of_a_mean() -> None:
+def test_confidence_interval_of_a_mean() -> None:
     samples = np.array([3.0, 10.0, 4.0, 8.0, 1.0])
     means = [np.mean(chosen) for chosen in itertools.product(samples, repeat=5)]
-    assert np.allclose(mean_interval(samples), np.percentile(means, [2.5, 97.5]), atol=0.2)
-    assert [float(end) for end in mean_interval(np.array([2.0] * 3))] == [2.0, 2.0]
-    low, high = mean_interval(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert np.allclose(confidence_interval(samples), np.percentile(means, [2.5, 97.5]), atol=0.2)
+    assert [float(end) for end in confidence_interval(np.array([2.0] * 3))] == [2.0, 2.0]
+    low, high = confidence_interval(np.array([[1.0, 5.0], [3.0, 5.0]]))
     assert (low.tolist(), high.tolist()) == ([1.0, 5.0], [3.0, 5.0])
 
 
@@ -156,7 +156,7 @@ def test_a_configuration_and_seed_counts_once(
     write_run(runs / "e", [5.0], seed=2, algo=A2C)
     found = {g.label: [run.folder.name for run in g.runs] for g in groups_of(runs)}
     assert found == {"algo.name=ppo": ["b[red]", "d"], "algo.name=a2c": ["e"]}
-    report.run([runs], tmp_path / "out")
+    report.write_report([runs], tmp_path / "out")
     lines = [
         f"left out: {runs}/{name} (same configuration and seed as {runs}/b[red])"
         for name in ("a", "c")
@@ -189,7 +189,7 @@ def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
     runs = tmp_path / "runs"
     evaluate(write_run(runs / "early", [None, None], seed=1), 1000, score=7.0)
     write_run(runs / "nothing", [None], seed=2)
-    report.run([runs], tmp_path / "out")
+    report.write_report([runs], tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (row["measure"], row["score"]) == ("final metric", "7.00")
     assert (row["env steps"], row["env steps/s"], row["minutes"]) == ("2,000", "100", "0.3")
@@ -197,7 +197,7 @@ def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
     # Beside a run without evaluations, this run has no comparable score.
     write_run(runs / "late", [1.0], seed=3)
     assert [[run.folder.name for run in g.runs] for g in groups_of(runs)] == [["late"]]
-    report.run([runs], tmp_path / "out")
+    report.write_report([runs], tmp_path / "out")
     assert f"left out: {runs}/early (no episode has ended yet, and" in capsys.readouterr().out
 
 
@@ -206,7 +206,7 @@ def test_the_score_of_an_environment_is_named(
 ) -> None:
     evaluate(write_run(tmp_path / "a", [1.0]), 1000)
     write_run(tmp_path / "b", [1.0], env={"kind": "atari", "game": "pong"})
-    report.run([tmp_path], tmp_path / "out")
+    report.write_report([tmp_path], tmp_path / "out")
     title = "{}, score: {}".format
     printed = " ".join(capsys.readouterr().out.split())
     assert title("CartPole-v1", FINAL_SCORE) in printed
@@ -223,7 +223,7 @@ def test_the_score_of_an_environment_is_named(
 
 def test_page_needs_no_other_file(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "<b>", [1.0, 2.0], env=CARTPOLE | {"id": "<My&Env>-v0"})
-    report.run([tmp_path], tmp_path / "out")
+    report.write_report([tmp_path], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "&lt;My&amp;Env&gt;-v0" in page
     assert "<My" not in page
@@ -240,15 +240,15 @@ def test_page_needs_no_other_file(tmp_path: Path) -> None:
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no run"):
-        report.run([tmp_path], tmp_path / "out")
+        report.write_report([tmp_path], tmp_path / "out")
     run = write_run(tmp_path / "a", [None])
     with pytest.raises(UsageError, match="no episode"):
-        report.run([run], tmp_path / "out")
+        report.write_report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     run = write_run(tmp_path / "b", [1.0])
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match="--output"):
-        report.run([run], tmp_path / "out")
+        report.write_report([run], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -116,8 +116,8 @@ def test_activations_stand_beside_the_slots() -> None:
     assert make_ring().activations(0) == []
     ring = Ring(SPEC, T, B, [((3, 2), "float32"), ((7,), "uint16")])
     assert {a.shape for a in ring.activations(5)} == {(T, B, 3, 2), (T, B, 7)}
-    for interval in (5, 6):
-        floats, bfloats = ring.activations(interval)
+    for rollout in (5, 6):
+        floats, bfloats = ring.activations(rollout)
         assert np.isnan(floats).all()
         assert as_tensor(bfloats).isnan().all()
     ring.activations(5)[0][:] = 1
@@ -127,14 +127,14 @@ def test_activations_stand_beside_the_slots() -> None:
     assert ring.slot(5).arrays().keys() == set(NAMES)
 
 
-def test_intervals_take_turns() -> None:
+def test_rollouts_take_turns() -> None:
     ring = make_ring()
     for slot in ring.slots:
         fill(slot)
     kept = ring.slot(6).sha256()
     obs, noise = np.full((B, 5, 2), 9), np.full((T, B, 2), 0.25)
     ring.begin(7, obs, noise)
-    assert ring.interval == 7
+    assert ring.rollout == 7
     assert (ring.slot(7).obs[0] == 9).all()
     assert not (ring.slot(7).obs[1:] == 9).any()
     assert (ring.slot(7).noise == 0.25).all()
@@ -176,7 +176,7 @@ def test_episodes_come_in_order_of_address() -> None:
 
 def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:
     """Does the work of executors and actors: finds the rollout, reads parameters, writes cells."""
-    slot = ring.slot(ring.interval)
+    slot = ring.slot(ring.rollout)
     slot.rewards[1, 2] = store.values["weight"].sum()
     slot.versions[0, 0] = store.version
     ring.final_obs[3] = 200
