@@ -26,6 +26,7 @@ import scipy.stats
 
 from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
 from htsrl_cli.tracking.lines import training_lines
+from scripts.provenance import write_result
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],
@@ -140,9 +141,7 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each variant (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("scripts/results/compare_learning.json")
-    )
+    parser.add_argument("--output", type=Path, default=Path("docs/results/compare_learning.json"))
     args = parser.parse_args()
     jobs = [(t, v, s) for t in TASKS for s in range(1, args.seeds + 1) for v in VARIANTS]
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -160,8 +159,7 @@ def main() -> int:
         "runs": [asdict(run) for run in runs],
         "differences": [asdict(d) | {"worse": d.worse} for d in differences],
     }
-    args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{args.output} has all figures")
+    write_result(args.output, report)
     return int(any(d.worse for d in differences))
 
 

@@ -9,7 +9,6 @@ optional random policy plays the run's own environment with uniformly random act
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
 from htsrl_cli.tracking.lines import training_lines
 from htsrl_cli.tracking.metric_names import RECENT_RETURN
+from scripts.provenance import write_result
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def main() -> None:
     output = args.output or args.run_dir / "learning_curve.png"
     draw(points, mean, args.run_dir.name, output)
     report = {"config": stored, "points": [asdict(p) for p in points], "random_scores": scores}
-    output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{output} and {output.with_suffix('.json')} written")
+    write_result(output.with_suffix(".json"), report)
+    print(f"{output} written")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,7 @@ from typing import Any
 from htsrl_cli.bench.benchmark import MeasuredRun, is_quiet
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.sections import TrainConfig
-from htsrl_cli.machine import num_cores
+from scripts.provenance import write_result
 
 
 def compose(words: Sequence[str]) -> TrainConfig:
@@ -93,15 +91,12 @@ def write_report(
     comparisons: Sequence[Comparison],
     figures: Mapping[str, Any],
 ) -> None:
-    """Writes the machine, the runs, the comparisons and further figures as JSON to `path`."""
+    """Writes the runs, the comparisons and further figures as JSON to `path`."""
     report = {
-        "machine": {"cores": num_cores(), "platform": platform.platform()},
         "runs": [asdict(run) for run in runs],
         "comparisons": [
             {"name": c.name, "value": c.value, "low": c.low, "holds": c.holds} for c in comparisons
         ],
         **figures,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{path} has all figures")
+    write_result(path, report)

@@ -25,6 +25,7 @@ from pathlib import Path
 from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
 from scripts.measured_runs import show
+from scripts.provenance import write_result
 
 # Shapes of gamma distributions; the standard deviation is the mean / sqrt(shape).
 SHAPES = (16.0, 4.0, 1.0, 0.25)
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("scripts/results/paper_claims.png"),
+        default=Path("docs/results/paper_claims.png"),
         help="PNG file, with the JSON file beside it",
     )
     args = parser.parse_args()
@@ -192,10 +193,9 @@ def main() -> int:
         "series": {name: [asdict(point) for point in points] for name, points in series.items()},
         "hashes": hashes,
     }
-    path = args.output.with_suffix(".json")
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_result(args.output.with_suffix(".json"), report)
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
-    print(f"{args.output} and {path} written; hashes are {'equal' if equal else 'DIFFERENT'}")
+    print(f"{args.output} written; hashes are {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1
 
 

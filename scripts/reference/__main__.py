@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from scripts.reference.pages import FOLDER, generated_pages
+from scripts.reference.pages import ROOT, generated_pages
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         if path.read_text(encoding="utf-8") == text:
             continue
         stale += 1
-        name = path.relative_to(FOLDER.parents[1])
+        name = path.relative_to(ROOT)
         print(f"{name} is stale: run make reference" if check else f"{name} written")
         if not check:
             path.write_text(text, encoding="utf-8")

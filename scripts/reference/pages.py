@@ -1,4 +1,4 @@
-"""The generated regions of the pages in docs/reference, and how they are filled."""
+"""The generated regions of the README and of pages in docs, and how they are filled."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from scripts.reference import checkpoints, commands, keys, metrics
+from scripts.reference import benchmarks, checkpoints, commands, keys, metrics
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[2]
 # Each page's regions: their names, and the functions that return their text.
-PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "checkpoints.md": checkpoints.REGIONS,
-    "commands.md": commands.REGIONS,
-    "keys.md": keys.REGIONS,
-    "metrics.md": metrics.REGIONS,
+PAGES: Mapping[str, Mapping[str, Callable[..., str]]] = {
+    "README.md": benchmarks.README_REGIONS,
+    "docs/benchmarks.md": benchmarks.REGIONS,
+    "docs/reference/checkpoints.md": checkpoints.REGIONS,
+    "docs/reference/commands.md": commands.REGIONS,
+    "docs/reference/keys.md": keys.REGIONS,
+    "docs/reference/metrics.md": metrics.REGIONS,
 }
 _REGION = re.compile(
     r"(<!-- generated: (?P<name>\S+) \(make reference\) -->\n).*?(<!-- end: (?P=name) -->)",
@@ -25,12 +27,12 @@ _REGION = re.compile(
 def generated_pages() -> dict[Path, str]:
     """Returns the text of every page with its regions filled, by path."""
     return {
-        FOLDER / page: fill((FOLDER / page).read_text(encoding="utf-8"), regions)
+        ROOT / page: fill((ROOT / page).read_text(encoding="utf-8"), regions)
         for page, regions in PAGES.items()
     }
 
 
-def fill(text: str, regions: Mapping[str, Callable[[], str]]) -> str:
+def fill(text: str, regions: Mapping[str, Callable[..., str]]) -> str:
     """Returns a page's text with each region's content replaced.
 
     Raises:

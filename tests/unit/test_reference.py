@@ -26,7 +26,7 @@ from htsrl_cli.tracking.metric_names import METRICS
 from htsrl_cli.tracking.run_log import RunLog
 from htsrl_cli.workers.process import STOP_SIGNALS
 from scripts.reference.markdown import attributes, typed
-from scripts.reference.pages import FOLDER, fill, generated_pages
+from scripts.reference.pages import ROOT, fill, generated_pages
 from tests import sections
 from tests.harness import ALGOS, run
 
@@ -36,7 +36,7 @@ OF_THE_COMMAND = ["resume", "hydra.run.dir", "hydra.sweep.dir"]
 
 
 def page(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
+    return (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
 
 
 def section(text: str, heading: str) -> str:

@@ -1,0 +1,76 @@
+"""Result files of the benchmarks, each with the date, commit, machine and packages it is of."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from htsrl_cli.machine import num_cores
+
+ROOT = Path(__file__).resolve().parent.parent
+# What decides how fast a run is and what it computes.
+_MEASURED_CODE = ("htsrl_cli", "configs", "constraints.txt")
+_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def write_result(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures as JSON to `path`, with the key `measured` for where they come from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"measured": provenance(), **figures}
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"{path} has all figures")
+
+
+def provenance() -> dict[str, Any]:
+    """Returns date, commit, machine and versions of packages, for a measurement made now.
+
+    The commit ends in `+` if the measured code has changes that are not committed.
+    """
+    changed = _git("status", "--porcelain", "--", *_MEASURED_CODE)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "processor": _processor(),
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in _flags()],
+        "cores": num_cores(),
+        "gpu": _gpu(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "gymnasium", "ale-py")},
+    }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _cpuinfo(field: str) -> str:
+    """Returns a field of the first processor; empty where Linux does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(rf"^{field}\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
