@@ -61,7 +61,7 @@ def throughput(folder: Path = RESULTS) -> str:
 
 
 def _rates(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys(run["name"] for run in runs):
         rates = [run["rate"] for run in runs if run["name"] == name]
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
@@ -100,7 +100,7 @@ def learning(folder: Path = RESULTS) -> str:
 
 
 def _curve(points: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     last = len(points) - 1
     for i in sorted({round(k * last / (_ROWS_OF_CURVE - 1)) for k in range(_ROWS_OF_CURVE)}):
         minutes, seconds = divmod(round(points[i]["seconds"]), 60)
@@ -115,7 +115,7 @@ def compared_learning(folder: Path = RESULTS) -> str:
     result = load("compare_learning", folder)
     if result is None:
         return _NOT_MEASURED
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task in result["tasks"]:
         for variant in result["variants"]:
             own = [r for r in result["runs"] if (r["task"], r["variant"]) == (task, variant)]

@@ -23,7 +23,7 @@ MARKER = "HTSRL_TEST_RUN"
 # Waits fail after this time, far longer than anything here takes.
 PATIENCE_S = 240.0
 # The processes of a killed run must be gone within this time.
-GONE_S = 5.0
+GONE_S = 30.0
 NUM_EXECUTORS = 2
 STEPS_PER_ROLLOUT = 64
 # A rollout takes a twentieth of a second, and each writes a line of metrics.
