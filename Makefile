@@ -5,8 +5,8 @@ ENV ?= atari/pong
 ALGO ?= ppo
 STEPS ?= 100_000
 ARGS ?=
-# Four test processes on two cores: tests also wait. Each takes a file at a time, long files first.
-PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
+# Two test processes. Each takes one file at a time, in the order of collection: long files first.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # Marks a finished setup: `make setup` does nothing while this file is newer than its sources.
 STAMP := $(VENV)/.installed
