@@ -163,7 +163,7 @@ def test_commands_compose(command: str, error: str, monkeypatch: pytest.MonkeyPa
     if verb.startswith("-"):
         assert verb in ("--help", "-h", "--version", "-sc")
     elif verb in cli.TOOLS:
-        monkeypatch.setattr("htsrl_cli.report.report.run", lambda runs, output: None)
+        monkeypatch.setattr("htsrl_cli.report.report.write_report", lambda runs, output: None)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         cli.TOOLS[verb](words)
     elif error:
