@@ -59,12 +59,14 @@ format: $(STAMP)
 reference: $(STAMP)
 	$(VENV)/bin/python -m scripts.reference
 
-# Builds the site into build/site, to be opened there or published; a warning is an error.
-docs: $(DOCS_STAMP) reference
+# Builds the site into build/site, to be opened there or published. A warning or a stale page is an
+# error.
+docs: $(DOCS_STAMP)
+	$(VENV)/bin/python -m scripts.reference --check
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # Serves the site, search included, at http://127.0.0.1:8000; builds it again when a page changes.
-docs-serve: $(DOCS_STAMP) reference
+docs-serve: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve
 
 $(DOCS_STAMP): $(STAMP)

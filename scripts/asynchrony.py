@@ -27,7 +27,7 @@ from scipy.stats import gamma
 
 from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
-from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_report
+from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_runs
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 128
@@ -245,7 +245,7 @@ def main() -> int:
     print("Targets")
     for comparison in comparisons:
         comparison.show()
-    write_report(args.output, runs, comparisons, {"step_cost_s": costs})
+    write_runs(args.output, runs, comparisons, {"step_cost_s": costs})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 
 

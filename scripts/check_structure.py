@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 from omegaconf import DictConfig
 
@@ -131,13 +132,13 @@ def dataclasses_of_sections() -> Iterator[type]:
 
 def sections(cfg: DictConfig) -> dict[str, set[str]]:
     """Returns the fields of each section of `train.yaml`."""
-    plain: dict[str, type] = {
-        "actors": schemas.ActorsConfig,
-        "learner": schemas.LearnerConfig,
-        "runner": schemas.RunnerConfig,
-        "checkpoint": schemas.CheckpointConfig,
-        "log": schemas.LogConfig,
-        "eval": schemas.PeriodicEvalConfig,
+    hints = get_type_hints(schemas.TrainConfig)
+    plain = {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type)
+        and dataclasses.is_dataclass(hint)
+        and name not in plugins.SECTIONS
     }
     chosen = {
         name: plugins.find(name, cfg[name][tag]).config

@@ -27,6 +27,7 @@ import scipy.stats
 from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
 from htsrl_cli.tracking.lines import training_lines
 from scripts.provenance import write_result
+from scripts.reference.markdown import table
 
 TASKS = {
     "CartPole, PPO": ["experiment=cartpole_ppo"],
@@ -113,19 +114,22 @@ def difference(
     return Difference(task, figure, *pair, mean, float(interval.low), float(interval.high))
 
 
-def print_table(runs: Sequence[Trained], differences: Sequence[Difference]) -> None:
-    """Prints a Markdown table of the means over seeds, then the differences."""
-    print("\n| task | variant | mean return of the training | of the last 100 episodes |")
-    print("|---|---|---:|---:|")
-    for task in TASKS:
-        for variant in VARIANTS:
-            own = [run for run in runs if (run.task, run.variant) == (task, variant)]
-            whole, last = (
-                f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
-                for values in ([run.whole for run in own], [run.last for run in own])
-            )
-            print(f"| {task} | {variant} | {whole} | {last} |")
-    print()
+def means_table(runs: Sequence[Trained]) -> str:
+    """Returns a Markdown table of the means over seeds."""
+    rows = []
+    for task, variant in dict.fromkeys((run.task, run.variant) for run in runs):
+        own = [run for run in runs if (run.task, run.variant) == (task, variant)]
+        whole, last = (
+            f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+            for values in ([run.whole for run in own], [run.last for run in own])
+        )
+        rows.append((task, variant, whole, last, str(len(own))))
+    header = ("task", "variant", "mean return of the training", "of the last 100 episodes", "seeds")
+    return table(header, rows)
+
+
+def print_differences(differences: Sequence[Difference]) -> None:
+    """Prints each difference of two variants, with its verdict."""
     for d in differences:
         verdict = "WORSE" if d.worse else "not worse"
         print(
@@ -152,7 +156,8 @@ def main() -> int:
         for figure in ("whole", "last")
         for pair in COMPARED
     ]
-    print_table(runs, differences)
+    print(means_table(runs))
+    print_differences(differences)
     report = {
         "tasks": TASKS,
         "variants": VARIANTS,

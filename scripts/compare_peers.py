@@ -37,7 +37,7 @@ from scripts.measured_runs import (
     median,
     show,
     show_medians,
-    write_report,
+    write_runs,
 )
 
 # The same settings as in htsrl_cli/networks/device.py.
@@ -205,7 +205,7 @@ def main() -> int:
         for name, rounds in one_thread.items()
     }
     output = Path(f"runs/compare_peers_{args.task}.json")
-    write_report(output, runs, comparisons, {"one_thread": bounds})
+    write_runs(output, runs, comparisons, {"one_thread": bounds})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 
 

@@ -28,6 +28,7 @@ from htsrl_cli.seeding import Purpose, generator, reset_seed
 from htsrl_cli.tracking.lines import training_lines
 from htsrl_cli.tracking.metric_names import RECENT_RETURN
 from scripts.provenance import write_result
+from scripts.reference.markdown import table
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,14 @@ def evenly_spaced(points: Sequence[Point], most: int) -> list[Point]:
     return [points[i] for i in chosen]
 
 
-def print_table(points: Sequence[Point]) -> None:
-    """Prints a table in Markdown."""
-    print("| env steps | time | games | mean score of the last 100 games |")
-    print("|---:|---:|---:|---:|")
+def curve_table(points: Sequence[Point]) -> str:
+    """Returns a Markdown table with a row for each point."""
+    rows = []
     for point in points:
         minutes, seconds = divmod(round(point.seconds), 60)
-        print(
-            f"| {point.env_steps:,} | {minutes}:{seconds:02d} | {point.games} | {point.score:.2f} |"
-        )
+        time, games = f"{minutes}:{seconds:02d}", f"{point.games:,}"
+        rows.append((f"{point.env_steps:,}", time, games, f"{point.score:.2f}"))
+    return table(("env steps", "min:s", "games", "mean score of the last 100 games"), rows)
 
 
 def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
@@ -152,7 +152,7 @@ def main() -> None:
     config = load_train_config(stored)
     scores = random_scores(config.env, args.random_episodes, args.seed)
     mean = statistics.fmean(scores) if scores else None
-    print_table(evenly_spaced(points, args.rows))
+    print(curve_table(evenly_spaced(points, args.rows)))
     if mean is not None:
         error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         print(f"\nRandom policy: {mean:.2f} (standard error {error:.2f}, {len(scores)} games)")

@@ -85,7 +85,7 @@ class Comparison:
         print(f"  {self.name}: {self.value:.3f} (target: {target}; {verdict})")
 
 
-def write_report(
+def write_runs(
     path: Path,
     runs: Sequence[MeasuredRun],
     comparisons: Sequence[Comparison],

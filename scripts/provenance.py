@@ -34,11 +34,12 @@ def provenance() -> dict[str, Any]:
     The commit ends in `+` if the measured code has changes that are not committed.
     """
     changed = _git("status", "--porcelain", "--", *_MEASURED_CODE)
+    flags = set(_cpuinfo("flags").split())
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "processor": _processor(),
-        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in _flags()],
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "cores": num_cores(),
         "gpu": _gpu(),
         "platform": platform.platform(),
@@ -64,10 +65,6 @@ def _cpuinfo(field: str) -> str:
 
 def _processor() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
 
 
 def _gpu() -> str | None:

@@ -93,12 +93,15 @@ def _options(group: str, config_dir: str | None) -> dict[str, str]:
     for folder in _folders(config_dir):
         for path in (folder / group).rglob("*.yaml"):
             name = path.relative_to(folder / group).with_suffix("").as_posix()
-            options.setdefault(name, _description(path))
+            options.setdefault(name, description(path))
     return options
 
 
-def _description(path: Path) -> str:
-    """Returns the first comment of a file that is no directive of Hydra; empty if there is none."""
+def description(path: Path) -> str:
+    """Returns the first comment of an option's YAML file, its description; empty if it has none.
+
+    Hydra's directives (`# @package ...`) do not count.
+    """
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return ""

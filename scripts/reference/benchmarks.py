@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.compare_learning import Trained, means_table
+from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.reference.markdown import table
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -95,19 +97,9 @@ def learning(folder: Path = RESULTS) -> str:
         if result is None:
             continue
         plot = f"![{task}](../scripts/results/{name}.png)"
-        parts.append(_with_origin(f"**{task}**\n\n{plot}\n\n{_curve(result['points'])}", result))
+        points = evenly_spaced([Point(**point) for point in result["points"]], _ROWS_OF_CURVE)
+        parts.append(_with_origin(f"**{task}**\n\n{plot}\n\n{curve_table(points)}", result))
     return "\n\n".join(parts) or _NOT_MEASURED
-
-
-def _curve(points: Sequence[Mapping[str, Any]]) -> str:
-    rows: list[tuple[str, ...]] = []
-    last = len(points) - 1
-    for i in sorted({round(k * last / (_ROWS_OF_CURVE - 1)) for k in range(_ROWS_OF_CURVE)}):
-        minutes, seconds = divmod(round(points[i]["seconds"]), 60)
-        time = f"{minutes}:{seconds:02d}"
-        steps, games = f"{points[i]['env_steps']:,}", f"{points[i]['games']:,}"
-        rows.append((steps, time, games, f"{points[i]['score']:.2f}"))
-    return table(("env steps", "min:s", "games", "mean score of the last 100 games"), rows)
 
 
 def compared_learning(folder: Path = RESULTS) -> str:
@@ -115,18 +107,7 @@ def compared_learning(folder: Path = RESULTS) -> str:
     result = load("compare_learning", folder)
     if result is None:
         return _NOT_MEASURED
-    rows: list[tuple[str, ...]] = []
-    for task in result["tasks"]:
-        for variant in result["variants"]:
-            own = [r for r in result["runs"] if (r["task"], r["variant"]) == (task, variant)]
-            figures = (_mean_and_deviation([r[name] for r in own]) for name in ("whole", "last"))
-            rows.append((task, variant, *figures, str(len(own))))
-    header = ("task", "variant", "mean return", "of the last 100 episodes", "seeds")
-    return _with_origin(table(header, rows), result)
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+    return _with_origin(means_table([Trained(**run) for run in result["runs"]]), result)
 
 
 def _with_origin(text: str, result: Mapping[str, Any]) -> str:

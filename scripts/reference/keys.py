@@ -11,13 +11,13 @@ import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
 from htsrl_cli import plugins
 from htsrl_cli.cli.compose import configs_dir
+from htsrl_cli.cli.listing import description
 from htsrl_cli.config import kinds, sections
 from htsrl_cli.config.auto import AUTO, CHOICES
 from htsrl_cli.config.identity import changes_no_result
@@ -38,15 +38,16 @@ BASES: Mapping[str, type] = {
     "network": kinds.NetworkConfig,
 }
 # The other sections of `htsrl train`, and the YAML file that holds each.
-FILES: Mapping[str, tuple[type, str]] = {
-    "actors": (sections.ActorsConfig, "actors/default"),
-    "learner": (sections.LearnerConfig, "learner/default"),
-    "runner": (sections.RunnerConfig, "runner/hts"),
-    "checkpoint": (sections.CheckpointConfig, "base/run"),
-    "log": (sections.LogConfig, "base/run"),
-    "eval": (sections.PeriodicEvalConfig, "base/run"),
+FILES: Mapping[str, str] = {
+    "actors": "actors/default",
+    "learner": "learner/default",
+    "runner": "runner/hts",
+    "checkpoint": "base/run",
+    "log": "base/run",
+    "eval": "base/run",
 }
-_OF_A_RUN = {*BASES.values(), *(schema for schema, _ in FILES.values())}
+_SCHEMAS: Mapping[str, type] = get_type_hints(sections.TrainConfig)
+_OF_A_RUN = {_SCHEMAS[section] for section in (*BASES, *FILES)}
 # Keys that name a kind.
 _TAGS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Groups with something to choose, `env` apart.
@@ -95,8 +96,7 @@ def general_keys() -> list[Key]:
 
 def section_keys(section: str) -> list[Key]:
     """Returns the keys of a section that chooses no kind."""
-    schema, file = FILES[section]
-    values = options_values(file)
+    schema, values = _SCHEMAS[section], options_values(FILES[section])
     values = values.get(section, values)
     return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]
 
@@ -291,7 +291,7 @@ def kinds_text(section: str) -> str:
 def options_text() -> str:
     """Returns the table of all groups' options, with the comment that each file begins with."""
     rows = [
-        [f"`{group}={path.stem}`", _comment(path)]
+        [f"`{group}={path.stem}`", description(path)]
         for group in GROUPS
         for path in sorted((configs_dir() / group).rglob("*.yaml"))
     ]
@@ -315,12 +315,6 @@ def _choice(section: str, kind: str) -> str:
         return f"{section}={options[0]}"
     label = getattr(own_kinds(section)[kind], "label_key", tag)
     return f"{section}={options[0].partition('/')[0]}/<{label}>"
-
-
-def _comment(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = (line for line in lines if line.startswith("#") and not line.startswith("# @"))
-    return next(comments, "").removeprefix("#").strip()
 
 
 def section_text(section: str) -> str:

@@ -62,8 +62,8 @@ class FootballConfig(EnvConfig):
     label_key: ClassVar[str] = "scenario"
     restores_exactly: ClassVar[bool] = True
     install_hint: ClassVar[str] = (
-        "built from source: run `make football` in a checkout of htsrl, or see the README's part "
-        "on football"
+        "built from source: run `make football` in a checkout of htsrl, or see "
+        "docs/guides/football.md there"
     )
     # A drawing of the pitch from above, and the engine's own rendering.
     renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")

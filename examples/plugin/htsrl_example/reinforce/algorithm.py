@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets, WholeSlot
+from htsrl_cli.algorithms.optimizers import eager
 from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 from htsrl_example.reinforce.config import ReinforceConfig
 
@@ -19,7 +20,7 @@ class Reinforce(WholeSlot):
         self._config = config
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=True)
+        return eager(torch.optim.Adam)(parameters, lr=self._config.learning_rate, fused=True)
 
     def targets(self, rollout: Rollout) -> Targets:
         returns = bootstrapped_returns(rollout, self._config.gamma)
