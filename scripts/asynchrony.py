@@ -28,6 +28,7 @@ from scipy.stats import gamma
 from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_runs
+from scripts.provenance import result_path
 
 NUM_ENVS = 16
 SYNC_INTERVAL = 128
@@ -229,7 +230,7 @@ def main() -> int:
         default=1,
         help="threads in parts 2 and 3 (default: 1)",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/asynchrony.json"), help="JSON")
+    parser.add_argument("--output", type=Path, default=result_path("asynchrony"), help="JSON")
     args = parser.parse_args()
     bench, calibration = Bench(args.seconds), Bench(args.calibration_seconds)
     load = [*LOAD, f"learner.num_threads={args.learner_threads}"]

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from htsrl_cli.machine import has_bf16
 from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
 from htsrl_cli.tracking.lines import training_lines
-from scripts.provenance import write_result
+from scripts.provenance import result_path, write_result
 from scripts.reference.markdown import table
 
 TASKS = {
@@ -145,9 +146,12 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each variant (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/compare_learning.json"))
+    parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
     args = parser.parse_args()
-    jobs = [(t, v, s) for t in TASKS for s in range(1, args.seeds + 1) for v in VARIANTS]
+    variants = [name for name in VARIANTS if has_bf16() or "bf16" not in name]
+    if len(variants) < len(VARIANTS):
+        print("This processor has no bf16 instructions: fp32 only")
+    jobs = [(t, v, s) for t in TASKS for s in range(1, args.seeds + 1) for v in variants]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(lambda job: train(*job), jobs))
     differences = [
@@ -155,6 +159,7 @@ def main() -> int:
         for task in TASKS
         for figure in ("whole", "last")
         for pair in COMPARED
+        if set(pair) <= set(variants)
     ]
     print(means_table(runs))
     print_differences(differences)

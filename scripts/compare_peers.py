@@ -31,6 +31,7 @@ from pathlib import Path
 
 from htsrl_cli.bench.benchmark import MeasuredRun, busy_cores, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
+from htsrl_cli.machine import has_bf16
 from scripts.measured_runs import (
     Comparison,
     compose,
@@ -39,6 +40,7 @@ from scripts.measured_runs import (
     show_medians,
     write_runs,
 )
+from scripts.provenance import result_path
 
 # The same settings as in htsrl_cli/networks/device.py.
 KEPT_MEMORY = {
@@ -121,6 +123,11 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
 }
 
 
+def is_bf16(variant: Variant) -> bool:
+    """Returns True if the variant computes in bf16."""
+    return set(BF16) <= set(variant.words)
+
+
 def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
     """Measures a run of `PEERS[name]`."""
     busy = busy_cores()
@@ -178,6 +185,9 @@ def main() -> int:
     if not peers:
         parser.error("name at least one peer's interpreter")
     words, variants = TASKS[args.task]
+    if not has_bf16():
+        print("This processor has no bf16 instructions: fp32 only")
+        variants = {name: variant for name, variant in variants.items() if not is_bf16(variant)}
     runs: list[MeasuredRun] = []
     one_thread: dict[str, list[OneThread]] = {
         name: [] for name, variant in variants.items() if variant.of_bound
@@ -204,8 +214,7 @@ def main() -> int:
         name: [{**asdict(rates), "bound": rates.bound} for rates in rounds]
         for name, rounds in one_thread.items()
     }
-    output = Path(f"runs/compare_peers_{args.task}.json")
-    write_runs(output, runs, comparisons, {"one_thread": bounds})
+    write_runs(result_path(f"compare_peers_{args.task}"), runs, comparisons, {"one_thread": bounds})
     return 0 if all(comparison.holds for comparison in comparisons) else 1
 
 

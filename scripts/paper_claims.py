@@ -18,20 +18,29 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from htsrl_cli.bench.benchmark import MeasuredRun, measure
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
 from scripts.measured_runs import show
-from scripts.provenance import write_result
+from scripts.provenance import result_path, write_result
 
 # Shapes of gamma distributions; the standard deviation is the mean / sqrt(shape).
 SHAPES = (16.0, 4.0, 1.0, 0.25)
 ENVIRONMENTS = (1, 4, 16, 64)
 INTERVALS = (4, 16, 64, 128, 256, 512)
 ACTORS = (1, 2, 4, 8)
+# Labels of the horizontal axes, by series.
+LABELS = {
+    "variance": "standard deviation of a step / mean",
+    "environments": "environments",
+    "interval": "sync interval",
+    "actors": "actors",
+}
+# Figures: their names, and the series that each shows.
+FIGURES = {"steps": ("variance", "environments"), "rollouts": ("interval", "actors")}
 # Env steps of the runs whose hashes are compared: rollouts of 16 steps, without sleep.
 HASHED_STEPS = 40 * NUM_ENVS * 16
 
@@ -140,20 +149,15 @@ def hashes_of(num_actors: int) -> dict[str, str]:
     return {name: summary[name] for name in summary if name.endswith("sha256")}
 
 
-def draw(series: dict[str, list[Point]], path: Path) -> None:
+def draw(series: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draws a panel for each series and writes the figure to `path`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4), layout="constrained")
-    labels = {
-        "variance": "standard deviation of a step / mean",
-        "environments": "environments",
-        "interval": "sync interval",
-        "actors": "actors",
-    }
+    size = (4.5 * len(series), 3.6)
+    figure, axes = plt.subplots(1, len(series), figsize=size, layout="constrained")
     for axis, (name, points) in zip(axes, series.items(), strict=True):
         for line in dict.fromkeys(point.line for point in points):
             own = [point for point in points if point.line == line]
@@ -161,12 +165,12 @@ def draw(series: dict[str, list[Point]], path: Path) -> None:
         if name in ("environments", "interval"):
             axis.set_xscale("log", base=2)
         axis.set_ylim(0, 1.15 * max(point.rate for point in points))
-        axis.set_xlabel(labels[name])
-        axis.set_title(name)
+        axis.set_xlabel(LABELS[name])
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_ylabel("env steps per second")
     figure.savefig(path, dpi=110)
+    print(f"{path} written")
 
 
 def main() -> int:
@@ -178,8 +182,8 @@ def main() -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("docs/results/paper_claims.png"),
-        help="PNG file, with the JSON file beside it",
+        default=result_path("paper_claims"),
+        help="JSON file, with the figures beside it (default: %(default)s)",
     )
     args = parser.parse_args()
     series = {
@@ -188,14 +192,16 @@ def main() -> int:
         "interval": interval(args.seconds),
     }
     series["actors"], hashes = actors(args.seconds)
-    draw(series, args.output)
+    for name, panels in FIGURES.items():
+        path = args.output.with_name(f"{args.output.stem}_{name}.png")
+        draw({panel: series[panel] for panel in panels}, path)
     report = {
         "series": {name: [asdict(point) for point in points] for name, points in series.items()},
         "hashes": hashes,
     }
-    write_result(args.output.with_suffix(".json"), report)
+    write_result(args.output, report)
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
-    print(f"{args.output} written; hashes are {'equal' if equal else 'DIFFERENT'}")
+    print(f"hashes are {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1
 
 

@@ -15,9 +15,27 @@ from typing import Any
 from htsrl_cli.machine import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
+# Published results, in a folder for each kind of processor.
+RESULTS = ROOT / "docs" / "results"
 # What decides how fast a run is and what it computes.
 _MEASURED_CODE = ("htsrl_cli", "configs", "constraints.txt")
+# From the weakest to the strongest.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def result_path(name: str) -> Path:
+    """Returns the file of a published result that is measured on this machine.
+
+    Its folder is called after the processor's strongest instruction set.
+    """
+    kind = (instruction_sets() or [platform.machine()])[-1]
+    return RESULTS / kind / f"{name}.json"
+
+
+def instruction_sets() -> list[str]:
+    """Returns which of the sets that decide throughput this processor has, the strongest last."""
+    flags = set(_cpuinfo("flags").split())
+    return [name for name in _INSTRUCTION_SETS if name in flags]
 
 
 def write_result(path: Path, figures: Mapping[str, Any]) -> None:
@@ -34,12 +52,11 @@ def provenance() -> dict[str, Any]:
     The commit ends in `+` if the measured code has changes that are not committed.
     """
     changed = _git("status", "--porcelain", "--", *_MEASURED_CODE)
-    flags = set(_cpuinfo("flags").split())
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "processor": _processor(),
-        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
+        "instruction_sets": instruction_sets(),
         "cores": num_cores(),
         "gpu": _gpu(),
         "platform": platform.platform(),

@@ -1,18 +1,20 @@
-"""The tables and figures of docs/benchmarks.md and of the README, from scripts/results."""
+"""The tables and figures of docs/benchmarks.md and of the README, from docs/results."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.compare_learning import Trained, means_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
+from scripts.paper_claims import FIGURES
+from scripts.provenance import RESULTS
 from scripts.reference.markdown import table
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 # Result files: their names, and the tasks that they measure.
 THROUGHPUT = {
     "compare_peers_pong_ppo": "Pong, PPO",
@@ -27,91 +29,174 @@ LEARNING = {
 }
 _NOT_MEASURED = "Not measured yet with this version."
 _ROWS_OF_CURVE = 12
+# Variants in the README's table, and their titles.
+_SHOWN = {"fp32": "fp32", "bf16": "bf16", "sync fp32": "synchronous"}
 
 
-def load(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Returns a result, or None if there is none whose commit, date and machine are known."""
-    path = folder / f"{name}.json"
-    if not path.exists():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result if "measured" in result else None
+@dataclass(frozen=True)
+class Result:
+    """Published result.
+
+    Attributes:
+        path: its JSON file; its figures lie beside it.
+        content: what the file holds, with its origin as `measured`.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def processor(self) -> str:
+        """Returns the processor that it was measured on, with its instruction sets."""
+        measured = self.content["measured"]
+        sets = [name.upper().replace("_", "-") for name in measured["instruction_sets"]]
+        return f"{measured['processor']} ({', '.join(sets)})"
+
+    def figure(self, root: Path, title: str, suffix: str = "") -> str:
+        """Returns the link to a figure of this result, in a page that lies in `root`."""
+        path = self.path.with_name(f"{self.path.stem}{suffix}.png")
+        return f"![{title}]({path.relative_to(root)})"
+
+    @property
+    def origin(self) -> str:
+        """Returns the line that says where and when this result was measured."""
+        measured = self.content["measured"]
+        parts = [
+            f"{self.processor}, {measured['cores']} cores",
+            *([measured["gpu"]] if measured["gpu"] else []),
+            f"Python {measured['python']}, torch {measured['torch']}",
+            measured["date"],
+            f"commit {measured['commit']}",
+        ]
+        return f"*{'; '.join(parts)}.*"
+
+    def with_origin(self, text: str) -> str:
+        """Returns a text with this result's origin below it."""
+        return f"{text}\n\n{self.origin}"
 
 
-def origin(measured: Mapping[str, Any]) -> str:
-    """Returns the line below a table that says what it was measured on, and when."""
-    sets = ", ".join(name.upper().replace("_", "-") for name in measured["instruction_sets"])
-    parts = [
-        f"{measured['processor']} ({sets}), {measured['cores']} cores",
-        *([measured["gpu"]] if measured["gpu"] else []),
-        f"Python {measured['python']}, torch {measured['torch']}",
-        measured["date"],
-        f"commit {measured['commit']}",
-    ]
-    return f"*{'; '.join(parts)}.*"
+def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
+    """Yields the results of a name, one for each kind of processor that it was measured on.
+
+    Raises:
+        ValueError: it is not known where a result comes from.
+    """
+    for path in sorted(folder.glob(f"*/{name}.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "measured" not in content:
+            raise ValueError(f"{path} does not say what it was measured on")
+        yield Result(path, content)
+
+
+def _join(parts: Iterator[str]) -> str:
+    return "\n\n".join(parts) or _NOT_MEASURED
 
 
 def throughput(folder: Path = RESULTS) -> str:
     """Returns a table of env steps per second for each task that was compared with its peers."""
-    parts = []
-    for name, task in THROUGHPUT.items():
-        result = load(name, folder)
-        if result is not None:
-            header = (task, "env steps/s (median)", "lowest and highest", "rounds")
-            parts.append(_with_origin(table(header, _rates(result["runs"])), result))
-    return "\n\n".join(parts) or _NOT_MEASURED
+    return _join(
+        result.with_origin(
+            table(
+                (task, "env steps/s (median)", "lowest and highest", "rounds"),
+                _rate_rows(result.content["runs"]),
+            )
+        )
+        for name, task in THROUGHPUT.items()
+        for result in find(name, folder)
+    )
 
 
-def _rates(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(run["name"] for run in runs):
-        rates = [run["rate"] for run in runs if run["name"] == name]
-        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        rows.append((name, f"{statistics.median(rates):,.0f}", spread, str(len(rates))))
-    return rows
+def _rates(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    names = dict.fromkeys(run["name"] for run in runs)
+    return {name: [run["rate"] for run in runs if run["name"] == name] for name in names}
+
+
+def _rate_rows(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            f"{statistics.median(rates):,.0f}",
+            f"{min(rates):,.0f} to {max(rates):,.0f}",
+            str(len(rates)),
+        )
+        for name, rates in _rates(runs).items()
+    ]
+
+
+def compared_throughput(folder: Path = RESULTS) -> str:
+    """Returns one table of the median rates of all tasks, with their origins below it."""
+    results = [(task, result) for name, task in THROUGHPUT.items() for result in find(name, folder)]
+    if not results:
+        return _NOT_MEASURED
+    rows = []
+    for task, result in results:
+        rates = _rates(result.content["runs"])
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        peer = max(medians[name] for name in medians if name.startswith("SB3"))
+        best = max(medians[name] for name in ("fp32", "bf16") if name in medians)
+        shown = [f"{medians[name]:,.0f}" if name in medians else "-" for name in _SHOWN]
+        rows.append((task, result.processor, *shown, f"{peer:,.0f}", f"{best / peer:.1f}x"))
+    header = ("env steps/s", "processor", *_SHOWN.values(), "Stable-Baselines3", "fastest to it")
+    origins = dict.fromkeys(result.origin for _, result in results)
+    return "\n\n".join([table(header, rows), *origins])
 
 
 def asynchrony(folder: Path = RESULTS) -> str:
     """Returns the ratios that asynchronous collection reached, with the aim of each."""
-    result = load("asynchrony", folder)
-    if result is None:
-        return _NOT_MEASURED
-    rows = [(c["name"], f"{c['value']:.2f}", f"{c['low']:g}") for c in result["comparisons"]]
-    return _with_origin(table(("ratio", "measured", "aim, at least"), rows), result)
+    return _join(
+        result.with_origin(
+            table(
+                ("ratio", "measured", "aim, at least"),
+                [
+                    (c["name"], f"{c['value']:.2f}", f"{c['low']:g}")
+                    for c in result.content["comparisons"]
+                ],
+            )
+        )
+        for result in find("asynchrony", folder)
+    )
 
 
 def paper_claims(folder: Path = RESULTS) -> str:
-    """Returns the plot of the paper's throughput figures."""
-    result = load("paper_claims", folder)
-    if result is None:
-        return _NOT_MEASURED
-    plot = "![Env steps per second](../scripts/results/paper_claims.png)"
-    return _with_origin(plot, result)
+    """Returns the plots of the paper's throughput figures."""
+    return _join(
+        result.with_origin(
+            "\n\n".join(
+                result.figure(folder.parent, "Env steps per second", f"_{name}") for name in FIGURES
+            )
+        )
+        for result in find("paper_claims", folder)
+    )
+
+
+def step_times(folder: Path = RESULTS) -> str:
+    """Returns the plot of throughput against step times and environments, for the README."""
+    return _join(
+        result.with_origin(result.figure(folder.parents[1], "Env steps per second", "_steps"))
+        for result in find("paper_claims", folder)
+    )
 
 
 def learning(folder: Path = RESULTS) -> str:
-    """Returns plot, table and random policy's score of each learning curve."""
-    parts = []
-    for name, task in LEARNING.items():
-        result = load(name, folder)
-        if result is None:
-            continue
-        plot = f"![{task}](../scripts/results/{name}.png)"
-        points = evenly_spaced([Point(**point) for point in result["points"]], _ROWS_OF_CURVE)
-        parts.append(_with_origin(f"**{task}**\n\n{plot}\n\n{curve_table(points)}", result))
-    return "\n\n".join(parts) or _NOT_MEASURED
+    """Returns plot and table of each learning curve."""
+    return _join(
+        result.with_origin(
+            f"**{task}**\n\n{result.figure(folder.parent, task)}\n\n"
+            + curve_table(
+                evenly_spaced([Point(**p) for p in result.content["points"]], _ROWS_OF_CURVE)
+            )
+        )
+        for name, task in LEARNING.items()
+        for result in find(name, folder)
+    )
 
 
 def compared_learning(folder: Path = RESULTS) -> str:
     """Returns the mean returns of the runners and precisions over several seeds."""
-    result = load("compare_learning", folder)
-    if result is None:
-        return _NOT_MEASURED
-    return _with_origin(means_table([Trained(**run) for run in result["runs"]]), result)
-
-
-def _with_origin(text: str, result: Mapping[str, Any]) -> str:
-    return f"{text}\n\n{origin(result['measured'])}"
+    return _join(
+        result.with_origin(means_table([Trained(**run) for run in result.content["runs"]]))
+        for result in find("compare_learning", folder)
+    )
 
 
 REGIONS: Mapping[str, Callable[..., str]] = {
@@ -121,4 +206,7 @@ REGIONS: Mapping[str, Callable[..., str]] = {
     "learning": learning,
     "compared-learning": compared_learning,
 }
-README_REGIONS: Mapping[str, Callable[..., str]] = {"throughput": throughput}
+README_REGIONS: Mapping[str, Callable[..., str]] = {
+    "throughput": compared_throughput,
+    "step-times": step_times,
+}

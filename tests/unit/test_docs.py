@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,15 @@ from omegaconf import OmegaConf
 from htsrl_cli.cli import main as cli
 from htsrl_cli.cli.compose import Composer, to_bench_config, to_eval_config, to_train_config
 from htsrl_cli.errors import HtsrlError
+from tests.pages import DOCS, PAGES, ROOT, commands, prose, words_of
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
-# Fences that hold no commands: code, data, and what programs print.
-NO_COMMANDS = {"text", "python", "yaml", "json", "toml", "make", "diff", "ini"}
 # A command with one of these is not whole.
 GAP = re.compile(r"\.\.\.|…|<\w[^>]*>|\b(KEY|VALUE|GROUP|OPTION|VERB)\b")
 # Stands for a number; other words in capitals (RUN_DIR, ID) stand for text and compose as they are.
 NUMBER = re.compile(r"=([A-Z]+_)?(STEPS|SEED|N)$")
-ERROR = "htsrl: error: "
 # Options that a package brings that may not be installed.
 EXAMPLE = ROOT / "examples" / "plugin" / "htsrl_example" / "configs"
 SITE_PACKAGES = ("mkdocs", "material", "mkdocstrings", "mkdocstrings_handlers.python")
-
-
-def prose(path: Path) -> str:
-    """Returns a page without its fences."""
-    return re.sub(r"^( *)```.*?^\1```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 # Pages and links.
@@ -96,41 +85,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 # Commands.
-
-
-def fenced_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields the lines of fences that may hold commands, joined, each with the next line."""
-    pattern = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-    for _, language, body in pattern.findall(path.read_text("utf-8")):
-        if language not in NO_COMMANDS:
-            yield from pairwise([*body.replace("\\\n", " ").splitlines(), ""])
-
-
-def commands(path: Path, program: str) -> Iterator[tuple[str, str]]:
-    """Yields the commands of a page that begin with a program, in fences or as whole code spans.
-
-    Before it there may be a prompt, variables, and other commands with `&&`; after it a comment.
-    With each comes the error that the page shows below it, if any.
-    """
-    start = re.compile(rf"(?:\$ )?(?:.*&& )?(?:[A-Z_]+=\S+ )*({program} .*)")
-    for line, following in fenced_lines(path):
-        if match := start.fullmatch(line.strip()):
-            _, is_error, message = following.strip().partition(ERROR)
-            yield match[1], message if is_error else ""
-    # A span with a verb alone is a name.
-    yield from ((c, "") for c in re.findall(rf"`({program} [^`\s]+ [^`]+)`", prose(path)))
-
-
-def words_of(command: str) -> list[str]:
-    """Returns a command's words up to a comment, a pipe or the next command."""
-    lexer = shlex.shlex(command, posix=True, punctuation_chars="|&;")
-    lexer.whitespace_split = True
-    words: list[str] = []
-    for word in lexer:
-        if set(word) <= set("|&;"):
-            break
-        words.append(word)
-    return words
 
 
 def typed_commands() -> list[tuple[str, str]]:
