@@ -1,4 +1,4 @@
-"""Properties of this machine: usable cores and bf16 support."""
+"""Properties of this machine: usable cores, and the processor's maker and instructions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,15 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 def has_bf16() -> bool:
     """Returns True if the processor has bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
+    return not cpu_words().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cpu_words() -> set[str]:
+    """Returns all words in which Linux describes the processors: maker, flags and more.
+
+    Empty on other systems.
+    """
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
-        return False
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+        return set()

@@ -157,9 +157,9 @@ def main() -> None:
         error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
         print(f"\nRandom policy: {mean:.2f} (standard error {error:.2f}, {len(scores)} games)")
     output = args.output or args.run_dir / "learning_curve.png"
-    draw(points, mean, args.run_dir.name, output)
     report = {"config": stored, "points": [asdict(p) for p in points], "random_scores": scores}
     write_result(output.with_suffix(".json"), report)
+    draw(points, mean, args.run_dir.name, output)
     print(f"{output} written")
 
 

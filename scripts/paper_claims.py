@@ -192,14 +192,14 @@ def main() -> int:
         "interval": interval(args.seconds),
     }
     series["actors"], hashes = actors(args.seconds)
-    for name, panels in FIGURES.items():
-        path = args.output.with_name(f"{args.output.stem}_{name}.png")
-        draw({panel: series[panel] for panel in panels}, path)
     report = {
         "series": {name: [asdict(point) for point in points] for name, points in series.items()},
         "hashes": hashes,
     }
     write_result(args.output, report)
+    for name, panels in FIGURES.items():
+        path = args.output.with_name(f"{args.output.stem}_{name}.png")
+        draw({panel: series[panel] for panel in panels}, path)
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
     print(f"hashes are {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.machine import num_cores
+from htsrl_cli.machine import cpu_words, num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 # Published results, in a folder for each kind of processor.
@@ -34,8 +34,7 @@ def result_path(name: str) -> Path:
 
 def instruction_sets() -> list[str]:
     """Returns which of the sets that decide throughput this processor has, the strongest last."""
-    flags = set(_cpuinfo("flags").split())
-    return [name for name in _INSTRUCTION_SETS if name in flags]
+    return [name for name in _INSTRUCTION_SETS if name in cpu_words()]
 
 
 def write_result(path: Path, figures: Mapping[str, Any]) -> None:
@@ -70,18 +69,16 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _cpuinfo(field: str) -> str:
-    """Returns a field of the first processor; empty where Linux does not tell."""
+def _processor() -> str:
+    """Returns the processor's name, with family and model, which tell its generation."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return ""
-    found = re.search(rf"^{field}\s*: (.*)$", text, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = found.get("model name") or platform.machine()
+    family = f"family {found['cpu family']}, model {found['model']}" if "model" in found else ""
+    return f"{name} ({family})" if family else name
 
 
 def _gpu() -> str | None:

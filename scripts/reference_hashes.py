@@ -61,14 +61,21 @@ def main() -> int:
     parser.add_argument(
         "--checkout", type=Path, default=ROOT, help="folder of the htsrl to run (default: this one)"
     )
+    parser.add_argument(
+        "--words",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further overrides of the runs, to keep choices that a change has replaced",
+    )
     args = parser.parse_args()
     if args.action == "record":
-        found = dict(measure(args.only, args.checkout.resolve()))
+        found = dict(measure(args.only, args.checkout.resolve(), args.words))
         args.file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return 0
     recorded = json.loads(args.file.read_text(encoding="utf-8"))
     wrong = 0
-    for name, digests in measure(args.only, args.checkout.resolve()):
+    for name, digests in measure(args.only, args.checkout.resolve(), args.words):
         if name in recorded and recorded[name] != digests:
             print(f"{name}: DIFFERS: {recorded[name]} before")
             wrong += 1
@@ -76,7 +83,9 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def measure(names: Sequence[str], checkout: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def measure(
+    names: Sequence[str], checkout: Path, more: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the name and the digests of every run that this machine can make."""
     for name in names:
         if reason := missing(name):
@@ -84,9 +93,9 @@ def measure(names: Sequence[str], checkout: Path) -> Iterator[tuple[str, dict[st
             continue
         with tempfile.TemporaryDirectory(prefix="htsrl-hashes-") as folder:
             for runner in RUNNERS:
-                words = [*RUNS[name], *_COMMON, f"runner={runner}"]
+                words = [*RUNS[name], *_COMMON, *more, f"runner={runner}"]
                 yield _shown(f"{name}/{runner}", digests_of(words, checkout, Path(folder, runner)))
-            words = [*RUNS[name], *_COMMON]
+            words = [*RUNS[name], *_COMMON, *more]
             yield _shown(f"{name}/resumed", resumed(words, checkout, Path(folder, "resumed")))
 
 

@@ -43,6 +43,7 @@ ENVS: dict[str, EnvConfig] = {
     "terminating": sections.synthetic(name="sleep", episode_length=23),
     "truncating": sections.synthetic(name="sleep", episode_length=7, truncate=True),
 }
+IMAGES = ("atari", "screens")
 # Minibatches have several micro-batches, so that several threads share the work.
 ALGOS: dict[str, AlgoConfig] = {
     "ppo": sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
@@ -50,11 +51,18 @@ ALGOS: dict[str, AlgoConfig] = {
 }
 
 
-def small_config(env: str, algo: str, precision: str = "fp32", runner: str = "hts") -> TrainConfig:
+def small_config(
+    env: str,
+    algo: str,
+    precision: str = "fp32",
+    linear_kernel: str = "product",
+    runner: str = "hts",
+) -> TrainConfig:
     """Returns the configuration of 24 rollouts of 16 environments; episodes end in every way."""
     return sections.train(
         env=ENVS[env],
         algo=ALGOS[algo],
+        network=sections.network(linear_kernel=linear_kernel),
         actors=sections.actors(num_envs=NUM_ENVS, precision=precision),
         learner=sections.learner(precision=precision, micro_batch=16),
         runner=sections.runner(name=runner, sync_interval=SYNC_INTERVAL),

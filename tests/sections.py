@@ -78,7 +78,10 @@ def a2c(**changes: Any) -> A2cConfig:
 
 
 def network(name: str = "auto", **changes: Any) -> NetworkConfig:
+    """Returns a network, whose linear layer is a matrix product by default."""
     schema = find_kind("network", name).config
+    if name != "mlp":
+        changes = {"linear_kernel": "product", **changes}
     config: NetworkConfig = replace(_section(schema, "network", (f"network={name}",)), **changes)
     return config
 

@@ -31,7 +31,7 @@ from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError
 
 MAGIC = b"\x89HTSRL\r\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _HEADER = struct.Struct("<8sIQ32s")
 _CHUNK = 1 << 20
 # Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms, like

@@ -2,8 +2,10 @@
 
 * Version 1, up to htsrl 0.1.0 of November 2026: the first component of an array's name tells its
   part; the sizes of perceptrons are in the section `algo`.
-* Version 2, the current one: arrays are named by part (`htsrl_cli.checkpoints.state`); networks
-  have a section `network`.
+* Version 2: arrays are named by part (`htsrl_cli.checkpoints.state`); networks have a section
+  `network`.
+* Version 3, the current one: the Nature CNN has the key `network.linear_kernel`. Before, its linear
+  layer was a convolution.
 """
 
 from __future__ import annotations
@@ -27,19 +29,20 @@ def upgrade(
     version: int, arrays: dict[str, Array], meta: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Converts the arrays and the document of a checkpoint from format `version`."""
+    new = dict(meta)
+    if "config" in new:
+        new["config"] = upgrade_config(new["config"])
     if version > 1:
-        return arrays, meta
+        return arrays, new
     renamed = {}
     for name, array in arrays.items():
         first, slash, rest = name.partition("/")
         renamed[f"{_PARTS.get(first, first)}{slash}{rest}"] = array
-    return renamed, _upgrade_meta(meta)
+    return renamed, _by_part(new)
 
 
-def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
+def _by_part(meta: dict[str, Any]) -> dict[str, Any]:
     new = dict(meta)
-    if "config" in new:
-        new["config"] = upgrade_config(new["config"])
     if "interval" in new:
         new["parts"] = {
             "learner": {"num_updates": new.pop("num_updates")},
@@ -52,8 +55,9 @@ def _upgrade_meta(meta: dict[str, Any]) -> dict[str, Any]:
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """Converts a stored configuration to the layout of this version."""
-    algo = dict(config.get("algo", {}))
-    if "network" in config or "hidden_sizes" not in algo:
-        return config
-    network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
-    return {**config, "algo": algo, "network": network}
+    algo, network = dict(config.get("algo", {})), dict(config.get("network", {}))
+    if not network and "hidden_sizes" in algo:
+        network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
+    if network.get("name") in ("auto", "nature_cnn"):
+        network.setdefault("linear_kernel", "convolution")
+    return {**config, "algo": algo, "network": network} if network else config

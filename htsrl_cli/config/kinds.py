@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from htsrl_cli.config.rules import FRACTION, NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Rules, one_of
+from htsrl_cli.config.rules import (
+    FRACTION,
+    LINEAR_KERNEL,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Rules,
+    one_of,
+)
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError
 
@@ -176,8 +184,12 @@ class OwnNetworkConfig(NetworkConfig):
 
     Attributes:
         hidden_sizes: sizes of hidden layers, which the network may ignore.
+        linear_kernel: see `nature_cnn`; the network may ignore it.
         kwargs: further settings, for example `+network.kwargs.width=3`.
     """
 
+    rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}
+
     hidden_sizes: tuple[int, ...] = ()
+    linear_kernel: str = "product"
     kwargs: dict[str, Any] = field(default_factory=dict)

@@ -23,11 +23,14 @@ from htsrl_cli.config.sections import TrainConfig
 from tests import harness, sections
 from tests.harness import IMAGE_PRECISION, Fingerprint
 
+# Environment, algorithm, precision, and kernel of the linear layer.
+Combination = tuple[str, str, str, str]
+
 # The combinations that `make test` checks; `make test-slow` checks all.
 FAST = {
     # A2C keeps activations. test_auditor and test_resume cover PPO on images.
-    ("atari", "a2c", IMAGE_PRECISION),
-    ("truncating", "ppo", "fp32"),
+    ("atari", "a2c", IMAGE_PRECISION, "product"),
+    ("truncating", "ppo", "fp32", "product"),
 }
 
 
@@ -39,13 +42,14 @@ def marks(env: str, precision: str) -> list[pytest.MarkDecorator]:
 
 COMBINATIONS = [
     pytest.param(
-        (env, algo, precision),
-        marks=() if (env, algo, precision) in FAST else marks(env, precision),
-        id=f"{env}-{algo}-{precision}",
+        (env, algo, precision, kernel),
+        marks=() if (env, algo, precision, kernel) in FAST else marks(env, precision),
+        id=f"{env}-{algo}-{precision}-{kernel}",
     )
     for env in harness.ENVS
     for algo in harness.ALGOS
-    for precision in ("fp32", "bf16")
+    for precision, kernel in (("fp32", "product"), ("fp32", "convolution"), ("bf16", "product"))
+    if kernel == "product" or env in harness.IMAGES
 ]
 
 
@@ -54,12 +58,12 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._fingerprints: dict[tuple[str, str, str], Fingerprint] = {}
+        self._fingerprints: dict[Combination, Fingerprint] = {}
 
-    def path(self, combination: tuple[str, str, str]) -> Path:
+    def path(self, combination: Combination) -> Path:
         return self._folder / "-".join(combination)
 
-    def of(self, combination: tuple[str, str, str]) -> Fingerprint:
+    def of(self, combination: Combination) -> Fingerprint:
         if combination not in self._fingerprints:
             config = replace(
                 harness.small_config(*combination, runner="serial"),
@@ -103,7 +107,7 @@ def torment(seed: int) -> Iterator[list[int]]:
 @pytest.mark.parametrize("combination", COMBINATIONS)
 class TestContract:
     def test_reference_run_has_every_kind_of_end(
-        self, reference: Reference, combination: tuple[str, str, str]
+        self, reference: Reference, combination: Combination
     ) -> None:
         reference.of(combination)
         slots = harness.slots(reference.path(combination))
@@ -112,7 +116,7 @@ class TestContract:
             np.stack([slot[name] for slot in slots])
             for name in ("terminated", "truncated", "episode_lengths")
         )
-        if combination[0] in ("atari", "screens"):
+        if combination[0] in harness.IMAGES:
             assert (terminated & (lengths == 0)).sum() > 50, "lives lost"
             assert (terminated & (lengths > 0)).sum() >= 5, "games over"
             assert (truncated & ~terminated).sum() >= 5, "games truncated"
@@ -121,13 +125,13 @@ class TestContract:
             assert ends.sum() > 100
 
     def test_hts_equals_serial(
-        self, reference: Reference, combination: tuple[str, str, str], tmp_path: Path
+        self, reference: Reference, combination: Combination, tmp_path: Path
     ) -> None:
         config = harness.with_workers(harness.small_config(*combination), 4, 2, 2)
         assert harness.run(config, tmp_path) == reference.of(combination)
 
     def test_workers_stopped_at_random(
-        self, reference: Reference, combination: tuple[str, str, str], tmp_path: Path
+        self, reference: Reference, combination: Combination, tmp_path: Path
     ) -> None:
         config = harness.with_workers(harness.small_config(*combination), 2, 2, 1)
         with torment(seed=1) as stopped:
@@ -161,22 +165,23 @@ def test_number_of_workers_changes_nothing(
 ) -> None:
     config = harness.small_config(env, algo, precision)
     config = harness.with_workers(config, num_executors, num_actors, num_threads)
-    assert harness.run(config, tmp_path) == reference.of((env, algo, precision))
+    assert harness.run(config, tmp_path) == reference.of((env, algo, precision, "product"))
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
-def test_screens_of_full_size(algo: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", ["product", "convolution"])
+def test_screens_of_full_size(kernel: str, algo: str, tmp_path: Path) -> None:
     """Covers images of the default size: libraries choose kernels by the sizes of arrays."""
     fingerprints = []
     for runner in ("serial", "hts"):
-        config = harness.small_config("screens", algo, IMAGE_PRECISION, runner)
+        config = harness.small_config("screens", algo, IMAGE_PRECISION, kernel, runner)
         config = replace(config, total_steps=3 * harness.STEPS_PER_ROLLOUT)
         fingerprints.append(harness.run(config, tmp_path / runner))
     assert fingerprints[0] == fingerprints[1]
 
 
 def test_actors_in_threads_change_nothing(reference: Reference, tmp_path: Path) -> None:
-    combination = ("truncating", "ppo", "fp32")
+    combination = ("truncating", "ppo", "fp32", "product")
     config = harness.small_config(*combination)
     config = replace(config, actors=replace(config.actors, host="thread", num_actors=2))
     assert harness.run(config, tmp_path) == reference.of(combination)
@@ -189,7 +194,7 @@ def test_sync_repeats_itself(tmp_path: Path) -> None:
 
 
 def test_seeds_differ(reference: Reference, tmp_path: Path) -> None:
-    combination = ("truncating", "ppo", "fp32")
+    combination = ("truncating", "ppo", "fp32", "product")
     config: TrainConfig = replace(harness.small_config(*combination), seed=8)
     ours, theirs = harness.run(config, tmp_path), reference.of(combination)
     assert ours.params != theirs.params

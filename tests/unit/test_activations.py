@@ -32,12 +32,13 @@ def _torch_as_in_a_run() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(84, 84, 4), (72, 96, 16), (61, 55, 3)], ids=str)
+@pytest.mark.parametrize("kernel", ["product", "convolution"])
 def test_gradients_are_those_of_a_network_that_computes(
-    shape: tuple[int, int, int], dtype: torch.dtype
+    kernel: str, shape: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     # Bit for bit: the backward operations and their inputs are the same.
     torch.manual_seed(0)
-    cnn = NatureCnn(*shape).to(dtype)
+    cnn = NatureCnn(shape, kernel).to(dtype)
     obs = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     weights = torch.randn(9, cnn.num_features)
     layers = CachingLayers()
@@ -80,7 +81,7 @@ def test_activations_are_kept_where_the_learners_pass_would_be_the_actors() -> N
         ((20, 20, 32), "float32"),
         ((9, 9, 64), "float32"),
         ((7, 7, 64), "float32"),
-        ((1, 1, 512), "float32"),
+        ((512,), "float32"),
     ]
     assert kept(PIXELS, sections.a2c(), "bf16", "bf16") == [
         ((20, 20, 32), "uint16"),

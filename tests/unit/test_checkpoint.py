@@ -91,7 +91,7 @@ OLD_CONFIG = {"seed": 1, "algo": {"name": "a2c", "gamma": 0.9, "hidden_sizes": [
 NEW_CONFIG = {
     "seed": 1,
     "algo": {"name": "a2c", "gamma": 0.9},
-    "network": {"name": "auto", "hidden_sizes": [7]},
+    "network": {"name": "auto", "hidden_sizes": [7], "linear_kernel": "convolution"},
 }
 
 
@@ -162,7 +162,8 @@ def test_a_policy_of_format_1_is_read_without_parts(tmp_path: Path) -> None:
 
 def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:
     # Names that had a meaning in format 1 are ordinary names now.
-    checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": OLD_CONFIG})
+    config = NEW_CONFIG | {"network": {"name": "auto", "linear_kernel": "product"}}
+    checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": config})
     save_checkpoint(tmp_path / "a.ckpt", checkpoint)
     read = load_checkpoint(tmp_path / "a.ckpt")
     assert (read.arrays.keys(), read.meta) == (checkpoint.arrays.keys(), checkpoint.meta)

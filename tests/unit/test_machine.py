@@ -9,6 +9,8 @@ import pytest
 from htsrl_cli import machine
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.networks.auto.config import AutoConfig
+from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
 
 
 def config(*words: str) -> TrainConfig:
@@ -56,6 +58,28 @@ def test_precision_follows_the_processor(
     words = [f"{role}.{key}" for role in ("actors", "learner") for key in ("device=cpu",)]
     made = config(*words, "actors.precision=auto", "learner.precision=auto")
     assert (made.actors.precision, made.learner.precision) == (precision, precision)
+
+
+@pytest.mark.parametrize(
+    ("words", "kernel"),
+    [
+        ({"AuthenticAMD", "avx2"}, "product"),
+        ({"AuthenticAMD", "avx2", "avx512f", "avx512_bf16"}, "convolution"),
+        ({"GenuineIntel", "avx2", "avx512f"}, "product"),
+        (set[str](), "product"),
+    ],
+)
+def test_kernels_follow_the_processor(
+    monkeypatch: pytest.MonkeyPatch, words: set[str], kernel: str
+) -> None:
+    monkeypatch.setattr(machine, "cpu_words", lambda: words)
+    for network in ("auto", "nature_cnn"):
+        made = config(f"network={network}").network
+        assert isinstance(made, AutoConfig | NatureCnnConfig)
+        assert made.linear_kernel == kernel
+    made = config("network.linear_kernel=convolution").network
+    assert isinstance(made, AutoConfig)
+    assert made.linear_kernel == "convolution"
 
 
 def test_a_gpu_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

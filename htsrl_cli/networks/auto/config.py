@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from htsrl_cli.config.rules import LINEAR_KERNEL, Rules
 from htsrl_cli.networks.mlp.config import MlpConfig
 from htsrl_cli.plugins import Kind
 
@@ -12,8 +14,13 @@ from htsrl_cli.plugins import Kind
 class AutoConfig(MlpConfig):
     """The choice of `nature_cnn` for images of at least 36 x 36 pixels, else of `mlp`.
 
-    Only `mlp` uses `hidden_sizes`.
+    Attributes:
+        linear_kernel: a key of `nature_cnn`; `mlp` does not use it.
     """
+
+    rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **MlpConfig.rules}
+
+    linear_kernel: str
 
 
 KIND = Kind(AutoConfig, "htsrl_cli.networks.auto.network:make_auto")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from htsrl_cli.config.kinds import NetworkConfig
+from htsrl_cli.config.rules import LINEAR_KERNEL, Rules
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
@@ -14,7 +16,17 @@ MIN_SIZE = 36
 
 @dataclass(frozen=True)
 class NatureCnnConfig(NetworkConfig):
-    """Three convolutions and a linear layer of 512 outputs, shared by policy and value."""
+    """Three convolutions and a linear layer of 512 outputs, shared by policy and value.
+
+    Attributes:
+        linear_kernel: how a CPU computes the linear layer in fp32: as a matrix `product` (MKL) or
+            as a `convolution` (oneDNN). They round differently, and which one is faster depends on
+            the processor.
+    """
+
+    rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}
+
+    linear_kernel: str
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
         """Checks that observations are images that are large enough.

@@ -18,6 +18,10 @@ class NatureCnn(nn.Module):
 
     The slot's [H, W, C] layout viewed as [C, H, W] is channels-last memory: no copy is needed.
 
+    Args:
+        obs_shape: [H, W, C] of an observation.
+        linear_kernel: see `NatureCnnConfig`.
+
     Attributes:
         computes_by_layer: see `ActorCritic`.
         num_features: number of features, 512.
@@ -25,8 +29,10 @@ class NatureCnn(nn.Module):
 
     computes_by_layer = True
 
-    def __init__(self, height: int, width: int, channels: int) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], linear_kernel: str) -> None:
         super().__init__()
+        height, width, channels = obs_shape
+        self._is_convolution = linear_kernel == "convolution"
         self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
         self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
@@ -46,9 +52,8 @@ class NatureCnn(nn.Module):
         x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
         x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
         x = layer(x, self.conv3.weight, self.conv3.bias)
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            # The linear layer as an equivalent convolution: in fp32 torch computes convolutions
-            # with oneDNN and matrix products with MKL, which takes twice as long on AMD CPUs.
+        if self._is_convolution and x.device.type == "cpu" and x.dtype == torch.float32:
+            # The equivalent convolution: its kernels are as large as the images.
             weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
             return layer(x, weight, self.fc.bias).flatten(1)
         # Flattened in (H, W, C) order: with channels-last memory this is no copy.
@@ -57,7 +62,7 @@ class NatureCnn(nn.Module):
 
 def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
     """Builds the trunk that policy and value share."""
-    return NatureCnn(*spec.obs_shape)
+    return NatureCnn(spec.obs_shape, config.linear_kernel)
 
 
 def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
