@@ -90,7 +90,15 @@ def test_a_gpu_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("device", "num_envs", "inference_batch", "micro_batch"),
-    [("cpu", 128, 8, 256), ("cuda:0", 128, 64, 8192), ("cuda:0", 16, 16, 8192)],
+    [
+        ("cpu", 128, 32, 256),
+        ("cpu", 32, 16, 256),
+        ("cpu", 16, 8, 256),
+        ("cpu", 9, 8, 256),
+        ("cpu", 5, 5, 256),
+        ("cuda:0", 128, 64, 8192),
+        ("cuda:0", 16, 16, 8192),
+    ],
 )
 def test_batches_suit_the_device(
     device: str, num_envs: int, inference_batch: int, micro_batch: int
@@ -100,7 +108,7 @@ def test_batches_suit_the_device(
     assert made.actors.inference_batch == inference_batch
     assert made.learner.micro_batch == micro_batch
     team = config("env=football/academy_corner", "env.num_left_players=3", *devices)
-    assert team.actors.inference_batch == (8 if device == "cpu" else 48)
+    assert team.actors.inference_batch == (24 if device == "cpu" else 48)
     made = config(*devices, "actors.inference_batch=3", "learner.micro_batch=5")
     assert (made.actors.inference_batch, made.learner.micro_batch) == (3, 5)
 
