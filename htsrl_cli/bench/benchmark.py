@@ -281,19 +281,29 @@ def _table(
     stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
     size = f"{train.actors.num_envs} environments x {train.runner.sync_interval} steps"
+    kernel = one_thread[-1].kernel
     columns = {
-        f"bound, {num_cores()} cores": _measured_alone(bound, alone),
-        "stepping alone": _measured_alone(
-            stepped, [1000 * min(num_cores(), train.actors.num_envs) / stepped]
-        ),
+        f"bound, {num_cores()} cores": [*_measured_alone(bound, alone), kernel],
+        "stepping alone": [
+            *_measured_alone(stepped, [1000 * min(num_cores(), train.actors.num_envs) / stepped]),
+            "",
+        ],
     }
+    excess_ms = statistics.median(rates.excess_ms for rates in one_thread)
     for name, rates in _by_name(runs).items():
         of_name = [run for run in runs if run.name == name]
-        columns[name] = _column(train, rates, of_name, bound, stepped)
+        own = _own_kernel(train, kernel, excess_ms)
+        columns[name] = [*_column(train, rates, of_name, bound, stepped), own]
     table = Table("", *columns, title=f"{size}, medians of {len(one_thread)}")
-    for row, title in enumerate(_ROWS):
+    for row, title in enumerate([*_ROWS, *(["linear layer"] if kernel else [])]):
         table.add_row(title, *(column[row] for column in columns.values()))
     return table
+
+
+def _own_kernel(train: TrainConfig, fastest: str, excess_ms: float) -> str:
+    """Returns the kernel of the run's linear layer, and what it costs if another one is faster."""
+    own = getattr(train.network, "linear_kernel", "")
+    return f"{own}: +{excess_ms:.3f} ms" if own != fastest else own
 
 
 _ROWS = (

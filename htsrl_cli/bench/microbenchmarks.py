@@ -7,7 +7,8 @@ differentiate.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.bench.env_rates import env_rate, rate
 from htsrl_cli.config.plan import RunPlan
+from htsrl_cli.config.rules import LINEAR_KERNELS
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.registry import make_env
@@ -24,6 +26,7 @@ from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, set_up_torch
 from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.nature_cnn.network import NatureCnn
 from htsrl_cli.networks.registry import build_policy
 from htsrl_cli.sampling.inference import Inference, InferenceSetup, activations_to_keep
 
@@ -39,6 +42,9 @@ class OneThread:
             backward passes if actors keep activations.
         players: rows that an env step adds to a slot.
         epochs: passes over a slot in an update.
+        kernel: the fastest kernel of the network's linear layer, for which inference and training
+            are measured; empty if the network has no choice of kernels.
+        excess_ms: milliseconds for an env step that the configured kernel takes beyond that.
         devices: devices of env steps, inference and training: `cpu` or a GPU's name.
     """
 
@@ -48,6 +54,8 @@ class OneThread:
     players: int
     epochs: int
     devices: tuple[str, str, str]
+    kernel: str = ""
+    excess_ms: float = 0.0
 
     @classmethod
     def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
@@ -57,14 +65,21 @@ class OneThread:
         learner = resolve_device("learner.device", config.learner.device)
         with closing(make_env(config.env, 0)) as env:
             spec, stepped = env.env_spec, env_rate([env], seconds)
-        return cls(
-            stepped,
-            _inference_rate(config, spec, seconds),
-            _train_rate(config, spec, learner, seconds),
-            spec.num_players,
-            config.algo.num_epochs,
-            ("cpu", str(actors), str(learner)),
-        )
+        measured = {
+            kernel: cls(
+                stepped,
+                _inference_rate(variant, spec, seconds),
+                _train_rate(variant, spec, learner, seconds),
+                spec.num_players,
+                config.algo.num_epochs,
+                ("cpu", str(actors), str(learner)),
+                kernel,
+            )
+            for kernel, variant in _by_kernel(config, spec).items()
+        }
+        fastest = min(measured.values(), key=lambda rates: sum(rates.cost_ms))
+        own = measured[getattr(config.network, "linear_kernel", "") if fastest.kernel else ""]
+        return replace(fastest, excess_ms=sum(own.cost_ms) - sum(fastest.cost_ms))
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
@@ -80,6 +95,26 @@ class OneThread:
             total[device] = total.get(device, 0.0) + cost_ms
         total["cpu"] /= num_cores()
         return 1000 / max(total.values())
+
+
+def _by_kernel(config: TrainConfig, spec: EnvSpec) -> dict[str, TrainConfig]:
+    """Returns the configuration with each kernel of the linear layer, where it makes a difference.
+
+    Otherwise the configuration itself, as the kernel "".
+    """
+    cpu = torch.device("cpu")
+    computed_as_chosen = any(
+        resolve_device(key, role.device) == cpu and role.precision == "fp32"
+        for key, role in (("actors.device", config.actors), ("learner.device", config.learner))
+    )
+    trunk = build_policy(spec, config.network, "fp32", cpu).trunk
+    if not (computed_as_chosen and isinstance(trunk, NatureCnn)):
+        return {"": config}
+    network: Any = config.network
+    return {
+        kernel: replace(config, network=replace(network, linear_kernel=kernel))
+        for kernel in LINEAR_KERNELS
+    }
 
 
 def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float:

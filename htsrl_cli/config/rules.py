@@ -63,7 +63,8 @@ DEVICE = Rule(
     "must be auto, cpu or cuda:N",
 )
 PRECISION = one_of("fp32", "bf16")
-LINEAR_KERNEL = one_of("product", "convolution")
+LINEAR_KERNELS = ("product", "convolution")
+LINEAR_KERNEL = one_of(*LINEAR_KERNELS)
 SCORES = Rule(lambda scores: all(map(math.isfinite, scores)), "must be a list of finite scores")
 
 

@@ -11,12 +11,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 from torch import Tensor
 
 from htsrl_cli.bench import benchmark, microbenchmarks
-from htsrl_cli.bench.benchmark import RESULT_FILE, ROLES, Sample, summarize, train_words
+from htsrl_cli.bench.benchmark import (
+    RESULT_FILE,
+    ROLES,
+    MeasuredRun,
+    Sample,
+    summarize,
+    train_words,
+)
 from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.rules import LINEAR_KERNELS
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
@@ -87,6 +96,43 @@ def test_training_is_measured_as_the_learner_does_it(
     measured = OneThread.measure(config(*words, f"algo={algo}"), 0.01)
     assert min(measured.env, measured.inference, measured.train) > 0
     assert set(made) == ({4} if cached else set())
+    assert measured.kernel in LINEAR_KERNELS
+    # The kernel that was not the fastest costs more; the fastest costs nothing.
+    excess = [
+        OneThread.measure(config(*words, f"algo={algo}", f"network.linear_kernel={kernel}"), 0.05)
+        for kernel in LINEAR_KERNELS
+    ]
+    assert all(
+        (rates.excess_ms > 0) == (rates.kernel != kernel)
+        for rates, kernel in zip(excess, LINEAR_KERNELS, strict=True)
+    )
+
+
+def test_kernels_are_compared_only_where_they_matter() -> None:
+    assert OneThread.measure(config("env=synthetic/count"), 0.01).kernel == ""
+
+
+def test_the_table_names_the_fastest_kernel_and_the_cost_of_another_one() -> None:
+    own = config("env=atari/pong", "network.linear_kernel=convolution")
+    times = dict.fromkeys(
+        [
+            *(f"{role}_busy" for role in ROLES),
+            "collecting",
+            "barrier",
+            "inference_passes_per_second",
+        ],
+        1.0,
+    )
+    run = MeasuredRun("hts", 100.0, 100, 1.0, times, dict.fromkeys(ROLES, 1.0), 1.0, 0.0)
+    one_thread = OneThread(1000.0, 4000.0, 4000.0, 1, 4, ("cpu",) * 3, "product", 1.25)
+    console = Console(width=120, record=True)
+    console.print(benchmark._table(own, [run], [one_thread], [50.0]))
+    row = next(line for line in console.export_text().splitlines() if "linear layer" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == [
+        "product",
+        "",
+        "convolution: +1.250 ms",
+    ]
 
 
 @pytest.mark.slow
