@@ -34,6 +34,8 @@ class EnvConfig:
         install_hint: what to do if a package that the environment needs is missing.
         renderers: names of the ways to draw a picture for videos, the default first; empty if there
             is no picture.
+        cores_per_executor: cores for each executor, if `actors.num_executors` is `auto` and the
+            learner computes on the CPU; more than 1 if env steps take little of the processor time.
         state_package: package whose version decides whether a saved state can be read; None if
             states are replayed.
         kind: name of the kind.
@@ -45,6 +47,7 @@ class EnvConfig:
     restores_exactly: ClassVar[bool] = False
     install_hint: ClassVar[str] = "install it"
     renderers: ClassVar[tuple[str, ...]] = ()
+    cores_per_executor: ClassVar[int] = 1
     state_package: ClassVar[str | None] = None
 
     kind: str

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.compare_learning import Trained, means_table
+from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.paper_claims import FIGURES
 from scripts.provenance import RESULTS
@@ -141,6 +142,25 @@ def compared_throughput(folder: Path = RESULTS) -> str:
     return "\n\n".join([table(header, rows), *origins])
 
 
+def kernels(folder: Path = RESULTS) -> str:
+    """Returns the times of the ways to compute the Nature CNN's layers, for each processor."""
+    return _join(
+        result.with_origin(_limit(result) + timings_table(_timings(result)))
+        for result in find("kernels*", folder)
+    )
+
+
+def _limit(result: Result) -> str:
+    limit = result.content["limit"]
+    return (
+        f"**As if the processor had no instructions beyond {limit.upper()}**\n\n" if limit else ""
+    )
+
+
+def _timings(result: Result) -> list[Timing]:
+    return [Timing(**timing) for timing in result.content["timings"]]
+
+
 def asynchrony(folder: Path = RESULTS) -> str:
     """Returns the ratios that asynchronous collection reached, with the aim of each."""
     return _join(
@@ -201,6 +221,7 @@ def compared_learning(folder: Path = RESULTS) -> str:
 
 REGIONS: Mapping[str, Callable[..., str]] = {
     "throughput": throughput,
+    "kernels": kernels,
     "asynchrony": asynchrony,
     "paper-claims": paper_claims,
     "learning": learning,

@@ -25,13 +25,20 @@ def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("six_cores")
 @pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
 def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
-    made = config(f"actors.num_envs={num_envs}", "actors.num_executors=auto")
+    words = [f"actors.num_envs={num_envs}", "actors.num_executors=auto"]
+    assert config("env=synthetic/count", *words).actors.num_executors == executors
+
+
+@pytest.mark.usefixtures("six_cores")
+@pytest.mark.parametrize(("device", "executors"), [("cpu", 3), ("cuda:0", 6)])
+def test_atari_leaves_cores_to_a_learner_on_the_processor(device: str, executors: int) -> None:
+    made = config("env=atari/pong", "actors.num_envs=12", f"learner.device={device}")
     assert made.actors.num_executors == executors
 
 
 @pytest.mark.usefixtures("six_cores")
 def test_worker_counts_are_auto_by_default_and_numbers_are_kept() -> None:
-    made = config("learner.device=cpu")
+    made = config("env=synthetic/count", "learner.device=cpu")
     assert (made.actors.num_executors, made.actors.num_actors, made.learner.num_threads) == (
         4,
         1,

@@ -51,6 +51,9 @@ class AtariConfig(EnvConfig):
     restores_exactly: ClassVar[bool] = True
     install_hint: ClassVar[str] = "pip install ale-py opencv-python-headless"
     renderers: ClassVar[tuple[str, ...]] = ("screen",)
+    # Fewer processes disturb each other's caches less: on 2 cores of an AMD Zen 3, one executor
+    # instead of two gave Pong 4 % more env steps per second with PPO and 8 % with A2C.
+    cores_per_executor: ClassVar[int] = 2
     state_package: ClassVar[str | None] = "ale-py"
 
     game: str
