@@ -54,12 +54,14 @@ class Choice:
 def _num_executors(config: TrainConfig) -> int:
     """Returns the number of executors: at most one for `cores_per_executor`, with equal shares.
 
-    A learner on a GPU leaves all cores to them.
+    A learner on a GPU leaves all cores to them, and so does `runner=sync`, under which nobody else
+    works while environments step.
     """
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
         return num_envs
-    per_executor = 1 if is_gpu(config.learner.device) else config.env.cores_per_executor
+    has_all = config.runner.schedule.lockstep or is_gpu(config.learner.device)
+    per_executor = 1 if has_all else config.env.cores_per_executor
     most = min(num_envs, max(1, machine.num_cores() // per_executor))
     return max(n for n in range(1, most + 1) if num_envs % n == 0)
 

@@ -8,6 +8,8 @@ import pytest
 
 from htsrl_cli import machine
 from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.networks.auto.config import AutoConfig
 from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
@@ -30,9 +32,14 @@ def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
 
 
 @pytest.mark.usefixtures("six_cores")
-@pytest.mark.parametrize(("device", "executors"), [("cpu", 3), ("cuda:0", 6)])
-def test_atari_leaves_cores_to_a_learner_on_the_processor(device: str, executors: int) -> None:
-    made = config("env=atari/pong", "actors.num_envs=12", f"learner.device={device}")
+@pytest.mark.parametrize(
+    ("runner", "device", "executors"), [("hts", "cpu", 3), ("hts", "cuda:0", 6), ("sync", "cpu", 6)]
+)
+def test_atari_leaves_cores_to_a_learner_that_needs_them(
+    runner: str, device: str, executors: int
+) -> None:
+    words = [f"runner={runner}", f"learner.device={device}"]
+    made = config("env=atari/pong", "actors.num_envs=12", *words)
     assert made.actors.num_executors == executors
 
 
@@ -129,3 +136,11 @@ def test_a_container_has_the_cores_of_its_quota(tmp_path: Path, text: str, cores
 def test_without_a_quota_all_cores_count(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("max 100000")
     assert machine.num_cores(tmp_path / "cpu.max") == machine.num_cores(tmp_path / "none")
+
+
+def test_a_stored_choice_is_kept_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_words", lambda: {"AuthenticAMD", "avx512f"})
+    stored = config("env=atari/pong")
+    monkeypatch.setattr(machine, "cpu_words", lambda: {"AuthenticAMD", "avx2"})
+    assert load_train_config(to_plain(stored)) == stored
+    assert config("env=atari/pong") != stored
