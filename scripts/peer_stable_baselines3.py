@@ -82,7 +82,7 @@ def build_pong_a2c() -> A2C:
 
 
 def build_football() -> PPO:
-    """Builds PPO with the paper's settings for football, 16 environments in a process each."""
+    """Builds PPO with the paper's football settings and 16 environments, each in a process."""
     env = SubprocVecEnv([lambda i=i: Football(seed=i) for i in range(16)])
     return PPO(
         "CnnPolicy",

@@ -14,7 +14,9 @@ from torch import Tensor
 class Rollout(NamedTuple):
     """Rewards, episode ends and values of a slot.
 
-    All `values` are of one policy; `final_values` are of the behavior policy.
+    One version of the parameters computes all `values`: the behavior policy's, or with
+    `reevaluate` the one that the update starts from. `final_values` always come from the behavior
+    policy.
 
     Attributes:
         rewards: float32 [T, B].
@@ -56,8 +58,9 @@ def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
 def bootstrapped_returns(rollout: Rollout, gamma: float) -> Tensor:
     """Computes discounted returns, float32 [T, B].
 
-    Rewards are summed to the end of the episode or the slot; unless the episode terminated, the
-    value there is added.
+    Discounted rewards are summed up to the end of the episode or of the slot, whichever comes
+    first. Unless the episode terminated there, the discounted value of the observation after the
+    last of these env steps is added.
     """
     ends = rollout.terminated | rollout.truncated
     following = next_values(rollout)

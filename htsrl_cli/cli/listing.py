@@ -98,7 +98,9 @@ def _options(group: str, config_dir: str | None) -> dict[str, str]:
 
 
 def description(path: Path) -> str:
-    """Returns the first comment of an option's YAML file, its description; empty if it has none.
+    """Returns an option's description: the first comment line at the top of its YAML file.
+
+    It is empty if there is none.
 
     Hydra's directives (`# @package ...`) do not count.
     """

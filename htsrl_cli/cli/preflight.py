@@ -40,7 +40,9 @@ Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Plans every job of `htsrl train`, builds its environment and claims the output folder.
+    """Plans every job of `htsrl train`, and tries its environment and its output folder.
+
+    An environment is built and closed again. The folder is created, and is tested by writing to it.
 
     Raises:
         UsageError: one of the jobs cannot run as configured.

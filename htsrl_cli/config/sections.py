@@ -91,11 +91,12 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """Section `runner`: the schedule of the roles.
+    """Section `runner`: when executors, actors and learner work.
 
     Attributes:
         name: `hts`, `serial` (one thread, bit-identical to `hts`) or `sync` (the baseline).
-        sync_interval: env steps of each environment between two barriers (alpha in the paper, T).
+        sync_interval: env steps that each environment takes in a rollout, between two barriers (T
+            in this code, alpha in the HTS-RL paper).
         stop_grace_s: longest time that a stop waits for the current rollout, in seconds.
     """
 

@@ -28,7 +28,7 @@ class Group:
         label: keys and values that tell the group from others of its environment.
         runs: runs of the group.
         curves: learning curve of `score` for each run.
-        score: name of the score, which all runs of the environment have.
+        score: name of the score that is compared; all runs of the environment have it.
     """
 
     environment: str

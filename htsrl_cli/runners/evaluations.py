@@ -86,7 +86,9 @@ class Evaluations:
                 told = number
             self._evaluator.wait()
             if not self._log_scores():
-                raise RunError("the scores could not be written; free disk space and resume")
+                raise RunError(
+                    "the evaluation scores could not be written: free up disk space, then resume"
+                )
 
     def summary(self) -> dict[str, object]:
         """Returns the evaluations' entries of `summary.json`."""

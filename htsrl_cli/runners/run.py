@@ -177,7 +177,11 @@ class Run:
         self._end()
 
     def _run_rollout(self, check: Callable[[], None]) -> None:
-        """Collects one rollout and makes one update; ends with the next rollout's slot open."""
+        """Collects one rollout, makes the update that is due, and opens the next rollout's slot.
+
+        Under policy lag, the update learns from the previous rollout, so the first call makes none.
+        Without lag, it learns from this rollout.
+        """
         collector, ring = self._roles.collector, self._roles.ring
         watch = LoadMeter(collector.board, collector.num_steppers)
         barrier_s = watch.started_at - self._barrier_began
@@ -205,7 +209,10 @@ class Run:
         versions = np.unique(slot.versions)
         lag = roles.store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:
-            raise AssertionError(f"slot of versions {versions}, learner at {roles.store.version}")
+            raise AssertionError(
+                f"the slot was collected with versions {versions}, but the learner, at version "
+                f"{roles.store.version}, needs version {roles.store.version - self._plan.lag} only"
+            )
         digest = roles.rollouts.begin(slot)
         logged = roles.learner.update(slot, check, roles.ring.activations(rollout))
         self._logged = logged | {"learner/lag": float(lag)}

@@ -107,8 +107,9 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
     stored = checkpoint.meta["env_spec"]
     if stored != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
-            f"the checkpoint's environment has {stored}, this one has {asdict(spec)}: "
-            "resume with the environment that the run was trained on"
+            "the environment's observations, actions or players have changed: the checkpoint was "
+            f"saved with {stored}, the installed environment has {asdict(spec)}; install the "
+            "version of the environment that the run was trained on"
         )
     _check_packages(checkpoint.meta.get("packages", {}), env)
     for name, array in learner.parameters().items():
@@ -126,7 +127,7 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
     for name, version in stored.items():
         if installed.get(name) != version:
             raise CheckpointError(
-                f"the checkpoint's environment states are of {name} {version}, but "
+                f"the checkpoint's environment states were saved by {name} {version}, but "
                 f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
             )
 

@@ -41,7 +41,8 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "env_steps": Metric(
         "env steps",
-        "Env steps of all environments since the run began, at the barrier that the line is of. "
+        "Total env steps of all environments since the run began, up to the barrier at which the "
+        "line was written. "
         "On the line of an evaluated policy: at the barrier that published the policy.",
         "The x axis of all other metrics.",
     ),
@@ -80,9 +81,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     RECENT_RETURN: Metric(
         "score",
-        f"Mean raw return of the last {RECENT_EPISODES} episodes, across lines. Without "
-        "`eval.interval` it is the `metric` of `summary.json`, of the best checkpoint and of "
-        "sweeps.",
+        f"Mean raw return of the last {RECENT_EPISODES} episodes, including those that ended "
+        "before the previous line. Without `eval.interval`, it is the `metric` that "
+        "`summary.json` reports, that selects the best checkpoint, and that sweeps optimize.",
         "Rises. The curve to look at first.",
     ),
     "episode/total": Metric("episodes", "Episodes that ended since the run began."),
@@ -108,10 +109,11 @@ METRICS: Mapping[str, Metric] = {
     "loss/kl": Metric(
         "nats",
         "PPO: approximate KL divergence from the old policy to the one that is updated, the mean "
-        "of ratio - 1 - log ratio. Without `algo.reevaluate`, it includes the update of policy "
-        "lag.",
-        "Small and steady. If it grows, updates go too far: lower `algo.learning_rate` or "
-        "`algo.update_epochs`.",
+        "of ratio - 1 - log ratio (`approx_kl` in other libraries). Without `algo.reevaluate`, the "
+        "old policy is the behavior policy, so under policy lag the change by the previous update "
+        "is included.",
+        "Small and steady, often between 0.001 and 0.02. If it grows, updates go too far: lower "
+        "`algo.learning_rate` or `algo.update_epochs`.",
     ),
     "loss/clip_fraction": Metric(
         "fraction",
@@ -133,7 +135,7 @@ METRICS: Mapping[str, Metric] = {
         "norm",
         "Norm of a minibatch's gradient before it is clipped to `algo.max_grad_norm`, averaged "
         "over minibatches and policies.",
-        "Steady. Growing norms come before a loss that is not finite, which ends the run.",
+        "Steady. Growing norms often precede a loss that is not finite, which ends the run.",
     ),
     "learner/learning_rate": Metric(
         "1",
@@ -159,7 +161,8 @@ METRICS: Mapping[str, Metric] = {
     FINAL_METRIC: Metric(
         "score",
         "Mean raw return over all episodes of the last ten evaluated policies, fewer at the "
-        "beginning. It is the `metric` of `summary.json`, of the best checkpoint and of sweeps.",
+        "beginning. It is the `metric` that `summary.json` reports, that selects the best "
+        "checkpoint, and that sweeps optimize.",
         "Rises. The measure to compare runs by.",
     ),
     "eval/env_steps_to_TARGET": Metric(
@@ -170,8 +173,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "time/seconds": Metric(
         "s",
-        "Wall-clock time of the training, with that of earlier processes before a resume. On the "
-        "line of an evaluated policy: of the training before it.",
+        "Wall-clock time of the training, including that of earlier processes up to the checkpoint "
+        "from which they were resumed. On the line of an evaluated policy: of the training before "
+        "that policy.",
     ),
     "time/env_steps_per_second": Metric(
         "env steps / s",
@@ -184,7 +188,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "time/executors_busy": Metric(
         "fraction",
-        "Fraction of the time that executors spend stepping environments, their mean.",
+        "Fraction of the time in which an executor steps environments, averaged over executors.",
         "Near 1 where environments are the bottleneck: then more cores help.",
     ),
     "time/executors_waiting": Metric(
@@ -195,7 +199,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "time/actors_busy": Metric(
         "fraction",
-        "Fraction of the time that actors spend on inference, their mean.",
+        "Fraction of the time in which an actor runs inference, averaged over actors.",
         "Below 1. Near 1: add actors or raise `actors.inference_batch`.",
     ),
     "time/actors_waiting": Metric(
@@ -206,7 +210,8 @@ METRICS: Mapping[str, Metric] = {
     "time/learner_busy": Metric(
         "fraction",
         "Fraction of the time that the learner spends on updates.",
-        "Close to `time/collecting`: then neither side waits long for the other.",
+        "Close to `time/collecting`: then neither side waits long for the other. Near 1 with a low "
+        "`time/collecting`: the learner is the bottleneck.",
     ),
     "time/learner_waiting": Metric(
         "fraction",
@@ -215,19 +220,21 @@ METRICS: Mapping[str, Metric] = {
     ),
     "time/collecting": Metric(
         "fraction",
-        "Fraction of the time from a barrier until the slot is full.",
+        "Fraction of the wall-clock time that passes between a barrier and the moment at which the "
+        "slot is full.",
         "Close to `time/learner_busy`. Lower: the learner is the bottleneck.",
     ),
     "time/barrier": Metric(
         "fraction",
-        "Fraction of the time at barriers: parameters, metrics and checkpoints.",
+        "Fraction of the time spent at barriers: publishing parameters, writing metrics and taking "
+        "checkpoints.",
         "Low. Otherwise raise `runner.sync_interval`, `log.interval` or `checkpoint.interval`.",
     ),
     "time/inference_passes_per_second": Metric(
         "1 / s",
-        "Forward passes of all actors. Observations per second divided by it is the mean number "
-        "of rows in a pass.",
-        "Low for the same rate of env steps: passes are then well filled.",
+        "Forward passes of all actors. The mean number of rows in a pass is the number of "
+        "observations per second divided by this rate.",
+        "The lower at a given rate of env steps, the fuller the passes.",
     ),
     "time/seconds_to_TARGET": Metric(
         "s",

@@ -1,7 +1,8 @@
 """The log of a run: turns the results of rollouts and updates into lines of metrics.
 
-A line covers all rollouts since the previous line. Everything in it outside `time/` depends only on
-what the runner reports at barriers, so that equal runs write equal lines, resumed or not. Evaluated
+A line covers all rollouts since the previous line. Apart from the `time/` metrics, its content
+depends only on what the runner reports at barriers. Runs with the same configuration and seed
+therefore write the same values, whether or not they were interrupted and resumed. Evaluated
 policies have lines of their own, in order; each is written when its scores arrive.
 """
 

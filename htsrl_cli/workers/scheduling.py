@@ -49,9 +49,9 @@ def stay_in_background() -> None:
 def wake_promptly() -> None:
     """Asks for short time slices, so that this thread runs as soon as it wakes up.
 
-    Its share of the processor stays the same. Otherwise, the running thread would keep its core for
-    a slice of several milliseconds, the time of several env steps. This works from Linux 6.12 on;
-    older kernels ignore the request.
+    Without this request, another thread could keep the core for a slice of several milliseconds,
+    as long as several env steps. This thread's share of processor time does not change. Kernels
+    before Linux 6.12 ignore the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ LEARNING = {
 _NOT_MEASURED = "Not measured yet with this version."
 _ROWS_OF_CURVE = 12
 # Variants in the README's table, and their titles.
-_SHOWN = {"fp32": "fp32", "bf16": "bf16", "sync fp32": "synchronous"}
+_SHOWN = {"fp32": "htsrl, fp32", "bf16": "htsrl, bf16", "sync fp32": "htsrl, synchronous"}
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ def compared_throughput(folder: Path = RESULTS) -> str:
         peer = max(medians[name] for name in medians if name.startswith("SB3"))
         best = max(medians[name] for name in ("fp32", "bf16") if name in medians)
         shown = [f"{medians[name]:,.0f}" if name in medians else "-" for name in _SHOWN]
-        rows.append((task, result.processor, *shown, f"{peer:,.0f}", f"{best / peer:.1f}x"))
-    header = ("env steps/s", "processor", *_SHOWN.values(), "Stable-Baselines3", "fastest to it")
+        processor = re.sub(r" \(family[^)]*\)", "", result.processor)
+        rows.append((task, processor, *shown, f"{peer:,.0f}", f"{best / peer:.1f}x"))
+    header = ("env steps/s", "processor", *_SHOWN.values(), "Stable-Baselines3", "ratio")
     origins = dict.fromkeys(result.origin for _, result in results)
     return "\n\n".join([table(header, rows), *origins])
 

@@ -73,8 +73,9 @@ class Key(NamedTuple):
     Attributes:
         name: as it is typed, section included.
         schema, field: the dataclass and its field.
-        defaults: by option the value in its YAML file.
-        prefix: what the key's anchor begins with, where several keys have the name.
+        defaults: the key's value in the YAML file of each option, by option; by "" if the key is
+            not in a group.
+        prefix: prefix of the key's anchor, needed where several keys share a name.
     """
 
     name: str
@@ -248,7 +249,7 @@ def default(key: Key) -> str:
 
 
 def meaning(key: Key) -> str:
-    """Returns the text of a key.
+    """Returns the description of a key, taken from its dataclass's docstring.
 
     Raises:
         LookupError: its dataclass's docstring does not describe it.

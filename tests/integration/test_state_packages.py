@@ -58,8 +58,8 @@ def test_another_version_is_refused_in_one_line(stored: Checkpoint, tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         resume(stored, tmp_path, {"ale-py": "0.11.2"})
     assert str(caught.value) == (
-        f"the checkpoint's environment states are of ale-py 0.11.2, but {version('ale-py')} is "
-        "installed: pip install ale-py==0.11.2"
+        f"the checkpoint's environment states were saved by ale-py 0.11.2, but "
+        f"{version('ale-py')} is installed: pip install ale-py==0.11.2"
     )
 
 

@@ -269,7 +269,10 @@ def make_football_env(config: FootballConfig, index: int, renderer: str | None) 
 
 
 def _reached(view: View) -> int:
-    """Returns within how many of the ten distances to the opponents' goal the ball is."""
+    """Returns how many checkpoints the ball has reached.
+
+    Each of the ten is a distance to the opponents' goal within which the ball must be.
+    """
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
     return sum(distance <= threshold for threshold in thresholds)
