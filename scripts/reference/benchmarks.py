@@ -49,7 +49,7 @@ class Result:
 
     @property
     def processor(self) -> str:
-        """Returns the processor that it was measured on, with its instruction sets."""
+        """Processor that the result was measured on, with its instruction sets."""
         measured = self.content["measured"]
         sets = [name.upper().replace("_", "-") for name in measured["instruction_sets"]]
         return f"{measured['processor']} ({', '.join(sets)})"
@@ -61,7 +61,7 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """Returns the line that says where and when this result was measured."""
+        """Line that tells where and when the result was measured."""
         measured = self.content["measured"]
         parts = [
             f"{self.processor}, {measured['cores']} cores",
