@@ -224,8 +224,14 @@ class PoolEngine(GradientEngine):
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        begin = stay_in_background if self._device.type == "cpu" else None
-        return ThreadPoolExecutor(self._num_threads, "learner", begin)
+        return ThreadPoolExecutor(self._num_threads, "learner", self._begin_thread)
+
+    def _begin_thread(self) -> None:
+        # OpenMP counts threads for each thread that calls it: without this call, the first matrix
+        # products of a new thread would be computed by all cores, and have other bits.
+        torch.set_num_threads(1)
+        if self._device.type == "cpu":
+            stay_in_background()
 
     def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
         return self._pool.map(work, pieces)
