@@ -11,7 +11,8 @@ class LoadMeter:
     """A meter of the roles' load that starts when it is constructed.
 
     Args:
-        num_steppers: number of executors; they have the first lines of the board, actors the rest.
+        num_steppers: number of executors. The first lines of the board belong to executors, the
+            other lines to actors.
 
     Attributes:
         started_at: `time.monotonic()` at the start.
@@ -32,8 +33,9 @@ class LoadMeter:
         """Returns the load since the start, by metric name.
 
         `<role>_busy` and `<role>_waiting` are seconds, averaged over the role's workers.
-        `collecting` is the seconds until the slot was full. `inference_passes_per_second` is still
-        a number of forward passes: the log divides it by the time.
+        `collecting` is the seconds from the start until the slot was full.
+        `inference_passes_per_second` is a count of forward passes here. The log divides all of
+        these values by the elapsed time.
 
         Args:
             learner_s: seconds that the learner was busy.

@@ -1,4 +1,4 @@
-"""The parts of a run, as `htsrl_cli.runners.wiring` builds and connects them."""
+"""The parts of a run, which `htsrl_cli.runners.wiring` builds and connects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from htsrl_cli.storage.ring import Ring
 
 @dataclass(frozen=True)
 class Roles:
-    """The learner, the collector, and what they share."""
+    """The learner, the collector, and the objects that they share."""
 
     config: TrainConfig
     plan: RunPlan

@@ -1,4 +1,4 @@
-"""The digest of a run's experience: all of its rollouts, in order."""
+"""The digest of a run's experience: a hash of all its rollouts, in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RolloutDigest:
     A thread hashes a slot while the learner learns from it (hashlib releases the GIL).
 
     Args:
-        is_on: False hashes nothing and leaves the digest empty.
+        is_on: if False, nothing is hashed and the digest stays empty.
     """
 
     def __init__(self, is_on: bool) -> None:
@@ -23,7 +23,7 @@ class RolloutDigest:
         self._thread = ThreadPoolExecutor(1, "hasher")
 
     def begin(self, slot: Slot) -> Future[str]:
-        """Starts hashing the next slot; pass the result to `add`."""
+        """Starts hashing the next slot; returns a future to pass to `add`."""
         if not self._is_on:
             return self._thread.submit(str)
         return self._thread.submit(slot.sha256, self._sha256)
@@ -45,7 +45,7 @@ class RolloutDigest:
         return State({}, {"sha256": self._sha256})
 
     def load_state(self, state: State) -> None:
-        """Continues from a chain that `state` returned."""
+        """Continues from the end of a chain that `state` returned."""
         self._sha256 = state.values["sha256"]
 
     def close(self) -> None:
