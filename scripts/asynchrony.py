@@ -1,19 +1,19 @@
-"""Throughput of asynchronous rollouts: `hts` against `sync`, and against theory.
+"""Throughput of asynchronous rollouts: `hts` compared with `sync` and with theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
-`htsrl train` runs in fresh processes on sixteen environments that only sleep, with an executor
-each. Part 1: exponential step times and hardly any training; both runners are compared with the
-rates that theory predicts. Parts 2 and 3: the learner's load is set so that an update takes as long
-as the collection of a rollout, with constant and with exponential step times. Part 4: four times as
-many environments.
+Each run is `htsrl train` in a fresh process, on sixteen environments that only sleep and have an
+executor each. Part 1 has exponential step times and hardly any training, and compares both runners
+with the rates that theory predicts. Parts 2 and 3 set the learner's load so that an update takes as
+long as the collection of a rollout, with constant step times in part 2 and exponential ones in part
+3. Part 4 has four times as many environments.
 
 The predictions have one free parameter, c: the cost of an env step of one environment beyond its
 step time (oversleeping, pipes, inference, its share of the barrier). It is measured for each runner
 with constant step times, where no environment waits for one that happens to be slower, as
 c = environments / rate - step time. `hts` is measured with a single environment, because the
-requests of independent environments arrive one by one; `sync` with all of them, because they are
-served together.
+requests of independent environments arrive one by one. `sync` is measured with all environments,
+because their requests are served together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EULER_MASCHERONI = 0.5772156649015329
 # The network and minibatches are large enough that computation outweighs its overhead.
 LOAD = ("algo=ppo", "network.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
-# First guess of the epochs with which an update takes as long as a rollout.
+# First guess of the number of epochs for which an update takes as long as a rollout.
 FIRST_EPOCHS = 16
 NUM_CALIBRATIONS = 2
 # Factor by which part 4 increases the number of environments.
@@ -55,14 +55,15 @@ def claim_1_seconds(
 ) -> float:
     """Returns the expected seconds to collect `num_states` env steps of `num_envs` environments.
 
-    Claim 1 of the HTS-RL paper (arXiv 2012.09849): step times follow a gamma distribution, so the
-    time of `sync_interval` steps does, too, with `sync_interval` times the shape. The expected
-    maximum over environments is that of the limiting Gumbel distribution.
+    This is Claim 1 of the HTS-RL paper (arXiv 2012.09849). Step times follow a gamma distribution.
+    The time of `sync_interval` steps then follows a gamma distribution, too, with `sync_interval`
+    times the shape. The expected maximum over environments is taken from the limiting Gumbel
+    distribution.
 
     Args:
         sync_interval: env steps of each environment between two barriers.
         mean_s: mean step time in seconds.
-        actor_s: cost of an env step beyond its step time in seconds (c).
+        actor_s: cost of an env step beyond its step time, in seconds (c in the module's docstring).
         shape: shape of the distribution of step times; 1 is exponential.
     """
     scale_s, total_shape = mean_s / shape, sync_interval * shape
@@ -90,7 +91,7 @@ class Bench:
     """Settings of measured runs.
 
     Attributes:
-        seconds: least duration of a run, from its first line of metrics on.
+        seconds: minimum duration of a run, counted from its first line of metrics.
     """
 
     seconds: float
@@ -151,7 +152,7 @@ def _show_parts() -> None:
 def varying_step_times(
     bench: Bench, repeats: int, costs: dict[str, float]
 ) -> tuple[list[MeasuredRun], list[Comparison]]:
-    """Measures part 1; returns the runs, and comparisons between them and with theory."""
+    """Measures part 1; returns the runs and their comparisons with each other and with theory."""
     print("Part 1: exponential step times of mean 10 ms")
     runs = bench.alternate(repeats, "exponential", LIGHT)
     show_medians(runs)
@@ -173,7 +174,7 @@ def varying_step_times(
 def equal_training_cost(
     bench: Bench, calibration: Bench, repeats: int, words: Sequence[str], distribution: str
 ) -> tuple[list[MeasuredRun], float]:
-    """Measures part 2 or 3: training that takes as long as the asynchronous rollout.
+    """Measures part 2 or 3, in which an update takes as long as the asynchronous rollout.
 
     Returns:
         The runs, and the ratio of `hts` to `sync`.
@@ -203,7 +204,7 @@ def _interval_s(run: MeasuredRun) -> float:
 
 
 def more_environments(bench: Bench, repeats: int) -> tuple[list[MeasuredRun], float]:
-    """Measures part 4; returns the runs, and the speedup by `MORE` times the environments."""
+    """Measures part 4; returns the runs and the speedup from `MORE` times the environments."""
     print(f"Part 4: {MORE * NUM_ENVS} environments, exponential step times")
     turns = [factor for _ in range(repeats) for factor in (1, MORE)]
     runs = [

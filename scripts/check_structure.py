@@ -1,12 +1,12 @@
 """Checks of the source code that no other tool makes: imports, sizes and configuration keys.
 
-    executor    importing it loads neither torch nor hydra nor omegaconf
+    executor    importing the executor loads neither torch nor hydra nor omegaconf
     sizes       no file, class or function is too long
     keys        every field of a section's dataclass is read somewhere and is a key in every YAML
                 file of its section; every YAML key is a field
 
-Prints one line for each violation; the exit code is 1 if there is any. The layers of packages are
-contracts of import-linter in pyproject.toml.
+Prints one line for each violation; the exit code is 1 if there is any. import-linter checks the
+layers of packages; its contracts are in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_LINES: dict[type[ast.AST], int] = {ast.Module: 400, ast.ClassDef: 300, ast.
 MOST_TOP_MODULES = 10
 # These keys choose the dataclass of a section (`plugins.SECTIONS`); nothing else has to read them.
 SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
-# Modules that handle all keys alike; that does not count as reading one.
+# Modules that handle all keys alike. A field that only they read counts as unread.
 KEY_HANDLERS = {"config.plain", "config.rules"}
 
 
@@ -75,7 +75,7 @@ def heavy_executor() -> Iterator[str]:
 
 
 def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Yields files, classes and functions that are too long, and too many top modules."""
+    """Yields files, classes and functions that are too long, and too many top-level modules."""
     for name, tree in modules.items():
         for node in ast.walk(tree):
             most = MOST_LINES.get(type(node))
@@ -121,7 +121,7 @@ def yaml_mismatches() -> Iterator[str]:
 
 
 def dataclasses_of_sections() -> Iterator[type]:
-    """Yields the dataclasses of all sections, those of every kind included."""
+    """Yields the dataclasses of all sections, including those of every kind."""
     for name, schema in vars(schemas).items():
         if isinstance(schema, type) and name.endswith("Config"):
             yield schema
@@ -153,7 +153,7 @@ def section_fields(schema: type) -> set[str]:
 
 
 def compare(where: str, cfg: DictConfig, fields: set[str]) -> Iterator[str]:
-    """Yields names that are only a key or only a field; `hydra` and `resume` are the command's."""
+    """Yields names that are only a key or only a field, except the command's own keys."""
     keys = {str(key) for key, _ in cfg.items_ex(resolve=False)} - {"hydra", "resume"}
     for key in sorted(keys ^ fields):
         side = "no schema has it" if key in keys else "its YAML file does not"

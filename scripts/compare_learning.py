@@ -48,7 +48,7 @@ class Trained:
     """Scores of a run.
 
     Attributes:
-        whole: mean return over the whole training, each line of metrics counted equally.
+        whole: mean return over the whole training, with equal weight for each line of metrics.
         last: mean return of the last 100 episodes.
     """
 

@@ -1,19 +1,20 @@
-"""Training throughput of htsrl, of other libraries and of the machine's bound, by task.
+"""Training throughput of htsrl and of other libraries on a task, and the machine's bound.
 
     python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
-Each run is a fresh process; the variants take turns. All have the same game, network, loss and
-number of passes over a sample (scripts/peer_....py):
+Each run is a fresh process, and the variants take turns. All variants have the same game, network,
+loss and number of passes over each sample (see scripts/peer_*.py):
 
     pong_ppo   4 epochs in minibatches; htsrl 16 environments x 128 steps; Stable-Baselines3 with
                its published Atari settings, 8 environments x 128; Sample Factory, asynchronous, 16
     pong_a2c   one pass; htsrl 16 environments x 20 steps (and x 5); Stable-Baselines3 with its
                published Atari settings, 16 environments x 5
-    football   PPO, 2 epochs, 16 environments x 128 steps; Stable-Baselines3's in a process each
+    football   PPO, 2 epochs, 16 environments x 128 steps; with Stable-Baselines3, each
+               environment is in its own process
 
-Peers run in their own virtual environments. Stable-Baselines3 runs as installed, and with an
-allocator that keeps large blocks, as htsrl has it; targets compare with the fastest peer. Rates
-count env steps (4 frames each on Pong) and exclude start-up.
+Peers run in their own virtual environments. Stable-Baselines3 runs both as installed and with
+settings of malloc that keep large freed blocks, as in htsrl. Targets are relative to the fastest
+peer. Rates count env steps (4 frames each on Pong) and exclude start-up.
 
 The machine's bound is the rate at which its cores could train if they did nothing but env steps,
 forward passes and gradients. It follows from one-thread rates, measured between the runs.
@@ -52,13 +53,13 @@ KEPT_MEMORY = {
 
 @dataclass(frozen=True)
 class Peer:
-    """Another library.
+    """A library that htsrl is compared with.
 
     Attributes:
-        library: `sb3` or `sample_factory`, the option that names its interpreter.
-        script: file in this folder that runs it.
-        tasks: names of the tasks that it can run.
-        variables: environment variables of its process.
+        library: `sb3` or `sample_factory`, after the command-line flag for its Python interpreter.
+        script: the file in this folder that runs the library.
+        tasks: names of the tasks that the script can run.
+        variables: additional environment variables of the process.
     """
 
     library: str
@@ -83,8 +84,8 @@ class Variant:
 
     Attributes:
         words: overrides in addition to the task's.
-        target: least ratio of its median rate to that of the fastest peer.
-        of_bound: least fraction of the machine's bound; the bound is not measured if 0.
+        target: minimum ratio of the variant's median rate to the fastest peer's.
+        of_bound: minimum fraction of the machine's bound; if 0, the bound is not measured.
     """
 
     words: tuple[str, ...]

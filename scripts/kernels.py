@@ -1,16 +1,17 @@
-"""Times and bit checks of the ways to compute the Nature CNN's layers, on this processor.
+"""Times and bit checks of different ways to compute the Nature CNN's layers, on this processor.
 
-    python -m scripts.kernels                 # as the processor is
+    python -m scripts.kernels                 # with all instructions of the processor
     python -m scripts.kernels --isa avx2      # as if it had no instructions beyond AVX2
 
-Each layer is computed in several equivalent ways, as a forward pass of an actor's sizes and as a
-gradient (forward and backward pass) of the learner's, by one thread. The table shows microseconds
-a row. Three checks go with each forward pass: that a row's bits depend neither on the other rows of
-the batch, nor on where the batch lies in memory, nor on another thread that computes as well. A
-variant that fails one cannot serve actors that batch whatever is ready.
+One thread computes each layer in several equivalent ways: as a forward pass with an actor's batch
+sizes, and as a gradient (forward and backward pass) with the learner's batch sizes. The table shows
+microseconds per row. Three checks test that the bits of a row of a forward pass depend neither on
+the other rows of the batch, nor on the batch's address in memory, nor on another thread that
+computes at the same time. Actors batch whatever is ready, so they cannot use a way of computing
+that fails a check.
 
-`--isa` limits torch, oneDNN and MKL by their environment variables. MKL ignores its own on
-processors of other makers than Intel.
+`--isa` limits torch, oneDNN and MKL through their environment variables. MKL ignores its variable
+on processors that Intel did not make.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from htsrl_cli.networks.nature_cnn.network import join_columns
 from scripts.provenance import result_path, write_result
 from scripts.reference.markdown import table
 
-# Limits of the instruction sets, as each library calls them.
+# The environment variables that limit each library to an instruction set.
 LIMITS = {
     "sse4": {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -55,7 +56,7 @@ LIMITS = {
 }
 FORWARD_ROWS = (8, 16, 32)
 GRADIENT_ROWS = (64, 128, 256)
-# Ends a measurement once it has taken this long.
+# Minimum duration of a measurement.
 SECONDS = 0.4
 ROUNDS = 3
 
@@ -64,14 +65,14 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A layer and the ways to compute it.
+    """A layer and the different ways to compute it.
 
     Attributes:
         name: name of the layer.
-        x_shape: shape of its input, without rows.
-        weight_shape: shape of its weight.
+        x_shape: shape of the layer's input, without the axis of rows.
+        weight_shape: shape of the layer's weight.
         kernels: equivalent functions of input and weight, by name.
-        differentiates_x: whether the gradient of the input is needed.
+        differentiates_x: True if the gradient with respect to the input is needed.
     """
 
     name: str
@@ -141,8 +142,8 @@ class Timing:
 
     Attributes:
         work: `forward` or `gradient`.
-        microseconds: median time of a row.
-        is_row_free: True if the bits pass the three checks; None for gradients.
+        microseconds: time per row: the lowest of the rounds' medians.
+        is_row_free: True if the kernel passes the three checks of bits; None for gradients.
     """
 
     layer: str
@@ -161,7 +162,7 @@ def _tensor(rows: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) ->
 
 
 def _microseconds(work: Callable[[], Any], rows: int) -> float:
-    """Returns the median time of a row over calls that fill SECONDS."""
+    """Returns the median time per row over calls that take `SECONDS` in total."""
     work()
     times: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -175,17 +176,17 @@ def is_row_free(kernel: Kernel, x: Tensor, weight: Tensor) -> bool:
     """Returns True if a row's bits depend on nothing but the row."""
     expected = kernel(x, weight).clone()
     results = []
-    # Other rows, and other places of the same rows.
+    # Half of the rows are the same at other places; the others differ.
     shift = len(x) // 2 + 1
     changed = x.roll(shift, 0)
     changed[shift % 2 :: 2] = -changed[shift % 2 :: 2]
     kept = slice(1 - shift % 2, None, 2)
     results.append((kernel(changed, weight)[kept], expected.roll(shift, 0)[kept]))
-    # Another address: 4 bytes further.
+    # The same rows at an address 4 bytes further.
     room = torch.empty(x.numel() + 16, dtype=x.dtype)
     moved = room[4 // x.element_size() :].as_strided(x.shape, x.stride())
     results.append((kernel(moved.copy_(x), weight), expected))
-    # Another thread that computes as well.
+    # The same rows while another thread computes, too.
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(kernel, x, weight) for _ in range(2)]
         results += [(each.result(), expected) for each in both]
@@ -193,7 +194,7 @@ def is_row_free(kernel: Kernel, x: Tensor, weight: Tensor) -> bool:
 
 
 def measure(case: Case, precision: str, dtype: torch.dtype) -> list[Timing]:
-    """Measures all kernels of a layer by turns."""
+    """Measures all kernels of a layer in turn."""
     weight = _tensor(case.weight_shape[0], case.weight_shape[1:], dtype, 0) * 0.05
     found: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(ROUNDS):
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--isa", choices=list(LIMITS), help="use no instructions beyond this set")
     isa = parser.parse_args().isa
     if isa and any(os.environ.get(name) != value for name, value in LIMITS[isa].items()):
-        # The libraries read their variables when they are loaded.
+        # The libraries read their variables when they are loaded, so the script starts again.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | LIMITS[isa])
     set_up_torch()
     dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16() else {})

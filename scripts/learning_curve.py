@@ -1,4 +1,4 @@
-"""Learning curve of a run as a figure, JSON and a table in Markdown.
+"""Learning curve of a run as a figure, a JSON file and a Markdown table.
 
     python -m scripts.learning_curve RUN_DIR --random-episodes 30
 
@@ -38,7 +38,7 @@ class Point:
     Attributes:
         env_steps: env steps so far.
         seconds: seconds of training so far.
-        games: games that have ended.
+        games: number of games that have ended.
         score: mean raw return of the last 100 games.
     """
 
@@ -97,7 +97,7 @@ def _step(env: Env, action: Array) -> tuple[float | None, bool]:
 
 
 def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
-    """Returns a random action: [D] for one player, [P, D] for several."""
+    """Returns a random action: [D] for one player, [P, D] for P players."""
     actions, players = spec.actions, (spec.num_players,) if spec.num_players > 1 else ()
     shape = (*players, actions.num_dims)
     if actions.kind == "gaussian":

@@ -58,12 +58,12 @@ def show_medians(runs: Sequence[MeasuredRun]) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figure and the range that it has to reach.
+    """A figure and its target range.
 
     Attributes:
         name: name of the figure.
         value: measured value.
-        low, high: least and greatest value that reaches the target.
+        low, high: limits of the target range.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """True if the value lies within its limits."""
+        """True if the value is within the target range."""
         return self.low <= self.value <= self.high
 
     def show(self) -> None:

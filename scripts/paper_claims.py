@@ -2,13 +2,14 @@
 
     python -m scripts.paper_claims --seconds 15
 
-Each run is `htsrl train` in a fresh process; each environment has its own executor, and an env step
-takes 10 ms on average. There are four series, each drawn and stored with its raw figures:
+Each run is `htsrl train` in a fresh process. Each environment has its own executor, and an env step
+takes 10 ms on average. Four series are measured, plotted, and stored with their raw figures:
 
     variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
     environments  Fig. 4 right: throughput of both against the number of environments
-    interval      Table 5: throughput against the sync interval, and Claim 1
-    actors        Table 4: throughput against the number of actors, and the hashes of equal runs
+    interval      Table 5: throughput against the sync interval, with Claim 1's prediction
+    actors        Table 4: throughput against the number of actors, and the hashes of runs that
+                  differ only in this number
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ LABELS = {
 }
 # Figures: their names, and the series that each shows.
 FIGURES = {"steps": ("variance", "environments"), "rollouts": ("interval", "actors")}
-# Env steps of the runs whose hashes are compared: rollouts of 16 steps, without sleep.
+# Env steps of the runs whose hashes are compared. They have rollouts of 16 steps and do not sleep.
 HASHED_STEPS = 40 * NUM_ENVS * 16
 
 
 @dataclass(frozen=True)
 class Point:
-    """Point of a curve: the rate of a run.
+    """A point of a curve: the measured or predicted rate of a run.
 
     Attributes:
         x: value on the horizontal axis of the series.
@@ -103,7 +104,7 @@ def environments(seconds: float) -> list[Point]:
 
 
 def interval(seconds: float) -> list[Point]:
-    """Measures Table 5, throughput against the sync interval, and computes Claim 1.
+    """Measures Table 5, throughput against the sync interval, and computes Claim 1's prediction.
 
     The cost of a step in Claim 1 is measured with constant step times.
     """
@@ -119,10 +120,10 @@ def interval(seconds: float) -> list[Point]:
 
 
 def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
-    """Measures Table 4: throughput against the number of actors, and the hashes of equal runs.
+    """Measures Table 4: throughput against the number of actors, and hashes of complete runs.
 
     Returns:
-        The points, and the hashes of a complete run by number of actors.
+        The points, and the hashes of a complete run for each number of actors.
     """
     points, hashes = [], {}
     for number in ACTORS:

@@ -1,11 +1,11 @@
 """Training throughput of Sample Factory's asynchronous PPO on Pong, for `compare_peers`.
 
 This script needs a virtual environment with sample-factory, gymnasium below 1.0 without its extra
-"atari" (whose ale-py is too old), ale-py 0.10 or later, and opencv-python-headless; it does not
-need htsrl. All settings are that library's own for Atari (network, loss, 4 epochs in minibatches of
-256, rollouts of 128), except for the device, asynchronous collection, and the 16 environments in
-two processes. It prints a JSON line with `env_steps` (trained on so far) and `seconds` whenever the
-library reports its progress.
+"atari" (whose ale-py is too old), ale-py 0.10 or later, and opencv-python-headless. It does not
+need htsrl. All settings are Sample Factory's own for Atari (network, loss, 4 epochs in minibatches
+of 256, rollouts of 128), except for the device, asynchronous collection, and the 16 environments in
+two processes. Whenever the library reports its progress, the script prints a JSON line with
+`env_steps` (those trained on so far) and `seconds`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sample_factory.utils.utils import log
 from sf_examples.atari.atari_utils import make_atari_env
 from sf_examples.atari.train_atari import parse_atari_args
 
-# Start of a report's format; its second argument counts emulator frames, four for an env step.
+# Start of a report's format. Its second argument counts emulator frames, four per env step.
 REPORT = "Fps is %s. Total num frames: %d."
 FRAME_SKIP = 4
 
@@ -57,9 +57,10 @@ class Reports(logging.Handler):
 
 
 def make_pong(*args: Any, **kwargs: Any) -> Any:
-    """Makes the library's environment; registers ale-py's first, once in each process.
+    """Makes the library's environment.
 
-    The old Gymnasium does not find them by itself.
+    In each process, the first call registers ale-py's environments, because this old version of
+    Gymnasium does not find them by itself.
     """
     if "PongNoFrameskip-v4" not in gymnasium.registry:
         register_v0_v4_envs()  # type: ignore[no-untyped-call]

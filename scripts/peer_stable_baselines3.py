@@ -1,9 +1,10 @@
 """Training throughput of Stable-Baselines3 on Pong or football, for `compare_peers`.
 
-This script needs a virtual environment with stable-baselines3, but not htsrl. On Pong all settings
-are that library's default or published ones: its wrappers, its Nature CNN, torch's threads. On
-football it gets the settings of the HTS-RL paper and gfootball's own environment. It prints a JSON
-line with `env_steps` and `seconds` at the end of every rollout.
+This script needs a virtual environment with stable-baselines3, but not htsrl. On Pong, all settings
+are the library's default or published ones, with its wrappers, its Nature CNN and torch's default
+number of threads. On football, the library runs gfootball's own environment with the settings of
+the HTS-RL paper. At the end of every rollout, the script prints a JSON line with `env_steps` and
+`seconds`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SCENARIO = "academy_3_vs_1_with_keeper"
 
 
 class Football(gymnasium.Env[Any, Any]):
-    """Gymnasium environment around gfootball's, which has the interface of an old Gym."""
+    """A Gymnasium wrapper of gfootball's environment, which has the interface of the old Gym."""
 
     def __init__(self, seed: int) -> None:
         from gfootball.env import create_environment
@@ -52,7 +53,7 @@ class Football(gymnasium.Env[Any, Any]):
 
 
 def build_pong(num_envs: int) -> VecFrameStack:
-    """Builds environments in this process."""
+    """Builds Pong environments in this process."""
     import ale_py
 
     gymnasium.register_envs(ale_py)
@@ -61,7 +62,7 @@ def build_pong(num_envs: int) -> VecFrameStack:
 
 
 def build_pong_ppo() -> PPO:
-    """Builds PPO with the published Atari settings, 8 environments."""
+    """Builds PPO with the published Atari settings and 8 environments."""
     return PPO(
         "CnnPolicy",
         build_pong(8),
@@ -77,12 +78,12 @@ def build_pong_ppo() -> PPO:
 
 
 def build_pong_a2c() -> A2C:
-    """Builds A2C with the published Atari settings, 16 environments."""
+    """Builds A2C with the published Atari settings and 16 environments."""
     return A2C("CnnPolicy", build_pong(16), n_steps=5, ent_coef=0.01, seed=1, device="cpu")
 
 
 def build_football() -> PPO:
-    """Builds PPO with the paper's football settings and 16 environments, each in a process."""
+    """Builds PPO with the paper's football settings and 16 environments in 16 processes."""
     env = SubprocVecEnv([lambda i=i: Football(seed=i) for i in range(16)])
     return PPO(
         "CnnPolicy",

@@ -1,4 +1,4 @@
-"""Result files of the benchmarks, each with the date, commit, machine and packages it is of."""
+"""Result files of the benchmarks, with the date, commit, machine and package versions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from htsrl_cli.machine import cpu_words, num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-# Published results, in a folder for each kind of processor.
+# The folder of published results, with a subfolder for each kind of processor.
 RESULTS = ROOT / "docs" / "results"
-# What decides how fast a run is and what it computes.
+# The files that determine the speed and the results of a run.
 _MEASURED_CODE = ("htsrl_cli", "configs", "constraints.txt")
 # From the weakest to the strongest.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -26,19 +26,19 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 def result_path(name: str) -> Path:
     """Returns the file of a published result that is measured on this machine.
 
-    Its folder is called after the processor's strongest instruction set.
+    Its folder is named after the processor's strongest instruction set.
     """
     kind = (instruction_sets() or [platform.machine()])[-1]
     return RESULTS / kind / f"{name}.json"
 
 
 def instruction_sets() -> list[str]:
-    """Returns which of the sets that decide throughput this processor has, the strongest last."""
+    """Returns this processor's instruction sets that affect throughput, the strongest last."""
     return [name for name in _INSTRUCTION_SETS if name in cpu_words()]
 
 
 def write_result(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures as JSON to `path`, with the key `measured` for where they come from."""
+    """Writes figures as JSON to `path`, with their provenance under the key `measured`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"measured": provenance(), **figures}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -46,7 +46,7 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Returns date, commit, machine and versions of packages, for a measurement made now.
+    """Returns the date, commit, machine and package versions of a measurement made now.
 
     The commit ends in `+` if the measured code has changes that are not committed.
     """
@@ -70,7 +70,7 @@ def _git(*words: str) -> str:
 
 
 def _processor() -> str:
-    """Returns the processor's name, with family and model, which tell its generation."""
+    """Returns the processor's name with its family and model, which identify its generation."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -3,9 +3,10 @@
     python -m scripts.reference_hashes record FILE      before the change
     python -m scripts.reference_hashes compare FILE     after it, on the same machine
 
-Runs are started as users start them. Each one is made with every runner; one more run with `hts` is
-stopped by SIGTERM and resumed. Digests are only valid on one machine, because other processors
-round differently. Kinds that cannot run here (no football engine, no bf16) are skipped and named.
+Runs are started with `htsrl train`, as users start them. Each one is made with every runner. One
+more run, with the default runner, is stopped by SIGTERM and resumed. Digests are valid only on one
+machine, because other processors round differently. Kinds that cannot run on this machine (without
+a football engine or bf16) are skipped, and the output names them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from htsrl_cli.machine import has_bf16
 ROOT = Path(__file__).resolve().parent.parent
 RUNNERS = ("hts", "serial", "sync")
 DIGESTS = ("params_sha256", "optimizer_sha256", "rollouts_sha256")
-# Small enough to take seconds, large enough for several threads, minibatches and episode ends.
+# The runs are small enough to take only seconds, but large enough to use several threads and
+# minibatches and to contain ends of episodes.
 _COMMON = ("log.tensorboard=false", "checkpoint.interval=512", "log.interval=256", "seed=5")
 _ATARI = ("env=atari/pong", "actors.num_envs=8", "runner.sync_interval=16", "total_steps=2048")
 _BF16 = ("actors.precision=bf16", "learner.precision=bf16")

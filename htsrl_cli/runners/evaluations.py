@@ -1,4 +1,4 @@
-"""Evaluations of a run: which policies are scored and filmed, and where their scores go."""
+"""Evaluation during a run: submission of policies, and logging of their scores."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ logger = logging.getLogger(__name__)
 class Evaluations:
     """The link between a run and its evaluator.
 
-    It submits policies at barriers, logs their scores, and rates checkpoints by those scores.
+    It submits policies at barriers, logs their scores, and sets the checkpoints' metrics from them.
 
     Args:
-        env_steps: env steps at which this process starts, 0 or those of its checkpoint.
+        env_steps: env steps at which this process starts: 0 for a new run, those of the checkpoint
+            for a resumed run.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Evaluations:
 
         Args:
             env_steps: env steps of the run at this barrier.
-            policy: returns the policy just published, with the given entries added to its `meta`.
+            policy: a function that returns the policy just published, with the given entries
+                added to its `meta`.
 
         Raises:
             HtsrlError: an evaluation failed.
         """
         if self._plan.is_due(env_steps, self._config.interval):
-            # The writer's thread saves the policy while the learner runs.
+            # A thread of the evaluator saves the policy while the learner runs.
             meta = {
                 "env_steps": env_steps,
                 "seconds": self._log.seconds,
@@ -68,7 +70,8 @@ class Evaluations:
     def flush(self) -> None:
         """Blocks until all submitted policies are on disk.
 
-        Called before a checkpoint: a run that resumes from it does not submit them again.
+        Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
+        these policies again.
         """
         self._evaluator.flush()
 
@@ -91,7 +94,7 @@ class Evaluations:
                 )
 
     def summary(self) -> dict[str, object]:
-        """Returns the evaluations' entries of `summary.json`."""
+        """Returns the entries of `summary.json` that describe the evaluations."""
         metric = self._log.final_metric
         reached = metric.reached.items()
         return {
@@ -106,18 +109,18 @@ class Evaluations:
         self._evaluator.close()
 
     def _is_filmed(self, env_steps: int) -> bool:
-        """Returns True if a multiple of `eval.video_interval` passed since the previous policy."""
+        """Returns True if a multiple of `eval.video_interval` was crossed since the last policy."""
         config, steps = self._config, self._plan.steps_per_rollout
         if config.video_interval == 0:
             return False
-        # The previous policy is that of the first barrier at or after the preceding multiple of
+        # The last policy was submitted at the first barrier at or after the preceding multiple of
         # `eval.interval`.
         multiple = (env_steps - steps) // config.interval * config.interval
         previous = -(-multiple // steps) * steps
         return env_steps // config.video_interval > previous // config.video_interval
 
     def _log_scores(self) -> bool:
-        """Logs finished scores and rates checkpoints; returns False if the disk is full."""
+        """Logs finished scores and sets checkpoints' metrics; returns False if a write failed."""
         played = self._evaluator.finished()
         num_logged = 0
         for done in played:

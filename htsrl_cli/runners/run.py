@@ -4,10 +4,11 @@
     collect     D0(θ0)   D1(θ1=θ0)    D2(θ2)       D3(θ3)
     learn         -      D0 → θ2      D1 → θ3      D2 → θ4
 
-This is the schedule of the runners `hts`, which collects and learns at the same time, and `serial`,
-which does both in turn in one thread with the same result. `sync` learns from each slot before it
-collects the next. Only at a barrier do slots swap, parameters get published, metrics and
-checkpoints get written, and stop signals take effect.
+Rollout j fills slot Dj, using version θj of the parameters. The runners `hts` and `serial` follow
+this schedule, with the same result: `hts` collects and learns at the same time, `serial` does one
+after the other in the main process. The runner `sync` learns from each slot before it collects the
+next. The rest happens at the barriers: slots are swapped, parameters are published, metrics and
+checkpoints are written, and the first stop signal takes effect.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        metric: see `RunLog.metric`.
+        metric: the measure by which runs are compared; see `RunLog.metric`.
         signum: number of the signal that stopped the run early; None if the run is complete.
     """
 
@@ -83,8 +84,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
             config.learner.num_threads,
             config.learner.precision,
         )
-        # Not earlier: before the first rollout there is nothing to save, and a signal may end the
-        # process at once.
+        # Signals are caught only from here on: before the first rollout there is nothing to save,
+        # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
     return Outcome(run.log.metric, signals.signum)
@@ -98,7 +99,7 @@ class Run:
         stack: the exit stack that closes what the run opens.
 
     Attributes:
-        log: the run's metrics.
+        log: the log of the run's metrics.
     """
 
     def __init__(
@@ -132,8 +133,8 @@ class Run:
                 config, self._plan, run_dir, self.log, self._checkpoints, self._env_steps
             )
             stack.enter_context(closing(self._evaluations))
-        # Entered last, so closed first: it restores the terminal, which must not wait for the
-        # rest, since a further signal ends the process at once.
+        # The log is entered last, so that it is closed first: it restores the terminal. This must
+        # not wait for anything else to close, because another signal ends the process at once.
         stack.enter_context(self.log)
         self._saved_at = -1
         if checkpoint is None:
@@ -151,7 +152,8 @@ class Run:
         """Trains to the end, or to the first barrier after a stop signal.
 
         Raises:
-            RunError: a worker failed, a loss is not finite, or the end could not be written.
+            RunError: a worker failed, a loss is not finite, or the last scores, the summary or the
+                last checkpoint could not be written.
         """
 
         def check() -> None:
@@ -169,8 +171,8 @@ class Run:
         if self._saved_at != self._rollout:
             self._save_checkpoint()
         if self._rollout == self._plan.num_rollouts:
-            # After the checkpoint, so that a run resumed with a higher `total_steps` writes the
-            # same lines as one that never ended here.
+            # The log finishes after the checkpoint is saved. A run that is resumed with a higher
+            # `total_steps` then writes the same lines as one that never ended here.
             self.log.finish()
             if self._evaluations:
                 self._evaluations.finish(signals)
@@ -223,7 +225,7 @@ class Run:
         self._roles.learner.write_parameters(self._roles.store.half(version))
 
     def _open_rollout(self, rollout: int, obs: Array) -> None:
-        """Publishes parameter version `rollout` and opens the slot of the rollout it collects."""
+        """Publishes parameter version `rollout` and opens the slot of rollout number `rollout`."""
         self._rollout = rollout
         ring = self._roles.ring
         self._roles.store.publish(rollout)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run at a barrier: taking them, and restoring a run from one."""
+"""Checkpoints of a run: taking one at a barrier, and restoring a run from one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
-    """Returns the part of `meta` that `htsrl eval` and a resume read before anything else."""
+    """Returns the entries of `meta` that `htsrl eval` and a resume read before all others."""
     return {
         "env_spec": asdict(spec),
         "config": to_plain(config),
@@ -37,7 +37,7 @@ def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
 
 
 def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
-    """Returns a checkpoint of θ[j] only, which `htsrl eval` can read.
+    """Returns a checkpoint of the current parameters only, which `htsrl eval` can read.
 
     Its arrays are copies: the learner's next update does not change them.
 
@@ -50,15 +50,15 @@ def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
 
 
 def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
-    """Returns the full slot still to be learned from when rollout number `rollout` begins.
+    """Returns the full slot that the learner still has to use when rollout `rollout` begins.
 
-    None if there is none: before the first rollout, and always for the runner `sync`.
+    Returns None before the first rollout, and always with the runner `sync`.
     """
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
 def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
-    """Returns everything needed to continue exactly from the barrier before a rollout."""
+    """Returns a checkpoint to continue exactly from the barrier before rollout `rollout`."""
     slot = unlearned_slot(roles, rollout)
     whole = join(
         {
@@ -76,7 +76,7 @@ def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
 def restore(roles: Roles, checkpoint: Checkpoint) -> int:
     """Restores the roles from a checkpoint of `take`; returns the number of the next rollout.
 
-    The log is restored separately, once it is open (`log_state`).
+    The log is created later; its state is restored then (`log_state`).
     """
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     rollout: int = checkpoint.meta["interval"]
@@ -93,7 +93,7 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> int:
 
 
 def log_state(checkpoint: Checkpoint) -> State:
-    """Returns the state of the run's log in a checkpoint."""
+    """Returns the state of the run's log that a checkpoint holds."""
     return split(State({}, checkpoint.meta["parts"]), "log")
 
 
@@ -101,8 +101,8 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
     """Checks a checkpoint against the environment and the network of this run.
 
     Raises:
-        CheckpointError: the checkpoint has other spaces, another network, or environment states
-            of another version of the environment's package.
+        CheckpointError: the environment has other observations, actions or players, the network
+            has other parameters, or another version of the environment's package saved the states.
     """
     stored = checkpoint.meta["env_spec"]
     if stored != json.loads(json.dumps(asdict(spec))):
@@ -119,9 +119,9 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
 
 
 def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
-    """Checks the versions of the packages that save environment states.
+    """Checks that the packages that saved the environment states have the same versions now.
 
-    Checkpoints of early versions name no packages and pass.
+    Checkpoints of early versions of htsrl name no packages and pass the check.
     """
     installed = state_packages(env)
     for name, version in stored.items():
@@ -133,9 +133,9 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
 
 
 def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> None:
-    """Restores the slot still to be learned from.
+    """Restores the slot that the learner still has to use.
 
-    Checkpoints hold no activations: they are recomputed here if the learner needs them.
+    Checkpoints hold no activations, so they are recomputed here if the learner needs them.
     """
     _fill(slot, stored)
     if not roles.inference.keeps_activations:
@@ -152,7 +152,7 @@ def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
 
 
 def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
-    """Serves all requests of rollout number `rollout` again, with the parameters that served it."""
+    """Recomputes the actions and activations of rollout `rollout` with its parameter version."""
     ring, store = roles.ring, roles.store
     for name, array in roles.learner.previous_parameters().items():
         store.half(rollout)[name][...] = array

@@ -1,4 +1,4 @@
-"""The wiring of a run: its roles, connected to each other and to what they share."""
+"""The wiring of a run: construction of its roles and of the objects that connect them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
     Executors write observations and rewards into a slot of the ring. Actors read the store's
     parameters and write actions and values into the same slot. The learner reads the other slot
-    and makes the store's next version. The collector connects executors and actors.
+    and computes the store's next version. The collector connects executors and actors.
 
     Args:
         checkpoint: the checkpoint to continue from; it is checked here and restored later.
@@ -75,9 +75,9 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def probe(config: EnvConfig) -> EnvSpec:
-    """Builds one environment and returns its spec; this also shows mistakes early.
+    """Builds one environment and returns its spec; configuration errors show here, early.
 
-    Logs a warning if its states cannot be restored exactly.
+    Logs a warning if the environment's state cannot be restored exactly.
 
     Raises:
         ConfigError: the environment cannot be built.
@@ -101,7 +101,7 @@ def build_ring(
     """Reserves shared memory for the two slots.
 
     Args:
-        activations: shape and dtype of a row of each array of activations; see `Ring`.
+        activations: shape and dtype of one row of each activation array; see `Ring`.
 
     Raises:
         ConfigError: there is not enough memory.

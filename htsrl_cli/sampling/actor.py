@@ -27,13 +27,13 @@ from htsrl_cli.workers.scheduling import wake_promptly
 
 
 class Actor:
-    """The server of requests: reads observations from the slot, writes actions and values to it.
+    """A server of requests, which reads observations from the slot and writes actions and values.
 
-    Of K policies, policy c % K serves column c. With `setup.fixed_rows` the column always takes row
-    c // K % batch of a pass.
+    If there are K policies, policy c % K serves column c. With `setup.fixed_rows`, column c always
+    takes row (c // K) % batch of a pass.
 
     Args:
-        worker: its line on the board.
+        worker: index of the actor's line on the board.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Actor:
             self._version = self._store.version
 
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[Array, Sequence[Request]]]:
-        """Splits one policy's requests into passes; yields rows [n] and requests [n] of each."""
+        """Splits one policy's requests into passes; yields rows [n] and requests [n] per pass."""
         batch = self._setup.batch
         if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
@@ -107,10 +107,10 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Copies observations and noise of cells (step, column) into rows of the pass, each [n].
+        """Copies the observations and noise of n cells into rows of the pass.
 
-        Final observations are not in the slot: they come from the ring. Rows without a request
-        hold an arbitrary cell.
+        The arrays `rows`, `columns` and `steps` have shape [n]. Final observations come from the
+        ring, because they are not in the slot. Rows without a request hold arbitrary values.
         """
         inference = self._inference
         cells = steps * self._ring.num_columns + columns
@@ -132,13 +132,15 @@ class ActorSetup:
 
     Attributes:
         inference: the set-up of the run's forward passes.
-        ring: the slots, which hold observations and take actions and values.
-        store: the published parameters.
+        ring: the slots, from which the actor reads observations and to which it writes actions and
+            values.
+        store: the store of the published parameters.
         board: the load counters and heartbeats.
-        requests: the pipe with the requests of all executors.
-        answers: the pipe to each executor.
-        columns_per_executor: column c belongs to executor c // columns_per_executor.
-        lockstep: wait for a request of every column before serving any.
+        requests: the pipe through which all executors send requests.
+        answers: the pipes through which the actor answers, one for each executor.
+        columns_per_executor: number of columns of each executor; column c belongs to executor
+            c // columns_per_executor.
+        lockstep: True to wait for a request of every column before serving any.
     """
 
     inference: InferenceSetup
@@ -152,7 +154,7 @@ class ActorSetup:
 
 
 def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
-    """Runs an actor in a process or a thread; serves until anything arrives on `control`."""
+    """Runs an actor in a process or a thread until a message arrives on `control`."""
     wake_promptly()
     set_up_torch()
     settle_on(torch.device(setup.inference.device))
@@ -171,7 +173,7 @@ def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
 
 
 def _answer(requests: Sequence[Request], setup: ActorSetup) -> None:
-    """Writes to every executor which of its columns were served."""
+    """Sends each executor the numbers of its columns that were served."""
     answered: dict[int, list[int]] = {}
     for c, _ in requests:
         answered.setdefault(c // setup.columns_per_executor, []).append(c)

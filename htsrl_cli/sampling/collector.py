@@ -1,6 +1,7 @@
-"""Collectors: hosts of executors and actors, in processes or inline in one thread.
+"""Collectors: hosts of executors and actors, in separate workers or inline in one thread.
 
-Both run the same role code to fill a slot; only the waiting differs.
+Both kinds run the same executor and actor code to fill a slot. They differ only in how executors
+and actors wait for each other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe, Worker, start_process, start_thread, stop_workers
 from htsrl_cli.workers.watcher import Watcher
 
-# Most seconds between two calls of `check` while executors are awaited.
+# Maximum seconds between two calls of `check` while waiting for executors.
 CHECK_PERIOD_S = 1.0
 
 
@@ -34,9 +35,10 @@ class Collector(Protocol):
     """The host of executors and actors, which fills a slot with one rollout.
 
     Attributes:
-        board: the workers' load and heartbeats; executors have the first lines, actors the rest.
+        board: the workers' load counters and heartbeats. The first lines belong to executors, the
+            other lines to actors.
         num_steppers: number of executors.
-        obs: [B, *obs_shape], the environments' observations after `reset` or `load_state`.
+        obs: [B, *obs_shape]; the environments' observations, set by `reset` and `load_state`.
     """
 
     board: Board
@@ -50,34 +52,35 @@ class Collector(Protocol):
         """Returns the environments' states and observations; call it at a barrier only."""
 
     def load_state(self, state: State) -> None:
-        """Restores the environments and sets `obs`, which the caller compares with the state's."""
+        """Restores the environments and sets `obs`; the caller compares it with the saved one."""
 
     def begin(self) -> None:
-        """Starts to fill the slot that is open in the ring."""
+        """Starts filling the slot that is open in the ring."""
 
     def finish(self, check: Callable[[], None]) -> None:
         """Blocks until the slot is full.
 
         Args:
-            check: called about once a second or more often; raises to give up.
+            check: a function that is called at least about once a second. Any exception that it
+                raises ends the wait.
 
         Raises:
             HtsrlError: a worker failed.
         """
 
     def check(self) -> None:
-        """Raises the error of a worker that failed or hangs, if any."""
+        """Raises the error of a worker that has failed or hangs, if there is one."""
 
     def close(self, gracefully: bool) -> None:
         """Stops all workers and closes the environments.
 
         Args:
-            gracefully: let workers finish instead of killing them.
+            gracefully: True to ask workers to stop before killing them.
         """
 
 
 class ProcessCollector:
-    """Executors in processes and actors in processes or threads, connected by pipes."""
+    """A collector with executors in processes, and actors in processes or threads."""
 
     def __init__(
         self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
@@ -160,7 +163,7 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Sends a command to every executor, with its element of `args`; returns the answers."""
+        """Sends a command and an element of `args` to each executor; returns the answers."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]
@@ -186,7 +189,7 @@ class ProcessCollector:
 
 
 class InlineCollector:
-    """One executor with all environments and one actor, which take turns in this thread."""
+    """A collector with one executor and one actor, which take turns in the main thread."""
 
     num_steppers = 1
 
@@ -226,14 +229,14 @@ class InlineCollector:
             raise WorkerError(f"executor 0 raised\n{traceback.format_exc().strip()}") from None
 
     def check(self) -> None:
-        """Does nothing: an error is raised where it occurs, in this thread."""
+        """Does nothing: errors are raised where they occur, in the main thread."""
 
     def close(self, gracefully: bool) -> None:
         self._executor.close()
 
 
 def _stack(observations: Sequence[Array], ring: Ring) -> Array:
-    """Returns the environments' observations as an array [B, *obs_shape], a row for each player."""
+    """Returns the environments' observations as an array [B, *obs_shape], one row per player."""
     return np.stack(observations).reshape(ring.final_obs.shape)
 
 
@@ -248,6 +251,6 @@ def _pack(states: Sequence[EnvState], ring: Ring) -> State:
 
 
 def _unpack(state: State) -> list[EnvState]:
-    """Returns the environment states in a `State` of `_pack`."""
+    """Returns the environment states from a `State` that `_pack` made."""
     counted = zip(state.values["num_episodes"], state.values["training_returns"], strict=True)
     return [EnvState(state.arrays[str(i)].tobytes(), *of) for i, of in enumerate(counted)]

@@ -1,8 +1,8 @@
-"""The executor: a process that steps environments and writes the results into the slot.
+"""The executor: the role that steps environments and writes the results into the slot.
 
-It imports numpy and its environments, never torch or hydra. Only requests and answers, a few
-numbers each, pass through pipes. Observations, actions and rewards stay in the slot, at addresses
-that depend on time step and column only.
+This module imports numpy and the environments, never torch or hydra. Only requests and answers, a
+few numbers each, pass through pipes. Observations, actions and rewards stay in the slot, at
+addresses that depend only on env step and column.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 
 @dataclass(frozen=True)
 class EnvState:
-    """The state of an environment and its executor's counters.
+    """The state of an environment, with the counters that its executor keeps for it.
 
     Attributes:
         data: the environment's own state.
-        num_episodes: number of episodes started; it seeds the next reset.
+        num_episodes: number of episodes started so far, from which the next reset's seed is
+            derived.
         training_return: training return of the current game so far.
     """
 
@@ -42,13 +43,13 @@ class EnvState:
 
 
 class _Seat:
-    """An environment, its columns and its progress.
+    """An environment of an executor, with its columns and its progress.
 
     Attributes:
-        columns: columns of its players, in order.
-        where: the same as an array index: a number for one player, a slice for several.
-        t: env steps taken in this rollout.
-        pending: requests not yet answered; a truncation makes two for each column.
+        columns: columns of the environment's players, in order.
+        where: the same columns as an array index: a number for one player, a slice for several.
+        t: number of env steps taken in this rollout.
+        pending: number of requests not yet answered. A truncation causes two for each column.
     """
 
     def __init__(self, env: Env, index: int) -> None:
@@ -64,12 +65,12 @@ class _Seat:
 
 
 class Executor:
-    """A group of environments, each stepped as soon as its actions have arrived.
+    """A group of environments, each of which is stepped as soon as its actions have arrived.
 
     Args:
-        indices: indices of its environments, consecutive; they determine the columns.
+        indices: consecutive indices of the executor's environments, which determine its columns.
         seed: the run's seed, from which every reset's seed is derived.
-        worker: its line on the board.
+        worker: index of the executor's line on the board.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Executor:
         return observations
 
     def begin(self) -> list[Request]:
-        """Starts to fill the slot that is open in the ring; returns the first requests."""
+        """Starts filling the slot that is open in the ring; returns the first requests."""
         self._slot = self._ring.slot(self._ring.rollout)
         self._unfinished = len(self._seats)
         requests: list[Request] = []
@@ -138,7 +139,7 @@ class Executor:
         """Steps the environments whose requests are all answered; returns the next requests.
 
         Args:
-            answered: columns, once for each request of theirs that was answered.
+            answered: columns of the answered requests; a column appears once for each request.
         """
         requests: list[Request] = []
         for c in answered:
@@ -184,7 +185,7 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Writes the cells of `Episode`: zeros, or a game that ended, in its first column."""
+        """Writes an ended game's results to its environment's first column, and 0 elsewhere."""
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
         slot.episode_returns[t, where] = 0.0
@@ -199,7 +200,7 @@ class Executor:
 
 
 def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
-    """Adds the requests of an environment's players to those to be sent."""
+    """Adds an environment's requests to `requests` and counts them as pending."""
     seat.pending += len(asked)
     requests += asked
 
@@ -209,17 +210,19 @@ class ExecutorSetup:
     """The arguments of an executor process.
 
     Attributes:
-        env: the configuration of its environments.
-        indices: indices of its environments, consecutive; they determine the columns.
+        env: the configuration of the executor's environments.
+        indices: consecutive indices of the executor's environments, which determine its columns.
         seed: the run's seed, from which every reset's seed is derived.
-        ring: the slots, which hold actions and take observations and rewards.
+        ring: the slots, from which the executor reads actions and to which it writes observations
+            and rewards.
         board: the load counters and heartbeats.
-        requests: the pipe to whichever actor is free.
-        answers: the pipe with the columns that were served.
-        one_by_one: send a column's request as soon as its environment is stepped, not together
-            with all that were answered with it. The others step while it is served, but passes
-            have fewer rows: this pays on a GPU, whose passes take no processor time.
-        in_background: yield the processor to actors, which need it only briefly.
+        requests: the pipe through which requests reach whichever actor is free.
+        answers: the pipe through which actors send the columns that they have served.
+        one_by_one: True to send an environment's requests as soon as it has been stepped. False to
+            step all environments whose answers arrived together, and then send all their requests.
+            True starts passes earlier, but with fewer rows. This pays off if actors are on a GPU,
+            where passes take no CPU time.
+        in_background: True to run at a low priority, because actors need a core only briefly.
     """
 
     env: EnvConfig
@@ -234,7 +237,7 @@ class ExecutorSetup:
 
 
 def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None:
-    """Runs an executor process; obeys the commands on `control` until `stop`."""
+    """Runs an executor process, which obeys the commands on `control` until `stop` arrives."""
     if setup.in_background:
         stay_in_background()
     else:
@@ -261,7 +264,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
 def _run_rollout(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps environments until the slot is full; returns False if told to stop before that."""
+    """Steps environments until their columns are full; returns False if told to stop earlier."""
     board, answers = setup.board, setup.answers
     poll = select.poll()
     poll.register(answers, select.POLLIN)

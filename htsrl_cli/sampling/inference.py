@@ -1,8 +1,9 @@
 """Batched forward passes of constant shape, for actors and for evaluation.
 
-A row's bits depend on the shape of its batch, so every forward pass has `inference_batch` rows,
-whatever the number of requests. At a constant shape a row's bits do not depend on the other rows;
-`has_free_rows` checks this for the network, precision and device of the run.
+The bits of a row's results depend on the shape of its batch. Every forward pass therefore has
+`inference_batch` rows, whatever the number of requests. At a constant shape, a row's bits should
+depend neither on its position nor on the other rows. `has_free_rows` tests this for the network,
+precision and device of the run.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class InferenceSetup:
     """The set-up shared by all forward passes of a run.
 
     Attributes:
-        batch: rows of every forward pass.
-        fixed_rows: give every column a fixed row of the pass, see `Actor`.
+        batch: number of rows in every forward pass.
+        fixed_rows: True to give every column a fixed row of the pass; see `Actor`.
         device: name of a torch device.
         precision: `fp32` or `bf16`.
-        keeps_activations: keep activations for the learner; see `activations_to_keep`.
+        keeps_activations: True to keep activations for the learner; see `activations_to_keep`.
     """
 
     spec: EnvSpec
@@ -69,10 +70,10 @@ class InferenceSetup:
 
 
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
-    """Returns shape and dtype of a row of each activation that actors keep for the learner.
+    """Returns the shape and dtype of one row of each activation that actors keep for the learner.
 
-    Empty unless the learner's forward pass would repeat theirs: same parameters, same precision,
-    both on the CPU. See `htsrl_cli.networks.activations`.
+    The list is empty unless the learner's forward pass would repeat the actors': with the same
+    parameters and the same precision, and both on the CPU. See `htsrl_cli.networks.activations`.
     """
     actors, learner = config.actors, config.learner
     devices = {
@@ -86,13 +87,14 @@ def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
 
 
 class Inference:
-    """The policies of a run and the buffers of a forward pass of constant shape.
+    """The policies of a run, with the buffers for forward passes of constant shape.
 
-    On a GPU each policy's pass, with sampling and the copies in both directions, is recorded once
-    and then replayed, on a stream of higher priority than the learner's.
+    On a GPU, each policy's pass is recorded once as a CUDA graph, including sampling and the copies
+    to and from the GPU. The graph is then replayed on a stream of higher priority than the
+    learner's.
 
     Args:
-        greedy: take the most likely actions instead of sampling.
+        greedy: True to take the most likely actions instead of sampling.
 
     Attributes:
         policies: the `ActorCritic` networks.
@@ -129,7 +131,11 @@ class Inference:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Array]) -> None:
-        """Copies in the policies' parameters and buffers by name, rounded to their precision."""
+        """Copies `values` into the policies' parameters and buffers, rounded to their precision.
+
+        Args:
+            values: parameters and buffers by name.
+        """
         with self._on_stream:
             for name, tensor in self._state.items():
                 tensor.copy_(torch.from_numpy(values[name]))
@@ -156,8 +162,8 @@ class Inference:
         actions, log_probs = self._choose(self._actions, params.cpu(), self._noise)
         return actions, log_probs, values.cpu()
 
-    # Not in inference mode: torch shares some tensors among all recordings, and the learner's
-    # could not change those made in inference mode.
+    # Recording does not use inference mode: torch shares some tensors among all recordings, and
+    # the learner's recordings could not change tensors that were made in inference mode.
     @torch.no_grad()
     def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
         """Records a policy's pass; returns the recording and the tensors that it writes to."""

@@ -1,13 +1,13 @@
 """The encoding of requests from executors to actors, as numbers for a pipe.
 
-A request is a pair (column, step):
+A request is a pair (column, step), where T is the number of env steps in a rollout:
 
     act on the observation of row t           step = t, from 0 to T - 1
     value the observation of the last row     step = T
-    value the column's `final_obs`, of an     step = -1 - t
+    value the column's `final_obs`, from an   step = -1 - t
     episode truncated by env step t
 
-An answer is the number of the column; the results are in the slot.
+An answer is the number of the column. The results are in the slot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_final(step: Any) -> Any:
 
 
 def truncating_step(step: Any) -> Any:
-    """Returns t of requests for final observations; `step` is a number or an array."""
+    """Returns t, the truncating env step, of final requests; `step` is a number or an array."""
     return -1 - step
 
 
@@ -41,5 +41,5 @@ def encode(requests: Iterable[Request]) -> list[int]:
 
 
 def decode(numbers: Sequence[int]) -> list[Request]:
-    """Decodes the numbers of `encode`."""
+    """Decodes numbers that `encode` returned."""
     return list(zip(numbers[::WIDTH], numbers[1::WIDTH], strict=True))

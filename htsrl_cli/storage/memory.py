@@ -1,8 +1,9 @@
 """NumPy arrays in anonymous shared memory.
 
-The memory has no name: it is a memfd (elsewhere than on Linux an unlinked temporary file) whose
-descriptor spawned processes inherit. The kernel frees it with the last process that holds it,
-however that process ends. It does not count against /dev/shm, which containers keep small.
+The memory has no name: it is a memfd on Linux, and an unlinked temporary file on other systems.
+Spawned processes inherit its descriptor. The kernel frees the memory when the last process that
+holds it ends, for whatever reason. The memory does not count against /dev/shm, which is small in
+containers.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ ALIGNMENT = 64
 
 
 class NotEnoughMemoryError(OSError):
-    """The error for arrays larger than the free memory.
+    """The error for arrays that are larger than the free memory.
 
     Attributes:
-        needed, free: bytes.
+        needed: bytes that the arrays need.
+        free: bytes that are free.
     """
 
     def __init__(self, needed: int, free: int) -> None:
@@ -50,7 +52,7 @@ class SharedArrays(dict[str, Array]):
 
     Raises:
         NotEnoughMemoryError: the arrays exceed the free memory; nothing has been allocated.
-        OSError: the system refuses the memory.
+        OSError: the system refuses to allocate the memory.
     """
 
     def __init__(self, layout: Layout) -> None:

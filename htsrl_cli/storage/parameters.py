@@ -42,12 +42,12 @@ class ParameterStore:
         return self.half(self.version)
 
     def half(self, version: int) -> dict[str, Array]:
-        """Returns the arrays of `version`, which is the published one or the next one."""
+        """Returns the arrays of `version`, which must be the published version or the next one."""
         return self._halves[version % 2]
 
     @property
     def version(self) -> int:
-        """The number of the published version; -1 before the first."""
+        """The number of the published version; -1 before the first version is published."""
         return int(self._version[0])
 
     def publish(self, version: int) -> None:

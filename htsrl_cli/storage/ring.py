@@ -1,10 +1,10 @@
 """The two-slot ring: executors and actors fill one slot while the learner reads the other.
 
-It consists of NumPy arrays in anonymous shared memory, without locks. A cell has one writer at a
-time, and the messages in pipes order writes before reads: a system call on either side is a full
-memory barrier on every platform of Linux and macOS.
+The ring consists of NumPy arrays in anonymous shared memory, without locks. Each cell has one
+writer at a time. The messages in pipes order writes before reads, because the system calls on both
+sides are full memory barriers on every platform of Linux and macOS.
 
-Shapes: T env steps of a rollout, B columns.
+In shapes, T is the number of env steps in a rollout and B is the number of columns.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Ring:
     """Two slots in shared memory: rollout j fills slot j % 2 while the learner reads the other.
 
     Args:
-        spec: observations and actions of a column.
-        num_steps: T.
-        num_columns: B.
-        activation_layout: shape and dtype of a row of each array that `activations` returns.
+        spec: shapes and dtypes of a column's observations and actions.
+        num_steps: T, the number of env steps in a rollout.
+        num_columns: B, the number of columns.
+        activation_layout: shape and dtype of one row of each array that `activations` returns.
 
     Attributes:
         slots: the two slots.
-        final_obs: [B, *obs_shape]; the last observation of a truncated episode, until an actor has
-            computed its value. It is scratch memory and belongs to no slot.
+        final_obs: [B, *obs_shape]; the last observation of each column's truncated episode, which
+            is needed until an actor has computed its value. This scratch memory belongs to no slot.
 
     Raises:
         NotEnoughMemoryError: the slots exceed the free memory.
@@ -78,12 +78,12 @@ class Ring:
 
     @property
     def rollout(self) -> int:
-        """The number of the rollout that is being collected, from 0."""
+        """The number of the rollout that is being collected, counted from 0."""
         return int(self._rollout[0])
 
     @property
     def num_steps(self) -> int:
-        """T, the env steps of a column in a rollout."""
+        """T, the number of env steps of each environment in a rollout."""
         return len(self.slots[0].rewards)
 
     @property
@@ -98,8 +98,9 @@ class Ring:
     def activations(self, rollout: int) -> list[Array]:
         """Returns the activations that actors keep for the learner, each [T, B, ...].
 
-        The list is empty in most runs; see `networks.activations`. Activations can be recomputed
-        from observations and parameters, so they are not part of the slot.
+        The list is empty unless actors keep activations; see `htsrl_cli.networks.activations`.
+        Activations can be recomputed from observations and parameters, so they are not part of the
+        slot.
         """
         return self._activations[rollout % 2]
 
@@ -108,7 +109,8 @@ class Ring:
 
         Args:
             obs: [B, *obs_shape]; the first observations.
-            noise: float32 [T, B, D]; the random numbers that sample the actions.
+            noise: float32 [T, B, D]; the random numbers from which actions are sampled, with D
+                action dimensions.
         """
         self.slot(rollout).obs[0] = obs
         self.slot(rollout).noise[:] = noise

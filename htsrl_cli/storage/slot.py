@@ -1,6 +1,7 @@
 """A slot: the named arrays of one rollout.
 
-Shapes: T env steps of a rollout, B columns, D action dimensions.
+In shapes, T is the number of env steps in a rollout, B is the number of columns and D is the number
+of action dimensions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Episode(NamedTuple):
     Attributes:
         raw_return: the sum of the environment's own rewards: the raw score.
         training_return: the sum of the training rewards, averaged over the players.
-        length: env steps.
+        length: number of env steps.
     """
 
     raw_return: float
@@ -38,11 +39,11 @@ class Field:
     """One array of a slot.
 
     Attributes:
-        name: its name in the slot.
+        name: name of the array in the slot.
         shape: shape of a cell.
         dtype: NumPy's name of the dtype.
-        num_extra_rows: rows beyond T; 1 if there is a value for the observation after the last
-            env step, too.
+        num_extra_rows: number of rows beyond T; 1 if the array also has a row for the observation
+            after the last env step.
     """
 
     name: str
@@ -81,7 +82,7 @@ def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
 
 
 class Slot:
-    """The experience of one rollout; the address [t, c] of a cell does not depend on timing.
+    """The experience of one rollout, in cells whose addresses [t, c] do not depend on timing.
 
     Args:
         arrays: arrays by name, in the order of `slot_fields`.
@@ -131,8 +132,8 @@ class Slot:
     def check_filled(self) -> None:
         """Checks that every boolean cell has been written.
 
-        Other arrays need no check: a NaN spreads to the loss, and the integers' poison is no valid
-        action, version or length.
+        Other arrays need no check: NaN spreads to the loss, and the integer that marks unwritten
+        cells is not a valid action, version or length.
 
         Raises:
             AssertionError: a boolean cell has never been written.
@@ -144,7 +145,7 @@ class Slot:
     def sha256(self, previous: str = "") -> str:
         """Returns the SHA-256 of the digest `previous` and every byte of the slot, as hex digits.
 
-        A chain of calls, each with the result of the one before, hashes all rollouts of a run.
+        If each call gets the result of the previous call, the last result covers all rollouts.
         """
         digest = hashlib.sha256(bytes.fromhex(previous))
         for array in self._arrays.values():

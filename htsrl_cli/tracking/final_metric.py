@@ -1,4 +1,4 @@
-"""The paper's two measures of a run: the final metric and the required time."""
+"""The HTS-RL paper's two measures of a run: the final metric and the required time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class FinalMetric:
         """Adds the next policy.
 
         Args:
-            env_steps: env steps of training before it.
-            seconds: seconds of training before it.
-            mean: its mean score.
-            episodes: the number of games that it played.
+            env_steps: env steps for which the policy was trained.
+            seconds: seconds for which the policy was trained.
+            mean: mean score of the policy.
+            episodes: number of games that the policy played.
         """
         self._means.append((mean, episodes))
         number = sum(count for _, count in self._means)

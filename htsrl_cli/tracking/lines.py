@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl`: reads its lines and appends new ones."""
+"""The file `metrics.jsonl`: reading its lines and appending new ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LineFile:
-    """A file of JSON lines. Each line is a single write, so a kill leaves complete lines.
+    """A file of JSON lines. Each line is a single write, so a killed process leaves whole lines.
 
     Args:
         path: the file; created if it does not exist.
-        keep: returns True for an existing line that is kept. An incomplete last line is dropped.
+        keep: a function that returns True for each existing line to keep. Lines that are incomplete
+            or not valid JSON are dropped.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -45,7 +46,7 @@ class LineFile:
         if self._file.write(content) != len(content):
             self._file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # A checkpoint that survives a power loss must not outlive the lines before it.
+        # If a checkpoint survives a power loss, the lines before it must survive, too.
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the training, without those of evaluated policies."""
+    """Returns the lines about training, without the lines of evaluated policies."""
     return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
 
 

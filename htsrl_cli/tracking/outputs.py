@@ -26,7 +26,7 @@ class Outputs:
 
     Args:
         run_dir: the run's folder.
-        config: the trackers to write to.
+        config: selects the trackers to write to.
         hyperparameters: plain values, possibly nested.
         metric: the metric by which TensorBoard compares runs.
         last_line: env steps of the last training line that is kept.
@@ -73,7 +73,7 @@ class Outputs:
         """Writes a line to all destinations.
 
         Returns:
-            False if `metrics.jsonl` could not be written; the line then goes nowhere.
+            False if `metrics.jsonl` could not be written; no other destination gets the line then.
         """
         try:
             self._lines.append(line)
@@ -107,7 +107,7 @@ class Outputs:
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
-        """Logs what a tracker raises and drops the tracker: none works after a failure."""
+        """Logs an exception of a tracker and drops the tracker, as none works after a failure."""
         try:
             yield
         except Exception as error:
@@ -117,9 +117,10 @@ class Outputs:
 
 
 def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
-    """Rewrites the lines that TensorBoard hides and `metrics.jsonl` keeps.
+    """Writes to TensorBoard again the lines that a resume hides there and `metrics.jsonl` keeps.
 
-    A resume hides all events after `last_line`, whereas lines of evaluated policies may stay.
+    A resume hides all events after `last_line`, but `metrics.jsonl` may keep later lines of
+    evaluated policies.
     """
     for line in read_lines(run_dir):
         env_steps = line["env_steps"]
@@ -132,7 +133,7 @@ def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
 
 
 def _plain(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Plain]]:
-    """Yields dotted names, with values of types that trackers accept."""
+    """Yields dotted names and their values, converted to types that trackers accept."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _plain(value, f"{prefix}{name}.")

@@ -18,7 +18,8 @@ class Status:
     """The progress of a run.
 
     Attributes:
-        env_steps, total_steps: env steps so far, and at the end of the run.
+        env_steps: env steps so far.
+        total_steps: env steps at the end of the run.
         env_steps_per_second: the rate of this process; 0 before it is known.
         mean_return: mean raw return of the last 100 games; None before the first one has ended.
     """
@@ -55,7 +56,7 @@ class Display(Protocol):
 class TerminalBar:
     """A progress bar that is redrawn at every barrier.
 
-    It has no thread that would redraw it between barriers. It hides the cursor until `close`.
+    No thread redraws it between barriers. It hides the cursor until `close`.
     """
 
     def __init__(self, stream: TextIO) -> None:

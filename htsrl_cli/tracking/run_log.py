@@ -35,12 +35,12 @@ from htsrl_cli.tracking.window import Stopwatch, Window, mean
 
 
 class RunLog:
-    """The metrics of a run: collects them at barriers and writes them as lines.
+    """The log of a run's metrics, which collects them at barriers and writes them as lines.
 
-    The first call of `rollout`, `evaluation` or `finish` opens `metrics.jsonl` and the event files
-    and, on a resume, removes the lines that will be written again. A process that fails while it
-    starts changes nothing. Close the log, or use it as a context manager, so that the terminal is
-    restored however the run ends.
+    The first call of `rollout`, `evaluation` or `finish` opens `metrics.jsonl` and the event files.
+    On a resume, it also removes the lines that will be written again. A process that fails during
+    start-up therefore changes no file. Close the log, or use it as a context manager, so that the
+    terminal is restored however the run ends.
 
     Args:
         run_dir: the run's folder.
@@ -48,8 +48,9 @@ class RunLog:
         hyperparameters: plain values, possibly nested, for TensorBoard and other trackers.
         total_steps: env steps at the end of the run.
         env_steps: env steps at which this process begins; more than 0 after a resume.
-        evaluation: whether policies are evaluated, and the target scores; None if they are not.
-        clock: returns seconds and never goes back.
+        evaluation: settings of the evaluation during training, including the target scores. If it
+            is None or its interval is 0, no policies are evaluated.
+        clock: a monotonic clock that returns seconds.
 
     Attributes:
         final_metric: the final metric of the evaluated policies, and the targets it has reached.
@@ -115,7 +116,7 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of training, those of earlier processes up to the resume included."""
+        """Wall-clock seconds of training, including earlier processes up to their checkpoint."""
         return self._stopwatch.seconds()
 
     def rollout(
@@ -129,10 +130,11 @@ class RunLog:
 
         Args:
             env_steps: env steps of the run at the end of the rollout.
-            scalars: values by name, logged as means over the window; names may come and go.
+            scalars: values by name. Each line has their means over the rollouts since the previous
+                line. Not every rollout needs to have the same names.
             episodes: the games that ended in the rollout, in order of step and column.
-            seconds: seconds spent (means over the workers) or counts, by name. Both are logged
-                divided by the window's wall-clock time: as fractions and as rates.
+            seconds: seconds spent (means over the workers) or counts, by name. Both are divided by
+                the wall-clock time since the previous line, and logged as fractions and as rates.
         """
         self._env_steps = env_steps
         self._window.add(scalars, episodes)
@@ -153,12 +155,13 @@ class RunLog:
         """Writes the line of an evaluated policy; call it in the order of the policies.
 
         Args:
-            env_steps, seconds: env steps and seconds of training before it.
-            episodes: the games that it played.
-            animation: a GIF of one of them.
+            env_steps: env steps for which the policy was trained.
+            seconds: seconds for which the policy was trained.
+            episodes: the games that the policy played.
+            animation: a GIF of one of these games.
 
         Returns:
-            False if the line could not be written; the log has then not changed.
+            False if the line could not be written; the log is then unchanged.
         """
         before = copy.deepcopy(self.final_metric)
         line: Line = {"env_steps": env_steps, "eval/episodes": len(episodes)}
@@ -191,8 +194,8 @@ class RunLog:
     def finish(self) -> None:
         """Stops the clock and writes a last line if there were rollouts since the previous one.
 
-        Call it at the end of the training only: a run that stops early leaves its open window to
-        the resume.
+        Call it only at the end of training. If a run stops early, the rollouts since its last line
+        go into the next line of the resumed run.
         """
         self._stopwatch.stop()
         stored = [] if self._outputs else training_lines(self._run_dir)
@@ -235,14 +238,15 @@ class RunLog:
         summary_file.write_summary(self._run_dir, summary)
 
     def close(self) -> None:
-        """Closes the files and restores the terminal; does not write the open window."""
+        """Closes the files and restores the terminal; writes no line for the open window."""
         if self._outputs is not None:
             self._outputs.close(self._env_steps == self._total_steps)
 
     def _open(self) -> Outputs:
         if self._outputs is None:
-            # Cut back to the last line, not to the checkpoint: a line that `finish` wrote at the
-            # end of a run must be removed when the run is extended.
+            # `metrics.jsonl` is cut back to the last line before the checkpoint, not to the env
+            # steps of the checkpoint: if a run is extended, the line that `finish` wrote at its
+            # end must be removed.
             self._outputs = Outputs(
                 self._run_dir,
                 self._config,

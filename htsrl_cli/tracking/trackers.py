@@ -1,8 +1,8 @@
 """Experiment trackers that can receive a run's lines: Weights & Biases and MLflow.
 
 Server, folder and user are set by these packages' own environment variables, such as WANDB_MODE and
-MLFLOW_TRACKING_URI. A resumed run continues its entry there. It may send some lines a second time;
-their values outside `time/` are the same.
+MLFLOW_TRACKING_URI. A resumed run continues its entry in the tracker. It may send some lines a
+second time, with the same values outside `time/`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tracker(Protocol):
     """A service that receives a run's lines. Its methods may raise any exception."""
 
     def write(self, line: Mapping[str, float | None]) -> None:
-        """Sends the line's values at its `env_steps`; leaves out those that are None."""
+        """Sends the line's values, with its `env_steps` as the step; leaves out values of None."""
 
     def close(self, is_complete: bool) -> None:
         """Marks the entry as finished if the run is complete, otherwise as interrupted."""
@@ -55,7 +55,7 @@ class WandbTracker:
             config=dict(hyperparameters),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # The line of an evaluated policy may follow lines of more env steps.
+        # The line of an evaluated policy may follow lines with more env steps.
         self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, line: Mapping[str, float | None]) -> None:
@@ -66,7 +66,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run of MLflow, whose own threads send the values.
+    """A run of MLflow; MLflow's own threads send the values.
 
     Args:
         experiment: the name of the MLflow experiment; created if it does not exist.

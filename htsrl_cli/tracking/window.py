@@ -50,11 +50,12 @@ class Stopwatch:
     """Wall-clock measurements of this process, and of the whole run.
 
     Args:
-        clock: returns seconds and never goes back.
+        clock: a monotonic clock that returns seconds.
         env_steps: env steps of the run when this process began.
 
     Attributes:
-        seconds_before: seconds of training by earlier processes, up to the resume.
+        seconds_before: seconds of training in earlier processes, up to the checkpoint from which
+            this process resumed.
     """
 
     def __init__(self, clock: Callable[[], float], env_steps: int) -> None:
@@ -75,7 +76,7 @@ class Stopwatch:
         self._stopped = self._clock()
 
     def seconds(self) -> float:
-        """Returns the seconds of training so far, earlier processes included."""
+        """Returns the seconds of training so far, including those in earlier processes."""
         return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:

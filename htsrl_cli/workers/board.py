@@ -1,6 +1,7 @@
 """Shared heartbeat and load counters, one line per worker.
 
-The watcher reads them to detect hangs, the runner to report load. Imports neither torch nor hydra.
+The watcher reads them to detect hangs, and the runner reads them to report load. This module
+imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import time
 
 from htsrl_cli.storage.memory import ALIGNMENT, Array, Layout, SharedArrays
 
-# Cells of a worker's line: time of entry (0 while it waits), busy seconds, time of leaving, passes.
+# Cells of a worker's line: when its current work began (0 while it waits), its total busy seconds,
+# when it last began to wait, and its number of forward passes.
 _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
@@ -25,7 +27,7 @@ class Board:
         self._memory = SharedArrays(layout)
 
     def enter(self, worker: int) -> None:
-        """Marks the start of work that may hang; if the worker was busy, the time so far counts."""
+        """Marks the start of work that may hang; the time since a previous `enter` is counted."""
         now = time.monotonic()
         self._account(worker, now, since=now)
 
@@ -46,15 +48,15 @@ class Board:
         line[_SINCE] = since
 
     def since(self) -> Array:
-        """Returns when each worker began its present work, float64 [workers]; 0 while it waits."""
+        """Returns the start of each worker's current work, float64 [workers]; 0 while it waits."""
         return self._memory["lines"][:, _SINCE].copy()
 
     def left_at(self) -> Array:
-        """Returns when each worker last began to wait, float64 [workers]; 0 if it never has."""
+        """Returns the time when each worker last began to wait, float64 [workers]; 0 if never."""
         return self._memory["lines"][:, _LEFT_AT].copy()
 
     def num_passes(self) -> int:
-        """Returns the number of forward passes of all workers."""
+        """Returns the total number of forward passes of all workers."""
         return int(self._memory["lines"][:, _PASSES].sum())
 
     def busy_s(self) -> Array:

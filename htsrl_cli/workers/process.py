@@ -1,8 +1,8 @@
 """Workers: how they start, receive commands, and end.
 
 A worker is a spawned process or a thread. A worker process ignores stop signals, because the runner
-decides when to stop. It ends when the runner's process is gone, and writes its stack on SIGUSR1.
-Imports neither torch nor hydra, since executors import it.
+decides when to stop. It ends when the runner's process ends, and writes its stack on SIGUSR1. This
+module imports neither torch nor hydra, because executors import it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _PR_SET_PDEATHSIG = 1
 class Pipe:
     """A one-way pipe of int32 numbers; both ends can be passed to spawned processes.
 
-    A message is `width` numbers. A write of up to 4 KiB is atomic, so that messages of several
-    writers do not mix, and a reader always gets whole messages.
+    A message consists of `width` numbers. A write of up to 4 KiB is atomic, so messages of several
+    writers do not mix and a reader always gets whole messages.
     """
 
     def __init__(self, width: int = 1) -> None:
@@ -53,11 +53,11 @@ class Pipe:
         os.set_blocking(self._reader.fileno(), False)
 
     def fileno(self) -> int:
-        """Returns the descriptor of the reading end, so that the pipe can be waited for."""
+        """Returns the descriptor of the reading end, so that `poll` can wait for messages."""
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """Reads at most `most` messages and returns their numbers; empty if none is there."""
+        """Reads at most `most` messages; returns their numbers, an empty list if there are none."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -75,17 +75,18 @@ class Pipe:
 
 @dataclass
 class Worker:
-    """The runner's view of a worker: a process, or a thread of this one.
+    """The runner's view of a worker, which is a process or a thread of the main process.
 
     Attributes:
-        name: its role and index, for messages.
-        index: its line of the board.
+        name: the worker's role and index, for messages.
+        index: index of the worker's line on the board.
         timeout_s: seconds that one piece of work may take before the worker counts as hung.
-        host: the process or thread that runs it.
-        sentinel: becomes readable when it ends.
-        control: sends commands to it and receives its answers; only the main thread reads.
+        host: the process or thread that runs the worker.
+        sentinel: an object that becomes readable when the worker ends.
+        control: the connection for commands to the worker and its answers. Only the main thread
+            reads from it.
         stack: the file to which a process writes its stack when it crashes or gets SIGUSR1.
-        owes: True from a command until its answer has been read.
+        owes: True from the time a command is sent until its answer has been read.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Worker:
     owes: bool = False
 
     def send(self, command: str, *args: object) -> None:
-        """Sends a command; if the worker is gone, only waiting for the answer reports it."""
+        """Sends a command; if the worker is gone, waiting for the answer raises the error."""
         self.owes = True
         with suppress(OSError):
             self.control.send((command, *args))
@@ -116,7 +117,7 @@ def start_process(
         args=(main, theirs, _InheritedFile(stack.fileno()), index, args),
         daemon=True,
     )
-    # Starting multiprocessing's resource tracker unblocks signals, so it must already run.
+    # Starting multiprocessing's resource tracker unblocks signals, so it is started beforehand.
     resource_tracker.ensure_running()
     with _stop_signals_held():
         process.start()
@@ -128,10 +129,10 @@ def start_process(
 def _stop_signals_held() -> Iterator[None]:
     """Delays stop signals until the end of the `with` block.
 
-    A process that is started in the block inherits the blocked signals until it ignores them. This
-    process must not end before it has passed the new process its arguments. Blocking the signals is
-    not enough for that: another thread (of BLAS, for example) may receive one, and Python would run
-    the handler in the main thread all the same.
+    A process that is started in the block inherits the blocked signals and unblocks them once it
+    ignores them. The parent process must not end before it has passed the new process its
+    arguments. Blocking the signals is not enough to ensure this: another thread (of BLAS, for
+    example) may receive a signal, and Python would still run the handler in the main thread.
     """
     caught: list[int] = []
 
@@ -193,7 +194,7 @@ def _detach(fd: Any) -> int:
 def _process_main(
     main: Callable[..., None], control: Connection, stack_fd: int, index: int, args: tuple[Any, ...]
 ) -> None:
-    """Runs a worker; sends what it raises to the runner, as an `HtsrlError` or as a traceback."""
+    """Runs a worker; sends its exception to the runner, as an `HtsrlError` or a traceback."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -235,7 +236,7 @@ def _leave_with_parent() -> None:
 def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
     """Asks the kernel to send `signum` when the thread that started this process ends.
 
-    Does nothing on other systems than Linux.
+    Does nothing on systems other than Linux.
     """
     if sys.platform == "linux":
         with suppress(OSError):
@@ -243,11 +244,11 @@ def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
 
 
 def settle_in_launcher() -> None:
-    """Prepares a process that a sweep's launcher (joblib) has started for a run.
+    """Prepares a process of a sweep's launcher (joblib) for a run.
 
     If the sweep is killed, the run receives SIGTERM and stops with a checkpoint. The start method
-    is set to "spawn", since our worker processes do not know joblib's own one, which they would
-    inherit.
+    is set to "spawn". Otherwise, worker processes would inherit joblib's own start method, which
+    they do not know.
     """
     if multiprocessing.current_process().name != "MainProcess":
         ask_to_end_with_parent(signal.SIGTERM)
@@ -255,7 +256,7 @@ def settle_in_launcher() -> None:
 
 
 def leave_launcher(status: int) -> None:
-    """Ends a process that a launcher has started; joblib would catch `SystemExit` and go on."""
+    """Ends a process of a launcher; joblib would catch `SystemExit` and continue."""
     if multiprocessing.current_process().name != "MainProcess":
         logging.shutdown()
         os._exit(status)
@@ -266,8 +267,8 @@ def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
 
     Args:
         workers: the workers to end.
-        gracefully: asks processes to stop and kills those that have not after `STOP_GRACE_S`;
-            otherwise kills them at once. Threads are always asked.
+        gracefully: True to ask processes to stop, and to kill those that still run after
+            `STOP_GRACE_S` seconds; False to kill them at once. Threads are always asked.
     """
     for worker in workers:
         if gracefully or isinstance(worker.host, threading.Thread):

@@ -1,9 +1,9 @@
-"""Thread priorities for roles that compete for a core; on Linux, without privileges.
+"""Priorities of threads that compete for cores. They need Linux, but no privileges.
 
-Executors and actors wait for each other, while the learner waits for nobody. With priority for
-executors and actors, the slot is filled early, and the learner then has all cores. Actors on a GPU
-need a core only for an instant while all executors wait for them: there, executors have a low
-priority, too. Imports neither torch nor hydra.
+Executors and actors wait for each other, whereas the learner waits for nobody. A learner on a CPU
+therefore has a low priority: the slot is filled early, and the learner then has all cores. Actors
+on a GPU need a core only briefly, but executors wait for them. Executors then have a low priority,
+too. This module imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 _BACKGROUND_NICE = 10
 # The shortest time slice that the kernel grants, in nanoseconds.
 _SHORT_SLICE_NS = 100_000
-# System call numbers: glibc has no wrapper for sched_setattr.
+# System call numbers of sched_setattr, for which older versions of glibc have no wrapper.
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
@@ -50,8 +50,8 @@ def wake_promptly() -> None:
     """Asks for short time slices, so that this thread runs as soon as it wakes up.
 
     Without this request, another thread could keep the core for a slice of several milliseconds,
-    as long as several env steps. This thread's share of processor time does not change. Kernels
-    before Linux 6.12 ignore the request.
+    as long as several env steps. This thread's share of CPU time does not change. Kernels before
+    Linux 6.12 ignore the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -59,7 +59,7 @@ def wake_promptly() -> None:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     size = ctypes.sizeof(_SchedAttr)
     attributes = _SchedAttr(size, os.SCHED_OTHER, 0, nice, 0, _SHORT_SLICE_NS, 0, 0)
-    # The result is not checked: a sandbox may forbid the call, and the run then goes on without.
+    # The result is not checked: if a sandbox forbids the call, the run keeps the default slices.
     ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)
 
 

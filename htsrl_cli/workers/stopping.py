@@ -1,7 +1,7 @@
 """Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-Slurm and submitit announce the end of a job's time by SIGUSR2. If submitit has installed a handler,
-which requeues the job, it is called once the checkpoint has been written.
+Slurm and submitit announce the end of a job's time with SIGUSR2. If submitit has installed a
+handler that requeues the job, this handler is called after the checkpoint has been written.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class StopSignals:
     """A context manager that records the first stop signal; for the main thread only.
 
     Args:
-        grace_s: seconds that the present rollout may take after the signal.
+        grace_s: seconds that the current rollout may still take after the signal.
 
     Attributes:
-        signum: the first stop signal; None before.
+        signum: number of the first stop signal; None until one arrives.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -53,7 +53,7 @@ class StopSignals:
         """Ends the run without another checkpoint if `grace_s` has passed since the signal.
 
         Raises:
-            SystemExit: with 128 plus the number of the signal.
+            SystemExit: `grace_s` has passed; the exit code is 128 plus the signal's number.
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(

@@ -1,6 +1,6 @@
-"""The watcher: detects workers that die, raise or hang, and finds out why.
+"""The watcher: a thread that detects workers that die, raise or hang, and finds the cause.
 
-Imports neither torch nor hydra.
+This module imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ START_TIMEOUT_S = 300.0
 class Watcher:
     """A thread that detects dead and hung workers.
 
-    The learner keeps the main thread busy for seconds. Therefore it calls `check` between
-    minibatches, and code that waits for workers also waits for `failed`.
+    The learner keeps the main thread busy for seconds at a time, so it calls `check` between
+    minibatches. Code that waits for workers also waits for `failed`.
 
-    A worker hangs if one piece of work takes longer than its timeout. The workers stall if one owes
-    an answer and none has been busy for the shortest of their timeouts. One of them has then missed
-    a message, or does not wake up: it was stopped while it waited, for example.
+    A worker hangs if one piece of work takes longer than its timeout. The workers stall if one of
+    them owes an answer and none has been busy for the shortest of their timeouts. A stall means
+    that a worker has missed a message or does not wake up, for example because it was stopped
+    (SIGSTOP) while it waited.
 
     Args:
-        workers: a worker with several lines on the board appears once for each, with the same name.
+        workers: the workers to watch. A worker with several lines on the board appears once for
+            each line, under the same name.
         board: the workers' counters.
-        stand_back: True if the workers have a low priority. Only a tenth of the time that they wait
-            for a core then counts towards their timeouts.
+        stand_back: True if the workers have a low priority. The time that they wait for a core then
+            does not count towards their timeouts, except that at least a tenth of the elapsed time
+            always counts.
 
     Attributes:
-        failed: becomes readable when a worker has failed.
+        failed: a connection that becomes readable when a worker has failed.
         hang: the error for a hang or a stall; None if there is none.
     """
 
@@ -59,8 +62,8 @@ class Watcher:
         self._stand_back = stand_back
         self._core_wait_s = self._total_core_wait_s()
         self._since, self._busy_s = board.since(), board.busy_s()
-        # Seconds since a worker last began or finished something. They are summed from check to
-        # check, with a limit for each, so that a pause of the whole run (Ctrl-Z) is no hang.
+        # Seconds since each worker last began or finished something. They are summed over the
+        # checks, with a limit for each check, so that a pause of the whole run (Ctrl-Z) is no hang.
         self._still_s = np.zeros(len(self._since))
         self._dead: list[Worker] = []
         self.hang: WorkerError | None = None
@@ -102,7 +105,7 @@ class Watcher:
         return results[0] if results else None
 
     def stop(self) -> None:
-        """Ends the thread; workers that end from now on are no failures."""
+        """Ends the thread; workers that end later do not count as failed."""
         self._close.close()
         self._thread.join()
 
@@ -155,9 +158,10 @@ class Watcher:
         return None
 
     def _find_stall(self) -> WorkerError | None:
-        """Returns the error for a stall: all workers wait although one owes an answer.
+        """Returns the error for a stall, in which all workers wait although one owes an answer.
 
-        It names the workers that do not write their stacks, or all workers if each of them does.
+        The error names the workers that do not write their stacks, or all workers if all of them
+        do. The result is None if there is no stall.
         """
         still_s = float(self._still_s.min())
         if self._since.any() or still_s <= self._stall_timeout_s():
@@ -205,7 +209,7 @@ def _as_error(worker: Worker, words: HtsrlError | str) -> HtsrlError:
 def _ask_for_stack(worker: Worker) -> str:
     """Returns a hung worker's stack; empty if it does not answer.
 
-    `faulthandler` writes it, even inside C code.
+    In a process, `faulthandler` writes the stack even while C code runs.
     """
     if isinstance(worker.host, threading.Thread):
         return _thread_stack(worker.host)

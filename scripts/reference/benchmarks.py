@@ -37,11 +37,11 @@ _SHOWN = {"fp32": "htsrl, fp32", "bf16": "htsrl, bf16", "sync fp32": "htsrl, syn
 
 @dataclass(frozen=True)
 class Result:
-    """Published result.
+    """A published result.
 
     Attributes:
-        path: its JSON file; its figures lie beside it.
-        content: what the file holds, with its origin as `measured`.
+        path: the result's JSON file, which is in the same folder as its plots.
+        content: content of the file; its entry `measured` describes the machine and the versions.
     """
 
     path: Path
@@ -49,19 +49,19 @@ class Result:
 
     @property
     def processor(self) -> str:
-        """Processor that the result was measured on, with its instruction sets."""
+        """The processor on which the result was measured, with its instruction sets."""
         measured = self.content["measured"]
         sets = [name.upper().replace("_", "-") for name in measured["instruction_sets"]]
         return f"{measured['processor']} ({', '.join(sets)})"
 
     def figure(self, root: Path, title: str, suffix: str = "") -> str:
-        """Returns the link to a figure of this result, in a page that lies in `root`."""
+        """Returns the Markdown link to a plot of this result, for a page in the folder `root`."""
         path = self.path.with_name(f"{self.path.stem}{suffix}.png")
         return f"![{title}]({path.relative_to(root)})"
 
     @property
     def origin(self) -> str:
-        """Line that tells where and when the result was measured."""
+        """The line that tells where and when the result was measured."""
         measured = self.content["measured"]
         parts = [
             f"{self.processor}, {measured['cores']} cores",
@@ -78,10 +78,10 @@ class Result:
 
 
 def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
-    """Yields the results of a name, one for each kind of processor that it was measured on.
+    """Yields the results with a name, one for each kind of processor on which it was measured.
 
     Raises:
-        ValueError: it is not known where a result comes from.
+        ValueError: a file does not tell where its result was measured.
     """
     for path in sorted(folder.glob(f"*/{name}.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def _join(parts: Iterator[str]) -> str:
 
 
 def throughput(folder: Path = RESULTS) -> str:
-    """Returns a table of env steps per second for each task that was compared with its peers."""
+    """Returns a table for each task, with the env steps per second of htsrl and its peers."""
     return _join(
         result.with_origin(
             table(
@@ -126,7 +126,7 @@ def _rate_rows(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def compared_throughput(folder: Path = RESULTS) -> str:
-    """Returns one table of the median rates of all tasks, with their origins below it."""
+    """Returns one table with the median rates of all tasks, and the results' origins below it."""
     results = [(task, result) for name, task in THROUGHPUT.items() for result in find(name, folder)]
     if not results:
         return _NOT_MEASURED
@@ -145,7 +145,7 @@ def compared_throughput(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """Returns the times of the ways to compute the Nature CNN's layers, for each processor."""
+    """Returns tables of the times of the Nature CNN's kernels, one for each processor."""
     return _join(
         result.with_origin(_limit(result) + timings_table(_timings(result)))
         for result in find("kernels*", folder)
@@ -164,7 +164,7 @@ def _timings(result: Result) -> list[Timing]:
 
 
 def asynchrony(folder: Path = RESULTS) -> str:
-    """Returns the ratios that asynchronous collection reached, with the aim of each."""
+    """Returns a table of the ratios that asynchronous collection reached, and their targets."""
     return _join(
         result.with_origin(
             table(
@@ -200,7 +200,7 @@ def step_times(folder: Path = RESULTS) -> str:
 
 
 def learning(folder: Path = RESULTS) -> str:
-    """Returns plot and table of each learning curve."""
+    """Returns a plot and a table for each learning curve."""
     return _join(
         result.with_origin(
             f"**{task}**\n\n{result.figure(folder.parent, task)}\n\n"
@@ -214,7 +214,7 @@ def learning(folder: Path = RESULTS) -> str:
 
 
 def compared_learning(folder: Path = RESULTS) -> str:
-    """Returns the mean returns of the runners and precisions over several seeds."""
+    """Returns a table of the mean returns over several seeds, by runner and precision."""
     return _join(
         result.with_origin(means_table([Trained(**run) for run in result.content["runs"]]))
         for result in find("compare_learning", folder)

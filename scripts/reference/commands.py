@@ -15,7 +15,8 @@ from htsrl_cli.cli import main as cli
 from htsrl_cli.cli.compose import Composer
 from scripts.reference.markdown import table
 
-# Hydra's flags, by the name of the parser's value; the help of Hydra is about programs in general.
+# The effects of Hydra's flags, by the name under which the parser stores their values. Hydra's own
+# help describes programs in general.
 FLAGS: Mapping[str, str] = {
     "help": "Show the verb's groups, keys and examples.",
     "hydra_help": "Show all flags of Hydra.",
@@ -27,7 +28,7 @@ FLAGS: Mapping[str, str] = {
     "config_dir": "Search this folder for further YAML files.",
     "info": "Show how the configuration is composed.",
 }
-# Those that htsrl refuses, or answers without a verb.
+# Flags that htsrl refuses, and flags that need no verb.
 NOT_SHOWN = {"version", "run", "config_path", "experimental_rerun", "shell_completion"}
 
 
@@ -37,14 +38,14 @@ def usage() -> str:
 
 
 def examples(verb: str) -> str:
-    """Returns the commands that `htsrl VERB --help` begins with."""
+    """Returns the example commands at the beginning of `htsrl VERB --help`."""
     header = str(Composer(verb).job([]).hydra.help.header)
     _, _, found = header.partition("\n\n")
     return _block(textwrap.dedent(found), "bash")
 
 
 def tool_help(verb: str) -> str:
-    """Returns the text of `htsrl VERB --help` of a verb without a configuration."""
+    """Returns the text of `htsrl VERB --help` for a verb without a configuration."""
     output = io.StringIO()
     # Lines of help are as wide as the terminal, and may be colored.
     environment = {"COLUMNS": "80", "NO_COLOR": "1"}

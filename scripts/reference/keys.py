@@ -31,7 +31,7 @@ from scripts.reference.markdown import (
     typed,
 )
 
-# The sections that choose a kind, and what all their kinds have in common.
+# The sections that choose a kind, and the base class of each section's kinds.
 BASES: Mapping[str, type] = {
     "env": kinds.EnvConfig,
     "algo": kinds.AlgoConfig,
@@ -50,7 +50,7 @@ _SCHEMAS: Mapping[str, type] = get_type_hints(sections.TrainConfig)
 _OF_A_RUN = {_SCHEMAS[section] for section in (*BASES, *FILES)}
 # Keys that name a kind.
 _TAGS = {tag for tag, _ in plugins.SECTIONS.values()}
-# Groups with something to choose, `env` apart.
+# Groups with options to choose from, except `env`.
 GROUPS = (
     "algo",
     "network",
@@ -62,7 +62,7 @@ GROUPS = (
     "launcher",
 )
 _TYPES = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}
-# More choices, and more defaults, are not listed.
+# Longer lists of choices or defaults are not shown.
 _MOST_CHOICES = 6
 _MOST_DEFAULTS = 3
 
@@ -71,10 +71,10 @@ class Key(NamedTuple):
     """A configuration key.
 
     Attributes:
-        name: as it is typed, section included.
+        name: the key as it is typed, including its section.
         schema, field: the dataclass and its field.
-        defaults: the key's value in the YAML file of each option, by option; by "" if the key is
-            not in a group.
+        defaults: for each option, the key's value in that option's YAML file; a single entry under
+            "" if there are no options.
         prefix: prefix of the key's anchor, needed where several keys share a name.
     """
 
@@ -85,7 +85,7 @@ class Key(NamedTuple):
     prefix: str = ""
 
 
-# Which keys there are.
+# Lists of keys.
 
 
 def general_keys() -> list[Key]:
@@ -122,7 +122,7 @@ def common_keys(section: str) -> list[Key]:
 
 
 def kind_keys(section: str, kind: str) -> list[Key]:
-    """Returns the keys that a kind has besides those that all kinds of the section have."""
+    """Returns the keys of a kind that not all kinds of its section have."""
     schema = own_kinds(section)[kind]
     own = [field for field in fields(schema) if field not in fields(BASES[section])]
     options = options_of(section, kind)
@@ -177,7 +177,7 @@ def fields(schema: type) -> list[str]:
 
 @cache
 def options_of(section: str, kind: str) -> dict[str, dict[str, Any]]:
-    """Returns the values of each YAML file of a section that chooses a kind, by option."""
+    """Returns the values of those YAML files of a section that choose a kind, by option."""
     tag, _ = plugins.SECTIONS[section]
     files = sorted((configs_dir() / section).rglob("*.yaml"))
     names = [file.relative_to(configs_dir()).with_suffix("").as_posix() for file in files]
@@ -201,7 +201,7 @@ def options_values(name: str) -> dict[str, Any]:
 
 
 def key_table(keys: Sequence[Key]) -> str:
-    """Returns the table of some keys."""
+    """Returns a table of the given keys."""
     rows = [
         [
             anchored(key.name, key.prefix),
@@ -237,7 +237,7 @@ def values_of(key: Key) -> str:
 
 
 def default(key: Key) -> str:
-    """Returns the default, and where options differ that of each."""
+    """Returns a key's default, or the defaults of its options if they differ."""
     options: dict[str, list[str]] = {}
     for option, value in key.defaults.items():
         options.setdefault(typed(value), []).append(option)
@@ -290,7 +290,7 @@ def kinds_text(section: str) -> str:
 
 
 def options_text() -> str:
-    """Returns the table of all groups' options, with the comment that each file begins with."""
+    """Returns a table of all groups' options, with the comment at the top of each file."""
     rows = [
         [f"`{group}={path.stem}`", description(path)]
         for group in GROUPS
@@ -309,7 +309,7 @@ def environments_text() -> str:
 
 
 def _choice(section: str, kind: str) -> str:
-    """Returns how a kind is chosen on the command line."""
+    """Returns the override that chooses a kind on the command line."""
     tag, _ = plugins.SECTIONS[section]
     options = list(options_of(section, kind))
     if len(options) == 1:

@@ -1,4 +1,4 @@
-"""Markdown for generated pages: tables, values as they are typed, docstrings' attributes."""
+"""Markdown for generated pages: tables, values as typed, and attributes from docstrings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 # The first line of an attribute: one or several names, then the text.
 _ATTRIBUTE = re.compile(r"([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*): (.*)")
-# Words that stay small at the beginning of a sentence.
+# Words that stay in lower case at the beginning of a sentence.
 _DTYPE = re.compile(r"(bool|u?int\d+|float\d+)\b")
 
 
@@ -19,7 +19,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def anchored(name: str, prefix: str = "") -> str:
-    """Returns a name as code, with an anchor that links can lead to: `page.md#<prefix><name>`."""
+    """Returns a name as code, with an anchor for links to `page.md#<prefix><name>`."""
     return f'<a id="{prefix}{name}"></a>`{name}`'
 
 

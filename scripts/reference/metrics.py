@@ -1,4 +1,4 @@
-"""The generated parts of docs/reference/metrics.md: the registry of metrics, by first name."""
+"""The generated parts of docs/reference/metrics.md: the registry of metrics, by group."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 from htsrl_cli.tracking.metric_names import METRICS, Metric
 from scripts.reference.markdown import anchored, table
 
-# First names, in the page's order; an empty one is that of `env_steps`.
+# Prefixes of metric names, in the page's order. The metric `env_steps` has an empty prefix.
 GROUPS = ("", "episode", "loss", "learner", "eval", "time")
 
 
 def metrics_of(group: str) -> str:
-    """Returns the table of the metrics with a first name."""
+    """Returns a table of the metrics whose names have the prefix `group`."""
     rows = [
         [anchored(name), metric.unit, _text(metric)]
         for name, metric in METRICS.items()

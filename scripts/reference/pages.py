@@ -1,4 +1,4 @@
-"""The generated regions of the README and of pages in docs, and how they are filled."""
+"""The generated regions of the README and of pages in docs, with the code that fills them."""
 
 from __future__ import annotations
 
