@@ -1,4 +1,4 @@
-"""Entry point of `python -m htsrl_cli`, which is the same as `htsrl`."""
+"""Entry point of `python -m htsrl_cli`, which does the same as `htsrl`."""
 
 import sys
 

@@ -1,9 +1,9 @@
 """Atomic file writes: a file appears complete or not at all, even if the process is killed.
 
-On Linux, the content is written to an anonymous file (`O_TMPFILE`), synced to disk, and only then
-given its name, so a kill leaves nothing behind. To replace a file, or if the file system has no
-anonymous files, a temporary file is renamed. A kill can leave that file behind; `remove_leftovers`
-deletes it.
+On Linux, the content is written to an anonymous file (`O_TMPFILE`) and synced to disk. Only then
+does the file get its name, so a kill leaves nothing behind. If a file is replaced, or if the file
+system has no anonymous files, the new file first has a temporary name and is then renamed. A kill
+can leave this temporary file behind; `remove_leftovers` deletes it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".part"
-# Errors of open(2) if the kernel or the file system does not support O_TMPFILE.
+# errno values of open(2) if the kernel or the file system does not support O_TMPFILE.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Creates or replaces the file `path` atomically.
 
-    A previous file is kept until the new content is on disk.
+    An existing file keeps its content until the new content is on disk.
 
     Args:
-        write: writes the content to the open file that it gets.
+        write: a function that gets the open file and writes the content to it.
 
     Raises:
-        OSError: the content could not be written; a previous file is unchanged.
+        OSError: the content could not be written (an existing file is then unchanged), or the new
+            name could not be synced to disk.
     """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -49,7 +50,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Syncs `folder` to disk, so that created and deleted names survive a power failure."""
+    """Syncs `folder` to disk, so that creations and deletions in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,7 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_anonymous(folder: Path) -> int | None:
-    """Opens an anonymous file in `folder`; returns None if that is not supported."""
+    """Opens an anonymous file in `folder`; returns None if the system does not support it."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None
@@ -75,13 +76,13 @@ def _write_and_link(
 ) -> None:
     with open(descriptor, "w+b") as file:
         _write_through(file, write)
-        # A directory descriptor makes Python call linkat with AT_SYMLINK_FOLLOW; plain link(2)
-        # would try to link the symbolic link in /proc itself.
+        # The path in /proc is a symbolic link to the anonymous file. Given a directory descriptor,
+        # Python calls linkat with AT_SYMLINK_FOLLOW; plain link(2) would not follow the link.
         nameless = f"/proc/self/fd/{file.fileno()}"
         try:
             os.link(nameless, path.name, dst_dir_fd=folder)
         except FileExistsError:
-            # linkat never replaces a file; a rename does.
+            # linkat cannot replace an existing file, but a rename can.
             temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
             temporary.unlink(missing_ok=True)
             os.link(nameless, temporary.name, dst_dir_fd=folder)

@@ -1,9 +1,9 @@
 """Exceptions that htsrl raises on purpose.
 
 HtsrlError
-├── UsageError            user mistake: message of one line, exit code 2
-│   ├── ConfigError       unusable value of a configuration key
-│   └── CheckpointError   missing, damaged or mismatched checkpoint
+├── UsageError            user mistake: one-line message, exit code 2
+│   ├── ConfigError       invalid value of a configuration key
+│   └── CheckpointError   missing, damaged or incompatible checkpoint
 └── RunError              failure during a run: exit code 1
     ├── WorkerError       worker that died, raised or hung
     └── NonFiniteError    NaN or infinite loss or gradient
@@ -14,25 +14,25 @@ class HtsrlError(Exception):
     """Base class of all exceptions that htsrl raises on purpose.
 
     Attributes:
-        exit_code: exit code of the command line.
+        exit_code: exit code of the process when the command line reports the exception.
     """
 
     exit_code = 1
 
 
 class UsageError(HtsrlError):
-    """User mistake; the message is one line that says what to do."""
+    """User mistake, which the command line reports on one line."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """Unusable value of a configuration key.
+    """Invalid value of a configuration key.
 
     Args:
         key: dotted name of the key, as typed on the command line.
         value: the rejected value.
-        remedy: what is wrong and what to do, in one sentence without a full stop.
+        remedy: text that says what is wrong and what to do, without a full stop at the end.
     """
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
@@ -46,7 +46,7 @@ class ConfigError(UsageError):
 
 
 class CheckpointError(UsageError):
-    """Checkpoint that is missing, damaged or made for another environment."""
+    """Checkpoint that is missing, damaged, or made for another version, environment or network."""
 
 
 class RunError(HtsrlError):
@@ -54,8 +54,8 @@ class RunError(HtsrlError):
 
 
 class WorkerError(RunError):
-    """Worker that died, raised or hung; the message has its name and all known details."""
+    """Worker that died, raised or hung; the message names the worker and says all that is known."""
 
 
 class NonFiniteError(RunError):
-    """NaN or infinite loss or gradient; the message names the tensor."""
+    """NaN or infinite loss or gradient; the message names the loss or the parameter."""

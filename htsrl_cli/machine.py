@@ -1,4 +1,4 @@
-"""Properties of this machine: usable cores, and the processor's maker and instructions."""
+"""Properties of this machine: usable cores, and the processor's vendor and instruction sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Returns the number of cores that this process may use, at least 1.
 
-    The CPU affinity and the container's CPU quota (rounded down) limit it.
+    This is the smaller of two numbers: the cores in the process's CPU affinity, and the container's
+    CPU quota, rounded down.
 
     Args:
-        quota_file: cgroup v2 file with quota and period.
+        quota_file: cgroup v2 file that holds the quota and its period.
     """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -21,7 +22,7 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         quota, period = quota_file.read_text().split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):
-        # There is no quota: the file does not exist, or it says `max`.
+        # There is no quota: the file does not exist, or the quota in it is `max`.
         return cores
 
 
@@ -31,9 +32,9 @@ def has_bf16() -> bool:
 
 
 def cpu_words() -> set[str]:
-    """Returns all words in which Linux describes the processors: maker, flags and more.
+    """Returns all words of /proc/cpuinfo, which include the processor's vendor and flags.
 
-    Empty on other systems.
+    The set is empty on systems other than Linux.
     """
     try:
         return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())

@@ -1,12 +1,14 @@
 """Discovery of environment, algorithm and network kinds through entry points.
 
-A kind is declared by an entry point in one of the groups `htsrl.envs`, `htsrl.algorithms` and
-`htsrl.networks`. Its name is the value of `env.kind`, `algo.name` or `network.name`. This package
-declares its own kinds in the same way. A package can also provide YAML files: an entry point in
-`htsrl.configs` names the package, and its folder `configs` is searched after this package's.
+A package declares a kind with an entry point in the group `htsrl.envs`, `htsrl.algorithms` or
+`htsrl.networks`. The entry point's name is the value of `env.kind`, `algo.name` or `network.name`
+that chooses the kind. htsrl declares its own kinds in the same way.
 
-Importing a kind is cheap: the code of the environment, algorithm or network is imported when it is
-first needed, so listing and checking kinds load nothing heavy. Executors import this module, so it
+A package can also provide YAML files in a folder `configs`. An entry point in `htsrl.configs` names
+the package, and Hydra searches this folder after htsrl's own.
+
+Importing a kind is cheap, because it does not import the code of the environment, algorithm or
+network. That code is imported when the kind is first built. Executors import this module, so it
 imports only the standard library.
 """
 
@@ -23,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Section that chooses a kind: (key that names the kind, group of its entry points).
+# For each section that chooses a kind: the key that names the kind, and the entry point group.
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "env": ("kind", "htsrl.envs"),
     "algo": ("name", "htsrl.algorithms"),
@@ -34,13 +36,14 @@ _CONFIGS = "htsrl.configs"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of environment, algorithm or network: the object that an entry point names.
+    """A kind of environment, algorithm or network: the object that an entry point refers to.
 
     Attributes:
-        config: dataclass of the section that chooses this kind, a subclass of `EnvConfig`,
-            `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
-        factory: `module:function` that builds it from the section; see `htsrl_cli.envs.registry`,
-            `htsrl_cli.algorithms.registry` and `htsrl_cli.networks.registry` for its arguments.
+        config: dataclass of the keys that the section has with this kind: a subclass of
+            `EnvConfig`, `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
+        factory: `module:name` of the function or class that builds the environment, algorithm or
+            network. `htsrl_cli.envs.registry`, `htsrl_cli.algorithms.registry` and
+            `htsrl_cli.networks.registry` describe its arguments.
     """
 
     config: type[Any]
@@ -50,8 +53,8 @@ class Kind:
         """Imports and returns the factory.
 
         Raises:
-            ImportError: its module, or a package that the module needs, is missing.
-            AttributeError: the module has no such function.
+            ImportError: the factory's module, or a package that this module needs, is missing.
+            AttributeError: the module does not define the factory.
         """
         factory: Callable[..., Any] = load(self.factory)
         return factory
@@ -63,11 +66,11 @@ def names(section: str) -> list[str]:
 
 
 def find(section: str, name: str) -> Kind:
-    """Returns the kind called `name` of a section.
+    """Returns the kind that a section chooses by `name`.
 
     Raises:
-        LookupError: there is no such kind.
-        ImportError: the package that declares it cannot be imported.
+        LookupError: there is no kind of this name.
+        ImportError: the package that declares the kind cannot be imported.
     """
     kind = _declared(section)[name].load()
     assert isinstance(kind, Kind), f"the entry point {name} of {section} is not a Kind"
@@ -81,7 +84,7 @@ def _declared(section: str) -> dict[str, EntryPoint]:
 
 
 def config_folders() -> list[Path]:
-    """Returns the `configs` folders of other packages, sorted by entry point name."""
+    """Returns the `configs` folders of other packages, sorted by the entry points' names."""
     folders = []
     for entry in sorted(entry_points(group=_CONFIGS), key=lambda entry: entry.name):
         spec = find_spec(entry.value)
@@ -92,18 +95,18 @@ def config_folders() -> list[Path]:
 
 
 def load(path: str) -> Any:
-    """Imports and returns the object `module:name`; its module may be in the working directory.
+    """Imports and returns the object `module:name`; the module may be in the working directory.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.
-        AttributeError: the module has no such name.
+        AttributeError: the module does not define the name.
     """
     module, _, name = path.partition(":")
     return getattr(import_here(module), name)
 
 
 def import_here(module: str) -> Any:
-    """Imports a module, which may be in the working directory, as with `python -m`.
+    """Imports and returns a module, which may be in the working directory, as with `python -m`.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.

@@ -1,8 +1,8 @@
-"""Counter-based random numbers: each depends only on the seed, its purpose and its address.
+"""Counter-based random numbers, which depend only on the seed, a purpose and an address.
 
-A Philox generator (Salmon et al., 2011) is keyed by the run's seed and a purpose. Its counter
-starts at an address such as (environment, episode). It therefore does not matter who draws, when or
-in which order, and a checkpoint stores no generator state.
+The key of a Philox generator (Salmon et al., 2011) consists of a seed and a purpose. Its counter
+starts at an address such as (environment, episode). Any process can therefore draw any of the
+numbers, at any time and in any order, and a checkpoint need not store a generator's state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 class Purpose(IntEnum):
     """Purpose of a stream of random numbers.
 
-    Its value is part of the generator's key: never change or reuse one.
+    The integer is part of the generator's key: never change or reuse an integer.
     """
 
     PARAMETERS = 0
@@ -28,10 +28,10 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
-    """Returns a generator that is independent of those of other purposes and addresses.
+    """Returns the generator for a seed, purpose and address, independent of all other generators.
 
     Args:
-        address: at most two numbers, for example (environment, episode).
+        address: at most two integers, for example (environment, episode).
     """
     assert len(address) <= 2, address
     high, low = (*address, 0, 0)[:2]
@@ -43,10 +43,10 @@ def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator
 def action_noise(
     seed: int, rollout: int, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """Returns the noise that samples the actions of rollout number `rollout`, float32.
+    """Returns the noise from which the actions of rollout `rollout` are sampled, float32 [T, B, D].
 
     Args:
-        shape: [T, B, draws].
+        shape: (T, B, D), where D is the number of action dimensions.
         kind: `categorical` (uniform noise in [0, 1)) or `gaussian` (standard normal noise).
     """
     return draw_noise(generator(seed, Purpose.ACTIONS, rollout), shape, kind)
@@ -55,20 +55,20 @@ def action_noise(
 def draw_noise(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """Draws the noise that samples actions of a `kind` of `ActionSpec`, float32 of `shape`."""
+    """Draws the noise from which actions are sampled, float32 of `shape`; see `action_noise`."""
     if kind == "gaussian":
         return rng.standard_normal(shape, dtype=np.float32)
     return rng.random(shape, dtype=np.float32)
 
 
 def reset_seed(seed: int, env: int, episode: int, purpose: Purpose = Purpose.RESETS) -> int:
-    """Returns the reset seed of episode `episode` of environment `env`, in [0, 2**31)."""
+    """Returns the seed for the reset that begins an episode of an environment, in [0, 2**31)."""
     return int(generator(seed, purpose, env, episode).integers(2**31))
 
 
 def minibatch_orders(
     seed: int, update: int, num_epochs: int, num_rows: int
 ) -> npt.NDArray[np.int64]:
-    """Returns the order of a slot's rows in each epoch of update `update`, int64 [epochs, rows]."""
+    """Returns a random order of a slot's rows for each epoch of an update, int64 [epochs, rows]."""
     rng = generator(seed, Purpose.SHUFFLES, update)
     return np.stack([rng.permutation(num_rows) for _ in range(num_epochs)])

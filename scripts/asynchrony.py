@@ -2,15 +2,15 @@
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
-Each run is `htsrl train` in a fresh process, on sixteen environments that only sleep and have an
-executor each. Part 1 has exponential step times and hardly any training, and compares both runners
-with the rates that theory predicts. Parts 2 and 3 set the learner's load so that an update takes as
-long as the collection of a rollout, with constant step times in part 2 and exponential ones in part
-3. Part 4 has four times as many environments.
+Each run is `htsrl train` in a fresh process, on sixteen environments that only sleep. Every
+environment has its own executor. Part 1 has exponential step times and hardly any training; it
+compares both runners with the rates that theory predicts. In parts 2 and 3, an update takes as long
+as `hts` needs to collect a rollout. Step times are constant in part 2 and exponential in part 3.
+Part 4 measures `hts` also with four times as many environments.
 
 The predictions have one free parameter, c: the cost of an env step of one environment beyond its
-step time (oversleeping, pipes, inference, its share of the barrier). It is measured for each runner
-with constant step times, where no environment waits for one that happens to be slower, as
+step time (late wake-ups, pipes, inference, a share of the barrier). For each runner, c is measured
+with constant step times, so that no environment waits for a slower environment:
 c = environments / rate - step time. `hts` is measured with a single environment, because the
 requests of independent environments arrive one by one. `sync` is measured with all environments,
 because their requests are served together.
@@ -38,7 +38,7 @@ EULER_MASCHERONI = 0.5772156649015329
 # The network and minibatches are large enough that computation outweighs its overhead.
 LOAD = ("algo=ppo", "network.hidden_sizes=[256,256]", "algo.num_minibatches=4")
 LIGHT = ("algo=a2c",)
-# First guess of the number of epochs for which an update takes as long as a rollout.
+# First guess of the number of epochs with which an update takes as long as a rollout.
 FIRST_EPOCHS = 16
 NUM_CALIBRATIONS = 2
 # Factor by which part 4 increases the number of environments.
@@ -56,9 +56,9 @@ def claim_1_seconds(
     """Returns the expected seconds to collect `num_states` env steps of `num_envs` environments.
 
     This is Claim 1 of the HTS-RL paper (arXiv 2012.09849). Step times follow a gamma distribution.
-    The time of `sync_interval` steps then follows a gamma distribution, too, with `sync_interval`
-    times the shape. The expected maximum over environments is taken from the limiting Gumbel
-    distribution.
+    The total time of `sync_interval` env steps then also follows a gamma distribution, whose shape
+    is `sync_interval` times as large. The expected maximum over environments is taken from the
+    limiting Gumbel distribution.
 
     Args:
         sync_interval: env steps of each environment between two barriers.
@@ -174,12 +174,12 @@ def varying_step_times(
 def equal_training_cost(
     bench: Bench, calibration: Bench, repeats: int, words: Sequence[str], distribution: str
 ) -> tuple[list[MeasuredRun], float]:
-    """Measures part 2 or 3, in which an update takes as long as the asynchronous rollout.
+    """Measures part 2 or 3, in which an update takes as long as an asynchronous rollout.
 
     Returns:
         The runs, and the ratio of `hts` to `sync`.
     """
-    print(f"{distribution} step times, training takes as long as the rollout {list(words)}")
+    print(f"{distribution} step times, an update takes as long as a rollout of hts {list(words)}")
     rollout_s = _interval_s(calibration.run("rollout", "hts", distribution, LIGHT))
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
@@ -188,7 +188,7 @@ def equal_training_cost(
         share = run.times["learner_busy"] * _interval_s(run) / rollout_s
         print(f"  {epochs} epochs take {share:.3f} of that rollout's time")
         epochs = max(1, round(epochs / share))
-    print(f"  {epochs} epochs from here on")
+    print(f"  the runs below train for {epochs} epochs")
     runs = bench.alternate(repeats, distribution, [*words, f"algo.update_epochs={epochs}"])
     show_medians(runs)
     for run in runs:
@@ -220,18 +220,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="per run (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds per run (default: 60)")
     parser.add_argument(
-        "--calibration-seconds", type=float, default=20.0, help="per calibration (default: 20)"
+        "--calibration-seconds",
+        type=float,
+        default=20.0,
+        help="seconds per calibration run (default: 20)",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument(
         "--learner-threads",
         type=int,
         default=1,
-        help="threads in parts 2 and 3 (default: 1)",
+        help="learner threads in parts 2 and 3 (default: 1)",
     )
-    parser.add_argument("--output", type=Path, default=result_path("asynchrony"), help="JSON")
+    parser.add_argument("--output", type=Path, default=result_path("asynchrony"), help="JSON file")
     args = parser.parse_args()
     bench, calibration = Bench(args.seconds), Bench(args.calibration_seconds)
     load = [*LOAD, f"learner.num_threads={args.learner_threads}"]

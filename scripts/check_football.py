@@ -1,6 +1,6 @@
 """Smoke test of football: a few env steps; the exit code is 0 if they succeed.
 
-python -m scripts.check_football
+Run it with `python -m scripts.check_football`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ PACKAGE = "htsrl_cli"
 HEAVY = {"torch", "hydra", "omegaconf"}
 MOST_LINES: dict[type[ast.AST], int] = {ast.Module: 400, ast.ClassDef: 300, ast.FunctionDef: 60}
 MOST_TOP_MODULES = 10
-# These keys choose the dataclass of a section (`plugins.SECTIONS`); nothing else has to read them.
+# These keys choose the dataclass of a section (`plugins.SECTIONS`); other code need not read them.
 SELECTORS = {tag for tag, _ in plugins.SECTIONS.values()}
 # Modules that handle all keys alike. A field that only they read counts as unread.
 KEY_HANDLERS = {"config.plain", "config.rules"}
@@ -62,7 +62,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def heavy_executor() -> Iterator[str]:
-    """Yields the heavy packages that importing the executor loads."""
+    """Yields a problem if importing the executor fails or loads heavy packages."""
     code = (
         f"import sys, {PACKAGE}.sampling.executor; "
         f"print(*sorted({HEAVY} & {{name.split('.')[0] for name in sys.modules}}))"
@@ -71,11 +71,14 @@ def heavy_executor() -> Iterator[str]:
         [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False
     )
     if run.returncode or run.stdout.strip():
-        yield f"executor: importing it gives {run.stdout.strip() or run.stderr.strip()}"
+        yield f"executor: its import loads or raises {run.stdout.strip() or run.stderr.strip()}"
 
 
 def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Yields files, classes and functions that are too long, and too many top-level modules."""
+    """Yields a problem for each file, class or function that is too long.
+
+    Also yields a problem if there are too many top-level modules.
+    """
     for name, tree in modules.items():
         for node in ast.walk(tree):
             most = MOST_LINES.get(type(node))
@@ -85,14 +88,14 @@ def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
             lines = (getattr(last, "end_lineno", 0) or 0) - getattr(node, "lineno", 1) + 1
             if lines > most:
                 what = getattr(node, "name", "the file")
-                yield f"{name}: {what} has {lines} lines, more than {most}"
+                yield f"{name}: {what} has {lines} lines, more than the limit of {most}"
     top = [path.name for path in (ROOT / PACKAGE).glob("*.py")]
     if len(top) > MOST_TOP_MODULES:
-        yield f"{PACKAGE}: {len(top)} modules beside the packages, more than {MOST_TOP_MODULES}"
+        yield f"{PACKAGE}: {len(top)} top-level modules, more than {MOST_TOP_MODULES}"
 
 
 def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
-    """Yields the fields of the sections' dataclasses that no module reads as an attribute."""
+    """Yields a problem for each field of a section's dataclass that no module reads."""
     read = {
         node.attr
         for name, tree in modules.items()
@@ -106,7 +109,7 @@ def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
 
 
 def yaml_mismatches() -> Iterator[str]:
-    """Yields fields without a key in a section's YAML file, and keys without a field."""
+    """Yields a problem for each field without a YAML key, and for each YAML key without a field."""
     composer = Composer("train")
     for group in ("env", "algo", "network", "actors", "learner", "runner", "experiment"):
         for option in composer.group_options(group):
@@ -131,7 +134,7 @@ def dataclasses_of_sections() -> Iterator[type]:
 
 
 def sections(cfg: DictConfig) -> dict[str, set[str]]:
-    """Returns the fields of each section of `train.yaml`."""
+    """Returns the fields of each section in a configuration of `htsrl train`, by section."""
     hints = get_type_hints(schemas.TrainConfig)
     plain = {
         name: hint
@@ -153,10 +156,13 @@ def section_fields(schema: type) -> set[str]:
 
 
 def compare(where: str, cfg: DictConfig, fields: set[str]) -> Iterator[str]:
-    """Yields names that are only a key or only a field, except the command's own keys."""
+    """Yields a problem for each name that is only a key of `cfg` or only one of `fields`.
+
+    The keys `hydra` and `resume` need no field.
+    """
     keys = {str(key) for key, _ in cfg.items_ex(resolve=False)} - {"hydra", "resume"}
     for key in sorted(keys ^ fields):
-        side = "no schema has it" if key in keys else "its YAML file does not"
+        side = "no field in the dataclass" if key in keys else "no key in the YAML file"
         yield f"{where}: {key}: {side}"
 
 

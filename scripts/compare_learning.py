@@ -3,9 +3,9 @@
     python -m scripts.compare_learning --seeds 5
 
 Each run is `htsrl train` in a process of its own. Two figures are compared: the mean return over
-the whole training, which slow learning lowers, and the mean return of the last 100 episodes. A
-variant is worse if the 95 % bootstrap confidence interval of the difference of the means over seeds
-lies below zero.
+the whole training, which slow learning lowers, and the mean return of the last 100 episodes. The
+difference of two variants is the difference of their means over seeds. A variant is worse if the
+95 % bootstrap confidence interval of the difference is entirely below zero.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of each variant (default: 5)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds per variant (default: 5)")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
     parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
     args = parser.parse_args()
     variants = [name for name in VARIANTS if has_bf16() or "bf16" not in name]

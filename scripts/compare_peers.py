@@ -3,13 +3,13 @@
     python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
 Each run is a fresh process, and the variants take turns. All variants have the same game, network,
-loss and number of passes over each sample (see scripts/peer_*.py):
+loss and number of passes over each sample (see scripts/peer_*.py). Rollouts have these sizes:
 
-    pong_ppo   4 epochs in minibatches; htsrl 16 environments x 128 steps; Stable-Baselines3 with
-               its published Atari settings, 8 environments x 128; Sample Factory, asynchronous, 16
-    pong_a2c   one pass; htsrl 16 environments x 20 steps (and x 5); Stable-Baselines3 with its
-               published Atari settings, 16 environments x 5
-    football   PPO, 2 epochs, 16 environments x 128 steps; with Stable-Baselines3, each
+    pong_ppo   PPO, 4 epochs. htsrl: 16 environments x 128 env steps. Stable-Baselines3 with its
+               published Atari settings: 8 x 128. Sample Factory, asynchronous: 16 x 128
+    pong_a2c   A2C, one pass. htsrl: 16 environments x 20 env steps (and 16 x 5).
+               Stable-Baselines3 with its published Atari settings: 16 x 5
+    football   PPO, 2 epochs. All: 16 environments x 128 env steps. With Stable-Baselines3, each
                environment is in its own process
 
 Peers run in their own virtual environments. Stable-Baselines3 runs both as installed and with
@@ -17,7 +17,8 @@ settings of malloc that keep large freed blocks, as in htsrl. Targets are relati
 peer. Rates count env steps (4 frames each on Pong) and exclude start-up.
 
 The machine's bound is the rate at which its cores could train if they did nothing but env steps,
-forward passes and gradients. It follows from one-thread rates, measured between the runs.
+forward passes and gradients. It is computed from the rates of a single thread, which are measured
+between the runs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Peer:
     """A library that htsrl is compared with.
 
     Attributes:
-        library: `sb3` or `sample_factory`, after the command-line flag for its Python interpreter.
+        library: `sb3` or `sample_factory`: the command-line flag for its Python interpreter,
+            without dashes.
         script: the file in this folder that runs the library.
         tasks: names of the tasks that the script can run.
         variables: additional environment variables of the process.
@@ -149,7 +151,7 @@ def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
 def show_bounds(
     variants: dict[str, Variant], one_thread: dict[str, list[OneThread]], runs: list[MeasuredRun]
 ) -> list[Comparison]:
-    """Prints one-thread rates and bounds; returns the fractions of the bounds that runs reached."""
+    """Prints one-thread rates and bounds; returns comparisons of the runs with their bounds."""
     print("The machine's bound, from one-thread rates per second")
     comparisons = []
     for name, rounds in one_thread.items():
@@ -170,10 +172,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--seconds", type=float, default=20.0, help="per run (default: 20)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds per run (default: 20)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument(
-        "--micro-seconds", type=float, default=3.0, help="per one-thread rate (default: 3)"
+        "--micro-seconds",
+        type=float,
+        default=3.0,
+        help="seconds per measurement of a one-thread rate (default: 3)",
     )
     parser.add_argument("--sb3", help="Python interpreter with stable-baselines3")
     parser.add_argument("--sample-factory", help="Python interpreter with sample-factory")
@@ -184,7 +189,7 @@ def main() -> int:
         if getattr(args, peer.library) and args.task in peer.tasks
     ]
     if not peers:
-        parser.error("name at least one peer's interpreter")
+        parser.error("give --sb3 or --sample-factory, for a library that can run this task")
     words, variants = TASKS[args.task]
     if not has_bf16():
         print("This processor has no bf16 instructions: fp32 only")

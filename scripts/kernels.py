@@ -1,14 +1,14 @@
-"""Times and bit checks of different ways to compute the Nature CNN's layers, on this processor.
+"""Times and bit checks of different kernels for the Nature CNN's layers, on this processor.
 
     python -m scripts.kernels                 # with all instructions of the processor
     python -m scripts.kernels --isa avx2      # as if it had no instructions beyond AVX2
 
-One thread computes each layer in several equivalent ways: as a forward pass with an actor's batch
-sizes, and as a gradient (forward and backward pass) with the learner's batch sizes. The table shows
-microseconds per row. Three checks test that the bits of a row of a forward pass depend neither on
-the other rows of the batch, nor on the batch's address in memory, nor on another thread that
-computes at the same time. Actors batch whatever is ready, so they cannot use a way of computing
-that fails a check.
+One thread computes each layer in several equivalent ways, called kernels. It computes the forward
+pass with an actor's batch sizes, and the gradient (forward and backward pass) with the learner's
+batch sizes. The table shows microseconds per row. Three checks test that the bits of a row of a
+forward pass do not depend on its position and the other rows of the batch, on the batch's address
+in memory, or on another thread that computes at the same time. Actors batch whatever is ready. If
+a row's bits depend on its position, a run gives every column a fixed row instead.
 
 `--isa` limits torch, oneDNN and MKL through their environment variables. MKL ignores its variable
 on processors that Intel did not make.
@@ -56,7 +56,7 @@ LIMITS = {
 }
 FORWARD_ROWS = (8, 16, 32)
 GRADIENT_ROWS = (64, 128, 256)
-# Minimum duration of a measurement.
+# Minimum seconds of a measurement.
 SECONDS = 0.4
 ROUNDS = 3
 
@@ -173,21 +173,22 @@ def _microseconds(work: Callable[[], Any], rows: int) -> float:
 
 
 def is_row_free(kernel: Kernel, x: Tensor, weight: Tensor) -> bool:
-    """Returns True if a row's bits depend on nothing but the row."""
+    """Returns True if a row's result, bit by bit, depends only on the row and the weight."""
     expected = kernel(x, weight).clone()
     results = []
-    # Half of the rows are the same at other places; the others differ.
+    # Half of the rows are the same, but at other positions. The other half has other values.
     shift = len(x) // 2 + 1
     changed = x.roll(shift, 0)
     changed[shift % 2 :: 2] = -changed[shift % 2 :: 2]
     kept = slice(1 - shift % 2, None, 2)
     results.append((kernel(changed, weight)[kept], expected.roll(shift, 0)[kept]))
-    # The same rows at an address 4 bytes further.
+    # The same rows, at an address that is 4 bytes higher.
     room = torch.empty(x.numel() + 16, dtype=x.dtype)
     moved = room[4 // x.element_size() :].as_strided(x.shape, x.stride())
     results.append((kernel(moved.copy_(x), weight), expected))
-    # The same rows while another thread computes, too.
-    with ThreadPoolExecutor(2) as pool:
+    # The same rows, while another thread computes as well.
+    # A new thread may use all cores until it sets its own number of threads.
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         both = [pool.submit(kernel, x, weight) for _ in range(2)]
         results += [(each.result(), expected) for each in both]
     return all(torch.equal(result, reference) for result, reference in results)
@@ -241,9 +242,10 @@ def timings_table(timings: list[Timing]) -> str:
     rows = []
     for key in dict.fromkeys((t.layer, t.precision, t.kernel) for t in timings):
         own = {(t.work, t.rows): t for t in timings if (t.layer, t.precision, t.kernel) == key}
-        free = all(t.is_row_free for t in own.values() if t.work == "forward")
+        bound = [str(n) for n in FORWARD_ROWS if not own["forward", n].is_row_free]
+        free = f"not with {', '.join(bound)}" if bound else "yes"
         times = [f"{own[size].microseconds:.1f}" for size in sizes]
-        rows.append((*key, *times, "yes" if free else "no"))
+        rows.append((*key, *times, free))
     header = ("layer", "precision", "kernel", *(f"{w} {n}" for w, n in sizes), "rows free")
     return table(header, rows)
 
@@ -253,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--isa", choices=list(LIMITS), help="use no instructions beyond this set")
+    parser.add_argument("--isa", choices=list(LIMITS), help="the highest instruction set to use")
     isa = parser.parse_args().isa
     if isa and any(os.environ.get(name) != value for name, value in LIMITS[isa].items()):
         # The libraries read their variables when they are loaded, so the script starts again.

@@ -90,7 +90,7 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
 
 
 def _step(env: Env, action: Array) -> tuple[float | None, bool]:
-    """Takes an env step; returns the score if a game has ended, and True if a reset is due."""
+    """Takes an env step; returns the ended game's score or None, and True if a reset is due."""
     _, _, terminated, truncated, info = env.step(action)
     game = info.get("episode")
     return (float(game["r"]) if game else None), terminated or truncated
@@ -131,18 +131,20 @@ def draw(points: Sequence[Point], random_score: float | None, title: str, path: 
 
 
 def main() -> None:
-    """Reads a run, prints the table, and writes figure and JSON."""
+    """Reads a run, prints the table, and writes the figure and the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dir", type=Path, help="folder of a run of `htsrl train`")
-    parser.add_argument("--rows", type=int, default=12, help="rows of the table (default: 12)")
+    parser.add_argument("--rows", type=int, default=12, help="maximum number of rows (default: 12)")
     parser.add_argument(
-        "--random-episodes", type=int, default=0, help="games of the random policy (default: 0)"
+        "--random-episodes", type=int, default=0, help="games of a random policy (default: 0)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random games (default: 0)")
     parser.add_argument(
-        "--output", type=Path, help="PNG file, with the JSON file beside it (default: in RUN_DIR)"
+        "--output",
+        type=Path,
+        help="PNG file; a JSON file is written beside it (default: RUN_DIR/learning_curve.png)",
     )
     args = parser.parse_args()
     points = read_points(args.run_dir)

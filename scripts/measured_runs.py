@@ -76,13 +76,17 @@ class Comparison:
         """True if the value is within the target range."""
         return self.low <= self.value <= self.high
 
+    @property
+    def target(self) -> str:
+        """The target range in words."""
+        if self.high < float("inf"):
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}"
+
     def show(self) -> None:
         """Prints value, target and verdict on one line."""
-        target = f"at least {self.low:g}"
-        if self.high < float("inf"):
-            target = f"{self.low:g} to {self.high:g}"
         verdict = "reached" if self.holds else "MISSED"
-        print(f"  {self.name}: {self.value:.3f} (target: {target}; {verdict})")
+        print(f"  {self.name}: {self.value:.3f} (target: {self.target}; {verdict})")
 
 
 def write_runs(
@@ -95,7 +99,7 @@ def write_runs(
     report = {
         "runs": [asdict(run) for run in runs],
         "comparisons": [
-            {"name": c.name, "value": c.value, "low": c.low, "holds": c.holds} for c in comparisons
+            {"name": c.name, "value": c.value, "target": c.target} for c in comparisons
         ],
         **figures,
     }

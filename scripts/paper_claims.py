@@ -6,10 +6,10 @@ Each run is `htsrl train` in a fresh process. Each environment has its own execu
 takes 10 ms on average. Four series are measured, plotted, and stored with their raw figures:
 
     variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
-    environments  Fig. 4 right: throughput of both against the number of environments
-    interval      Table 5: throughput against the sync interval, with Claim 1's prediction
-    actors        Table 4: throughput against the number of actors, and the hashes of runs that
-                  differ only in this number
+    environments  Fig. 4 right: throughput of `hts` and `sync` against the number of environments
+    interval      Table 5: throughput of `hts` against the sync interval, with Claim 1's prediction
+    actors        Table 4: throughput of `hts` against the number of actors; also the hashes of
+                  runs that differ only in this number
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LABELS = {
 }
 # Figures: their names, and the series that each shows.
 FIGURES = {"steps": ("variance", "environments"), "rollouts": ("interval", "actors")}
-# Env steps of the runs whose hashes are compared. They have rollouts of 16 steps and do not sleep.
+# Env steps of the runs whose hashes are compared: 40 rollouts of 16 env steps per environment.
 HASHED_STEPS = 40 * NUM_ENVS * 16
 
 
@@ -106,7 +106,8 @@ def environments(seconds: float) -> list[Point]:
 def interval(seconds: float) -> list[Point]:
     """Measures Table 5, throughput against the sync interval, and computes Claim 1's prediction.
 
-    The cost of a step in Claim 1 is measured with constant step times.
+    The cost of an env step beyond its step time is measured with one environment and constant step
+    times.
     """
     words = ["env.distribution=constant"]
     actor_s = 1 / run("one environment", seconds, words, num_envs=1).rate - MEAN_S
@@ -179,12 +180,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=15.0, help="per run (default: 15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds per run (default: 15)")
     parser.add_argument(
         "--output",
         type=Path,
         default=result_path("paper_claims"),
-        help="JSON file, with the figures beside it (default: %(default)s)",
+        help="JSON file; the plots are written beside it (default: %(default)s)",
     )
     args = parser.parse_args()
     series = {
@@ -202,7 +203,7 @@ def main() -> int:
         path = args.output.with_name(f"{args.output.stem}_{name}.png")
         draw({panel: series[panel] for panel in panels}, path)
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
-    print(f"hashes are {'equal' if equal else 'DIFFERENT'}")
+    print(f"the hashes for all numbers of actors are {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1
 
 

@@ -5,7 +5,7 @@ This script needs a virtual environment with sample-factory, gymnasium below 1.0
 need htsrl. All settings are Sample Factory's own for Atari (network, loss, 4 epochs in minibatches
 of 256, rollouts of 128), except for the device, asynchronous collection, and the 16 environments in
 two processes. Whenever the library reports its progress, the script prints a JSON line with
-`env_steps` (those trained on so far) and `seconds`.
+`env_steps` (number of env steps trained on so far) and `seconds`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("task", choices=["pong_ppo"])
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args()
-    # A shell starts background jobs with SIGINT ignored, so the training would never end.
+    # A shell starts background jobs with SIGINT ignored; the training would then never end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     register_env("atari_pong", make_pong)
     with tempfile.TemporaryDirectory(prefix="sample-factory-") as folder:

@@ -1,10 +1,10 @@
 """Training throughput of Stable-Baselines3 on Pong or football, for `compare_peers`.
 
-This script needs a virtual environment with stable-baselines3, but not htsrl. On Pong, all settings
-are the library's default or published ones, with its wrappers, its Nature CNN and torch's default
-number of threads. On football, the library runs gfootball's own environment with the settings of
-the HTS-RL paper. At the end of every rollout, the script prints a JSON line with `env_steps` and
-`seconds`.
+This script needs a virtual environment with stable-baselines3. It does not need htsrl. On Pong, all
+settings are the library's defaults or its published Atari settings, with its own wrappers and
+Nature CNN, and torch's default number of threads. On football, the library trains on gfootball's
+own environment with the settings of the HTS-RL paper. At the end of every rollout, the script
+prints a JSON line with `env_steps` and `seconds`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ TASKS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
 
 
 def main() -> None:
-    """Trains to the end of a rollout, at least `--seconds` after the end of the first one."""
+    """Trains for at least `--seconds` after the first rollout, and to the end of a rollout."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--seconds", type=float, required=True)

@@ -24,9 +24,9 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def result_path(name: str) -> Path:
-    """Returns the file of a published result that is measured on this machine.
+    """Returns the path at which a result that this machine measures is published.
 
-    Its folder is named after the processor's strongest instruction set.
+    The folder is named after the processor's strongest instruction set.
     """
     kind = (instruction_sets() or [platform.machine()])[-1]
     return RESULTS / kind / f"{name}.json"
@@ -42,7 +42,7 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"measured": provenance(), **figures}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"{path} has all figures")
+    print(f"{path} written")
 
 
 def provenance() -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Digests of short runs of every kind, to show that a change of the code changes no result.
+"""Digests of short runs of every kind, to show that a code change changes no result.
 
     python -m scripts.reference_hashes record FILE      before the change
     python -m scripts.reference_hashes compare FILE     after it, on the same machine
 
-Runs are started with `htsrl train`, as users start them. Each one is made with every runner. One
-more run, with the default runner, is stopped by SIGTERM and resumed. Digests are valid only on one
-machine, because other processors round differently. Kinds that cannot run on this machine (without
-a football engine or bf16) are skipped, and the output names them.
+Runs are started with `htsrl train`, as users start them. Each kind of run is made once with every
+runner. One more run of each kind, with the default runner, is stopped by SIGTERM and resumed.
+Digests are valid only on one machine, because other processors may round differently. Kinds that
+cannot run on this machine (without a football engine or bf16) are skipped, and the output names
+them.
 """
 
 from __future__ import annotations
@@ -55,20 +56,20 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> int:
-    """Records or compares digests; returns 1 if one differs, else 0."""
+    """Records or compares digests; returns 1 if one differs or is not in the record, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument(
-        "--checkout", type=Path, default=ROOT, help="folder of the htsrl to run (default: this one)"
+        "--checkout", type=Path, default=ROOT, help="checkout of htsrl to run (default: this one)"
     )
     parser.add_argument(
         "--words",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="further overrides of the runs, to keep choices that a change has replaced",
+        help="further overrides of all runs, for example to keep defaults that the change replaced",
     )
     args = parser.parse_args()
     if args.action == "record":
@@ -76,13 +77,15 @@ def main() -> int:
         args.file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return 0
     recorded = json.loads(args.file.read_text(encoding="utf-8"))
-    wrong = 0
-    for name, digests in measure(args.only, args.checkout.resolve(), args.words):
-        if name in recorded and recorded[name] != digests:
-            print(f"{name}: DIFFERS: {recorded[name]} before")
-            wrong += 1
-    print(f"{wrong} runs differ")
-    return 1 if wrong else 0
+    measured = dict(measure(args.only, args.checkout.resolve(), args.words))
+    missing_runs = measured.keys() - recorded.keys()
+    wrong = [name for name in measured.keys() & recorded.keys() if measured[name] != recorded[name]]
+    for name in sorted(wrong):
+        print(f"{name}: DIFFERS: the record has {recorded[name]}")
+    for name in sorted(missing_runs):
+        print(f"{name}: the record does not have this run")
+    print(f"{len(wrong)} of {len(measured)} runs differ, {len(missing_runs)} are not in the record")
+    return 1 if wrong or missing_runs else 0
 
 
 def measure(
@@ -91,7 +94,7 @@ def measure(
     """Yields the name and the digests of every run that this machine can make."""
     for name in names:
         if reason := missing(name):
-            print(f"{name}: left out: {reason}", flush=True)
+            print(f"{name}: skipped: {reason}", flush=True)
             continue
         with tempfile.TemporaryDirectory(prefix="htsrl-hashes-") as folder:
             for runner in RUNNERS:
@@ -124,7 +127,7 @@ def resumed(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, st
     process.send_signal(signal.SIGTERM)
     status = process.wait()
     if status not in (0, 128 + signal.SIGTERM):
-        raise SystemExit(f"a run of {' '.join(words)} ended with {status}")
+        raise SystemExit(f"htsrl train {' '.join(words)}: exit status {status}")
     subprocess.run(_command([f"resume={run_dir}"], None), cwd=checkout, check=True, **_QUIET)
     return _digests(run_dir)
 

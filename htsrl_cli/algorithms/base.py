@@ -1,7 +1,9 @@
 """The interface of an algorithm: targets, minibatches, loss and optimizer.
 
-Shapes: T env steps, B columns, n rows of a micro-batch. A micro-batch's loss is a sum over its rows
-divided by the size of the minibatch: the losses of micro-batches add up to the minibatch's mean.
+In shapes, T is the number of env steps in a rollout, B is the number of columns and n is the number
+of rows of a micro-batch. The loss of a micro-batch is a sum over its rows, divided by the number of
+rows of the minibatch. The losses of all micro-batches therefore add up to the mean loss of the
+minibatch.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ Indices = npt.NDArray[np.int64]
 
 
 class OldPolicy(NamedTuple):
-    """Log-probabilities and values of rows under the policy before the update, float32 [n].
+    """Outputs of the old policy for n rows, float32 [n].
 
-    This is the policy that the update starts from if `Algorithm.reevaluates`, else the behavior
-    policy.
+    The old policy is the policy that the update starts from if `Algorithm.reevaluates` is true,
+    otherwise the behavior policy.
+
+    Attributes:
+        log_probs: log-probabilities of the actions taken.
+        values: estimated values.
     """
 
     log_probs: Tensor
@@ -31,7 +37,10 @@ class OldPolicy(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Outputs of the policy that is differentiated, float32 [n].
+    """Outputs of the differentiated policy for n rows, float32 [n], with gradients.
+
+    The differentiated policy has the parameters at which the gradient is computed; see
+    `Algorithm.at_behaviour`.
 
     Attributes:
         log_probs: log-probabilities of the actions taken.
@@ -45,7 +54,7 @@ class Prediction(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The targets of an update, float32 [T, B] for a slot or [n] for rows."""
+    """The targets of an update, float32 [T, B] for a whole slot or [n] for n rows."""
 
     advantages: Tensor
     returns: Tensor
@@ -55,11 +64,12 @@ class Algorithm(Protocol):
     """An actor-critic algorithm.
 
     Attributes:
-        at_behaviour: True if the gradient is taken at the parameters of the behavior policy (A2C),
-            not at the current ones (PPO).
-        reevaluates: True if, under policy lag, log-probabilities and values are recomputed with
-            the parameters that the update starts from.
-        anneals_loss: True if the loss changes from update to update (an annealed clipping range).
+        at_behaviour: True if the gradient is computed at the parameters of the behavior policy
+            (A2C), False if it is computed at the current parameters (PPO).
+        reevaluates: True if an update under policy lag recomputes log-probabilities and values with
+            the parameters that it starts from.
+        anneals_loss: True if the loss function depends on the number of updates made, for example
+            through an annealed clipping range.
     """
 
     at_behaviour: bool
@@ -67,40 +77,42 @@ class Algorithm(Protocol):
     anneals_loss: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """Builds the optimizer of the parameters; the learner sets its learning rate."""
+        """Builds the optimizer; the learner sets the learning rate before every optimizer step."""
 
     def targets(self, rollout: Rollout) -> Targets:
-        """Computes advantages and returns of a slot, float32 [T, B]."""
+        """Computes the advantages and returns of a slot, float32 [T, B]."""
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        """Yields the rows, int64 [n], of each optimizer step of update number `update`.
+        """Yields the minibatches of update `update` as row indices, int64 [rows].
+
+        The learner makes one optimizer step for each minibatch.
 
         Args:
-            seed: the run's seed, from which random orders are derived.
-            num_rows: rows of a slot that a policy learns from.
+            seed: the run's seed, which determines random orders.
+            num_rows: number of rows of a slot that each policy learns from.
         """
 
     def weigh(self, advantages: Tensor) -> Tensor:
-        """Returns a minibatch's advantages [n] as the loss uses them, normalized for example."""
+        """Returns a minibatch's advantages [rows] as the loss uses them, for example normalized."""
 
     def loss(
         self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns a micro-batch's share of the minibatch's loss, and its parts by name.
+        """Returns a micro-batch's share of the minibatch's loss, and the parts of the loss by name.
 
         Args:
-            now: outputs of the policy that is differentiated, [n].
-            old: outputs of the policy before the update, [n].
-            targets: targets of the rows, [n]; advantages are weighed.
-            num_rows: rows of the minibatch.
-            remaining: fraction of all updates that is still to come, from 1 down to 0.
+            now: outputs of the differentiated policy, [n].
+            old: outputs of the old policy, [n].
+            targets: targets of the rows, [n]; the advantages come from `weigh`.
+            num_rows: number of rows of the minibatch.
+            remaining: fraction of the run's updates not yet made, 1 for the first update.
         """
 
 
 class WholeSlot:
-    """The base of an algorithm that makes one optimizer step for each slot, on all rows.
+    """The base class of algorithms that make one optimizer step for each slot, on all its rows.
 
-    Its gradient is taken at the parameters of the behavior policy.
+    The gradient is computed at the parameters of the behavior policy.
     """
 
     at_behaviour = True

@@ -1,4 +1,4 @@
-"""PyTorch's optimizers, without the import of PyTorch's compiler."""
+"""PyTorch's optimizers, without importing PyTorch's compiler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
     """Returns an equivalent optimizer class that does not import torch's compiler.
 
-    torch wraps three methods to disable compilation and imports its compiler to do so, which costs
-    every start over two seconds and 90 MB.
+    torch wraps three methods of an optimizer to exclude them from compilation. The wrappers import
+    the compiler, which adds more than two seconds and 90 MB to every start.
     """
     add_param_group, zero_grad, step = (
         inspect.unwrap(getattr(optimizer_class, name))
@@ -23,7 +23,7 @@ def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
     methods = {
         "add_param_group": add_param_group,
         "zero_grad": zero_grad,
-        # The original wrapper also disables gradients.
+        # torch's own wrapper of `step` also disables gradients.
         "step": torch.no_grad()(step),
     }
     return type(optimizer_class.__name__, (optimizer_class,), methods)

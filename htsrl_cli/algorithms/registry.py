@@ -1,8 +1,8 @@
 """The registry of algorithms.
 
-Each kind has a folder: its keys (a subclass of `AlgoConfig`), its loss and the algorithm. An entry
-point of the group `htsrl.algorithms` names its `Kind`, whose factory is called as `factory(config)`
-and returns an `Algorithm`.
+Each kind of algorithm has a folder with its keys (a subclass of `AlgoConfig`), its loss and its
+class. An entry point in the group `htsrl.algorithms` refers to the algorithm's `Kind`. The kind's
+factory is called as `factory(config)` and returns an `Algorithm`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from htsrl_cli.config.plain import find_kind
 
 
 def build_algorithm(config: AlgoConfig) -> Algorithm:
-    """Builds the algorithm of a configuration."""
+    """Builds the algorithm that the section `algo` describes."""
     algorithm: Algorithm = find_kind("algo", config.name).load()(config)
     return algorithm

@@ -1,6 +1,6 @@
 """Advantages and returns of a slot, as pure functions of tensors.
 
-Shapes: T env steps, B columns.
+In shapes, T is the number of env steps in a rollout and B is the number of columns.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 class Rollout(NamedTuple):
     """Rewards, episode ends and values of a slot.
 
-    One version of the parameters computes all `values`: the behavior policy's, or with
-    `reevaluate` the one that the update starts from. `final_values` always come from the behavior
-    policy.
+    All `values` come from the behavior policy, or with `algo.reevaluate` from the policy that the
+    update starts from. `final_values` always come from the behavior policy.
 
     Attributes:
-        rewards: float32 [T, B].
+        rewards: float32 [T, B]; the training rewards.
         terminated: bool [T, B]; True if the episode terminated with this env step.
         truncated: bool [T, B]; True if the episode was truncated after this env step.
-        values: float32 [T + 1, B]; row T is for the observation after the last env step.
-        final_values: float32 [T, B]; value of a truncated episode's last observation.
+        values: float32 [T + 1, B]; values of the observations before each env step and, in row T,
+            after the last env step.
+        final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.
     """
 
     rewards: Tensor
@@ -36,8 +36,8 @@ class Rollout(NamedTuple):
 def next_values(rollout: Rollout) -> Tensor:
     """Returns the value of the observation after each env step, float32 [T, B].
 
-    It is 0 after a termination. After a truncation it is the value of the episode's last
-    observation, not of the next episode's first.
+    The value is 0 after a termination. After a truncation it is the value of the episode's last
+    observation, not that of the next episode's first observation.
     """
     following = torch.where(rollout.truncated, rollout.final_values, rollout.values[1:])
     return following.masked_fill(rollout.terminated, 0.0)
@@ -58,9 +58,9 @@ def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
 def bootstrapped_returns(rollout: Rollout, gamma: float) -> Tensor:
     """Computes discounted returns, float32 [T, B].
 
-    Discounted rewards are summed up to the end of the episode or of the slot, whichever comes
-    first. Unless the episode terminated there, the discounted value of the observation after the
-    last of these env steps is added.
+    A return sums the discounted rewards up to the end of the episode or of the slot, whichever
+    comes first. If the episode has not terminated by then, the return also includes the discounted
+    value of the last observation.
     """
     ends = rollout.terminated | rollout.truncated
     following = next_values(rollout)

@@ -1,10 +1,10 @@
 """Measurement of training throughput and of what limits it, for `htsrl bench`.
 
-Each run is `htsrl train` in a fresh process, stopped by SIGTERM after the time asked for. The
-runners take turns. Rates exclude the time before the first line of metrics: start-up and at least
-the first rollout, during which nothing is learned. Each round also measures the one-thread rates
-that give the machine's bound (`microbenchmarks`), and the rate of all cores when they only step
-environments.
+Each run is `htsrl train` in a fresh process, stopped by SIGTERM after the requested time. Each
+round measures one run of every runner. Rates exclude the time before the first line of metrics:
+start-up and at least the first rollout, during which the learner has no data. Each round also
+measures the one-thread rates from which the machine's bound is computed (`microbenchmarks`), and
+the rate at which all cores step environments if they do nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,16 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILE = "bench.json"
 ROLES = ("executors", "actors", "learner")
-# A run's figures are unreliable if other processes keep more cores busy than this.
+# A run's figures are unreliable if other processes keep more cores busy than this before the run.
 QUIET_CORES = 0.2
 _POLL_S = 0.1
-# A stopping run first finishes its rollout and writes a checkpoint.
+# Seconds that a run may take to stop. It first finishes its rollout and writes a checkpoint.
 _GRACE_S = 120.0
 _ENDLESS = 10**12
-# Env steps between two lines of metrics, unless the overrides set it. More lines would slow the
-# run.
+# Env steps between two lines of metrics, unless the overrides set `log.interval`. A shorter period
+# would slow the run.
 _LOG_INTERVAL = 2000
-# The command `htsrl`; it ends with this process, however this one ends.
+# Code that runs `htsrl` in a child process, which is killed when this process ends for any reason.
 _TRAIN = """
 import os
 from htsrl_cli.cli import main as cli
@@ -60,17 +61,18 @@ raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Figures of one training run, from its first line of metrics on.
+    """The figures of one training run, measured from its first line of metrics on.
 
     Attributes:
-        name: the runner, or another name that tells the run from others.
+        name: name of the runner, or another name that identifies the run.
         rate: env steps per second.
-        env_steps, seconds: env steps and duration that the rate was measured over.
-        times: means of the `time/` metrics, by name without the prefix.
-        cpu_ms: processor milliseconds for an env step, by role. The learner's are those of the
-            main process, including actors that run there as threads.
-        pss_mb: memory of all processes at the end in MiB, shared pages counted once.
-        busy_cores_before: cores that other processes kept busy in the second before the run.
+        env_steps: number of env steps over which `rate` was measured.
+        seconds: seconds over which `rate` was measured.
+        times: mean of each `time/` metric over the lines after the first, by name without prefix.
+        cpu_ms: CPU milliseconds per env step, by role. The learner's value covers the main process,
+            including actors that run in it as threads, and all processes without a role.
+        pss_mb: memory of all processes at the end, in MiB; shared pages are counted once.
+        busy_cores_before: number of cores that were busy in the second before the run.
     """
 
     name: str
@@ -84,7 +86,7 @@ class MeasuredRun:
 
 
 def is_quiet(run: MeasuredRun) -> bool:
-    """Returns True if other processes were nearly idle before the run."""
+    """Returns True if at most `QUIET_CORES` cores were busy before the run."""
     return run.busy_cores_before <= QUIET_CORES
 
 
@@ -97,8 +99,9 @@ def measure(name: str, words: Sequence[str], seconds: float) -> MeasuredRun:
     """Measures `htsrl train WORDS` for at least `seconds` after its first line of metrics.
 
     Args:
-        name: name of the returned run.
-        words: overrides of `htsrl train`.
+        name: the `name` of the result.
+        words: overrides for `htsrl train`.
+        seconds: minimum duration of the measurement.
 
     Raises:
         RunError: the run failed.
@@ -115,24 +118,29 @@ def measure(name: str, words: Sequence[str], seconds: float) -> MeasuredRun:
         try:
             samples = _watch(process, run_dir, seconds)
             process.send_signal(signal.SIGTERM)
-            status = process.wait(_GRACE_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
         finally:
             process.kill()
+        status = process.wait()
         if status != 128 + signal.SIGTERM:
             text = output.read_text(errors="replace")[-2000:]
-            raise RunError(f"htsrl {' '.join(command[3:])}\nended with {status}:\n{text}")
+            raise RunError(
+                f"htsrl {' '.join(command[3:])}\n"
+                f"ended with exit status {status}; its last output:\n{text}"
+            )
         lines = training_lines(run_dir)
     return summarize(name, lines, samples, busy)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Processor time and memory of a run at one moment.
+    """The CPU time and memory of a run at one moment.
 
     Attributes:
-        at: time in seconds, from `time.monotonic`.
-        cpu_s: processor seconds used so far, by role.
-        pss_mb: memory of all processes in MiB, shared pages counted once.
+        at: time of the sample in seconds, from `time.monotonic`.
+        cpu_s: CPU seconds used so far, by role; see `MeasuredRun.cpu_ms`.
+        pss_mb: memory of all processes in MiB; shared pages are counted once.
     """
 
     at: float
@@ -144,7 +152,7 @@ class Sample:
         """Samples the run whose main process is `main`.
 
         Raises:
-            psutil.Error: a process has ended.
+            psutil.Error: a process of the run has ended.
         """
         cpu_s = dict.fromkeys(ROLES, 0.0)
         pss_mb = 0.0
@@ -160,7 +168,10 @@ class Sample:
 def _watch(
     process: subprocess.Popen[bytes], run_dir: Path, seconds: float
 ) -> tuple[Sample, Sample]:
-    """Samples a run at its first line of metrics, and again at least `seconds` and a line later."""
+    """Samples a run at its first line of metrics, and again at the end of the measurement.
+
+    The measurement ends after `seconds`, but not before the second line of metrics.
+    """
     while not training_lines(run_dir) and process.poll() is None:
         time.sleep(_POLL_S)
     first = _sample(process)
@@ -175,19 +186,20 @@ def _sample(process: subprocess.Popen[bytes]) -> Sample:
     try:
         return Sample.take(psutil.Process(process.pid))
     except psutil.Error:
-        # The run has ended; its output says why.
+        # The run has ended; `measure` reports its output.
         return Sample(time.monotonic(), dict.fromkeys(ROLES, 0.0), 0.0)
 
 
 def summarize(
     name: str, lines: Sequence[dict[str, Any]], samples: tuple[Sample, Sample], busy: float
 ) -> MeasuredRun:
-    """Computes a run's figures.
+    """Computes the figures of a run from its metrics and samples.
 
     Args:
+        name: the `name` of the result.
         lines: two or more lines of metrics.
         samples: the first and the last sample.
-        busy: cores that other processes kept busy before the run.
+        busy: number of cores that were busy before the run.
     """
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["time/seconds"] - lines[0]["time/seconds"]
@@ -210,7 +222,7 @@ def summarize(
 
 
 def train_words(words: Sequence[str]) -> list[str]:
-    """Returns the overrides of `htsrl bench` that the measured `htsrl train` gets."""
+    """Returns the overrides of `htsrl bench` that are passed on to `htsrl train`."""
     own = ("bench.", "runner=", "total_steps=")
     return [word for word in words if not word.lstrip("+").startswith(own)]
 
@@ -222,14 +234,14 @@ def run_benchmark(
 
     Args:
         train: the configuration composed from `words`.
-        words: overrides of `htsrl train`, without the runner.
-        folder: folder of `bench.json`.
+        words: overrides for `htsrl train`, without the runner.
+        folder: the folder in which `bench.json` is written.
 
     Returns:
         The median env steps per second of the first runner.
 
     Raises:
-        RunError: a run failed.
+        RunError: a run, or a process that only steps environments, failed.
     """
     one_thread: list[OneThread] = []
     env_alone: list[float] = []
@@ -276,7 +288,7 @@ def _table(
     one_thread: Sequence[OneThread],
     env_alone: Sequence[float],
 ) -> Table:
-    """Returns a table with columns for the bound, stepping alone on all cores, and each runner."""
+    """Returns a table with columns for the bound, for stepping alone, and for each runner."""
     bound = statistics.median(rates.bound for rates in one_thread)
     stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
@@ -301,7 +313,7 @@ def _table(
 
 
 def _own_kernel(train: TrainConfig, fastest: str, excess_ms: float) -> str:
-    """Returns the kernel of the run's linear layer, and what it costs if another one is faster."""
+    """Returns the configured kernel, with its extra cost per env step if it is not the fastest."""
     own = getattr(train.network, "linear_kernel", "")
     return f"{own}: +{excess_ms:.3f} ms" if own != fastest else own
 
@@ -323,10 +335,11 @@ _ROWS = (
 
 
 def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
-    """Returns the column of a rate that was measured without a run.
+    """Returns the column of a rate that was not measured in a training run.
 
     Args:
-        costs: processor milliseconds for an env step, of the first roles.
+        rate: env steps per second.
+        costs: CPU milliseconds per env step, for the first roles of `ROLES`.
     """
     costs_at = _ROWS.index("processor time for an env step")
     shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]

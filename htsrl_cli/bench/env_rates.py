@@ -1,6 +1,7 @@
-"""Rates at which environments step: in this thread, or spread over all cores.
+"""Rates at which environments step, in this thread or spread over all cores.
 
-This module imports neither torch nor hydra, because processes that step environments must not.
+This module imports neither torch nor hydra, because processes that only step environments import
+it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from htsrl_cli.workers.process import Worker, start_process, stop_workers
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Measures the amount of work per second, after one call to warm up.
+    """Measures the amount of work per second, after one warm-up call.
 
     Args:
-        work: does some work and returns its amount.
-        seconds: least duration of the measurement.
+        work: a function that does some work and returns its amount.
+        seconds: minimum duration of the measurement.
     """
     work()
     amount, start = 0, time.perf_counter()
@@ -35,7 +36,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def env_rate(envs: Sequence[Env], seconds: float) -> float:
-    """Measures the env steps per second of environments that take turns, with random actions."""
+    """Measures the total env steps per second of `envs`, stepped in turn with random actions."""
     rng = np.random.default_rng(0)
     spec = envs[0].env_spec.actions
     shape = (envs[0].env_spec.num_players, spec.num_dims)
@@ -56,11 +57,12 @@ def env_rate(envs: Sequence[Env], seconds: float) -> float:
 
 
 def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
-    """Measures the env steps per second of environments in one process for each core.
+    """Measures the total env steps per second of `num_envs` environments spread over all cores.
 
-    This is the most that the cores can step. One environment alone is faster: environments that
-    take turns evict each other from the caches, and busy cores share caches, memory and power;
-    hyperthreads also share a core.
+    Each core runs one process. The result is the highest rate at which the cores can step these
+    environments. A single environment on an idle machine has a higher rate per core, for two
+    reasons. Environments that take turns evict each other from the caches. Busy cores share caches,
+    memory and power, and hyperthreads share a core.
 
     Raises:
         RunError: a process failed.
@@ -82,7 +84,7 @@ def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
 def _step(
     control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
 ) -> None:
-    """Steps environments in a process: sends 0 when ready, and its rate after the start signal."""
+    """Steps environments in a process: sends 0 when ready, waits for a message, sends its rate."""
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
         control.send(("rate", 0.0))

@@ -1,7 +1,8 @@
 """One-thread rates of the three kinds of work in training, and the machine's bound.
 
-The bound is the env steps per second if every core did nothing but step environments, infer and
-differentiate.
+The kinds of work are stepping, inference, and differentiation with optimizer steps. The bound is
+the rate, in env steps per second, at which the busiest device would do nothing but this work. A
+device is a GPU, or all cores together.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from htsrl_cli.sampling.inference import Inference, InferenceSetup, activations_
 
 @dataclass(frozen=True)
 class OneThread:
-    """Rates of one thread, per second, and the amount of each kind of work in an env step.
+    """The rates of one thread, and the amount of each kind of work per env step.
 
     Attributes:
         env: env steps per second.
-        inference: rows of forward passes per second, with full batches.
-        train: rows of forward and backward passes per second, optimizer steps included; only
-            backward passes if actors keep activations.
-        players: rows that an env step adds to a slot.
-        epochs: passes over a slot in an update.
-        kernel: the fastest kernel of the network's linear layer, for which inference and training
-            are measured; empty if the network has no choice of kernels.
-        excess_ms: milliseconds for an env step that the configured kernel takes beyond that.
-        devices: devices of env steps, inference and training: `cpu` or a GPU's name.
+        inference: rows per second of forward passes with full batches.
+        train: rows per second of forward and backward passes, including optimizer steps. If actors
+            keep activations, only backward passes are computed.
+        players: number of rows that one env step adds to a slot.
+        epochs: number of passes over a slot in one update.
+        devices: torch's names of the devices for env steps, inference and training, in this order.
+        kernel: the kernel of the network's linear layer with which all work of an env step takes
+            the least time. The rates are measured with this kernel. Empty if the kernel makes no
+            difference.
+        excess_ms: extra milliseconds per env step with the configured kernel instead of `kernel`.
     """
 
     env: float
@@ -59,7 +61,7 @@ class OneThread:
 
     @classmethod
     def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
-        """Measures each kind of work of `config` for `seconds`."""
+        """Measures each kind of work that a run of `config` does, for at least `seconds` each."""
         set_up_torch()
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
@@ -83,13 +85,13 @@ class OneThread:
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
-        """Milliseconds of one thread for an env step: stepping, inference, training."""
+        """Milliseconds of one thread per env step, for stepping, inference and training."""
         rows = 1000 * self.players
         return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
 
     @property
     def bound(self) -> float:
-        """Most env steps per second that the busiest device allows, the processor or a GPU."""
+        """Env steps per second if the busiest device (all cores, or a GPU) is never idle."""
         total: dict[str, float] = {}
         for device, cost_ms in zip(self.devices, self.cost_ms, strict=True):
             total[device] = total.get(device, 0.0) + cost_ms
@@ -98,9 +100,9 @@ class OneThread:
 
 
 def _by_kernel(config: TrainConfig, spec: EnvSpec) -> dict[str, TrainConfig]:
-    """Returns the configuration with each kernel of the linear layer, where it makes a difference.
+    """Returns the configuration with each kernel of the linear layer, by name of the kernel.
 
-    Otherwise the configuration itself, as the kernel "".
+    If the kernel makes no difference, the only entry is the unchanged configuration, named "".
     """
     cpu = torch.device("cpu")
     computed_as_chosen = any(
@@ -118,7 +120,7 @@ def _by_kernel(config: TrainConfig, spec: EnvSpec) -> dict[str, TrainConfig]:
 
 
 def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float:
-    """Measures rows per second of the actor's forward pass and sampling."""
+    """Measures the rows per second of an actor's forward passes, including sampling."""
     setup = InferenceSetup.of(spec, config)
     inference = Inference(setup)
 
@@ -130,10 +132,11 @@ def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
-    """Measures rows per second through the learner's micro-batches and the optimizer.
+    """Measures the rows per second that the learner differentiates, including optimizer steps.
 
-    An optimizer step follows the micro-batches of one minibatch, as in the run. Other work of an
-    update (targets, gathering rows, clipping) is left out, because the result is a bound.
+    One optimizer step follows the micro-batches of each minibatch, as in a run. Other work of an
+    update (targets, gathering rows, clipping) is left out, because the result should be an upper
+    bound.
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
@@ -166,7 +169,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
 
     compute = whole_gradient
     if device.type == "cuda":
-        # Record a CUDA graph, as the learner does.
+        # Records a CUDA graph, as `GpuEngine` does.
         graph, recorded = record(
             whole_gradient,
             torch.cuda.Stream(device),  # type: ignore[no-untyped-call]

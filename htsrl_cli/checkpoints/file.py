@@ -1,10 +1,10 @@
 """Checkpoint files: named arrays and one JSON document, with a checksum and without code.
 
-    magic (8 bytes) | version (uint32) | length of the frame (uint64) | its SHA-256 | zstd frame
+    magic (8 bytes) | version (uint32) | frame length (uint64) | SHA-256 of the frame | zstd frame
 
-All numbers are little-endian. The frame contains a safetensors payload whose metadata has one
-entry, `meta`. Nothing in the file is executed. The frame is decoded only after its checksum has
-been verified.
+All numbers are little-endian. The frame contains a safetensors payload with the arrays. The
+payload's metadata has one entry, `meta`, which is the document. Nothing in the file is executed,
+and the frame is decoded only after its checksum has been verified.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MAGIC = b"\x89HTSRL\r\n"
 FORMAT_VERSION = 3
 _HEADER = struct.Struct("<8sIQ32s")
 _CHUNK = 1 << 20
-# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms, like
-# level 3. With a window that spans several time steps, its files are as small, too: 0.3 MB for
-# Pong, 1.3 MB for Space Invaders (2.4 MB with the level's own window). On float32 parameters, which
-# hardly compress, level 1 takes two thirds of level 3's time.
+# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms, as
+# long as level 3. With a window that spans several env steps, level 1 also compresses as well as
+# level 3: to 0.3 MB for Pong and 1.3 MB for Space Invaders (2.4 MB with level 1's default window).
+# On float32 parameters, which hardly compress, level 1 takes two thirds of level 3's time.
 _COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22)
-# Exceptions that decoding raises if the checksum fits but another program wrote the frame.
+# Exceptions that decoding can raise if the checksum matches but another program wrote the frame.
 _DECODING_ERRORS = (
     zstandard.ZstdError,
     SafetensorError,
@@ -57,9 +57,11 @@ class Checkpoint:
     """The content of a checkpoint file.
 
     Attributes:
-        arrays: arrays by name, of any shape (zero-size and 0-d included) and any dtype but
-            objects and strings.
-        meta: a JSON-serializable document. Floats are kept exactly; tuples become lists.
+        arrays: arrays by name, of any shape (including zero-size and 0-d) and any boolean, integer
+            or floating-point dtype that safetensors supports. `htsrl_cli.checkpoints.state` defines
+            the names of a run's arrays.
+        meta: a document of values that JSON can represent. Floats are restored exactly; tuples
+            become lists.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -70,20 +72,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes `checkpoint` to `path` atomically.
 
     Raises:
-        OSError: the file cannot be written; a previous file of that name is unchanged.
+        OSError: the file cannot be written; a previous file at `path` is unchanged.
     """
-    # safetensors needs contiguous arrays, and `ascontiguousarray` would turn 0-d into 1-d.
+    # safetensors needs contiguous arrays. `ascontiguousarray` would make 0-d arrays 1-d.
     arrays = {name: np.asarray(value, order="C") for name, value in checkpoint.arrays.items()}
     payload = save_safetensors(arrays, metadata={"meta": json.dumps(checkpoint.meta)})
     write_durably(path, lambda file: _write_frame(file, payload))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verifies and reads a file of any format version; the arrays are writable copies.
+    """Verifies and reads a file, and upgrades its content to the current format version.
+
+    The arrays are writable and independent of the file.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, damaged, of an unknown version, or no
-            checkpoint.
+        CheckpointError: the file does not exist, cannot be read, is not a checkpoint, is damaged,
+            or has an unknown format version.
     """
     with _verified(path) as (file, version):
         payload = _decompress(file)
@@ -91,20 +95,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Verifies a file's length and checksum without decoding its content.
+    """Verifies a file's header, length and checksum without decoding its content.
 
     Raises:
-        CheckpointError: as for `load_checkpoint`.
+        CheckpointError: see `load_checkpoint`.
     """
     with _verified(path):
         pass
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Verifies a file and reads its document, without the arrays and without upgrading it.
+    """Verifies a file and returns its document as stored, without upgrading it.
 
     Raises:
-        CheckpointError: as for `load_checkpoint`.
+        CheckpointError: see `load_checkpoint`.
     """
     with _verified(path) as (file, _):
         (length,) = struct.unpack("<Q", _decompress(file, 8))
@@ -118,7 +122,7 @@ def missing(path: Path) -> CheckpointError:
 
 
 class _HashedFile:
-    """A writer that passes chunks on to `file` and keeps their total length and SHA-256."""
+    """A writer that passes chunks on to `file` and computes their total length and SHA-256."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -139,7 +143,7 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
     file.write(bytes(_HEADER.size))
     hashed = _HashedFile(file)
     compressor = zstandard.ZstdCompressor(compression_params=_COMPRESSION)
-    # Compresses while writing, so that the whole frame is never in memory.
+    # The frame is compressed while it is written, so it is never in memory as a whole.
     with compressor.stream_writer(
         hashed,  # type: ignore[arg-type]
         size=len(payload),
@@ -153,9 +157,9 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
 
 @contextmanager
 def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Verifies a file and yields it, positioned at its frame, with its format version.
+    """Verifies a file; yields it, positioned at the start of its frame, and its format version.
 
-    Reading and decoding errors inside the `with` block become a `CheckpointError`, too.
+    Errors that reading or decoding raises inside the `with` block also become a `CheckpointError`.
     """
     try:
         with open(path, "rb") as file:
@@ -172,7 +176,9 @@ def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 def _verify(path: Path, file: BinaryIO) -> int:
     head = file.read(_HEADER.size)
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
-        raise CheckpointError(f"{path} is not a checkpoint of htsrl")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of htsrl: give a run folder or a checkpoint file"
+        )
     if len(head) < _HEADER.size:
         raise _truncated(path)
     _, version, length, digest = _HEADER.unpack(head)
@@ -198,10 +204,10 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _decompress(file: BinaryIO, size: int = -1) -> bytes:
-    """Returns the frame's payload, or its first `size` bytes."""
+    """Returns the payload of the frame at the file's position, or its first `size` bytes."""
     position = file.tell()
     if size < 0:
-        # The frame header has the payload's size: reads it into one allocation, not in chunks.
+        # The frame's header contains the payload's size, so a single allocation is enough.
         size = zstandard.get_frame_parameters(file.read(32)).content_size
         file.seek(position)
     with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as reader:
@@ -209,7 +215,7 @@ def _decompress(file: BinaryIO, size: int = -1) -> bytes:
 
 
 def _decode_meta(payload: bytes) -> dict[str, Any]:
-    """Returns the document from a payload's head: length (uint64), then safetensors' JSON."""
+    """Returns the document in a payload's head: the head's length (uint64), then its JSON text."""
     (length,) = struct.unpack_from("<Q", payload)
     head = json.loads(payload[8 : 8 + length])
     meta: dict[str, Any] = json.loads(head["__metadata__"]["meta"])

@@ -1,7 +1,21 @@
 """The state of a part of a run: arrays and plain values.
 
-Each part of a run that checkpoints save has `state()` and `load_state()`. In the file, an array
-`name` of a part is called `<part>/<name>`, and the part's values are one entry of the document.
+Each part of a run whose state is saved has the methods `state()` and `load_state()`. In a
+checkpoint file, the array `name` of a part is called `<part>/<name>`. The part's values are the
+entry `parts[<part>]` of the document. These are the arrays of a run's checkpoint:
+
+    learner/params/<name>                  parameters and buffers of θ[j]
+    learner/previous/<name>                parameters and buffers of θ[j-1]
+    learner/optimizer/<quantity>/<name>    the optimizer's state for each parameter of θ[j]
+    envs/<i>                               the state of environment i, as uint8
+    envs/obs                               the environments' current observations, [B, *obs_shape]
+    slot/terminated                        bool [T, B]; True where an env step terminated an episode
+    slot/truncated                         bool [T, B]; True where an env step truncated an episode
+    slot/<name>                            the other arrays of `Slot`
+
+In shapes, T is the number of env steps in a rollout and B is the number of columns. The arrays of
+the slot hold the rollout that has been collected but not yet learned from. They are missing if
+there is no such rollout. The parts `log` and `rollouts` have no arrays.
 """
 
 from __future__ import annotations
@@ -19,8 +33,9 @@ class State(NamedTuple):
     """The saved state of one part of a run.
 
     Attributes:
-        arrays: arrays by name, of any shape and any numeric or boolean dtype.
-        values: JSON-serializable values. Floats are kept exactly; tuples become lists.
+        arrays: arrays by name; see `Checkpoint.arrays` for shapes and dtypes.
+        values: values by name that JSON can represent. Floats are restored exactly; tuples become
+            lists.
     """
 
     arrays: dict[str, Array]
@@ -31,27 +46,27 @@ class Stateful(Protocol):
     """A part of a run whose state can be saved and restored exactly."""
 
     def state(self) -> State:
-        """Returns the state; its arrays may share memory with the part."""
+        """Returns the state; its arrays may share memory with this object."""
 
     def load_state(self, state: State) -> None:
-        """Restores a state."""
+        """Restores a state that `state` returned."""
 
 
 def join(parts: Mapping[str, State]) -> State:
-    """Joins the states of all parts into one."""
+    """Joins the states of all parts into one state."""
     arrays = {f"{part}/{n}": a for part, state in parts.items() for n, a in state.arrays.items()}
     return State(arrays, {part: state.values for part, state in parts.items()})
 
 
 def split(whole: State, part: str) -> State:
-    """Returns the state of one part out of a joined one; empty if the part has none."""
+    """Returns the state of one part of a joined state; it is empty if the part is missing."""
     prefix = f"{part}/"
     arrays = {n.removeprefix(prefix): a for n, a in whole.arrays.items() if n.startswith(prefix)}
     return State(arrays, whole.values.get(part, {}))
 
 
 def digest(arrays: Mapping[str, Array]) -> str:
-    """Returns the SHA-256 of the arrays' bytes, in order of their names, as hexadecimal digits."""
+    """Returns the SHA-256 of the bytes of all arrays, sorted by name, as hexadecimal digits."""
     sha256 = hashlib.sha256()
     for _, array in sorted(arrays.items()):
         sha256.update(array.tobytes())

@@ -1,4 +1,4 @@
-"""The checkpoints in a run's folder: which are kept, and which one a resume loads."""
+"""The checkpoints in a run's folder: which ones are kept, and which one a resume loads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAME = re.compile(r"step_(\d{12})\.ckpt")
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Returns the file to load: `path` itself if it is a file, else the folder's newest intact one.
+    """Returns `path` if it is a file, and the newest intact checkpoint if it is a run folder.
 
     Logs a warning for each damaged file that it skips.
 
@@ -46,14 +46,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 class CheckpointStore:
-    """The checkpoints of one run; it keeps the newest few and the best.
+    """The checkpoints of one run, of which the newest ones and the best one are kept.
 
-    A new store removes the temporary files of a killed process. It reads the metrics of the intact
-    checkpoints, so that the best one is known after a resume, too.
+    The constructor deletes the temporary files of a killed process. It also reads the metrics of
+    all intact checkpoints, so that the best checkpoint is known after a resume.
 
     Args:
-        run_dir: the run's folder; the files are `checkpoints/step_<env steps>.ckpt` in it.
-        keep: the number of newest checkpoints to keep, at least 1.
+        run_dir: the run's folder. Checkpoints are its files `checkpoints/step_<env steps>.ckpt`.
+        keep: number of newest checkpoints to keep, at least 1.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
@@ -67,35 +67,37 @@ class CheckpointStore:
 
     @property
     def waiting(self) -> list[int]:
-        """Env steps of the checkpoints that wait for `set_metric`, and are kept until then."""
+        """Sorted env steps of the checkpoints that are kept until `set_metric` is called."""
         return sorted(self._waiting)
 
     def forget_metrics(self) -> None:
-        """Marks all checkpoints as waiting, whatever metric they were saved with."""
+        """Marks all checkpoints as waiting for `set_metric`, whatever metric they have now."""
         self._waiting = set(self._metrics)
 
     def set_metric(self, env_steps: int, metric: float | None) -> None:
-        """Sets the metric of a waiting checkpoint, and removes those no longer kept.
+        """Sets the metric of a waiting checkpoint, then deletes checkpoints that are not kept.
 
         Raises:
-            KeyError: the checkpoint is not among the waiting ones.
+            KeyError: the checkpoint is not waiting.
         """
-        self._metrics[env_steps] = metric
         self._waiting.remove(env_steps)
+        self._metrics[env_steps] = metric
         self._prune()
 
     def save(
         self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_final: bool = True
     ) -> bool:
-        """Saves a checkpoint, then removes those no longer kept.
+        """Saves a checkpoint, then deletes checkpoints that are not kept any more.
 
-        An `OSError` (a full disk) is logged; all previous files are then unchanged.
+        An `OSError`, for example from a full disk, is logged and not raised. If the checkpoint
+        cannot be written, all previous files are kept.
 
         Args:
-            env_steps: names the file; a file of the same name is replaced.
-            metric: higher is better; None and NaN are never the best. Stored in `meta`.
-            checkpoint: the content; not modified.
-            is_final: True if `metric` is final; otherwise the file is kept until `set_metric`.
+            env_steps: env steps of the run, which name the file. An existing file is replaced.
+            metric: the metric to store in `meta`. Higher is better; None and NaN are never best.
+            checkpoint: the content, which is not modified.
+            is_final: True if `metric` is final; False to keep the file until `set_metric` is
+                called.
 
         Returns:
             True if the checkpoint is on disk.
@@ -118,7 +120,7 @@ class CheckpointStore:
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:
-        """Removes the checkpoints after `env_steps`, which a resume from there writes again."""
+        """Deletes the checkpoints after `env_steps`; a run that resumes there writes them again."""
         for steps, path in _files(self._folder).items():
             if steps > env_steps:
                 path.unlink(missing_ok=True)
@@ -134,7 +136,10 @@ class CheckpointStore:
         self._metrics = {steps: self._metrics[steps] for steps in kept}
 
     def _best(self) -> set[int]:
-        """Returns the env steps of the highest metric, the earliest of equals, if there is one."""
+        """Returns the env steps of the best checkpoint; an empty set if none has a final metric.
+
+        If several checkpoints have the highest metric, the earliest of them is the best.
+        """
         ranked = [
             (metric, -steps)
             for steps, metric in self._metrics.items()
@@ -144,13 +149,13 @@ class CheckpointStore:
 
 
 def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:
-    """Yields env steps and metric of each intact file."""
+    """Yields the env steps and the metric of each intact checkpoint in `folder`."""
     for steps, path in _files(folder).items():
         with suppress(CheckpointError):
             yield steps, read_meta(path)["metric"]
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """Returns the checkpoint files in `folder` by env steps, damaged ones included."""
+    """Returns all checkpoint files in `folder` by env steps, including damaged files."""
     names = folder.iterdir() if folder.is_dir() else ()
     return {int(match[1]): path for path in names if (match := _NAME.fullmatch(path.name))}

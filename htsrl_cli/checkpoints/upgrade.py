@@ -1,11 +1,12 @@
-"""Conversion of checkpoints of earlier format versions to the current one.
+"""Conversion of checkpoints from earlier format versions to the current version.
 
-* Version 1, up to htsrl 0.1.0 of November 2026: the first component of an array's name tells its
-  part; the sizes of perceptrons are in the section `algo`.
-* Version 2: arrays are named by part (`htsrl_cli.checkpoints.state`); networks have a section
-  `network`.
-* Version 3, the current one: the Nature CNN has the key `network.linear_kernel`. Before, its linear
-  layer was a convolution.
+* Version 1, up to htsrl 0.1.0 of November 2026: names of arrays begin with the names in `_PARTS`,
+  not with the name of a part. The configuration has no section `network`, and the sizes of
+  perceptrons are in the key `algo.hidden_sizes`.
+* Version 2: names of arrays begin with the name of their part (`htsrl_cli.checkpoints.state`). The
+  configuration has the section `network`.
+* Version 3, the current version: the Nature CNN has the key `network.linear_kernel`. Earlier
+  versions always computed its linear layer as a convolution.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from htsrl_cli.checkpoints.state import Array
 
-# First components of array names in format 1, and what replaces them in format 2.
+# First components of array names in version 1, and the text that replaces them in version 2.
 _PARTS = {
     "params": "learner/params",
     "optimizer": "learner/optimizer",
@@ -28,7 +29,7 @@ _PARTS = {
 def upgrade(
     version: int, arrays: dict[str, Array], meta: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Converts the arrays and the document of a checkpoint from format `version`."""
+    """Converts the arrays and the document of a checkpoint from `version` to the current one."""
     new = dict(meta)
     if "config" in new:
         new["config"] = upgrade_config(new["config"])
@@ -54,7 +55,7 @@ def _by_part(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Converts a stored configuration to the layout of this version."""
+    """Converts a stored configuration of any version to the current layout."""
     algo, network = dict(config.get("algo", {})), dict(config.get("network", {}))
     if not network and "hidden_sizes" in algo:
         network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}

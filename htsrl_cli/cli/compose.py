@@ -1,8 +1,9 @@
 """Composition of command-line overrides into validated configurations, before Hydra runs.
 
-Hydra writes `.hydra/` before our function runs, and reports mistakes on several lines with exit
-code 1. So everything is composed here first, with Hydra's own loader. Every mistake becomes one
-line that names the key, the value and the remedy. This module does not import torch.
+Hydra writes `.hydra/` before it calls htsrl, and reports a mistake on several lines, with exit code
+1. Every configuration is therefore composed here first, with Hydra's own loader. Each mistake is
+reported on one line that names the key, the value and the remedy. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
 def configs_dir() -> Path:
-    """Returns the folder of YAML files: inside an installed wheel, or at the top of a checkout."""
+    """Returns htsrl's folder of YAML files, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
@@ -49,7 +50,7 @@ class PackageConfigs(SearchPathPlugin):
     """Hydra plugin that adds the YAML files of other packages; see `htsrl_cli.plugins`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the `configs` folder of each package."""
+        """Appends the `configs` folder of each other package."""
         for folder in config_folders():
             search_path.append(provider="htsrl", path=f"file://{folder}")
 
@@ -58,7 +59,7 @@ Plugins.instance().register(PackageConfigs)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parses command-line words into Hydra's overrides.
+    """Parses words of the command line into Hydra's overrides.
 
     Raises:
         UsageError: a word is not of the form KEY=VALUE, or its value cannot be parsed.
@@ -94,7 +95,7 @@ def to_eval_config(cfg: DictConfig) -> EvalConfig:
 def to_bench_config(cfg: DictConfig) -> BenchConfig:
     """Returns the validated section `bench` of a composed `bench.yaml`.
 
-    `to_train_config` reads the other sections.
+    `to_train_config` validates the other sections.
 
     Raises:
         ConfigError: a key or value is invalid; the first one is reported.
@@ -106,7 +107,7 @@ def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, A
     """Returns the composed values with interpolations resolved.
 
     Args:
-        names: top-level keys to return; those of a training run if None.
+        names: top-level keys to return; if None, all except `hydra`, `resume` and `bench`.
 
     Raises:
         ConfigError: a mandatory value is missing, or an interpolation cannot be resolved.
@@ -128,11 +129,11 @@ def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, A
 
 
 def typed_words(hydra: Any, kind: str) -> list[str]:
-    """Returns the overrides as typed, with interpolations unresolved.
+    """Returns overrides as typed, without resolving interpolations.
 
     Args:
-        hydra: the section `hydra`.
-        kind: `task` for overrides of htsrl's keys, `hydra` for overrides of Hydra's.
+        hydra: the section `hydra` of a composed configuration.
+        kind: `task` for overrides of htsrl's keys, `hydra` for overrides of Hydra's keys.
     """
     words = OmegaConf.to_container(hydra.overrides, resolve=False)
     assert isinstance(words, dict)
@@ -140,17 +141,17 @@ def typed_words(hydra: Any, kind: str) -> list[str]:
 
 
 def _look_up(plain: Any, key: str) -> object:
-    """Returns the value of a dotted key, or None if there is no such key."""
+    """Returns the value of a dotted key, or None if the key does not exist."""
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, dict) else None
     return plain
 
 
 class Composer:
-    """Composer of one verb's configurations, which composes as Hydra does but runs no job.
+    """Composer of the configurations of one verb; it composes like Hydra but runs no job.
 
     Args:
-        config_name: name of the primary YAML file, the verb by default.
+        config_name: name of the primary YAML file: the verb, unless `--config-name` is given.
         config_dir: the user's additional folder of YAML files (`--config-dir`).
 
     Raises:
@@ -171,31 +172,31 @@ class Composer:
         self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
-        """Returns True if `hydra.mode` is `MULTIRUN`."""
+        """Returns True if `hydra.mode` is `MULTIRUN` in the composed configuration."""
         return bool(self._load(overrides, RunMode.MULTIRUN).hydra.mode == RunMode.MULTIRUN)
 
     def job(self, overrides: Sequence[str]) -> DictConfig:
         """Composes the configuration of a single job, including the section `hydra`.
 
         Raises:
-            UsageError: an override is malformed, has several values, or names a key or option that
-                does not exist.
+            UsageError: an override is malformed, has several values, or names an unknown key or
+                option.
         """
         for override in parse_overrides(overrides):
             if override.is_sweep_override():
                 value = override.get_value_string()
-                remedy = "several values are a sweep: add -m, or quote them as one value"
+                remedy = "several values need a sweep: add -m, or quote them to make one value"
                 raise ConfigError(override.get_key_element(), value, remedy)
         return self._load(overrides, RunMode.RUN)
 
     def sweep(self, overrides: Sequence[str]) -> tuple[DictConfig, list[DictConfig]]:
-        """Composes the configuration of a multirun, and that of each of its jobs.
+        """Composes the configuration of a multirun and the configurations of its jobs.
 
         Hydra's basic sweeper knows its jobs in advance. Other sweepers choose values while they
-        run; for these, the jobs are the ones of `_samples`.
+        run; for these sweepers, `_samples` returns representative jobs.
 
         Raises:
-            UsageError: a mistake as in `job`, in any of the jobs.
+            UsageError: an override is wrong (see `job`), or the sweeper cannot use it.
         """
         master = self._load(overrides, RunMode.MULTIRUN)
         fixed = typed_words(master.hydra, "hydra")
@@ -208,9 +209,9 @@ class Composer:
         return master, jobs
 
     def group_options(self, group: str) -> list[str]:
-        """Returns the sorted options of a group, nested ones as `folder/name`.
+        """Returns the sorted options of a group; an option in a folder is `folder/name`.
 
-        The list is empty if there is no such group.
+        The list is empty if the group does not exist.
         """
         if not self._loader.repository.group_exists(group):
             return []
@@ -230,24 +231,25 @@ class Composer:
             return self._samples(typed_words(master.hydra, "hydra"), parsed)
         for override in parsed:
             if override.is_sweep_override() and not override.is_discrete_sweep():
-                remedy = "interval() needs a sweeper that samples: list values, or use range()"
+                remedy = "interval() works only with sweeper=optuna: list values, or use range()"
                 raise ConfigError(override.key_or_group, override.get_value_string(), remedy)
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
-        """Returns overrides of jobs that stand for the trials of a sweeper that samples.
+        """Returns the overrides of representative jobs for a sweeper that samples its trials.
 
-        There is one job for each combination of the groups that the sweeper chooses from. Other
-        keys of the search keep their defaults, because a bad value only shows in its trial. But
-        every combination must have these keys, and a key without a default gets a sample.
+        There is one job for each combination of group options that the sweeper chooses from. The
+        other searched keys must exist in every combination. They keep their defaults here, because
+        the values of a trial cannot be known in advance. A key without a default gets the first
+        value of its sweep.
 
         Args:
             fixed: overrides of Hydra's keys.
             parsed: all other overrides.
 
         Raises:
-            ConfigError: a combination lacks a key of the search, or the sweeper does not support a
-                kind of sweep.
+            ConfigError: a searched key does not exist in one of the combinations, or an
+                override uses glob().
         """
         last = {override.key_or_group: override for override in parsed}
         plain = [o.input_line or "" for o in last.values() if not o.is_sweep_override()]
@@ -255,7 +257,7 @@ class Composer:
         for key, override in last.items():
             name = override.get_key_element()
             if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-                remedy = "glob() is for the basic sweeper: list the options, as in choice(A,B)"
+                remedy = "glob() needs Hydra's basic sweeper: list the options, as in choice(A,B)"
                 raise ConfigError(key, override.get_value_string(), remedy)
             if override.is_choice_sweep() and self.group_options(key):
                 choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
@@ -287,14 +289,14 @@ class Composer:
     def _load_unexplained(
         self, overrides: Sequence[str], mode: RunMode = RunMode.RUN
     ) -> DictConfig:
-        """Composes as Hydra does; raises one of `REFUSALS` if that fails."""
+        """Composes like Hydra; raises one of `REFUSALS` if Hydra cannot compose."""
         return self._loader.load_configuration(
             self._config_name, list(overrides), mode, validate_sweep_overrides=False
         )
 
 
 def _first(override: Override) -> object:
-    """Returns one value of a sweep, as typed."""
+    """Returns the first value of a sweep."""
     value = override.value()
     if isinstance(value, IntervalSweep | RangeSweep):
         return value.start

@@ -1,4 +1,4 @@
-"""Explanation of Hydra's errors: which key the user has to change, and to what."""
+"""Explanation of Hydra's errors: the override that is wrong, and how to correct it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from htsrl_cli.errors import ConfigError, UsageError
 
 # Errors that Hydra raises if it cannot compose a configuration.
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
-# Most options of a group that an error message lists.
+# An error message lists the options of a group if there are at most this many.
 _FEW = 8
 _PLUGINS = (
     "hydra/sweeper/optuna",
@@ -30,9 +30,10 @@ class Explainer:
     """Translator of Hydra's errors into errors that name the wrong override.
 
     Attributes:
-        config_name: name of the primary YAML file, the verb by default.
-        group_options: returns the options of a group; empty if there is no such group.
-        compose: composes a single job from overrides, or raises one of `REFUSALS`.
+        config_name: name of the primary YAML file: the verb, unless `--config-name` is given.
+        group_options: function that returns the list of a group's options, which is empty for an
+            unknown group.
+        compose: function that composes a single job from overrides, or raises one of `REFUSALS`.
     """
 
     config_name: str
@@ -40,10 +41,10 @@ class Explainer:
     compose: Callable[[Sequence[str]], DictConfig]
 
     def explain(self, error: Exception, overrides: list[Override]) -> UsageError:
-        """Returns the user's mistake behind `error`, found by checking one override at a time."""
+        """Returns the error to report, after checking one override at a time for the cause."""
         if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
             name = error.missing_cfg_file
-            return UsageError(f"{name} is not installed here: pip install 'htsrl[sweep]'")
+            return UsageError(f"{name} is not installed: pip install 'htsrl[sweep]'")
         fixed = [override for override in overrides if not override.is_sweep_override()]
         for override in fixed:
             if problem := self._group_problem(override) or self._group_again(override):
@@ -55,7 +56,7 @@ class Explainer:
         return UsageError(first_line(error))
 
     def _group_problem(self, override: Override) -> ConfigError | None:
-        """Returns the error for an unknown option, or for a group that is a folder of a group."""
+        """Returns the error for an unknown option, or for a nested group (`env/atari=pong`)."""
         group, value = override.key_or_group, override.value()
         options = self.group_options(group)
         if not options or override.is_delete() or isinstance(value, dict):
@@ -70,7 +71,7 @@ class Explainer:
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
 
     def _group_again(self, override: Override) -> ConfigError | None:
-        """Returns the error for adding (`+`) a group that the defaults list already has."""
+        """Returns the error for adding (`+`) a group that is already in the defaults list."""
         plus, group, value = _plus(override), override.key_or_group, override.value()
         if not plus or isinstance(value, dict):
             return None
@@ -102,24 +103,24 @@ class Explainer:
 
 
 def _plus(override: Override) -> str:
-    """Returns the prefix of an override that adds a key: `+`, `++` or nothing."""
+    """Returns the `+` or `++` of an override that adds a key, else an empty string."""
     if override.is_force_add():
         return "++"
     return "+" if override.is_add() else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first nonblank line of an error's message, or the error's `repr`."""
+    """Returns the first nonblank line of an error's message, or `repr(error)` if all are blank."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def _is_plugin(name: str | None) -> bool:
-    """Returns True if the configuration belongs to an optional plugin of Hydra."""
+    """Returns True if `name` is a YAML file of an optional Hydra plugin."""
     return name in _PLUGINS
 
 
 def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Returns the dotted names of all keys and sections."""
+    """Returns the dotted names of all keys and sections of a configuration."""
     names = []
     for key, value in cfg.items_ex(resolve=False):
         names.append(f"{prefix}{key!s}")

@@ -1,4 +1,4 @@
-"""Folders of jobs: short names within a sweep, and the folder that Hydra gives to a job."""
+"""Folders of jobs: short folder names in a sweep, and the folder that Hydra gives to a job."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from htsrl_cli.cli.explain import first_line
 from htsrl_cli.errors import ConfigError
 
-# File systems allow names of 255 bytes; a shortened name also has a digest.
+# File systems allow names of 255 bytes; this leaves room for the digest of a shortened name.
 _LONGEST_NAME = 200
 
 
 def short_name(name: str) -> str:
-    """Returns a folder's name; a long name becomes its beginning and a digest."""
+    """Returns `name`, or its beginning and a digest if it is too long for a folder's name."""
     data = name.encode()
     if len(data) <= _LONGEST_NAME:
         return name
@@ -30,17 +30,17 @@ OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
 class FolderNames(Callback):
-    """Hydra callback that registers `${short_name:...}` in the processes of launchers.
+    """Hydra callback that makes `${short_name:...}` known in the processes that launchers start.
 
-    These processes resolve a job's folder before they import htsrl. The sweep's callbacks are
-    unpickled even earlier, which imports this module.
+    Such a process resolves a job's folder before it calls htsrl. But it first unpickles the sweep's
+    callbacks, and unpickling this class imports this module, which registers the resolver.
     """
 
 
 def output_dir(cfg: DictConfig, multirun: bool) -> Path:
     """Returns the folder that Hydra will give to the job `cfg`.
 
-    Sets Hydra's global `HydraConfig`, which the name's interpolations read.
+    Sets Hydra's global `HydraConfig`, because interpolations in the folder's name read it.
 
     Raises:
         ConfigError: the folder's name is missing or cannot be resolved.
@@ -51,6 +51,7 @@ def output_dir(cfg: DictConfig, multirun: bool) -> Path:
         parts = [OmegaConf.select(cfg, key, throw_on_missing=True) for key in keys]
     except OmegaConfBaseException as error:
         raise ConfigError(keys[0], "???", first_line(error)) from error
-    if any(part is None for part in parts):
-        raise ConfigError(keys[0], "null", "a folder is needed")
+    if None in parts:
+        key = keys[parts.index(None)]
+        raise ConfigError(key, "null", f"a folder is needed: {key}=DIR")
     return Path(*map(str, parts))

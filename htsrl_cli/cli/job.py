@@ -1,7 +1,7 @@
-"""Plan of one job of `htsrl train`: its configuration, its folder, and its checkpoint to resume.
+"""Plan of one job of `htsrl train`: its configuration, folder, and checkpoint to resume from.
 
-The command line plans every job before Hydra runs. Each job plans itself again where it runs,
-because a launcher may have sent it to another process. This module does not import torch.
+The command line plans every job before Hydra runs. Each job is planned again in the process that
+runs it, which a launcher may have started. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from htsrl_cli.plugins import SECTIONS
 
 logger = logging.getLogger(__name__)
 
-# Groups whose options set keys of any section.
+# Groups whose options set keys in any section.
 _PRESETS = ("experiment", "debug")
 _LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
-# Errors of flock(2) on file systems without locks.
+# errno values of flock(2) on file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-# These keys decide which other keys exist, so a difference in them is reported first.
+# A difference in one of these keys is reported first, because they decide which other keys exist.
 _SCHEMA_KEYS = tuple(f"{section}.{tag}" for section, (tag, _) in SECTIONS.items())
 
 
@@ -48,9 +48,9 @@ class Job:
     """Plan of one training run.
 
     Attributes:
-        config: validated configuration.
-        run_dir: folder to write to.
-        checkpoint: file to resume from; None for a new run.
+        config: validated configuration of the run.
+        run_dir: folder that the run writes to.
+        checkpoint: checkpoint file to resume from; None for a new run.
     """
 
     config: TrainConfig
@@ -63,13 +63,14 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
     Args:
         cfg: the composed configuration.
-        typed: overrides from the command line; a resume applies only these.
+        typed: overrides from the command line; a resume applies only these to the stored
+            configuration.
         run_dir: folder that Hydra gives to the job.
-        cwd: folder that a relative `resume` starts from.
+        cwd: folder to which a relative path in `resume` refers.
 
     Raises:
-        UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` holds
-            another run.
+        UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` already
+            holds a run that is not to be resumed.
     """
     resume = cfg.get("resume")
     if resume is None or (resume == AUTO and not holds_run(run_dir)):
@@ -85,19 +86,19 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Returns True if `run_dir` has checkpoints, even damaged ones."""
+    """Returns True if `run_dir` contains checkpoints, intact or damaged."""
     folder = run_dir / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 
 
 @contextmanager
 def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
-    """Locks `run_dir` against training by other processes; waits while another holds the lock.
+    """Locks `run_dir`, so that no other process trains in it; waits until the lock is free.
 
     Raises:
         ConfigError: another process still holds the lock after `patience_s` seconds.
     """
-    # Network file systems emulate flock with POSIX record locks, which need a writable file.
+    # Network file systems emulate flock by POSIX record locks, which need a file open for writing.
     with (run_dir / _LOCK_FILE).open("a") as file:
         deadline, is_waiting = time.monotonic() + patience_s, False
         while not _try_lock(file):
@@ -114,7 +115,7 @@ def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
 def _try_lock(file: IO[str]) -> bool:
     """Locks a file; returns False if another process holds the lock.
 
-    On a file system without locks it warns and returns True.
+    On a file system without locks, it logs a warning and returns True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,12 +124,16 @@ def _try_lock(file: IO[str]) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning("%s: %s; other processes could train here, too", file.name, error.strerror)
+        logger.warning(
+            "cannot lock %s (%s): do not start a second run in this folder",
+            file.name,
+            error.strerror,
+        )
     return True
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
-    """Writes the resolved configuration to `config.yaml`, atomically."""
+    """Writes the resolved configuration to `config.yaml` in `run_dir`, atomically."""
     content = OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode()
     write_durably(run_dir / "config.yaml", lambda file: file.write(content))
 
@@ -141,7 +146,7 @@ def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
 
 
 def _run_folder(source: Path) -> Path | None:
-    """Returns the run folder that is or contains `source`; None for a file stored elsewhere."""
+    """Returns the run folder of `source`; None for a checkpoint file outside a run folder."""
     if source.is_dir():
         return source
     folder = source.resolve().parent
@@ -150,21 +155,22 @@ def _run_folder(source: Path) -> Path | None:
 
 def _refuse_other_run(run_dir: Path) -> None:
     if holds_run(run_dir):
-        remedy = "the folder holds a run: resume it with resume=auto, or choose another folder"
+        remedy = "this folder holds a run: resume it with resume=auto, or choose another folder"
         raise ConfigError("hydra.run.dir", run_dir, remedy)
 
 
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
-    """Returns the stored configuration with the typed overrides that a resume may apply."""
+    """Returns the stored configuration, changed by the typed overrides."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
-    # A runner's YAML file also has a sync interval, which `runner=NAME` does not ask to change.
+    # `runner=NAME` asks only for another runner, but its YAML file also holds a sync interval.
     sections = {"runner.name" if key == "runner" else key for key in keys}
     stored = load_checkpoint(checkpoint).meta.get("config", {})
     try:
         load_train_config(stored)
     except (AttributeError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"{checkpoint} holds no configuration that this version of htsrl knows ({error})"
+            f"{checkpoint}: this version of htsrl cannot use the configuration in the checkpoint "
+            f"({error}); resume with the version of htsrl that saved it"
         ) from error
     return load_train_config(merge(stored, resolved(cfg), sections))
 
@@ -172,17 +178,17 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
     """Returns `stored`, with the values of `asked` for the keys, sections and groups in `typed`.
 
-    A preset (`experiment`, `debug`) counts as if every key had been typed, so the same command line
-    with `resume=auto` resumes the same run. For a typed `auto`, the stored value stays if it can
-    change results.
+    A typed preset (`experiment`, `debug`) counts as if every key had been typed, so that a repeated
+    command line with `resume=auto` resumes its run. If a key that can change results is set to
+    `auto`, its stored value is kept.
 
     Args:
-        stored: nested plain values of the run.
-        asked: nested plain values of the command line.
-        typed: dotted names from the command line.
+        stored: nested plain values from the checkpoint.
+        asked: nested plain values that were composed from the command line.
+        typed: names of the keys, sections and groups on the command line.
 
     Raises:
-        ConfigError: a value differs and a resume must not change it.
+        ConfigError: a value differs from the stored value, and a resume must not change it.
     """
     old_values = dict(flatten(stored))
     merged = dict(old_values)
@@ -193,8 +199,8 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
         old = old_values.get(key)
         if not _may_change(key, old, value):
             remedy = (
-                f"the run has {shown(old)}; a resume can change worker counts, timeouts, logging, "
-                "evaluation and checkpoints, and raise total_steps"
+                f"the run has {shown(old)}: leave this key out; a resume can only change worker "
+                "counts, timeouts, logging, evaluation and checkpoints, and raise total_steps"
             )
             raise ConfigError(key, shown(value), remedy)
         merged[key] = value

@@ -1,4 +1,4 @@
-"""Options of the configuration groups, for `htsrl list` and tab completion."""
+"""Lists of the options of configuration groups, for `htsrl list` and tab completion."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.plugins import config_folders
 
-# Groups that users do not choose from: building blocks of other files, and Hydra's own.
+# Groups that users do not choose from: building blocks of other YAML files, and Hydra's groups.
 _NOT_CHOSEN = ("base", "hydra")
-# Optional groups: even a single option is a choice.
+# Groups that may be left out, so that even a single option is a choice.
 _SINGLE = ("debug", "hparams_search", "sweeper")
-# The key of each verb whose value is a run folder or a checkpoint.
+# For each verb, the key whose value is a run folder or a checkpoint file.
 _PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
@@ -37,24 +37,35 @@ def groups(config_dir: str | None = None) -> list[str]:
 
 
 def lines(group: str, config_dir: str | None = None) -> list[str]:
-    """Returns a line for each option of a group: its name, then its description; sorted.
+    """Returns one line for each option of a group, sorted: its name, then its description.
 
     Raises:
-        UsageError: there is no such group, or it offers no choice.
+        UsageError: the group does not exist, or it offers no choice.
     """
     known = groups(config_dir)
     if group not in known:
         hint = did_you_mean(group, known) or f" ({', '.join(known)})"
         raise UsageError(f"list {group}: there is no such group{hint}")
-    options = _options(group, config_dir)
-    width = max(map(len, options))
-    return [f"{name:<{width}}  {options[name]}".rstrip() for name in sorted(options)]
+    found = options(group, config_dir)
+    width = max(map(len, found))
+    return [f"{name:<{width}}  {text}".rstrip() for name, text in found.items()]
+
+
+def options(group: str, config_dir: str | None = None) -> dict[str, str]:
+    """Returns the descriptions of a group's options, by name, sorted by name."""
+    found: dict[str, str] = {}
+    for folder in _folders(config_dir):
+        for path in (folder / group).rglob("*.yaml"):
+            name = path.relative_to(folder / group).with_suffix("").as_posix()
+            found.setdefault(name, description(path))
+    return dict(sorted(found.items()))
 
 
 def completions(verb: str, word: str, config_dir: str | None = None) -> list[str]:
     """Returns the completions of `word` after `verb` that Hydra does not offer.
 
-    These are the groups after `list`, options in folders, and paths.
+    These are the groups after `list`, a group's options with their folders (`env=atari/pong`), and
+    the paths after `resume=` and `checkpoint=`.
     """
     if verb == "list":
         return [name for name in groups(config_dir) if name.startswith(word)]
@@ -66,11 +77,11 @@ def completions(verb: str, word: str, config_dir: str | None = None) -> list[str
         return [f"{key}={path}{os.sep if os.path.isdir(path) else ''}" for path in paths]
     if verb == "eval" or key not in groups(config_dir):
         return []
-    return [f"{key}={name}" for name in sorted(_options(key, config_dir)) if name.startswith(begun)]
+    return [f"{key}={name}" for name in options(key, config_dir) if name.startswith(begun)]
 
 
 def is_fixed(word: str) -> bool:
-    """Returns True if `word` is an override with one value."""
+    """Returns True if `word` is an override with a single value."""
     try:
         (override,) = parse_overrides([word])
     except UsageError:
@@ -79,7 +90,7 @@ def is_fixed(word: str) -> bool:
 
 
 def _folders(config_dir: str | None) -> list[Path]:
-    """Returns all folders of YAML files: the user's, this package's and those of other packages."""
+    """Returns all folders of YAML files: the user's, htsrl's, and those of other packages."""
     if config_dir is None:
         return [configs_dir(), *config_folders()]
     if not Path(config_dir).is_dir():
@@ -87,22 +98,11 @@ def _folders(config_dir: str | None) -> list[Path]:
     return [Path(config_dir), configs_dir(), *config_folders()]
 
 
-def _options(group: str, config_dir: str | None) -> dict[str, str]:
-    """Returns the descriptions of a group's options, by name."""
-    options: dict[str, str] = {}
-    for folder in _folders(config_dir):
-        for path in (folder / group).rglob("*.yaml"):
-            name = path.relative_to(folder / group).with_suffix("").as_posix()
-            options.setdefault(name, description(path))
-    return options
-
-
 def description(path: Path) -> str:
-    """Returns an option's description: the first comment line at the top of its YAML file.
+    """Returns an option's description: the first line of the comment at the top of its YAML file.
 
-    It is empty if there is none.
-
-    Hydra's directives (`# @package ...`) do not count.
+    Hydra's directives (`# @package ...`) are skipped. The description is empty if the file does not
+    begin with a comment.
     """
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

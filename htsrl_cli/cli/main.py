@@ -1,7 +1,7 @@
 """The command `htsrl`: its verbs, and the exit codes of errors.
 
-Every spawned worker imports this module again as its main module, so the top imports only the
-standard library and the exceptions.
+Every spawned worker imports this module again as its main module. Its top level therefore imports
+only the standard library and the exceptions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from htsrl_cli.errors import HtsrlError, RunError, UsageError
+from htsrl_cli.errors import HtsrlError, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,16 +30,16 @@ USAGE = """\
 htsrl: high-throughput synchronous deep reinforcement learning
 
   htsrl train [KEY=VALUE ...]                train a policy
-  htsrl eval checkpoint=RUN [KEY=VALUE ...]  play episodes with a trained policy
+  htsrl eval checkpoint=RUN [KEY=VALUE ...]  play whole games with a trained policy
 
   htsrl bench [KEY=VALUE ...]                measure the training throughput on this machine
   htsrl list [GROUP ...]                     list the options of env, algo, experiment ...
   htsrl report RUN [RUN ...] [--output DIR]  compare runs: table, learning curves, HTML page
 
-  htsrl VERB --help                 groups, keys and examples
-  htsrl VERB --cfg job              the composed configuration
-  htsrl --version
-  eval "$(htsrl -sc install=bash)"  tab completion
+  htsrl VERB --help                 show groups, keys and examples
+  htsrl VERB --cfg job              show the composed configuration
+  htsrl --version                   show the version
+  eval "$(htsrl -sc install=bash)"  turn on tab completion
 """
 _EXIT_INTERRUPTED = 130
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
     Args:
-        argv: words after `htsrl`; those of this process if None.
+        argv: words after `htsrl`; if None, the arguments of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,16 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process at a signal while no run is active.
+    """Ends the process at once if a signal arrives while no run is active.
 
-    There is nothing to save, and an exception during an import would print a traceback or get lost.
-    Workers end with this process.
+    There is nothing to save. If this function raised an exception, an import in progress could
+    print a traceback or suppress the exception. Workers end when this process ends.
     """
     os._exit(128 + signum)
 
 
 def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process by an exception, so that the processes it started are ended first."""
+    """Raises `SystemExit`, so that this process first ends the processes that it has started."""
     raise SystemExit(128 + signum)
 
 
@@ -105,7 +104,7 @@ def _unknown_verb(word: str) -> UsageError:
 
 
 def _report(error: HtsrlError) -> int:
-    """Prints an error, on one line if it is a user's mistake, and returns its exit code."""
+    """Prints an error (on one line if it is a user's mistake) and returns its exit code."""
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
@@ -116,7 +115,8 @@ def _report(error: HtsrlError) -> int:
 def _reported(task: Task) -> Task:
     """Wraps a task so that its errors become exit codes.
 
-    In a multirun the error is raised instead: Hydra runs the other jobs, then raises it again.
+    In a multirun the wrapped task raises its error instead. Hydra then runs the other jobs and
+    raises the error again at the end.
     """
 
     @functools.wraps(task)
@@ -151,7 +151,7 @@ def train(cfg: DictConfig) -> float | None:
 
     hydra = HydraConfig.get()
     typed = typed_words(hydra, "task")
-    # Otherwise a log file that cannot be written (disk full) fills the terminal with tracebacks.
+    # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
     plan = functools.partial(
@@ -159,7 +159,7 @@ def train(cfg: DictConfig) -> float | None:
     )
     job = plan()
     with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
-        # Another process may have trained there until now.
+        # Another process may have trained in this folder until now, so the plan may be out of date.
         job = plan()
         write_config(job.config, job.run_dir)
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
@@ -180,7 +180,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 @_reported
 def bench(cfg: DictConfig) -> float | None:
-    """Runs one job of `htsrl bench`; returns the env steps per second of the first runner."""
+    """Runs one job of `htsrl bench`; returns the first runner's env steps per second."""
     from hydra.core.hydra_config import HydraConfig
 
     from htsrl_cli.bench import benchmark
@@ -217,7 +217,7 @@ def _list(words: list[str]) -> None:
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """Returns the argument parser of a verb; it reports mistakes as `UsageError`."""
+    """Returns the argument parser of a verb; the parser raises `UsageError` for mistakes."""
 
     def fail(message: str) -> NoReturn:
         raise UsageError(f"{verb}: {message} (see htsrl {verb} --help)")
@@ -229,8 +229,6 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 def _report_runs(words: list[str]) -> None:
     """Runs `htsrl report`."""
-    from htsrl_cli.report import report
-
     parser = _parser(
         "report",
         "Compares runs: a table, learning curves against env steps and time, and one HTML page. "
@@ -243,37 +241,52 @@ def _report_runs(words: list[str]) -> None:
         "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
     )
     args = parser.parse_args(words)
+    # Loads scipy, which help and mistakes in the command line do not need.
+    from htsrl_cli.report import report
+
     report.write_report(args.runs, args.output)
 
 
-# Verbs without a configuration.
+# Verbs that take no configuration.
 TOOLS: dict[str, Callable[[list[str]], None]] = {"list": _list, "report": _report_runs}
 VERBS = (*TASKS, *TOOLS)
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
-    """Checks everything that can be checked in advance, then starts Hydra."""
-    from concurrent.futures.process import BrokenProcessPool
+    """Prints help, or makes all checks that are possible in advance and starts Hydra."""
+    from htsrl_cli.cli import compose
 
-    import hydra
-    from hydra.errors import HydraException
-
-    from htsrl_cli.cli import compose, preflight
-
-    # Drops the warnings of the checks: each job repeats them once logging is configured.
+    # Discards the warnings of the checks: each job logs them again once logging is configured.
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
     args, flags = _parse_flags(words)
     added: list[str] = []
     if not (args.hydra_help or args.shell_completion):
         composer = compose.Composer(args.config_name or verb, args.config_dir)
         if args.help or args.cfg or args.info:
-            # The reader may stop early (`| head`).
+            # The program that reads the output may stop early (`| head`).
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            composer.job(args.overrides)
+            cfg = composer.job(args.overrides)
+            if args.help:
+                from htsrl_cli.cli import help
+
+                print(help.text(cfg, args.config_dir, args.resolve))
+                return
         else:
+            from htsrl_cli.cli import preflight
+
             added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
-    sys.argv = [sys.argv[0], *flags, *args.overrides, *added]
-    # Otherwise Hydra prints a job's exception itself and exits.
+    _run_hydra(verb, [*flags, *args.overrides, *added])
+
+
+def _run_hydra(verb: str, words: Sequence[str]) -> None:
+    """Starts Hydra, which runs the jobs of a verb or prints what a flag asks for."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from htsrl_cli.cli import compose, sweep
+
+    sys.argv = [sys.argv[0], *words]
+    # Without this setting, Hydra would print a job's exception itself and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     configs = str(compose.configs_dir())
     decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
@@ -281,52 +294,21 @@ def _run_verb(verb: str, words: list[str]) -> None:
         decorate(TASKS[verb])()
     except HydraException as error:
         raise UsageError(str(error)) from error
-    except BrokenProcessPool as error:
-        raise RunError(
-            f"a job's process died, which ended the sweep {_sweep_dir()}: to resume it, run the "
-            f"same command with resume=auto hydra.sweep.dir={_sweep_dir()}"
-        ) from error
     except Exception as error:
-        if not _has_no_best_trial(error):
+        failure = sweep.failure(error)
+        if failure is None:
             raise
-        raise RunError(
-            f"no trial of {_sweep_dir()} gave a metric: see the warnings above and train.log in "
-            "its folders"
-        ) from error
-
-
-def _has_no_best_trial(error: Exception) -> bool:
-    """Returns True if Optuna raised `error` because no trial of the search gave a metric.
-
-    The study is the `self` of a call in the traceback. All of its trials have ended, none of them
-    with a value.
-    """
-    if "optuna" not in sys.modules:
-        return False
-    from optuna.study import Study
-    from optuna.trial import TrialState
-
-    callers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    states = [t.state for study in callers if isinstance(study, Study) for t in study.trials]
-    ended = all(state.is_finished() for state in states)
-    return bool(states) and ended and TrialState.COMPLETE not in states
-
-
-def _sweep_dir() -> str:
-    """Returns the folder of the sweep that has just ended."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().sweep.dir)
+        raise failure from error
 
 
 def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses Hydra's flags; overrides may stand before, between and after them.
+    """Parses Hydra's flags; overrides may come before, between and after the flags.
 
     Returns:
-        The parsed words, and those of them that are flags.
+        The parsed arguments, and the words that are not overrides: flags and their values.
 
     Raises:
-        UsageError: a flag does not exist, is not supported, or excludes another one.
+        UsageError: a flag does not exist, is not supported, or conflicts with another flag.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -342,7 +324,7 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.resolve and not (args.cfg or args.help):
         fail("--resolve needs --cfg or --help")
     if args.config_path or args.experimental_rerun:
-        fail("--config-path and --experimental-rerun are not supported, use --config-dir")
+        fail("--config-path and --experimental-rerun are not supported: use --config-dir")
     overrides, flags = list(args.overrides), []
     for word in words:
         if overrides and word == overrides[0]:
@@ -353,7 +335,7 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _config_dir(words: Sequence[str]) -> str | None:
-    """Returns the folder that `--config-dir` names, or None if there is no such flag or folder."""
+    """Returns the folder that `--config-dir` names; None if the flag or the folder is missing."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -363,9 +345,9 @@ def _config_dir(words: Sequence[str]) -> str | None:
 
 
 def _complete(words: list[str]) -> None:
-    """Prints the completions of a command line; leaves most words after the verb to Hydra.
+    """Prints the completions of a command line; Hydra completes most words after the verb.
 
-    The shell calls `htsrl -sc query=SHELL` with the line so far in COMP_LINE.
+    The shell calls `htsrl -sc query=SHELL`, with the line typed so far in COMP_LINE.
     """
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")
@@ -385,7 +367,7 @@ def _complete(words: list[str]) -> None:
     if found or verb in TOOLS or last.startswith("-"):
         print(separator.join(found))
         return
-    # For flags, sweeps and words that are no overrides, Hydra would print errors into the prompt.
+    # Flags, sweeps and words that are not overrides would make Hydra print errors at the prompt.
     known = [word for word in before if listing.is_fixed(word)]
     os.environ["COMP_LINE"] = " ".join([program, *known, last])
     with suppress(Exception):

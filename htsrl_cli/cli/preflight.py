@@ -1,6 +1,6 @@
 """Checks of a command before Hydra runs and writes its first file.
 
-Each check returns the overrides that Hydra gets in addition to the typed ones.
+The check of each verb returns additional overrides to pass to Hydra.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
 
-# Bytes to write as a test: more than the configuration files that Hydra writes to a run folder.
+# Number of bytes for a test write: more than Hydra's configuration files in a run folder take.
 _ROOM = 64 * 1024
 
 Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Plans every job of `htsrl train`, and tries its environment and its output folder.
+    """Plans every job of `htsrl train`; tests its environment and packages, and the output folder.
 
-    An environment is built and closed again. The folder is created, and is tested by writing to it.
+    Each environment is built and closed again. The output folder is created and written to.
 
     Raises:
         UsageError: one of the jobs cannot run as configured.
@@ -56,13 +56,13 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
         raise ConfigError("resume", AUTO, "needs the run's folder: hydra.run.dir=RUN_DIR")
     job = _plan(cfg, folder)
     if fixed and job.run_dir.resolve() != folder.resolve():
-        remedy = f"a resume writes into {job.run_dir}: leave this key out"
+        remedy = f"a resume writes to {job.run_dir}: leave this key out"
         raise ConfigError("hydra.run.dir", folder, remedy)
     check_environments([job.config])
     check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
-    # Keeps the `.hydra/` folder of the run's first start.
+    # A resume must not overwrite the folder `.hydra/` that the first start of the run wrote.
     return [*added, "hydra.output_subdir=null"] if job.checkpoint else added
 
 
@@ -78,7 +78,9 @@ def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> 
 
 
 def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Checks every job of `htsrl bench`, builds its environment and claims the output folder.
+    """Checks every job of `htsrl bench`, and tests its environment and the output folder.
+
+    The output folder of a multirun is not tested.
 
     Raises:
         UsageError: one of the jobs cannot run as configured.
@@ -110,8 +112,8 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
     """Builds each distinct environment once and checks that the network fits it.
 
     Raises:
-        UsageError: an environment or network does not exist, is not supported or does not fit, or
-            its package is missing.
+        UsageError: an environment or network does not exist or is not supported, its package is
+            missing, or the network does not accept the environment's observations.
     """
     from htsrl_cli.envs.registry import make_env
 
@@ -125,12 +127,12 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
         except HtsrlError:
             raise
         except Exception:
-            # The environment itself failed: the run will report that with the worker's name.
+            # The environment's own code failed: the run will report this with the worker's name.
             logger.debug("%r cannot be built here", config.env, exc_info=True)
 
 
 def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
-    """Checks that a network fits an environment's observations; builds a user-defined one."""
+    """Checks that a network accepts the observations; builds the network if it is user-defined."""
     network.check(spec.obs_shape)
     if isinstance(network, OwnNetworkConfig):
         # Only a user-defined network needs torch here.
@@ -142,10 +144,10 @@ def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Checks the needs of optional features: packages of trackers and videos, pictures to film.
+    """Checks that configured trackers and videos have their packages, and that filming works.
 
     Raises:
-        ConfigError: a package is missing, or an environment to be filmed has no picture.
+        ConfigError: a package is missing, or an environment to be filmed cannot be rendered.
     """
     from htsrl_cli.tracking import trackers
 
@@ -174,10 +176,10 @@ def check_extras(configs: Iterable[TrainConfig]) -> None:
 
 
 def claim_folder(key: str, folder: Path) -> None:
-    """Creates `folder`, the value of the configuration's `key`, and tests that it is writable.
+    """Creates `folder`, the value of the key `key`, and tests that files can be written to it.
 
     Raises:
-        ConfigError: it cannot be created or written to.
+        ConfigError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,7 @@ def claim_folder(key: str, folder: Path) -> None:
             file.write(bytes(_ROOM))
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else str(error)
-        remedy = f"cannot write to this folder ({cause}): choose another"
+        remedy = f"cannot write to this folder ({cause}): choose another folder"
         raise ConfigError(key, folder, remedy) from error
 
 
@@ -197,7 +199,7 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
         if cfg.resume == AUTO and not fixed:
             raise ConfigError("resume", AUTO, "needs the sweep's folder: hydra.sweep.dir=DIR")
         if cfg.resume not in (None, AUTO):
-            remedy = "a multirun resumes with resume=auto hydra.sweep.dir=DIR"
+            remedy = "to resume a multirun, give resume=auto hydra.sweep.dir=DIR"
             raise ConfigError("resume", cfg.resume, remedy)
         plans.append(_plan(cfg, output_dir(cfg, multirun=True)))
     check_environments([job.config for job in plans])
@@ -212,12 +214,12 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Returns True if a folder's name is the same at every start, that is, has no time in it."""
+    """Returns True if the name of the folder `key` does not contain the time of the start."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])
 
 
 def _assign(key: str, folder: Path) -> str:
-    """Returns an override that Hydra can parse, whatever characters the folder's name has."""
+    """Returns an override that sets `key` to `folder`, quoted so that Hydra can parse any name."""
     return f"{key}={QuotedString(str(folder), Quote.single).with_quotes()}"

@@ -1,7 +1,8 @@
-"""Values that `auto` stands for on this machine.
+"""Choice of the values that `auto` stands for on this machine.
 
-Worker counts change no result. Precisions and batch sizes do, so the chosen values are stored with
-the run. A device stays `auto` in the configuration; the role that uses it resolves it.
+Worker counts do not change results. Precisions, batch sizes and the linear kernel do, so the chosen
+values are stored with the run. Devices and `actors.host` stay `auto` in the configuration: they are
+chosen again whenever actors and the learner start.
 """
 
 from __future__ import annotations
@@ -16,35 +17,37 @@ from htsrl_cli.config.plan import num_policies
 from htsrl_cli.config.sections import TrainConfig
 
 AUTO = "auto"
-# Without any of these files (NVIDIA, WSL, AMD) there is no GPU, and torch need not be imported.
+# If none of these files (NVIDIA, WSL, AMD) exists, there is no GPU and no need to import torch.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-# Number of cores whose executors one actor can serve.
+# Number of cores for each actor: one actor can serve the executors on this many cores.
 _CORES_PER_ACTOR = 16
-# Least and most rows of a forward pass on a CPU. Each pass reads all weights, so few rows are
-# slow; many rows fill late. Pong with 64 environments, A2C, on AMD Zen 3: 755 env steps/s with 8
-# rows, 834 with 16, 869 with 32; with 32 environments 762 with 8, 788 with 16, 717 with 32.
+# Minimum and maximum number of rows of a forward pass on a CPU. Every pass reads all weights, so a
+# small batch costs more time per row. A large batch takes longer to fill with requests. Env steps
+# per second on Pong with A2C on AMD Zen 3, with 8, 16 and 32 rows: 755, 834, 869 (64 environments);
+# 762, 788, 717 (32 environments).
 _INFERENCE_ROWS = (8, 32)
 _INFERENCE_ROWS_OF_GPU = 64
-# Rows of a micro-batch: few fit into a core's cache, many fill a GPU.
+# Rows of a micro-batch: small enough for a core's cache, large enough to keep a GPU busy.
 _MICRO_BATCH = {"cpu": 256, "gpu": 8192}
-# The fastest fp32 kernel of the Nature CNN's linear layer. The first line counts whose words are
-# all in /proc/cpuinfo. Times are those of `python -m scripts.kernels`, a gradient of 256 rows.
+# The fastest fp32 kernel of the Nature CNN's linear layer. The first entry whose words are all in
+# /proc/cpuinfo applies. `python -m scripts.kernels` measured the times below, with a gradient of
+# 256 rows.
 _LINEAR_KERNELS: Sequence[tuple[set[str], str]] = (
-    # MKL does not use AVX-512 on AMD's processors, but oneDNN does. Measured with htsrl 0.1 only:
-    # products took twice as long.
+    # On AMD processors, oneDNN uses AVX-512 but MKL does not: a product took twice as long as a
+    # convolution. This was measured with htsrl 0.1 only.
     ({"AuthenticAMD", "avx512f"}, "convolution"),
-    # AMD Zen 3, AVX2: 137 microseconds a row, against 772 as a convolution.
+    # AMD Zen 3 with AVX2: 137 microseconds per row as a product, 772 as a convolution.
     (set(), "product"),
 )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Choice of the value of a key that is `auto`.
+    """Choice of the value of a key that is set to `auto`.
 
     Attributes:
-        choose: returns the value; reads only keys that are not in CHOICES.
-        placeholder: valid value that stands in until the choice.
+        choose: function that returns the value; it reads only keys that are not in CHOICES.
+        placeholder: valid value of the key until the value is chosen.
     """
 
     choose: Callable[[TrainConfig], int | str]
@@ -52,10 +55,11 @@ class Choice:
 
 
 def _num_executors(config: TrainConfig) -> int:
-    """Returns the number of executors: at most one for `cores_per_executor`, with equal shares.
+    """Returns the largest divisor of `actors.num_envs` for which there are enough cores.
 
-    A learner on a GPU leaves all cores to them, and so does `runner=sync`, under which nobody else
-    works while environments step.
+    An executor needs `cores_per_executor` cores, but only one core if the learner runs on a GPU, or
+    with `runner=sync`, where the learner waits while environments step. If a process can hold only
+    one environment, the number of executors is `actors.num_envs`.
     """
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
@@ -77,16 +81,17 @@ def _num_threads(config: TrainConfig) -> int:
 
 
 def _inference_batch(config: TrainConfig) -> int:
-    """Returns the rows of a forward pass, at most the columns that one policy serves.
+    """Returns the number of rows of a forward pass.
 
-    A larger batch would never be full. On a CPU they are half of the columns, so that a pass need
-    not wait for the slower half.
+    It never exceeds the number of columns that one policy serves, because a larger batch would
+    never be full. On a CPU it is half of these columns, within the limits in `_INFERENCE_ROWS`, so
+    that a pass need not wait for the slower half. On a GPU it is all of these columns, up to
+    `_INFERENCE_ROWS_OF_GPU`.
     """
     num_players = max(1, config.env.num_columns)
-    num_columns = config.actors.num_envs * num_players
+    num_columns = config.actors.num_envs * num_players // num_policies(config.algo, num_players)
     if is_gpu(config.actors.device):
         return min(num_columns, _INFERENCE_ROWS_OF_GPU)
-    num_columns //= num_policies(config.algo, num_players)
     least, most = _INFERENCE_ROWS
     return min(num_columns, max(least, min(num_columns // 2, most)))
 
@@ -117,7 +122,10 @@ CHOICES: Mapping[tuple[str, str], Choice] = {
 
 
 def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Returns `plain` with a placeholder for each `auto`, and the keys that got one."""
+    """Returns a copy of `plain` with placeholders for `auto` values, and the keys that have them.
+
+    Only keys in CHOICES get placeholders.
+    """
     held, keys = dict(plain), []
     for (section, key), choice in CHOICES.items():
         values = held.get(section)
@@ -128,7 +136,7 @@ def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[st
 
 
 def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
-    """Returns `config` with chosen values for `keys`, which `hold_places` returned."""
+    """Returns `config` with a chosen value for each of `keys`, which come from `hold_places`."""
     filled = config
     for section, key in keys:
         value = CHOICES[section, key].choose(config)
@@ -139,9 +147,9 @@ def fill(config: TrainConfig, keys: Collection[tuple[str, str]]) -> TrainConfig:
 
 
 def is_gpu(device: str) -> bool:
-    """Returns True if a configured device is a GPU, or is `auto` and torch finds a GPU.
+    """Returns True if `device` names a GPU, or if it is `auto` and torch finds a GPU.
 
-    Imports torch only if the machine may have a GPU.
+    Imports torch only if `device` is `auto` and the machine may have a GPU.
     """
     if device == AUTO and any(Path(name).exists() for name in _GPU_FILES):
         import torch

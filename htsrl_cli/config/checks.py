@@ -1,7 +1,7 @@
-"""Checks of a training run's configuration: each key's range, and combinations of keys.
+"""Checks of a training run's configuration: the range of each key, and combinations of keys.
 
-This module imports neither torch nor environments. Whether a GPU or a game exists is checked where
-it is used.
+This module imports neither torch nor environments. Whether a GPU or a game exists is checked by the
+code that uses it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECTIONS = (
 
 
 def check_ranges(config: TrainConfig) -> None:
-    """Checks that each key is in its range.
+    """Checks that each key's value is in its range.
 
     Raises:
         ConfigError: a value is out of range; the first one is reported.
@@ -37,7 +37,7 @@ def check_ranges(config: TrainConfig) -> None:
 
 
 def check_combinations(config: TrainConfig) -> None:
-    """Checks that keys fit together; each must be in its range.
+    """Checks that the values of keys fit together; `check_ranges` must have passed before.
 
     Raises:
         ConfigError: values do not fit together; the first key that must change is reported.
@@ -50,7 +50,7 @@ def check_combinations(config: TrainConfig) -> None:
 
 
 def _check_workers(config: TrainConfig) -> None:
-    """Checks worker counts; a runner without workers ignores them."""
+    """Checks the worker counts; does nothing for a runner without workers."""
     actors, schedule = config.actors, config.runner.schedule
     if schedule.inline:
         return
@@ -62,12 +62,12 @@ def _check_workers(config: TrainConfig) -> None:
             f"must divide actors.num_envs={actors.num_envs}, as {fitting} does",
         )
     if schedule.lockstep and actors.num_actors != 1:
-        remedy = f"must be 1 with runner={config.runner.name}, the baseline"
+        remedy = f"must be 1 with runner={config.runner.name}"
         raise ConfigError("actors.num_actors", actors.num_actors, remedy)
 
 
 def _check_processes(config: TrainConfig) -> None:
-    """Checks that environments which need a process each have an executor each."""
+    """Checks that each environment gets a process of its own if it needs one."""
     actors, runner, reason = config.actors, config.runner, config.env.one_per_process
     if not reason:
         return
@@ -75,12 +75,12 @@ def _check_processes(config: TrainConfig) -> None:
         remedy = f"must be 1 with runner={runner.name} {reason}"
         raise ConfigError("actors.num_envs", actors.num_envs, remedy)
     if not runner.schedule.inline and actors.num_executors != actors.num_envs:
-        remedy = f"must be {actors.num_envs}, as actors.num_envs, {reason}"
+        remedy = f"must equal actors.num_envs={actors.num_envs} {reason}"
         raise ConfigError("actors.num_executors", actors.num_executors, remedy)
 
 
 def _check_sizes(config: TrainConfig) -> None:
-    """Checks that the algorithm can use a slot's rows and that the run makes an update."""
+    """Checks that a slot's number of rows suits the algorithm, and that the run makes an update."""
     plan = RunPlan.of(config)
     players = " x players" if plan.rows_per_policy > plan.steps_per_rollout else ""
     config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")
@@ -88,19 +88,19 @@ def _check_sizes(config: TrainConfig) -> None:
         raise ConfigError(
             "total_steps",
             config.total_steps,
-            f"a rollout has {plan.steps_per_rollout} env steps, and the first update comes after "
-            f"the second: give more than {plan.steps_per_rollout}, or lower runner.sync_interval "
-            "or actors.num_envs",
+            f"the first update needs a second rollout, and a rollout has {plan.steps_per_rollout} "
+            f"env steps: give more than {plan.steps_per_rollout}, or lower actors.num_envs or "
+            "runner.sync_interval",
         )
 
 
 def _check_evaluation(config: TrainConfig) -> None:
-    """Checks that evaluation, if it is on, happens at least once, and is on if games are filmed."""
+    """Checks that `eval.interval` does not exceed the run, and that it is set if videos are."""
     plan, interval = RunPlan.of(config), config.eval.interval
     steps = plan.num_rollouts * plan.steps_per_rollout
     if interval > steps:
-        remedy = f"the run has {steps} env steps: give {steps} or less, or 0 to evaluate none"
+        remedy = f"the run has {steps} env steps: give {steps} or less, or 0 for no evaluation"
         raise ConfigError("eval.interval", interval, remedy)
     if config.eval.video_interval and not interval:
-        remedy = "only evaluated policies are filmed: set eval.interval, too"
+        remedy = "only evaluated policies are filmed: also set eval.interval, or leave this key out"
         raise ConfigError("eval.video_interval", config.eval.video_interval, remedy)

@@ -1,4 +1,4 @@
-"""Identity of a run: the keys that can change results, and their hash."""
+"""Identity of a run: the keys that can change its results, and a hash of their values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from htsrl_cli.config.plain import flatten, to_plain
 from htsrl_cli.config.runners import RUNNERS
 from htsrl_cli.config.sections import TrainConfig
 
-# Keys and whole sections that cannot change results. A resume may change them, and `config_sha256`
-# leaves them out.
+# Keys and whole sections that cannot change results. A resume may change their values, and
+# `config_sha256` ignores them.
 CHANGES_NO_RESULT = (
     "actors.host",
     "actors.num_actors",
@@ -26,18 +26,18 @@ CHANGES_NO_RESULT = (
 
 
 def changes_no_result(key: str) -> bool:
-    """Returns True if CHANGES_NO_RESULT contains a dotted key or its section."""
+    """Returns True if CHANGES_NO_RESULT contains the dotted `key` or its section."""
     return any(key == entry or key.startswith(f"{entry}.") for entry in CHANGES_NO_RESULT)
 
 
 def equivalent(key: str, value: object) -> object:
-    """Maps values with equal results to one of them: `runner.name=serial` to `hts`."""
+    """Maps values of a key that give equal results to one value: `runner.name=serial` to `hts`."""
     runner = RUNNERS.get(value) if key == "runner.name" and isinstance(value, str) else None
     return runner.equals if runner else value
 
 
 def config_sha256(config: TrainConfig) -> str:
-    """Returns the SHA-256, in hex, of all keys and values that can change results."""
+    """Returns the hexadecimal SHA-256 of all keys that can change results, with their values."""
     values = {
         key: equivalent(key, value)
         for key, value in flatten(to_plain(config))

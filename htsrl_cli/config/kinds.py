@@ -1,7 +1,7 @@
 """Sections that choose a kind: the keys that all environments, algorithms or networks share.
 
-The dataclass of each kind is a subclass in the kind's folder. Executors import this module, so it
-imports neither torch nor hydra nor omegaconf.
+The folder of each kind defines a subclass with the kind's own keys. Executors import this module,
+so it imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ class EnvConfig:
     """Section `env`: keys and properties that all kinds of environments share.
 
     Attributes:
-        rules: rule of each key, by name.
-        label_key: key whose value names the environment in folders and reports.
-        restores_exactly: True if `set_state` is known to be exact. Otherwise this is tested when a
-            run starts, and a run that cannot be resumed exactly warns.
-        install_hint: what to do if a package that the environment needs is missing.
-        renderers: names of the ways to draw a picture for videos, the default first; empty if there
-            is no picture.
-        cores_per_executor: cores for each executor, if `actors.num_executors` is `auto` and the
-            learner computes on the CPU; more than 1 if env steps take little of the processor time.
-        state_package: package whose version decides whether a saved state can be read; None if
-            states are replayed.
-        kind: name of the kind.
-        step_timeout_s: longest time that an env step may take, in seconds; then it counts as hung.
+        rules: rules of the keys, by key name.
+        label_key: key whose value names the environment in messages and reports.
+        restores_exactly: True if `set_state` is known to restore a state exactly. Otherwise this is
+            tested when a run starts, and a warning is logged if the test fails.
+        install_hint: instruction for a user who lacks a package that the environment needs.
+        renderers: names of the renderers for videos, the default first; empty if the environment
+            cannot be rendered.
+        cores_per_executor: number of cores for each executor if `actors.num_executors` is `auto`;
+            more than 1 if env steps take only a small part of a run's processor time. Not used if
+            the learner runs on a GPU, or with `runner=sync`.
+        state_package: package whose version decides whether a saved state can be read; None if no
+            package decides this.
+        kind: name of the kind of environment.
+        step_timeout_s: seconds after which an env step counts as hung.
     """
 
     rules: ClassVar[Rules] = {"step_timeout_s": POSITIVE}
@@ -55,22 +56,22 @@ class EnvConfig:
 
     @property
     def num_columns(self) -> int:
-        """Number of columns that one environment fills: its players, who act at the same time."""
+        """Number of columns that one environment fills: the number of its players."""
         return 1
 
     @property
     def is_tried(self) -> bool:
-        """True if an environment is built before the run starts, to find mistakes early."""
+        """True if an environment is built before the run starts, to report mistakes early."""
         return True
 
     @property
     def one_per_process(self) -> str:
-        """Reason why a process can hold only one such environment; empty if it can hold many."""
+        """Reason why a process can hold only one environment; empty if it can hold several."""
         return ""
 
     @property
     def usual_renderer(self) -> str | None:
-        """Default entry of `renderers`; None if there is no picture."""
+        """Default renderer; None if the environment cannot be rendered."""
         return next(iter(self.renderers), None)
 
     def check(self) -> None:
@@ -84,20 +85,20 @@ class EnvConfig:
         """Checks that `renderers` contains `renderer`.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: the environment has no such renderer.
         """
         if not self.renderers:
-            remedy = f"env.kind={self.kind} has no picture: leave the key out"
+            remedy = f"env.kind={self.kind} cannot be rendered: leave this key out"
             raise ConfigError("renderer", renderer, remedy)
         if renderer not in self.renderers:
-            remedy = f"must be one of {', '.join(self.renderers)}, which env.kind={self.kind} has"
+            remedy = f"must be one of {', '.join(self.renderers)} with env.kind={self.kind}"
             raise ConfigError("renderer", renderer, remedy + did_you_mean(renderer, self.renderers))
 
     def is_alone(self, renderer: str | None) -> bool:
         """Returns True if a process can hold only one environment with this renderer.
 
         Args:
-            renderer: one of `renderers`; None if nothing is drawn.
+            renderer: one of `renderers`; None if the environment is not rendered.
         """
         return bool(self.one_per_process)
 
@@ -107,15 +108,17 @@ class AlgoConfig:
     """Section `algo`: keys that all actor-critic algorithms share.
 
     Attributes:
-        rules: rule of each key, by name.
+        rules: rules of the keys, by key name.
         name: name of the algorithm.
         policies: `shared` (one network for all players of an environment) or `independent` (one
-            for each player).
+            network for each player).
         learning_rate: learning rate of the optimizer at the start of the run.
         anneal_learning_rate: decrease the learning rate linearly to 0 over the run.
         gamma: discount factor.
-        entropy_coef, value_coef: weights of the entropy bonus and of the value loss.
-        max_grad_norm: global norm to which the gradient of each minibatch is clipped.
+        entropy_coef: weight of the entropy bonus in the loss.
+        value_coef: weight of the value loss in the loss.
+        max_grad_norm: maximum norm of a policy's gradient over all its parameters; a larger
+            gradient is scaled down to this norm.
     """
 
     rules: ClassVar[Rules] = {
@@ -142,14 +145,14 @@ class AlgoConfig:
         return 1
 
     def learning_rate_at(self, remaining: float) -> float:
-        """Returns the learning rate when the fraction `remaining` of all updates is left."""
+        """Returns the learning rate when a fraction `remaining` of the updates is still to come."""
         return self.learning_rate * (remaining if self.anneal_learning_rate else 1.0)
 
     def check(self, num_rows: int, product: str) -> None:
         """Checks combinations of this section's keys.
 
         Args:
-            num_rows: rows of a slot that one policy learns from.
+            num_rows: number of rows of a slot that each policy learns from.
             product: the keys whose product is `num_rows`, for the error message.
 
         Raises:
@@ -162,8 +165,8 @@ class NetworkConfig:
     """Section `network`: keys that all networks share.
 
     Attributes:
-        rules: rule of each key, by name.
-        name: name of the network, or `module:name` for a user-defined one.
+        rules: rules of the keys, by key name.
+        name: name of the network, or `module:name` for a user-defined network.
     """
 
     rules: ClassVar[Rules] = {"name": NOT_EMPTY}
@@ -171,13 +174,10 @@ class NetworkConfig:
     name: str
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
-        """Checks that the network accepts observations of this shape.
-
-        Args:
-            obs_shape: shape of one observation.
+        """Checks that the network accepts observations of shape `obs_shape`.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: the network does not accept them.
         """
 
 
@@ -186,9 +186,9 @@ class OwnNetworkConfig(NetworkConfig):
     """Section `network` of a user-defined network; see `htsrl_cli.networks.registry`.
 
     Attributes:
-        hidden_sizes: sizes of hidden layers, which the network may ignore.
-        linear_kernel: see `nature_cnn`; the network may ignore it.
-        kwargs: further settings, for example `+network.kwargs.width=3`.
+        hidden_sizes: sizes of the hidden layers; the network may ignore this key.
+        linear_kernel: see `network=nature_cnn`; the network may ignore this key.
+        kwargs: the network's own settings, for example `+network.kwargs.width=3`.
     """
 
     rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}

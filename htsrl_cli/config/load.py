@@ -1,4 +1,4 @@
-"""Conversion of plain values, composed or stored, into validated configurations.
+"""Conversion of plain values, from Hydra or from a checkpoint, into validated configurations.
 
 plain values → typed sections → ranges checked → `auto` filled in → combinations checked
 """

@@ -1,7 +1,7 @@
 """Conversion of configurations between dataclasses and plain dicts, lists and scalars.
 
-Checkpoints and run folders store the result of `to_plain`. This module imports neither torch nor
-hydra nor omegaconf.
+Checkpoints and run folders store the result of `to_plain`. Executors import this module, so it
+imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ConfigT = TypeVar("_ConfigT")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Converts a configuration to dicts, lists and scalars that JSON and YAML can store."""
+    """Converts a configuration to nested dicts, lists and scalars for JSON and YAML."""
     plain: dict[str, Any] = _unfreeze(dataclasses.asdict(config))
     return plain
 
@@ -29,11 +29,11 @@ def to_plain(config: Any) -> dict[str, Any]:
 def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") -> _ConfigT:
     """Builds an instance of the dataclass `schema` from plain values.
 
-    Types are strict: `"1"` is not a number, and `true` is not 1. A key whose field has a default
-    may be missing.
+    Types are strict: `"1"` is not a number, and `true` is not 1. A key may be missing only if its
+    field has a default.
 
     Args:
-        prefix: prefix of the keys' names in errors, for example `bench.`.
+        prefix: prefix of the keys' names in error messages, for example `bench.`.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type.
@@ -54,7 +54,7 @@ def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") ->
 
 
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the dotted keys and values of nested dicts; an empty dict counts as a value."""
+    """Yields dotted keys and values of nested dicts; an empty dict counts as a value."""
     for key, value in plain.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -63,7 +63,7 @@ def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Builds nested dicts from dotted keys, the inverse of `flatten`."""
+    """Builds nested dicts from dotted keys and their values; the inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -75,12 +75,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_kind(section: str, name: object) -> plugins.Kind:
-    """Returns the kind called `name` of a section.
+    """Returns the kind that a section chooses by `name`.
 
-    A network may also be `module:name`, for a user-defined one.
+    The name of a user-defined network is `module:name`; the module is not imported here.
 
     Raises:
-        ConfigError: there is no such kind, or its package cannot be imported.
+        ConfigError: there is no kind of this name, or its package cannot be imported.
     """
     tag, _ = plugins.SECTIONS[section]
     key = f"{section}.{tag}"
@@ -97,7 +97,7 @@ def find_kind(section: str, name: object) -> plugins.Kind:
 
 
 def _unfreeze(value: Any) -> Any:
-    """Converts tuples to lists, at any depth."""
+    """Returns a copy of `value` with lists in place of tuples, at any depth."""
     if isinstance(value, dict):
         return {key: _unfreeze(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
@@ -111,7 +111,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Converts `value` to the type `hint`, without guessing."""
+    """Converts `value` to the type `hint`; raises `ConfigError` if the value has another type."""
     if key in plugins.SECTIONS:
         return _build_kind(key, _section(key, value))
     if get_origin(hint) in (Union, types.UnionType):
@@ -129,7 +129,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 
 def _build_kind(key: str, section: Mapping[str, Any]) -> Any:
-    """Builds the section `key` as an instance of its kind's dataclass."""
+    """Builds the section `key` as an instance of the dataclass of its kind."""
     tag, _ = plugins.SECTIONS[key]
     name = section.get(tag)
     schema = find_kind(key, name).config
@@ -142,7 +142,7 @@ def _build_kind(key: str, section: Mapping[str, Any]) -> Any:
 
 def _section(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(key, shown(value), f"keys and values are needed: {key}.KEY=VALUE")
+        raise ConfigError(key, shown(value), f"must hold keys and values: set {key}.KEY=VALUE")
     return value
 
 
@@ -153,7 +153,7 @@ def _convert_list(key: str, value: Any, hint: Any) -> tuple[Any, ...]:
 
 
 def _convert_scalar(key: str, value: Any, hint: type) -> Any:
-    """Converts a scalar; whole numbers may be written as floats (1e7), and floats as integers."""
+    """Converts a scalar; accepts a whole float (1e7) as an integer, and an integer as a float."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
         return float(value)

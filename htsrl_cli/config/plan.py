@@ -9,7 +9,7 @@ from htsrl_cli.config.sections import TrainConfig
 
 
 def num_policies(algo: AlgoConfig, num_players: int) -> int:
-    """Returns the number of trained networks: one for all players, or one for each."""
+    """Returns the number of trained networks: 1, or `num_players` for independent policies."""
     return num_players if algo.policies == "independent" else 1
 
 
@@ -18,14 +18,16 @@ class RunPlan:
     """Sizes of a run, derived once from its configuration.
 
     Attributes:
-        num_columns: columns of the slot, its second axis (B): the players of all environments.
-        sync_interval: env steps of each environment in a rollout, the slot's first axis (T).
+        num_columns: number of columns of a slot, its second axis (B): one column for each player of
+            each environment.
+        sync_interval: env steps of each environment in a rollout: a slot's first axis (T).
         steps_per_rollout: env steps of all environments in a rollout.
-        num_policies: trained networks; column c acts with network c % num_policies.
-        rows_per_policy: rows of a slot that each network learns from.
-        num_rollouts: rollouts in the run.
-        num_updates: updates in the run, over which schedules decay.
-        lag: policy lag: the version that an update starts from, minus the version that acted.
+        num_policies: number of trained networks; column c uses network c % num_policies.
+        rows_per_policy: number of rows of a slot that each network learns from.
+        num_rollouts: number of rollouts in the run.
+        num_updates: number of updates in the run, over which schedules are annealed.
+        lag: policy lag: the policy version that an update starts from, minus the version that
+            collected the rollout.
     """
 
     num_columns: int
@@ -39,7 +41,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunPlan:
-        """Derives the sizes from `config`."""
+        """Derives the sizes from a configuration."""
         steps = config.runner.sync_interval * config.actors.num_envs
         num_rollouts = -(-config.total_steps // steps)
         lag = config.runner.schedule.lag
@@ -56,5 +58,5 @@ class RunPlan:
         )
 
     def is_due(self, env_steps: int, period: int) -> bool:
-        """Returns True at the first barrier at or after a multiple of `period` env steps."""
+        """Returns True if `env_steps` is the first barrier at or after a multiple of `period`."""
         return env_steps // period > (env_steps - self.steps_per_rollout) // period

@@ -1,6 +1,6 @@
 """Rules for single values: ranges of numbers, and words to choose from.
 
-The dataclass of each section has the rules of its keys in `rules`.
+The dataclass of each section holds the rules of its keys in the class attribute `rules`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from htsrl_cli.config.wording import did_you_mean, shown
 from htsrl_cli.errors import ConfigError
 
-# A seed is a 64-bit key of a counter-based generator.
+# Seeds and counts must fit into a signed 64-bit integer.
 _SEEDS = 2**63
 
 
@@ -23,9 +23,9 @@ class Rule:
     """Condition on a value.
 
     Attributes:
-        holds: returns True if the value is valid.
-        remedy: what the value must be, for the error message.
-        choices: words to choose from; empty if the value is no such choice.
+        holds: function that returns True if the value is valid.
+        remedy: text for the error message that says what the value must be.
+        choices: words to choose from; empty if the rule allows other values.
     """
 
     holds: Callable[[Any], bool]
@@ -72,7 +72,7 @@ def check_rules(prefix: str, section: object, rules: Rules) -> None:
     """Checks the keys of a section against their rules.
 
     Args:
-        prefix: prefix of the keys' names in errors, for example `algo.`.
+        prefix: prefix of the keys' names in error messages, for example `algo.`.
 
     Raises:
         ConfigError: a value is invalid; the first one is reported.

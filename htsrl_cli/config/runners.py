@@ -1,4 +1,4 @@
-"""Runners: schedules of executors, actors and the learner."""
+"""Runners: schedules that say when executors, actors and the learner work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ class Runner:
     """Schedule of executors, actors and the learner.
 
     Attributes:
-        lag: policy lag: the version that an update starts from, minus the version that acted.
-        lockstep: actors wait until every column has asked before they serve any.
-        inline: all roles take turns in the main thread; there are no workers.
-        equals: name of the runner with bit-identical results that stands for both in hashes.
+        lag: policy lag: the policy version that an update starts from, minus the version that
+            collected the rollout.
+        lockstep: True if the actor waits for the requests of all columns before it serves any of
+            them.
+        inline: True if executors, actors and the learner take turns in the main process; False if
+            executors and actors are workers.
+        equals: name of the runner whose results are bit-identical; this name is used in hashes.
     """
 
     lag: int

@@ -1,8 +1,8 @@
-"""Sections of a configuration, one frozen dataclass each.
+"""Sections of a configuration, as frozen dataclasses.
 
-A role gets only the sections that it needs. Values come from the YAML files of `configs/`, the only
-place for defaults; `htsrl_cli.config.load` builds the sections. Executors import this module, so it
-imports neither torch nor hydra nor omegaconf.
+A role gets only the sections that it needs. `htsrl_cli.config.load` builds the sections from the
+values in `configs/`, the only place for defaults. Executors import this module, so it imports
+neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from htsrl_cli.config.runners import RUNNERS, Runner
 
 @dataclass(frozen=True)
 class ActorsConfig:
-    """Section `actors`: environments, and the workers that step and infer.
+    """Section `actors`: the environments, executors and actors.
 
     Attributes:
         num_envs: number of environments.
-        num_executors: number of processes that step the environments; divides `num_envs`.
-        num_actors: number of actors, which infer.
-        inference_batch: rows of every forward pass, constant over the run.
-        device: `auto`, `cpu` or `cuda:N`.
-        precision: `fp32` or `bf16` (heads stay fp32).
-        host: `process`, `thread` (of the main process) or `auto` (`thread` on a GPU).
-        timeout_s: longest time that a forward pass may take, in seconds; then it counts as hung.
+        num_executors: number of executors, the processes that step the environments; it must divide
+            `num_envs`.
+        num_actors: number of actors, the workers that compute actions and values.
+        inference_batch: number of rows of every forward pass, constant over the run.
+        device: device of the actors: `auto`, `cpu` or `cuda:N`.
+        precision: precision of the actors' networks: `fp32` or `bf16` (heads stay in fp32).
+        host: place where an actor runs: `process` (its own process), `thread` (a thread of the main
+            process) or `auto` (`thread` on a GPU, else `process`).
+        timeout_s: seconds after which a forward pass counts as hung.
     """
 
     rules: ClassVar[Rules] = {
@@ -69,11 +71,12 @@ class LearnerConfig:
     """Section `learner`: device and sizes of the learner's computations.
 
     Attributes:
-        device: `auto`, `cpu` or `cuda:N`.
-        precision: `fp32` or `bf16` (parameters, optimizer and heads stay fp32).
-        num_threads: threads that compute micro-batches on a CPU; changes no result.
-        micro_batch: most rows that a thread or a GPU computes at a time; gradients are summed in
-            order. Large ones are more efficient, small ones keep more threads busy.
+        device: device of the learner: `auto`, `cpu` or `cuda:N`.
+        precision: precision of the forward and backward passes: `fp32` or `bf16` (parameters,
+            optimizer and heads stay in fp32).
+        num_threads: number of threads that compute micro-batches on a CPU.
+        micro_batch: maximum number of rows that a thread or a GPU computes at a time. A large
+            micro-batch is more efficient; a small micro-batch keeps more threads busy.
     """
 
     rules: ClassVar[Rules] = {
@@ -91,13 +94,13 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class RunnerConfig:
-    """Section `runner`: when executors, actors and learner work.
+    """Section `runner`: the schedule of executors, actors and the learner.
 
     Attributes:
-        name: `hts`, `serial` (one thread, bit-identical to `hts`) or `sync` (the baseline).
-        sync_interval: env steps that each environment takes in a rollout, between two barriers (T
+        name: `hts`, `serial` (without workers, bit-identical to `hts`) or `sync` (the baseline).
+        sync_interval: env steps that each environment takes in one rollout, between two barriers (T
             in this code, alpha in the HTS-RL paper).
-        stop_grace_s: longest time that a stop waits for the current rollout, in seconds.
+        stop_grace_s: maximum number of seconds that a stop waits for the current rollout to end.
     """
 
     rules: ClassVar[Rules] = {
@@ -112,17 +115,17 @@ class RunnerConfig:
 
     @property
     def schedule(self) -> Runner:
-        """Schedule of the roles."""
+        """Schedule that `name` stands for."""
         return RUNNERS[self.name]
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Section `checkpoint`: how often checkpoints are taken, and how many are kept.
+    """Section `checkpoint`: the period of checkpoints, and the number to keep.
 
     Attributes:
         interval: env steps between two checkpoints.
-        keep: number of newest checkpoints to keep.
+        keep: number of newest checkpoints to keep; the best checkpoint is also kept.
     """
 
     rules: ClassVar[Rules] = {"interval": COUNT, "keep": COUNT}
@@ -133,14 +136,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Section `log`: metrics, and the trackers that get them.
+    """Section `log`: metrics, and the trackers that receive them.
 
     Attributes:
         interval: env steps between two lines of metrics.
-        rollouts_sha256: hash every rollout into the summary's `rollouts_sha256`.
+        rollouts_sha256: hash all rollouts, and write the hash to `summary.json`.
         tensorboard: write TensorBoard event files.
-        wandb: project of Weights & Biases that also gets the metrics; None for none.
-        mlflow: experiment of MLflow that also gets the metrics; None for none.
+        wandb: Weights & Biases project to which metrics are also sent; null sends none.
+        mlflow: MLflow experiment to which metrics are also sent; null sends none.
     """
 
     rules: ClassVar[Rules] = {"interval": COUNT}
@@ -154,14 +157,14 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class PeriodicEvalConfig:
-    """Section `eval`: evaluation during the training, which changes no result.
+    """Section `eval`: evaluation during training, which changes no result.
 
     Attributes:
-        interval: env steps between two evaluated policies; 0 switches evaluation off.
-        episodes: whole games or episodes that each evaluated policy plays.
-        video_interval: env steps between two evaluated policies whose first game is filmed; 0 for
-            no videos.
-        targets: scores; the run logs when the final metric first reaches each of them.
+        interval: env steps between two evaluations of the policy; 0 turns evaluation off.
+        episodes: number of whole games or episodes in each evaluation.
+        video_interval: env steps between two evaluations whose first game is filmed; 0 films none.
+        targets: target scores; for each target, the run logs the env steps and the seconds at
+            which the final metric first reached it.
     """
 
     rules: ClassVar[Rules] = {
@@ -183,7 +186,8 @@ class TrainConfig:
 
     Attributes:
         seed: seed of all random numbers of the run.
-        total_steps: env steps of the run (frame skip included), rounded up to whole rollouts.
+        total_steps: env steps of the run, summed over all environments and rounded up to whole
+            rollouts. An env step is one action, whatever the frame skip.
     """
 
     rules: ClassVar[Rules] = {"seed": SEED, "total_steps": COUNT}
@@ -206,12 +210,12 @@ class EvalConfig:
     """Complete configuration of `htsrl eval`.
 
     Attributes:
-        checkpoint: run folder (for its newest checkpoint) or checkpoint file.
-        episodes: whole games or episodes to play.
-        seed: seed of the resets and of the sampled actions.
-        greedy: take the most likely action instead of a sampled one.
+        checkpoint: checkpoint file, or run folder, whose newest intact checkpoint is used.
+        episodes: number of whole games or episodes to play.
+        seed: seed of the environments' resets and of the sampled actions.
+        greedy: take the most likely action instead of a sampled action.
         video: write a video of every game.
-        renderer: renderer of the videos; None for the environment's default.
+        renderer: renderer of the videos; null chooses the environment's default.
     """
 
     rules: ClassVar[Rules] = {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED}
@@ -226,13 +230,14 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Section `bench` of `htsrl bench`: runners and durations.
+    """Section `bench` of `htsrl bench`: runners to compare, and durations.
 
     Attributes:
         runners: names of the runners to compare.
-        repeats: number of rounds; in each, every runner runs once.
-        seconds: least duration of a run, from its first line of metrics on.
-        micro_seconds: duration of each one-thread measurement and of stepping alone, in seconds.
+        repeats: number of rounds; each round measures every runner once.
+        seconds: minimum duration of a run in seconds, counted from its first line of metrics.
+        micro_seconds: minimum duration in seconds of each one-thread measurement, and of the
+            measurement in which all cores only step environments.
     """
 
     rules: ClassVar[Rules] = {

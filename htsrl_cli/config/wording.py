@@ -1,4 +1,4 @@
-"""Wording of configuration errors: values as typed, and suggestions for unknown names."""
+"""Wording of configuration errors: values as a user types them, and suggestions for names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import SequenceMatcher, get_close_matches
 
 from htsrl_cli.errors import ConfigError
 
-# Least similarity of a suggestion to the unknown name; that of `dir` to `dri` is 0.67.
+# Minimum similarity (0 to 1) of two names' last parts; that of `dir` and `dri` is 0.67.
 _ALIKE = 0.65
-# Most characters of a value that an error message repeats.
+# Maximum number of characters of a value that an error message repeats.
 _LONGEST = 80
 
 
 def shown(value: object) -> str:
-    """Returns `value` as typed on the command line, cut if it is long."""
+    """Returns `value` as a user types it on the command line; a long value is cut."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -25,23 +25,28 @@ def shown(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Returns a user's name for the type of `value`."""
-    names = {bool: "true or false", str: "text", list: "a list", dict: "a section"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "this number")
+    """Returns the words with which an error message describes the type of `value`."""
+    names = {
+        type(None): "null",
+        bool: "true or false",
+        int: "an integer",
+        float: "a decimal number",
+        str: "text",
+        list: "a list",
+    }
+    return names.get(type(value), "a section")
 
 
 def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
-    """Returns the error for a key that does not exist; it suggests a similar one, if any."""
+    """Returns the error for an unknown key; the message suggests a similar key, if any."""
     return ConfigError(key, shown(value), f"no such key{did_you_mean(key, known)}")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Returns ` (did you mean ...?)` with the closest name in `known`, or an empty string.
 
-    Names have parts (`algo.gamma`, `atari/pong`). Last parts are also compared by themselves, so
-    that a forgotten section is found and a common folder does not make names similar.
+    Names have parts (`algo.gamma`, `atari/pong`), and only their last parts must be similar. A key
+    without its section is therefore found, and sharing a folder does not make two names similar.
     """
     last = _last_part(word)
     by_last_part = {_last_part(name): name for name in known}

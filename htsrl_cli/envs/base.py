@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The action of one column: a vector of `num_dims` numbers.
+    """The form of one column's action, which is a vector of `num_dims` numbers.
 
     Attributes:
         kind: `categorical` (one integer for each entry of `sizes`; several entries make it
@@ -33,19 +33,20 @@ class ActionSpec:
 
     @property
     def dtype(self) -> str:
-        """NumPy's name of an action vector's dtype."""
+        """NumPy's name of the dtype of an action vector."""
         return "float32" if self.kind == "gaussian" else "int64"
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The observations and actions of each player.
+    """The form of each player's observations and actions, and the number of players.
 
     Attributes:
         obs_shape: shape of an observation; [H, W, channels] for images.
-        obs_dtype: NumPy's name of its dtype; `uint8` for images.
-        actions: the action of a player.
-        num_players: P, the players that act at the same time; each is a column of the slot.
+        obs_dtype: NumPy's name of the dtype of an observation; `uint8` for images.
+        actions: the form of an action.
+        num_players: P, the number of players, who act at the same time; each player is a column of
+            the slot.
     """
 
     obs_shape: tuple[int, ...]
@@ -55,24 +56,28 @@ class EnvSpec:
 
 
 class Env(Protocol):
-    """A Gymnasium environment whose state can be saved and restored exactly.
+    """An environment with Gymnasium's `reset` and `step`, whose state can be saved and restored.
 
     `step` takes an action vector (`ActionSpec`) and returns Gymnasium's five values. The reward is
-    the training reward. After `terminated` or `truncated`, the caller resets the environment. On
-    the env step that ends a whole game, `info["episode"]` is
+    the training reward, which may be clipped. After `terminated` or `truncated`, the caller resets
+    the environment. On the env step that ends a whole game, `info["episode"]` is
     `{"r": raw score, "l": length in env steps}`.
 
     If `env_spec.num_players` (P) is more than 1, observations, actions and rewards have a leading
-    axis of length P; an episode begins and ends for all players at once.
+    axis of length P. An episode begins and ends for all players at once.
 
     Attributes:
-        env_spec: observations and actions.
+        env_spec: the form of observations and actions.
     """
 
     env_spec: EnvSpec
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode, whose random events are determined by `seed`."""
+        """Begins an episode, whose random events `seed` determines.
+
+        Returns:
+            The first observation, and `info`.
+        """
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
         """Takes one env step.
@@ -85,12 +90,12 @@ class Env(Protocol):
         """
 
     def get_state(self) -> bytes:
-        """Saves everything that determines the future, wrappers and generators included."""
+        """Returns the complete state, including that of wrappers and random generators."""
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state saved by `get_state`, in any process; returns the observation.
+        """Restores a state that `get_state` returned in any process; returns the observation.
 
-        None of the bytes are executed.
+        The bytes are only read as data, never executed.
 
         Raises:
             CheckpointError: the bytes are damaged or belong to another environment.
@@ -102,10 +107,10 @@ class Env(Protocol):
 
 @runtime_checkable
 class PicturedEnv(Env, Protocol):
-    """An environment that can be rendered; `make_env` returns one if it is given a `renderer`.
+    """An environment that can be rendered: the result of `make_env` with a `renderer`.
 
     Attributes:
-        frame_rate: env steps per second of play.
+        frame_rate: env steps per second at the environment's normal speed.
     """
 
     frame_rate: float

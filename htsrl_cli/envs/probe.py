@@ -1,4 +1,4 @@
-"""A test at a run's start: whether a restored environment continues like the saved one."""
+"""The test of whether a restored environment continues exactly like the saved one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _NUM_STEPS = 30
 
 
 def restores_exactly(config: EnvConfig) -> bool:
-    """Returns True if a restored environment continues exactly like the saved one.
+    """Tests whether a restored environment continues exactly like the saved one.
 
-    Builds two instances and plays random actions, across the end of an episode if there is one.
+    Plays random actions in one instance, restores its state in a second instance, and compares the
+    results of both for further random actions.
 
     Raises:
         ConfigError: as for `make_env`.
@@ -48,7 +49,7 @@ def random_action(env: Env, rng: np.random.Generator) -> Array:
 
 
 def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
-    """Returns True if both give the same results for the same random actions."""
+    """Returns True if both environments give the same results for the same random actions."""
     for seed in range(_NUM_STEPS):
         action = random_action(first, rng)
         obs, *rest = first.step(action)
@@ -64,5 +65,5 @@ def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Compares arrays bit by bit, so that NaN equals NaN."""
+    """Returns True if two arrays have the same bytes, so that NaN equals NaN."""
     return bool(first.tobytes() == second.tobytes())

@@ -1,7 +1,7 @@
 """The factory of environments of every kind.
 
-Each kind has its own folder with its keys (a subclass of `EnvConfig`) and the environment. An entry
-point of the group `htsrl.envs` names its `Kind`, whose factory is called as
+Each kind has a folder, with its configuration keys (a subclass of `EnvConfig`) and its environment
+class. An entry point of the group `htsrl.envs` names the `Kind`, whose factory is called as
 `factory(config, index, renderer)` and returns an `Env`. Executors import this module.
 """
 
@@ -18,13 +18,13 @@ def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
 
     Args:
         config: the section `env`.
-        index: its number, from 0.
-        renderer: one of `config.renderers`, if `render` will be called: the result is then a
+        index: the environment's number, from 0; -1 if it is built only to read its spec.
+        renderer: one of `config.renderers` if `render` will be called; the result is then a
             `PicturedEnv`.
 
     Raises:
-        ConfigError: the environment does not exist, has unsupported spaces, cannot be rendered, or
-            its package is missing.
+        ConfigError: the environment does not exist, needs a missing package, has unsupported
+            spaces, cannot be rendered, or rejects the value of a key.
     """
     try:
         factory = find_kind("env", config.kind).load()

@@ -1,7 +1,7 @@
-"""Environment states as bytes: a small container of JSON and raw data with a checksum, no pickle.
+"""A container for environment states: JSON and raw data with a checksum, without pickle.
 
-Layout: magic (8 bytes), CRC-32 of all that follows (uint32), length of the header (uint32), header
-(JSON: kind, meta, lengths of the blobs), blobs. Integers are little-endian.
+Layout: magic (8 bytes), CRC-32 of everything after it (uint32), length of the header (uint32),
+header (JSON: kind, meta, lengths of the blobs), blobs. Integers are little-endian.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = struct.Struct("<8sII")
 
 
 def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> bytes:
-    """Packs JSON-serializable `meta` and raw `blobs`; `kind` names the class that can read them."""
+    """Packs JSON-serializable `meta` and raw `blobs`; `unpack_state` needs the same `kind`."""
     header = json.dumps({"kind": kind, "meta": meta, "blobs": [len(blob) for blob in blobs]})
     encoded = header.encode()
     body = b"".join([encoded, *blobs])
@@ -32,7 +32,7 @@ def pack_state(kind: str, meta: dict[str, Any], blobs: Sequence[bytes] = ()) -> 
 
 
 def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Unpacks the `meta` and `blobs` given to `pack_state`.
+    """Returns the `meta` and the `blobs` that were given to `pack_state`.
 
     Raises:
         CheckpointError: the bytes are damaged, or were packed for another `kind`.
@@ -61,9 +61,9 @@ def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> No
 
 
 def state_packages(config: EnvConfig) -> dict[str, str]:
-    """Returns name and version of the package whose format an environment's states have.
+    """Returns the name and version of the package that defines the format of saved states.
 
-    The result is empty if the package is not installed, or if states are replays of actions.
+    The result is empty if no package defines this format, or if the package is not installed.
     """
     name = config.state_package
     if name is None:
@@ -75,12 +75,12 @@ def state_packages(config: EnvConfig) -> dict[str, str]:
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
-    """Returns the state of a PCG64 generator, JSON-serializable, for `restore_generator`."""
+    """Returns a generator's JSON-serializable state, for `restore_generator`."""
     return dict(rng.bit_generator.state)
 
 
 def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
-    """Restores a generator in place.
+    """Restores a generator, in place, to a state from `generator_state`.
 
     Raises:
         CheckpointError: the state does not fit the generator.
@@ -88,7 +88,7 @@ def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
     try:
         rng.bit_generator.state = state
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("the environment state holds a damaged generator") from error
+        raise CheckpointError("the environment state has a damaged random generator") from error
 
 
 def _read(state: bytes) -> tuple[dict[str, Any], bytes]:

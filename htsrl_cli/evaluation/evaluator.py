@@ -1,14 +1,18 @@
-"""Evaluation during training: a separate process plays whole games with the policy of a barrier.
+"""Evaluation during training: a separate process plays whole games with policies of the run.
 
-    barrier          queue on disk                     evaluator
-    θ[j] published   evaluations/policy_<steps>.ckpt   plays, answers with the scores
-    a later barrier  the file is removed        ◄──    the scores are logged
+    main process                     file in evaluations/          evaluator process
+    barrier: publishes θ[j]     ──►  policy_<env steps>.ckpt  ──►  plays games with θ[j]
+    later barrier: logs scores       is deleted               ◄──  sends the scores
 
-A policy stays on disk until its scores are in `metrics.jsonl`: whatever is killed, no evaluation
-is lost, and none changes what is learned. If the process hangs or dies, the policy is played again;
-the third time ends the run. Policies are played in order, with resets and actions seeded by their
-env steps, as by `htsrl eval ... seed=<env steps>`. With `eval.video_interval`, the first game of
-some policies is filmed: `evaluations/videos/policy_<steps>.mp4`, its start in TensorBoard.
+A policy's file is kept until its scores are in `metrics.jsonl`, so no evaluation is lost if a
+process is killed. Evaluation does not change what is learned. If the evaluator process hangs or
+dies, it is restarted and plays the policy again. The run fails after the third failure with the
+same policy.
+
+Policies are played in order. The number of env steps for which a policy was trained is the seed of
+its resets and actions, as in `htsrl eval ... seed=<env steps>`. With `eval.video_interval`, the
+first game of some policies is filmed. Its video is `evaluations/videos/policy_<env steps>.mp4`;
+TensorBoard shows the beginning of this video.
 """
 
 from __future__ import annotations
@@ -41,13 +45,13 @@ from htsrl_cli.workers.watcher import START_TIMEOUT_S, Watcher
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"policy_(\d{12})\.ckpt")
-# The lowest priority: training goes first where both want a core.
+# The lowest priority: the evaluator uses a core only if training does not need it.
 _NICE = 19
-# A policy at which the process died or hung this many times ends the run.
+# The run fails after this number of deaths and hangs with the same policy.
 _MOST_DEATHS = 3
 _MORE_TIME = "raise env.step_timeout_s and actors.timeout_s"
-# Policies sent to the process at a time: one to play, and one to continue with before the next
-# barrier. A long queue could fill the pipe and make training wait.
+# Maximum number of policies sent to the process that it has not answered: the policy that it plays,
+# and the policy that it plays next. More messages could fill the pipe and block training.
 _MOST_ASKED = 2
 _WAIT_S = 1.0
 
@@ -56,8 +60,8 @@ class Timeouts(NamedTuple):
     """The seconds after which an operation counts as a hang.
 
     Attributes:
-        env_s: for an env step, a reset, or building an environment.
-        pass_s: for a forward pass.
+        env_s: limit for an env step, a reset, or the construction of an environment.
+        pass_s: limit for the forward passes that choose the next action of every game.
     """
 
     env_s: float
@@ -68,10 +72,10 @@ class Evaluated(NamedTuple):
     """The scores of one policy.
 
     Attributes:
-        env_steps: env steps that the policy was trained for.
-        seconds: seconds of training before it was published.
-        episodes: the games played, by number.
-        animation: a GIF of the first game; None if it was not filmed.
+        env_steps: env steps for which the policy was trained.
+        seconds: seconds of training before the policy was published.
+        episodes: results of the games, in order of the games' numbers.
+        animation: the beginning of the first game as a GIF; None if the game was not filmed.
     """
 
     env_steps: int
@@ -81,17 +85,17 @@ class Evaluated(NamedTuple):
 
 
 class Evaluator:
-    """The queue of policies to score, and the process that plays them.
+    """The queue of policies to evaluate, and the process that plays games with them.
 
-    Stored policies that the run does not need are removed: those of later env steps than the
-    run's, and those whose scores are in the log.
+    The constructor looks for policies that an earlier process of this run stored. It deletes those
+    with more env steps than `env_steps` and those whose scores are in the log, and queues the rest.
 
     Args:
         run_dir: the run's folder.
-        config: gives the number of episodes.
+        config: section `eval`, which sets the number of episodes.
         env_steps: env steps at which the run starts or resumes.
         logged: env steps of the policies whose scores are in the log.
-        timeouts: limits for the process.
+        timeouts: limits for the operations of the process.
     """
 
     def __init__(
@@ -122,12 +126,13 @@ class Evaluator:
         self._ask()
 
     def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
-        """Adds a policy to the queue; a thread writes it to disk.
+        """Starts to write a policy to disk in another thread; once written, it joins the queue.
 
         Args:
-            checkpoint: parameters that nothing writes to any more. Its `meta` holds what
-                `htsrl eval` needs, `seconds` (of training) and `filmed` (True to film the first
-                game).
+            env_steps: env steps for which the policy was trained.
+            checkpoint: the policy's parameters, in arrays that are not changed later. Its `meta`
+                has the entries that `htsrl eval` needs, and also `seconds` (seconds of training)
+                and `filmed` (True to film the first game).
         """
         path = self._path(env_steps)
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
@@ -135,23 +140,26 @@ class Evaluator:
     def flush(self) -> None:
         """Blocks until all submitted policies are on disk.
 
-        Called before a checkpoint: a run that resumes from it does not submit them again.
+        Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
+        these policies again.
         """
         while self._writing:
             self._take_written()
 
     def finished(self) -> list[Evaluated]:
-        """Returns the policies that have been scored and not yet forgotten, in order.
+        """Returns the scores of all played policies that `forget_first` has not removed, in order.
 
         Restarts the process if it has died or hangs.
 
         Raises:
-            HtsrlError: an evaluation raised an error, or died or hung at every attempt.
+            HtsrlError: an evaluation raised an error, or the process died or hung three times
+                with the same policy.
         """
         while self._writing and self._writing[0][1].done():
             self._take_written()
         while self._queue and self._worker.control.poll():
-            # Before the answer is read: the watcher must not wait for one that has arrived.
+            # This is set before the answer is read. Otherwise the watcher could find that the
+            # worker owes an answer and that the pipe is empty, and report a stall.
             self._worker.owes = False
             try:
                 answer, value = self._worker.control.recv()
@@ -170,23 +178,23 @@ class Evaluator:
         return list(self._played)
 
     def wait(self) -> None:
-        """Blocks until `finished` may return something new, for at most a second."""
+        """Waits until all policies are on disk, then up to a second for an answer or a failure."""
         self.flush()
         if self._queue:
             connection.wait([self._worker.control, self._watcher.failed], _WAIT_S)
 
     @property
     def waiting(self) -> list[int]:
-        """The env steps of all policies not yet forgotten, in order."""
+        """The env steps of all submitted policies that `forget_first` has not removed, in order."""
         played = (done.env_steps for done in self._played)
         return [*played, *self._queue, *(steps for steps, _ in self._writing)]
 
     def forget_first(self) -> None:
-        """Removes the first policy of `finished`, once its scores are in the log."""
+        """Removes the first policy of `finished` and its file; call it after logging the scores."""
         self._path(self._played.popleft().env_steps).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Stops the process and the thread; queued policies stay on disk."""
+        """Stops the process and the writer thread; queued policies stay on disk."""
         self._writer.shutdown()
         self._stop()
 
@@ -218,29 +226,33 @@ class Evaluator:
         self._ask()
 
     def _ask(self) -> None:
-        """Sends the next policies to the process."""
+        """Sends the next policies to the process, up to `_MOST_ASKED` without an answer."""
         for env_steps in islice(self._queue, self._asked, _MOST_ASKED):
             self._worker.send("play", str(self._path(env_steps)))
             self._asked += 1
 
     def _restart(self, hang: WorkerError | None) -> None:
-        """Restarts the process and sends it the policies that it has not answered.
+        """Restarts the process and sends it the unanswered policies again.
 
         Args:
             hang: the watcher's error; None if the process died.
 
         Raises:
-            WorkerError: it died or hung too often at the same policy.
+            WorkerError: the process died or hung `_MOST_DEATHS` times with the same policy.
         """
         self._deaths += 1
-        cause = "the evaluator died" if hang is None else str(hang)
+        cause = "its process died" if hang is None else str(hang)
         if self._deaths == _MOST_DEATHS:
             raise WorkerError(
-                f"the evaluator died or hung {_MOST_DEATHS} times at the policy of "
-                f"{self._queue[0]:,} env steps; switch evaluation off with eval.interval=0, or "
+                f"the evaluator died or hung {_MOST_DEATHS} times with the policy from env step "
+                f"{self._queue[0]:,}; switch evaluation off with eval.interval=0, or "
                 + ("lower eval.episodes" if hang is None else f"{_MORE_TIME}\n{hang}")
             )
-        logger.warning("playing the policy of %d env steps again: %s", self._queue[0], cause)
+        logger.warning(
+            "the evaluator failed; evaluating the policy from env step %d again: %s",
+            self._queue[0],
+            cause,
+        )
         self._stop()
         self._start()
         self._asked = 0
@@ -257,14 +269,19 @@ class Evaluator:
 def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
     if isinstance(words, HtsrlError):
         return words
-    return WorkerError(f"evaluator, policy of {env_steps:,} env steps, raised\n{words.strip()}")
+    return WorkerError(
+        f"the evaluator raised an error with the policy from env step {env_steps:,}:\n"
+        f"{words.strip()}"
+    )
 
 
 def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> None:
-    """Runs the evaluator process: plays the policies sent on `control`, in order.
+    """Runs the evaluator process, which plays the policies sent on `control`, in order.
 
     Args:
-        episodes: number of games with each policy.
+        control: the connection for commands and answers.
+        episodes: number of games to play with each policy.
+        board: the board on which the process marks its current operation.
     """
     os.nice(_NICE)
     set_up_torch()
@@ -277,8 +294,8 @@ def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> N
 
 
 def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Episode], bytes | None]:
-    """Plays a policy; returns the fields of `Evaluated` other than the env steps."""
-    # Imported here, as training itself needs none of it.
+    """Plays the policy stored at `path`; returns the fields of `Evaluated` except `env_steps`."""
+    # Imported here, because the main process imports this module but needs neither of these.
     from htsrl_cli.evaluation import play as evaluation
     from htsrl_cli.evaluation.video import VideoFolder
 
@@ -294,6 +311,7 @@ def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Epis
                 played = evaluation.play(checkpoint, config, path, videos=videos, marks=marks)
             return seconds, played, animation(film)
         except Exception as error:
-            # Scores matter more than the video: play again without one, whatever failed.
+            # Scores matter more than the video: whatever failed, the games are played again
+            # without a video.
             logger.error("%s: %s; this policy is not filmed", film, " ".join(str(error).split()))
     return seconds, evaluation.play(checkpoint, config, path, marks=marks), None

@@ -1,4 +1,4 @@
-"""Marks of what an evaluation is doing, from which a watcher tells a hang from work."""
+"""Marks of an evaluation's current operation, from which a watcher detects hangs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 from htsrl_cli.workers.board import Board
 
-# Lines of the board. Exactly one of them is busy during an evaluation.
+# Lines of the board. Exactly one line is busy at any time during an evaluation.
 OTHER, ENV, PASS = range(3)
 NUM_LINES = 3
 
 
 class Marks:
-    """The marks of one evaluation on a board.
+    """The marks that an evaluation sets on a board.
 
     Args:
-        board: a board of `NUM_LINES` lines; None makes one that nothing watches.
+        board: a board of `NUM_LINES` lines; None to create a board that no watcher reads.
     """
 
     def __init__(self, board: Board | None = None) -> None:
@@ -24,7 +24,7 @@ class Marks:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Marks a whole evaluation, as `OTHER` unless `env` or `forward_pass` is entered."""
+        """Marks the `with` block as an evaluation: `OTHER` except in `env` and `forward_pass`."""
         self._board.enter(OTHER)
         try:
             yield
@@ -33,12 +33,12 @@ class Marks:
 
     @contextmanager
     def env(self) -> Iterator[None]:
-        """Marks an env step, a reset, or building an environment."""
+        """Marks the `with` block as an env step, a reset, or the construction of an environment."""
         yield from self._instead(ENV)
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """Marks a forward pass."""
+        """Marks the `with` block as one or more forward passes."""
         yield from self._instead(PASS)
 
     def _instead(self, line: int) -> Iterator[None]:

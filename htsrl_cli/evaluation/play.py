@@ -1,9 +1,9 @@
 """`htsrl eval`: whole games played with a trained policy, their raw scores and videos.
 
-A game is an episode of the environment itself: all lives in Atari, a match in football. Playing
-needs the parameters and the configuration of a checkpoint only. The game's number seeds its resets
-and its action noise, and forward passes have the run's constant shape: scores do not depend on how
-many games are played side by side.
+A game is a whole episode of the environment itself, for example all lives in Atari, or a match in
+football. Playing needs only the parameters and `meta` of a checkpoint. The seed and the game's
+number determine the game's resets and action noise. Forward passes have the same constant shape as
+in the run. Scores therefore do not depend on how many games are played side by side.
 """
 
 from __future__ import annotations
@@ -47,16 +47,18 @@ class EvalResult:
     """The scores of an evaluation.
 
     Attributes:
-        checkpoint: path of the file that was evaluated.
-        env_steps: env steps that it was trained for.
-        seed: seed of resets and sampled actions.
-        greedy: True if the most likely actions were taken instead of sampled ones.
-        returns: raw score of each game, by number.
-        training_returns: sum of each game's rewards as trained on (clipped, for example).
-        lengths: env steps of each game.
+        checkpoint: path of the evaluated checkpoint.
+        env_steps: env steps for which the policy was trained.
+        seed: seed of the resets and of the sampled actions.
+        greedy: True if the most likely actions were taken instead of sampled actions.
+        returns: raw score of each game, in order of the games' numbers.
+        training_returns: sum of the training rewards (for example clipped) in each game, averaged
+            over the players.
+        lengths: number of env steps of each game.
         mean: mean of `returns`.
         std: sample standard deviation of `returns` (ddof 1); None for a single game.
-        interval: 95 % bootstrap confidence interval of the mean; None for a single game.
+        interval: ends of the 95 % bootstrap confidence interval of the mean; None for a single
+            game.
     """
 
     checkpoint: str
@@ -74,10 +76,12 @@ class EvalResult:
 def evaluate(config: EvalConfig) -> EvalResult:
     """Scores a checkpoint, prints a table and writes `eval.json` into the run's folder.
 
-    For a file outside a run's `checkpoints/`, `eval.json` and `videos/` are written next to it.
+    If the checkpoint is not in a folder named `checkpoints`, `eval.json` and `videos/` are written
+    next to the checkpoint.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it does not fit its environment.
+        CheckpointError: there is no intact checkpoint, or the checkpoint does not fit the
+            environment or this version of htsrl.
         ConfigError: the environment, the device or the renderer is not available here.
     """
     set_up_torch()
@@ -115,18 +119,18 @@ def play(
     videos: VideoFolder | None = None,
     marks: Marks | None = None,
 ) -> list[Episode]:
-    """Plays `config.episodes` games; returns their results by number.
+    """Plays `config.episodes` games; returns their results in order of the games' numbers.
 
     Args:
-        checkpoint: a run's checkpoint, or one with its parameters and `meta` only.
-        config: number of games, their seed, and how actions are chosen.
-        path: path of the checkpoint, for messages.
-        side_by_side: games at a time; by default as many as the rows of a forward pass serve.
-        videos: where to film games; None films none.
-        marks: marks for a watcher; None if nothing watches.
+        checkpoint: a complete checkpoint, or one with only the policy's parameters and `meta`.
+        config: number of games, seed, choice of actions, and renderer of the videos.
+        path: path of the checkpoint, for error messages.
+        side_by_side: number of games to play at a time; None to choose it by `_most_games`.
+        videos: the folder for videos of the games; None to film nothing.
+        marks: the marks that a watcher reads; None if there is no watcher.
 
     Raises:
-        CheckpointError: the checkpoint does not fit its environment or this version of htsrl.
+        CheckpointError: the checkpoint does not fit the environment or this version of htsrl.
         ConfigError: the environment, the device or the renderer is not available here.
     """
     marks = marks or Marks()
@@ -136,7 +140,8 @@ def play(
     renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
-        # All have index 0: an environment may depend on its index, a score must not.
+        # All environments have index 0. They may behave differently for another index, but scores
+        # must not depend on which environment plays a game.
         envs = []
         for _ in range(num_envs):
             with marks.env():
@@ -148,15 +153,15 @@ def play(
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
-    """Returns the sample standard deviation (ddof 1) and a confidence interval of the mean.
-
-    Both are None for fewer than two returns.
+    """Returns the spread of scores: their standard deviation and a confidence interval.
 
     Args:
+        returns: the scores.
         seed: seed of the bootstrap.
 
     Returns:
-        The standard deviation, and the ends of the 95 % percentile bootstrap confidence interval.
+        The sample standard deviation (ddof 1), and the ends of the 95 % percentile bootstrap
+        confidence interval of the mean. Both are None for fewer than two scores.
     """
     if len(returns) < 2:
         return None, None
@@ -167,8 +172,8 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
 def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
     """Returns the number of games to play at a time.
 
-    It is as many as the rows of a forward pass serve, or one where only one environment of its kind
-    fits a process.
+    It is 1 if a process can hold only one environment of this kind. Otherwise, it is the number of
+    games whose players fit into one forward pass, but at least 1.
     """
     env = train_config.env
     if env.is_alone(renderer):
@@ -179,8 +184,8 @@ def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
 class _Game:
     """One game, from its first reset to its raw score.
 
-    Where a lost life ends an episode of training, a reset continues the game; its video shows no
-    frame of such a reset.
+    If a lost life ends a training episode, the game continues after a reset. The video has no frame
+    for such a reset.
     """
 
     def __init__(self, env: Env, number: int, seed: int, video: Video | None, marks: Marks) -> None:
@@ -196,12 +201,12 @@ class _Game:
         self._add_frame()
 
     def noise(self) -> Array:
-        """Draws the random numbers that sample the players' next actions, float32 [P, D]."""
+        """Draws the noise from which the P players' next actions are sampled, float32 [P, D]."""
         spec = self._env.env_spec
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
     def step(self, actions: Array) -> Episode | None:
-        """Takes one env step with actions [P, D]; returns the result if it ends the game."""
+        """Takes one env step with actions [P, D]; returns the result when the game ends."""
         taken = actions if len(actions) > 1 else actions[0]
         with self._marks.env():
             self.obs, reward, terminated, truncated, info = self._env.step(taken)
@@ -232,7 +237,7 @@ class _Game:
 class _Batch:
     """Forward passes of constant shape over the players of several games.
 
-    Policy k of K acts for players k, k + K, ... of all games.
+    If every player has its own policy, policy k acts for player k of every game.
     """
 
     def __init__(self, inference: Inference, spec: EnvSpec) -> None:
@@ -240,7 +245,7 @@ class _Batch:
         self._spec = spec
 
     def act(self, games: Sequence[_Game]) -> Array:
-        """Returns the next actions of G games, [G, P, D]; draws their noise."""
+        """Draws the noise of G games and returns their next actions, [G, P, D]."""
         spec, inference = self._spec, self._inference
         obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
         noise = np.concatenate([game.noise() for game in games])
@@ -250,7 +255,7 @@ class _Batch:
             own = range(k, len(obs), num_policies)
             for start in range(0, len(own), num_rows):
                 rows = own[start : start + num_rows]
-                # The remaining rows keep old content, which changes no other row.
+                # The other rows of the pass keep old content, which does not affect these rows.
                 inference.obs[: len(rows)] = obs[rows]
                 inference.noise[: len(rows)] = noise[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
@@ -292,20 +297,26 @@ def _play_games(
 def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     try:
         return load_train_config(checkpoint.meta["config"])
-    except (KeyError, ConfigError) as error:
+    except (AttributeError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"{path} holds no configuration that this version of htsrl knows ({error})"
+            f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
+            f"({error}); evaluate it with the version that saved it"
         ) from error
 
 
 def _load_inference(
     checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
 ) -> Inference:
-    """Returns the actors' inference with the checkpoint's parameters."""
+    """Returns the checkpoint's policies, with forward passes like those of the run's actors.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the environment or the network.
+        ConfigError: the device is not available, or the network cannot be imported.
+    """
     if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
-            f"{path} does not fit its environment, which is {spec} here: it was made with another "
-            "version of the environment's package"
+            f"{path} does not fit the installed environment, which has {spec}; install the version "
+            "of the environment's package with which the run was trained"
         )
     inference = Inference(InferenceSetup.of(spec, config), greedy)
     values = {}
@@ -313,8 +324,9 @@ def _load_inference(
         array = checkpoint.arrays.get(f"learner/params/{name}")
         if array is None or array.shape != tuple(tensor.shape):
             raise CheckpointError(
-                f"{path} does not fit its environment: "
-                f"it has no parameter {name} of shape {tuple(tensor.shape)}"
+                f"{path} does not fit the network of its configuration: "
+                f"it has no parameter {name} of shape {tuple(tensor.shape)}; use the version "
+                "of the network with which the run was trained"
             )
         values[name] = array
     inference.load(values)
@@ -341,7 +353,7 @@ def _table(result: EvalResult) -> Table:
 
 
 def _write(result: EvalResult, checkpoint: Path) -> None:
-    """Writes `eval.json`; only logs a failure, as the table has already been shown."""
+    """Writes `eval.json`; logs a failure and does not raise it, because the table was printed."""
     folder = _result_folder(checkpoint)
     content = json.dumps(asdict(result), indent=2).encode() + b"\n"
     try:
@@ -351,6 +363,6 @@ def _write(result: EvalResult, checkpoint: Path) -> None:
 
 
 def _result_folder(checkpoint: Path) -> Path:
-    """Returns the run's folder, or that of a checkpoint outside a run."""
+    """Returns the run's folder, or the checkpoint's folder if its name is not `checkpoints`."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

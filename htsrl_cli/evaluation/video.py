@@ -1,6 +1,7 @@
 """Videos of games: H.264 in MP4, encoded frame by frame by the ffmpeg of imageio-ffmpeg.
 
-A file appears whole, at the end of its game. A caption below the frame shows score and env step.
+A file appears only when it is complete, at the end of its game. A caption below each frame shows
+the score and the number of the env step.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ _OUTPUT = ["-crf", str(_QUALITY), "-movflags", "+faststart", "-f", "mp4"]
 
 
 class VideoFolder:
-    """A folder for the videos of games; numbered videos of earlier evaluations are removed.
+    """A folder for the videos of games.
 
-    Leaving its context removes the incomplete videos of games that have not ended.
+    The constructor creates the folder and deletes numbered videos of earlier evaluations. The end
+    of the `with` block deletes the videos of games that have not ended.
 
     Args:
-        name: name of a file, with `{:04}` for the game's number where several are filmed.
-        most: number of games to film, from number 0 on; None films all.
+        folder: the folder.
+        name: file name of a video. `{:04}` in it stands for the game's number.
+        most: number of games to film, starting with game 0; None to film all games.
 
     Raises:
-        ConfigError: a package is missing, or the folder cannot be written.
+        ConfigError: a package is missing, or the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, name: str = "game_{:04}.mp4", most: int | None = None) -> None:
@@ -54,7 +57,7 @@ class VideoFolder:
             remove_leftovers(folder)
             _remove_numbered(folder, name)
         except OSError as error:
-            remedy = f"{folder} cannot be written ({error.strerror})"
+            remedy = f"{folder} cannot be written to ({error.strerror}): make it a writable folder"
             raise ConfigError("video", "true", remedy) from error
 
     def __enter__(self) -> VideoFolder:
@@ -65,10 +68,10 @@ class VideoFolder:
             video.discard()
 
     def video(self, env: Env, number: int) -> Video | None:
-        """Starts the video of game `number`, played in `env`; returns None if it is not filmed.
+        """Starts the video of game `number` in `env`; returns None if the game is not filmed.
 
         Raises:
-            ConfigError: the environment cannot render.
+            ConfigError: the environment cannot be rendered.
         """
         if self._most is not None and number >= self._most:
             return None
@@ -79,7 +82,7 @@ class VideoFolder:
 
 
 class Video:
-    """The video of one game: a frame after its first reset and one after every env step.
+    """The video of one game, with a frame after the first reset and after every env step.
 
     If the file cannot be written, an error is logged and the game continues without a video.
     """
@@ -89,7 +92,7 @@ class Video:
         self._path = path
         self._part = path.with_name(path.name + TEMPORARY_SUFFIX)
         self._num_frames = 0
-        # None before the first frame and after the last.
+        # The encoder; None before the first frame and after the end of the video.
         self._ffmpeg: Generator[None, Array, None] | None = None
         self._is_over = False
 
@@ -108,7 +111,7 @@ class Video:
             self._give_up(error)
 
     def finish(self) -> None:
-        """Completes the file at the end of the game and gives it its name."""
+        """Completes the file at the end of the game and gives it its final name."""
         if self._is_over:
             return
         try:
@@ -120,7 +123,7 @@ class Video:
             self._give_up(error)
 
     def discard(self) -> None:
-        """Removes an unfinished video; leaves a finished one."""
+        """Deletes the video if it is unfinished; keeps a finished video."""
         if not self._is_over:
             self._stop_ffmpeg()
             self._part.unlink(missing_ok=True)
@@ -142,8 +145,8 @@ def check_packages(key: str, value: object) -> None:
     """Checks that the packages for videos are installed.
 
     Args:
-        key: the configuration key that asks for a video, for the message.
-        value: its value.
+        key: the configuration key that asks for a video, for the error message.
+        value: the key's value.
 
     Raises:
         ConfigError: a package is missing.
@@ -158,14 +161,14 @@ def check_packages(key: str, value: object) -> None:
 
 
 def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
-    """Returns `env` as an environment that can render.
+    """Returns `env` after checking that it can be rendered.
 
     Args:
-        key: the configuration key that asks for a video, for the message.
-        value: its value.
+        key: the configuration key that asks for a video, for the error message.
+        value: the key's value.
 
     Raises:
-        ConfigError: the environment cannot render.
+        ConfigError: the environment cannot be rendered.
     """
     if not isinstance(env, PicturedEnv):
         raise ConfigError(key, value, "this environment cannot be rendered: remove the key")
@@ -173,7 +176,7 @@ def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
 
 
 def _remove_numbered(folder: Path, name: str) -> None:
-    """Removes the files that `name` gives for any number; does nothing if it takes no number."""
+    """Deletes the videos of all game numbers; does nothing if `name` has no `{:04}`."""
     before, _, after = name.partition("{:04}")
     numbered = re.compile(rf"{re.escape(before)}\d{{4,}}{re.escape(after)}")
     for path in folder.iterdir():
@@ -203,7 +206,8 @@ def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None
 def _check_whole(path: Path, num_frames: int) -> None:
     """Checks that the file has all frames.
 
-    ffmpeg writes many frames at its end only, and imageio-ffmpeg does not report a full disk then.
+    ffmpeg writes many of the frames when it ends. If the disk is full by then, imageio-ffmpeg does
+    not report it.
 
     Raises:
         OSError: frames are missing.
@@ -216,9 +220,9 @@ def _check_whole(path: Path, num_frames: int) -> None:
 
 
 def _enlarge(frame: Array) -> Array:
-    """Enlarges a small frame by an integer factor, and pads odd sides by a pixel.
+    """Enlarges a small frame by an integer factor, and pads each odd side by one pixel.
 
-    The 4:2:0 colors of the video need even sides.
+    Sides must be even, because the video's colors have half the resolution (4:2:0).
 
     Args:
         frame: uint8 [H, W, 3].
@@ -233,7 +237,7 @@ def _enlarge(frame: Array) -> Array:
 
 
 def _add_caption(frame: Array, text: str) -> Array:
-    """Returns the frame with `text` on a dark strip below it, uint8 [H + 32, W, 3]."""
+    """Returns the frame with `text` on a black strip below it, uint8 [H + 32, W, 3]."""
     captioned = cv2.copyMakeBorder(frame, 0, CAPTION_HEIGHT, 0, 0, cv2.BORDER_CONSTANT, value=0)
     place = (10, len(captioned) - 10)
     white = (255, 255, 255)

@@ -1,9 +1,9 @@
-"""Gradient engines, which differentiate minibatches on CPU threads or on a GPU.
+"""Gradient engines, which compute the gradients of minibatches on CPU threads or on a GPU.
 
-A minibatch is cut into micro-batches, whose gradients are summed in order. On a CPU a small pool of
-threads computes them, each on a single thread: the result does not depend on the number of threads,
-and the cores are used better than by threads inside an operation. A GPU computes them one after the
-other.
+A minibatch is cut into micro-batches, whose gradients are summed in a fixed order. On a CPU, a
+small pool of threads computes these gradients, each on a single thread. The result therefore does
+not depend on the number of threads. The cores are also used better than if several threads shared
+each operation. A GPU computes one gradient after the other.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from htsrl_cli.workers.scheduling import stay_in_background
 
 
 class Batch(NamedTuple):
-    """A slot as N = T * B rows, time-major, on the learner's device.
+    """The rows of a slot, N = T * B in time-major order, on the learner's device.
 
     Attributes:
-        obs: [N, *obs_shape].
-        actions: [N, D].
-        old: log-probabilities and values of the policy before the update, float32 [N].
-        targets: advantages and returns, float32 [N].
-        activations: activations that actors kept, each [N, ...]; empty if there are none and the
-            forward pass is to be computed.
+        obs: observations [N, *obs_shape].
+        actions: actions [N, D].
+        old: log-probabilities of the actions, and values of the observations, both computed by the
+            old policy; each float32 [N].
+        targets: advantages and returns, each float32 [N].
+        activations: activations that actors kept, each [N, ...]; empty if the learner has to
+            compute the forward pass.
     """
 
     obs: Tensor
@@ -49,7 +50,7 @@ class Batch(NamedTuple):
     activations: list[Tensor]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Returns all tensors but the activations, in a fixed order."""
+        """Returns all tensors except the activations, in a fixed order."""
         return self.obs, self.actions, *self.old, *self.targets
 
 
@@ -57,11 +58,11 @@ class Gradient(NamedTuple):
     """The gradient of a minibatch.
 
     Attributes:
-        of_policies: gradients in float32, by policy and parameter.
-        norms: for each policy, the norm of every parameter's gradient, float32 [parameters].
+        of_policies: gradients in float32; entry [k][i] belongs to parameter i of policy k.
+        norms: for each policy, the norm of each parameter's gradient, float32 [parameters].
         names: names of the parts of the loss.
-        losses: the parts' values in the micro-batches of all policies, float32 [micro-batches,
-            parts]; a policy's sum to its loss.
+        losses: each part of the loss in each micro-batch, float32 [micro-batches, parts]. The sum
+            of a column over one policy's micro-batches is that part of the policy's loss.
     """
 
     of_policies: list[list[Tensor]]
@@ -71,7 +72,10 @@ class Gradient(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A micro-batch: index of the policy, rows of the batch [n] and weighed advantages [n]."""
+    """A micro-batch: the index of its policy, its rows in the batch [n], and their advantages [n].
+
+    The advantages are those that `Algorithm.weigh` returns.
+    """
 
     policy: int
     rows: Tensor
@@ -79,13 +83,14 @@ class _Piece(NamedTuple):
 
 
 class GradientEngine(ABC):
-    """The base of engines: copies of the policies in the learner's precision, to differentiate.
+    """The base class of gradient engines, which have their own copies of the policies.
 
-    Of K policies, policy k learns from columns k, k + K, ... only.
+    The copies have the learner's precision. With K policies, policy k learns only from columns
+    k, k + K, and so on.
 
     Args:
-        algorithm: defines the loss.
-        config: gives precision, threads and the size of micro-batches.
+        algorithm: the algorithm, which defines the loss.
+        config: section `learner`: precision, number of threads, and size of micro-batches.
     """
 
     def __init__(
@@ -107,34 +112,38 @@ class GradientEngine(ABC):
 
     @abstractmethod
     def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
-        """Applies `work` to all pieces; yields the results in order."""
+        """Applies `work` to all pieces; yields the results in the order of the pieces."""
 
     @torch.no_grad()
     def load(self, state: list[Tensor]) -> None:
-        """Copies in parameters and buffers, ordered as in `state_dict`, rounded to precision."""
+        """Copies parameters and buffers into the policies, rounded to the learner's precision.
+
+        Args:
+            state: the parameters and buffers, in the order of the policies' `state_dict`.
+        """
         torch._foreach_copy_(self._state, state)
 
     def hold(self, batch: Batch) -> Batch:
-        """Returns a batch that `gradient` accepts; may overwrite the one returned before."""
+        """Returns a batch for `gradient`; may overwrite the batch of the previous call."""
         return batch
 
     def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
-        """Differentiates the loss of a minibatch.
+        """Computes the gradient of a minibatch's loss.
 
         Args:
             batch: a batch that `hold` returned.
-            rows: int64 [n], the minibatch's rows within each policy's share of the batch.
-            remaining: fraction of all updates that is still to come, from 1 down to 0.
+            rows: the minibatch's rows, int64 [n], numbered within each policy's share of the batch.
+            remaining: fraction of the run's updates not yet made, 1 for the first update.
 
         Returns:
-            The gradient; the next call may overwrite it.
+            The gradient, which the next call may overwrite.
         """
         num_policies, num_rows = len(self._policies), len(rows)
 
         def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
             loss, parts = self._loss(batch, piece, num_rows, remaining)
             parameters = list(self._policies[piece.policy].parameters())
-            # Zero for parameters that a network does not use.
+            # For parameters that a network does not use, the gradient is zeros instead of None.
             gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
             return [g.float() for g in gradient], parts
 
@@ -160,8 +169,8 @@ class GradientEngine(ABC):
         """Returns log-probabilities [N] and values [N + B] of a slot under the loaded parameters.
 
         Args:
-            obs: [N + B, *obs_shape]; the last B rows have no action.
-            actions: [N, D].
+            obs: observations [N + B, *obs_shape]; the last B rows have no action.
+            actions: actions [N, D].
         """
         num_policies = len(self._policies)
         found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
@@ -188,7 +197,7 @@ class GradientEngine(ABC):
 
     @abstractmethod
     def pin(self, arrays: Sequence[Array]) -> None:
-        """Prepares arrays for fast copies to the device, until `close`."""
+        """Prepares arrays for fast copies to the device, until `close` is called."""
 
     @abstractmethod
     def close(self) -> None:
@@ -227,8 +236,8 @@ class PoolEngine(GradientEngine):
         return ThreadPoolExecutor(self._num_threads, "learner", self._begin_thread)
 
     def _begin_thread(self) -> None:
-        # OpenMP counts threads for each thread that calls it: without this call, the first matrix
-        # products of a new thread would be computed by all cores, and have other bits.
+        # OpenMP has a separate number of threads for each calling thread. Without this call, a new
+        # thread would compute its first matrix products on all cores, and their bits would differ.
         torch.set_num_threads(1)
         if self._device.type == "cpu":
             stay_in_background()
@@ -245,10 +254,11 @@ class PoolEngine(GradientEngine):
 
 
 class GpuEngine(GradientEngine):
-    """An engine that records the gradient of a minibatch once and replays it (a CUDA graph).
+    """An engine that records a gradient's computation once, as a CUDA graph, and then replays it.
 
-    Nothing is recorded if the loss changes from update to update. It uses the calling thread only:
-    that keeps a GPU busy, and a recording captures the work of one thread.
+    Nothing is recorded if the loss function changes from update to update. All work starts in the
+    calling thread: one thread is enough to keep a GPU busy, and a recording captures the work of
+    only one thread.
     """
 
     _recorded: tuple[torch.cuda.CUDAGraph, Gradient] | None = None
@@ -259,7 +269,11 @@ class GpuEngine(GradientEngine):
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:
-        """Copies a batch into the memory of the first one, from which the recording reads."""
+        """Copies a batch into the memory of the first batch, from which the recording reads.
+
+        The first batch is not copied. No batch is copied if the loss function changes from update
+        to update, because nothing is recorded then.
+        """
         if self._algorithm.anneals_loss:
             return batch
         if self._held is None:
@@ -270,7 +284,10 @@ class GpuEngine(GradientEngine):
         return self._held
 
     def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
-        """Differentiates the loss of a minibatch by replaying the recording."""
+        """Computes the gradient of a minibatch's loss, by replaying the recording if possible.
+
+        The first call makes the recording, unless the loss function changes from update to update.
+        """
         if self._algorithm.anneals_loss:
             return super().gradient(batch, rows, remaining)
         if self._recorded is None:
@@ -289,7 +306,7 @@ class GpuEngine(GradientEngine):
         """Locks the pages of arrays in memory, so that the GPU copies from them directly.
 
         Raises:
-            RunError: the driver cannot lock them.
+            RunError: the driver cannot lock the pages.
         """
         pinned: list[Array] = []
         self._pinned = pinned
@@ -298,7 +315,7 @@ class GpuEngine(GradientEngine):
             pinned.append(array)
 
     def close(self) -> None:
-        """Unlocks what `pin` has locked."""
+        """Unlocks the arrays that `pin` has locked."""
         for array in self._pinned:
             unpin(array)
         self._pinned = ()
@@ -310,15 +327,15 @@ def engine_for(device: torch.device) -> type[GradientEngine]:
 
 
 def num_micro_batches(num_rows: int, most: int) -> int:
-    """Returns the number of micro-batches that a minibatch is cut into.
+    """Returns the number of micro-batches into which a minibatch is cut.
 
-    Their sizes differ by one row at most, and none is empty. Their number is even where the rows
-    allow it, so that two threads finish together; a minibatch of half a micro-batch or less is not
-    cut.
+    A minibatch of at most `most / 2` rows is not cut. Otherwise, the number is rounded up to an
+    even number, so that two threads finish at the same time. The sizes of the micro-batches differ
+    by at most one row, and no micro-batch is empty.
 
     Args:
-        num_rows: rows of the minibatch.
-        most: most rows of a micro-batch.
+        num_rows: number of rows in the minibatch.
+        most: maximum number of rows in a micro-batch.
     """
     if 2 * num_rows <= most:
         return 1

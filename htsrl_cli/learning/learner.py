@@ -1,4 +1,4 @@
-"""The learner: one update of the parameters from each full slot."""
+"""The learner, which makes one update of the parameters from each full slot."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from htsrl_cli.storage.slot import Slot
 class Learner:
     """The policies, their optimizer, and the update from θ[j] to θ[j+1].
 
-    Of K policies, policy k learns from columns k, k + K, ... only. Policies share nothing but the
+    With K policies, policy k learns only from columns k, k + K, and so on. Policies share only the
     gradient engine and the optimizer, which treats every parameter separately.
 
     Args:
-        num_updates: updates of the whole run, over which schedules are annealed.
-        lag: policy lag, in versions: 1, or 0 if slots are learned from at once.
-        seed: the run's seed.
+        num_updates: number of updates in the whole run, over which schedules are annealed.
+        lag: policy lag in versions: 1, or 0 if each slot is used before the next one is collected.
+        seed: the run's seed, which determines initial parameters and the order of rows.
 
     Attributes:
         policies: the `ActorCritic` networks, in float32.
-        num_updates_done: updates made so far.
+        num_updates_done: number of updates made so far.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Learner:
         self._seed = seed
         self.policies = initial_policies(spec, network, algo, seed).to(device)
         self._parameters: list[Tensor] = list(self.policies.parameters())
-        # Buffers are part of a version, too.
+        # A version consists of parameters and buffers.
         self._state: list[Tensor] = list(self.policies.state_dict().values())
-        # θ[j-1], at which A2C takes its gradient (HTS-RL paper, Eq. 6); θ[1] = θ[0].
+        # θ[j-1], at which A2C computes its gradient (HTS-RL paper, Eq. 6); θ[1] = θ[0].
         self._previous = _clones(self._state)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
         engine = engine_for(device)
@@ -70,10 +70,10 @@ class Learner:
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:
-        """Locks the memory of the slots' observations for copies to a GPU, until `close`.
+        """Locks the slots' observations in memory for fast copies to a GPU, until `close`.
 
         Raises:
-            RunError: the driver cannot lock it.
+            RunError: the driver cannot lock the memory.
         """
         self._engine.pin([slot.obs for slot in slots])
 
@@ -84,19 +84,22 @@ class Learner:
     def update(
         self, slot: Slot, check: Callable[[], None], activations: Sequence[Array] = ()
     ) -> dict[str, float]:
-        """Learns from a full slot: θ[j] becomes θ[j+1].
+        """Makes one update, from θ[j] to θ[j+1], with the experience of a full slot.
 
         Args:
             slot: a full slot, collected with θ[j - lag].
-            check: called before every minibatch; raises to give up.
-            activations: the slot's activations, if actors kept them; see `Ring.activations`.
+            check: a function that is called before every minibatch. Any exception that it raises
+                ends the update.
+            activations: the slot's activations; empty unless actors keep them. See
+                `Ring.activations`.
 
         Returns:
-            Metrics by name, averaged over the minibatches.
+            Metrics by name: losses and gradient norm (means over the minibatches), the explained
+            variance of the slot, and the learning rate.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite. It has not been applied, but the
-                minibatches before it have: continue from a checkpoint.
+            NonFiniteError: a loss or gradient is not finite. This gradient has not been applied,
+                but those of earlier minibatches have: continue from a checkpoint.
         """
         started_from = _clones(self._state)
         batch = self._engine.hold(self._batch(slot, activations))
@@ -104,8 +107,8 @@ class Learner:
         num_rows = len(batch.targets.returns) // len(self.policies)
         for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
             check()
-            # A2C: the data are on-policy for the parameters that collected them. The gradient is
-            # taken there and applied to θ[j].
+            # Under policy lag, the slot was collected with θ[j-1]. A2C computes the gradient at
+            # θ[j-1], where the slot is on-policy, and applies it to θ[j].
             at_previous = self._algorithm.at_behaviour and self._lag
             self._engine.load(self._previous if at_previous else self._state)
             logged.append(self._minibatch(batch, torch.from_numpy(rows).to(self._device)))
@@ -117,7 +120,7 @@ class Learner:
         return means
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """Makes one optimizer step on `rows` of every policy's share; returns its metrics."""
+        """Makes one optimizer step with `rows` of every policy's share; returns the metrics."""
         gradient = self._engine.gradient(batch, rows, self._remaining())
         sleep_until_done(self._device)
         sums = [sum(parts) for parts in zip(*gradient.losses.cpu().tolist(), strict=True)]
@@ -129,7 +132,14 @@ class Learner:
         return logged
 
     def _apply(self, gradient: Gradient, losses: dict[str, float]) -> float:
-        """Clips each policy's gradient and steps the optimizer; returns the mean unclipped norm."""
+        """Clips each policy's gradient and steps the optimizer.
+
+        Returns:
+            The norm of a policy's gradient before clipping, averaged over the policies.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite.
+        """
         totals: list[float] = (
             torch.stack([torch.linalg.vector_norm(norms) for norms in gradient.norms])
             .cpu()
@@ -151,8 +161,8 @@ class Learner:
         names = [f"gradient of {name}" for name, _ in self.policies.named_parameters()]
         bad += [n for n, norm in zip(names, norms.tolist(), strict=True) if not np.isfinite(norm)]
         return (
-            f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; the run stops "
-            "before applying it; lower algo.learning_rate or set learner.precision=fp32"
+            f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; this gradient was "
+            "not applied; lower algo.learning_rate or set learner.precision=fp32"
         )
 
     def _batch(self, slot: Slot, activations: Sequence[Array]) -> Batch:
@@ -166,7 +176,7 @@ class Learner:
             self._engine.load(self._state)
             old = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
-        # On the CPU: targets take hundreds of operations on a few numbers each.
+        # Targets are computed on the CPU, because they take hundreds of tiny operations.
         rollout = Rollout(
             torch.from_numpy(slot.rewards),
             torch.from_numpy(slot.terminated),
@@ -192,25 +202,26 @@ class Learner:
     def _learning_rate(self) -> float:
         return self._algo.learning_rate_at(self._remaining())
 
-    # The arrays returned below may share the learner's memory: the next update overwrites them.
+    # The arrays that the methods below return may share memory with the learner, so the next update
+    # may overwrite them.
 
     def parameters(self) -> dict[str, Array]:
-        """Returns θ[j], buffers included, by name."""
+        """Returns the arrays of θ[j], including buffers, by name."""
         return {name: _numpy(tensor) for name, tensor in self.policies.state_dict().items()}
 
     @torch.no_grad()
     def write_parameters(self, arrays: Mapping[str, Array]) -> None:
-        """Copies θ[j], buffers included, into `arrays` by name."""
+        """Copies θ[j], including buffers, into the arrays of the same names."""
         for name, tensor in self.policies.state_dict().items():
             torch.from_numpy(arrays[name]).copy_(tensor)
 
     def previous_parameters(self) -> dict[str, Array]:
-        """Returns θ[j-1], buffers included, by name."""
+        """Returns the arrays of θ[j-1], including buffers, by name."""
         names = self.policies.state_dict()
         return {name: _numpy(t) for name, t in zip(names, self._previous, strict=True)}
 
     def optimizer_state(self) -> dict[str, Array]:
-        """Returns the optimizer's arrays by name, `<quantity>/<parameter>`."""
+        """Returns the optimizer's arrays, named `<quantity>/<parameter>`."""
         return {
             f"{key}/{name}": _numpy(value)
             for name, parameter in self.policies.named_parameters()
@@ -218,7 +229,12 @@ class Learner:
         }
 
     def state(self) -> State:
-        """Returns what an exact resume needs: θ[j], θ[j-1] and the optimizer's state."""
+        """Returns the state that an exact resume needs.
+
+        The arrays `params/<name>` hold θ[j], the arrays `previous/<name>` hold θ[j-1], and the
+        arrays `optimizer/<quantity>/<name>` hold the optimizer's state. The value `num_updates`
+        is the number of updates made.
+        """
         parts = {
             "params": self.parameters(),
             "optimizer": self.optimizer_state(),
@@ -228,7 +244,7 @@ class Learner:
         return State(arrays, {"num_updates": self.num_updates_done})
 
     def load_state(self, state: State) -> None:
-        """Restores a state from `state`."""
+        """Restores a state that `state` returned."""
         self.num_updates_done = state.values["num_updates"]
         tensors = self.policies.state_dict()
         with torch.no_grad():
@@ -240,7 +256,8 @@ class Learner:
             if key.startswith("optimizer/"):
                 _, quantity, name = key.split("/")
                 value = _tensor(array).to(self._device)
-                # The optimizer's own state has the parameter's memory layout; so must this.
+                # The optimizer creates its state in the memory layout of the parameter, so the
+                # restored state gets this layout, too.
                 like = torch.empty_like(parameters[name]) if value.ndim else value.clone()
                 self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
 
@@ -248,7 +265,7 @@ class Learner:
 def _explained_variance(batch: Batch) -> float:
     """Returns 1 - Var(returns - values) / Var(returns).
 
-    It is 1 for perfect values and 0 for constant ones, or if all returns are equal.
+    The result is 1 for perfect values. It is 0 for constant values, and if all returns are equal.
     """
     returns = batch.targets.returns
     variance = float(returns.var(correction=0))

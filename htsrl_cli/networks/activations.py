@@ -1,12 +1,13 @@
-"""Activations that actors keep, so that the learner needs only a backward pass.
+"""Activations that actors keep, so that the learner computes only the backward pass.
 
-A2C takes its gradient at the parameters of the behavior policy (HTS-RL paper, Eq. 6): the learner's
-forward pass would repeat the actors'. So actors keep the outputs of the network's layers beside the
-slot, which saves the learner a quarter (bf16) to a third (fp32) of its work.
+A2C computes its gradient at the parameters of the behavior policy (HTS-RL paper, Eq. 6). If actors
+and learner both use the CPU and the same precision, the learner's forward pass would only repeat
+the actors' forward passes. Actors therefore keep the outputs of the network's layers in memory
+beside the slot. This saves the learner a quarter (bf16) to a third (fp32) of its work.
 
-A network calls a `Layer` to compute each of its layers. `relu_layer` computes it, `CachingLayers`
-also keep the output, and `CachedLayers` take a kept output instead. Arrays are channels-last, like
-observations.
+A network calls a `Layer` to compute each of its layers. `relu_layer` computes the output,
+`CachingLayers` also keeps it, and `CachedLayers` returns an output that was kept earlier. Kept
+arrays are channels-last, like observations.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
 
 
 class Layer(Protocol):
-    """A function that computes a layer of a network, or stands in for it."""
+    """A function that returns the output of a network's layer, computed or kept."""
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
     ) -> Tensor:
-        """Returns max(0, y) for y = x weight^T + bias, or for y the convolution of images x.
+        """Returns max(0, y), where y is the result of a linear layer or an unpadded convolution.
 
         Args:
-            x: [N, I], or images [N, C, H, W] to convolve.
-            weight: [O, I], or kernels [O, C, h, w].
-            bias: [O].
-            stride: the convolution's stride over rows and columns.
+            x: vectors [N, I] for a linear layer, or images [N, C, H, W] for a convolution.
+            weight: the linear layer's weights [O, I], or the convolution's kernels [O, C, h, w].
+            bias: the biases [O]; None if the layer has no bias.
+            stride: the convolution's strides over rows and columns.
         """
 
 
 def relu_layer(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
 ) -> Tensor:
-    """Computes a layer; see `Layer`.
+    """Computes a layer; see `Layer` for the arguments.
 
-    It rectifies in place: the gradient does not need the values before.
+    The ReLU is computed in place, because the gradient needs only its output.
     """
     if x.dim() == 2:
         return F.relu_(F.linear(x, weight, bias))
@@ -72,10 +73,10 @@ class CachingLayers:
 
 
 class CachedLayers:
-    """A `Layer` that takes kept outputs and computes only gradients.
+    """A `Layer` that returns kept outputs, so that only gradients are computed.
 
     Args:
-        outputs: outputs that `CachingLayers` kept for the same inputs and parameters.
+        outputs: the outputs that `CachingLayers` kept for the same inputs and parameters.
     """
 
     def __init__(self, outputs: Sequence[Tensor]) -> None:
@@ -91,7 +92,10 @@ class CachedLayers:
 
 
 class _CachedLayer(torch.autograd.Function):
-    """The backward pass of `relu_layer`, with a kept output as the forward pass."""
+    """An operation whose forward pass returns a kept output of `relu_layer`, without computing it.
+
+    Its backward pass computes the gradients of `relu_layer`.
+    """
 
     @staticmethod
     def forward(
@@ -122,17 +126,17 @@ class _CachedLayer(torch.autograd.Function):
 
 
 def layout_of(outputs: Sequence[Tensor]) -> list[ArrayType]:
-    """Returns shape and dtype of an array for one row of each output."""
+    """Returns the shape and NumPy dtype of one row of each output."""
     return [(tuple(y.shape[1:]), _DTYPES[y.dtype]) for y in outputs]
 
 
 def as_array(output: Tensor) -> Array:
-    """Returns an output as an array of the dtype in `layout_of`, without a copy."""
+    """Returns the output as an array that shares its memory, with the dtype of `layout_of`."""
     array: Array = (output.view(torch.uint16) if output.dtype == torch.bfloat16 else output).numpy()
     return array
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Returns an array of `as_array` as a tensor again, without a copy."""
+    """Returns an array from `as_array` as a tensor of the original dtype that shares its memory."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

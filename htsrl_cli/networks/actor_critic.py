@@ -1,6 +1,6 @@
 """Actor-critic networks: one or two trunks, and heads for the policy and the value.
 
-Shapes: N rows, P distribution parameters.
+In shapes, N is the number of rows and P is the number of distribution parameters.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from htsrl_cli.networks.activations import Layer, relu_layer
 
 
 class ActorCritic(nn.Module):
-    """A trunk with a policy head and a value head.
+    """A network of one or two trunks with a policy head and a value head.
 
     A trunk is a module that maps observations as stored in the slot (uint8 or float32
     [N, *obs_shape]) to features [N, num_features]. It has an attribute `num_features` and casts
-    observations to the dtype of its parameters. If its attribute `computes_by_layer` is True, it is
-    also given a `Layer` that computes its layers, whose outputs can then be kept for the learner.
+    observations to the dtype of its parameters. If its attribute `computes_by_layer` is True, its
+    `forward` takes a `Layer` as second argument and computes its layers with it. The outputs of
+    these layers can then be kept for the learner.
 
-    Trunks compute in the policy's precision, heads in float32: bf16 has 8 significant bits, too few
-    for the small differences of values and logits that advantages and ratios come from.
+    Trunks compute in the configured precision, heads in float32. Advantages and probability ratios
+    come from small differences of values and logits, and bf16 with its 8 significant bits cannot
+    represent these.
 
     Args:
         actions: the action space.
-        trunk: computes the policy's features.
-        value_trunk: computes the value's features; None to share `trunk`.
+        trunk: the trunk that computes the policy's features.
+        value_trunk: the trunk that computes the value's features; None to share `trunk`.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class ActorCritic(nn.Module):
         """Maps observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
 
         Args:
-            layer: computes the layers of trunks that have `computes_by_layer`.
+            layer: the `Layer` that computes the layers of trunks with `computes_by_layer`.
         """
         features = _features(self.trunk, obs, layer)
         value_features = features
@@ -70,7 +72,7 @@ def _features(trunk: nn.Module, obs: Tensor, layer: Layer) -> Tensor:
 
 @torch.no_grad()
 def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
-    """Sets orthogonal weights and zero biases in linear layers and convolutions.
+    """Sets orthogonal weights and zero biases in linear layers and 2-D convolutions.
 
     The gain is 0.01 for the policy head, 1 for the value head and sqrt(2) elsewhere. Layers of
     other types keep their initial parameters.
@@ -79,7 +81,7 @@ def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
     for module in policy.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             gain = gains.get(id(module), math.sqrt(2))
-            # `orthogonal_` cannot fill channels-last memory.
+            # `orthogonal_` cannot fill a tensor in channels-last memory.
             weight = torch.empty(module.weight.shape)
             module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))
             if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Devices: selecting one, torch's process-wide settings, and recordings on a GPU."""
+"""Selection of devices, torch's process-wide settings, and recordings of GPU work."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from htsrl_cli.storage.memory import Array
 
 T = TypeVar("T")
 
-# A recording starts by waiting for the whole device, which is forbidden while another thread
-# records.
+# Held during a recording. A recording first waits for the whole device, which is forbidden while
+# another thread records.
 _RECORDING = threading.Lock()
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # glibc refuses an mmap threshold above 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX).
@@ -27,8 +27,8 @@ _OPTIONS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD:
 def set_up_torch() -> None:
     """Makes torch deterministic and single-threaded, and keeps freed memory mapped.
 
-    The bits of an operation depend on its number of intra-op threads, so the learner parallelizes
-    over micro-batches instead.
+    The bits of a result depend on the number of threads inside the operation. Operations therefore
+    use one thread, and the learner parallelizes over micro-batches instead.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
@@ -45,8 +45,8 @@ def set_up_torch() -> None:
 def _keep_freed_memory() -> None:
     """Makes glibc keep large freed blocks instead of returning them to the kernel.
 
-    Otherwise each activation would be unmapped when freed and mapped again in the next minibatch:
-    thousands of page faults, for which threads wait on each other.
+    Otherwise, each activation would be unmapped when it is freed, and mapped again in the next
+    minibatch. This would cause thousands of page faults, in which threads wait for each other.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -58,8 +58,9 @@ def resolve_device(key: str, name: str) -> torch.device:
     """Returns the device that a configuration names.
 
     Args:
-        key: the configuration key, for the message.
-        name: `cpu`, `cuda`, `cuda:N`, or `auto`: the first GPU, or the CPU without one.
+        key: the configuration key, for the error message.
+        name: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto` (the first GPU, or the CPU if
+            there is no GPU).
 
     Raises:
         ConfigError: the device does not exist.
@@ -68,9 +69,14 @@ def resolve_device(key: str, name: str) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
     if not torch.cuda.is_available():
-        raise ConfigError(key, name, "torch finds no GPU here; use cpu or auto")
+        raise ConfigError(key, name, f"torch finds no GPU here: use {key}=cpu or {key}=auto")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(key, name, f"number of GPUs here: {torch.cuda.device_count()}")
+        raise ConfigError(
+            key,
+            name,
+            f"torch finds only {torch.cuda.device_count()} GPU(s) here, numbered from cuda:0: use "
+            "a lower number",
+        )
     return device
 
 
@@ -83,7 +89,7 @@ def settle_on(device: torch.device) -> None:
 def sleep_until_done(device: torch.device) -> None:
     """Blocks until a GPU has finished this thread's work; returns at once for the CPU.
 
-    Reading a result would wait, too, but keep a core busy that an executor could use.
+    Reading a result would also wait, but it would keep a core busy that an executor could use.
     """
     if device.type == "cuda":
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -92,25 +98,26 @@ def sleep_until_done(device: torch.device) -> None:
 
 
 def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Runs `work` once on a GPU, then records it without running it (a CUDA graph).
+    """Runs `work` once on a GPU, then records it as a CUDA graph without running it.
 
-    `replay` runs it in one call; from Python, starting the many small kernels takes longer than
-    running them.
+    The graph's `replay` runs all kernels with one call. Starting the many small kernels from Python
+    would take longer than running them.
 
     Args:
-        work: work on the current stream, with inputs and outputs at fixed addresses.
+        work: a function that starts work on the current stream. Its inputs and outputs have fixed
+            addresses.
         stream: the stream to record on.
 
     Returns:
-        The recording, and the results of `work`; every replay overwrites them.
+        The recording, and the results of `work`, which every replay overwrites.
     """
     with _RECORDING, torch.cuda.stream(stream):
         torch.cuda.synchronize()
-        # Libraries initialize themselves at their first use, which must not be recorded.
+        # Libraries initialize themselves when they are first used. This must not be recorded.
         work()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
+        # In this mode, other threads may use the device during the recording.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             results = work()
     return graph, results
@@ -120,7 +127,7 @@ def pin(array: Array) -> None:
     """Locks an array's pages in memory until `unpin`, so that a GPU copies from them directly.
 
     Raises:
-        RunError: the driver cannot lock them.
+        RunError: the driver cannot lock the pages.
     """
     status = torch.cuda.cudart().cudaHostRegister(  # type: ignore[no-untyped-call]
         array.ctypes.data, array.nbytes, 0

@@ -1,6 +1,7 @@
 """Action distributions: samples, most likely actions, log-probabilities and entropies.
 
-Shapes: N rows, D action dimensions, P distribution parameters.
+In shapes, N is the number of rows, D is the number of action dimensions and P is the number of
+distribution parameters.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from htsrl_cli.envs.base import ActionSpec
 def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Turns noise into actions [N, D] and their log-probabilities [N].
 
-    A categorical action inverts the cumulative distribution at a uniform number; a Gaussian one
-    scales a standard normal number. Every row depends on its own inputs only.
+    Categorical actions are sampled by inverting the cumulative distribution at a uniform random
+    number. Gaussian actions are scaled and shifted standard normal numbers. The results of a row
+    depend only on the inputs of that row.
 
     Args:
-        params: distribution parameters [N, P]: logits, or means and log standard deviations.
-        noise: float32 [N, D]; uniform in [0, 1), or standard normal.
+        params: distribution parameters [N, P]: logits for categorical actions, or means and then
+            log standard deviations for Gaussian actions.
+        noise: float32 [N, D]; uniform in [0, 1) for categorical actions, standard normal for
+            Gaussian actions.
     """
     if actions.kind == "gaussian":
         mean, log_std = params.chunk(2, dim=1)
@@ -31,7 +35,7 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
         cumulative = _cumulative(log_p.exp())
-        # Rounding may leave the last entry below 1, so the uniform number is scaled to it.
+        # Rounding may leave the last sum below 1, so the uniform number is scaled by this sum.
         threshold = noise[:, d : d + 1] * cumulative[:, -1:]
         choice = (cumulative <= threshold).sum(dim=1, keepdim=True).clamp(max=logits.shape[1] - 1)
         chosen.append(choice)
@@ -51,8 +55,8 @@ def _cumulative(probabilities: Tensor) -> Tensor:
 def running_sums(numbers: Tensor) -> Tensor:
     """Returns cumulative sums along the rows of [N, n], computed column by column.
 
-    In another order, rounding could make a sum fall, or rise where 0 is added: an action of
-    probability 0 could be drawn.
+    If the additions had another order, rounding could make a sum decrease, or increase where 0 is
+    added. An action of probability 0 could then be drawn.
     """
     sums = list(numbers.unbind(dim=1))
     for column in range(1, len(sums)):
@@ -65,7 +69,7 @@ def most_likely(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Ten
 
     Args:
         params: distribution parameters [N, P].
-        noise: ignored; the signature is that of `sample`.
+        noise: ignored; present so that the signature equals that of `sample`.
     """
     if actions.kind == "gaussian":
         chosen = params.chunk(2, dim=1)[0]
@@ -76,7 +80,7 @@ def most_likely(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Ten
 
 
 def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log-probabilities of the chosen actions, and entropies; both [N].
+    """Returns the log-probabilities [N] of chosen actions and the distributions' entropies [N].
 
     Args:
         params: distribution parameters [N, P].
@@ -90,8 +94,8 @@ def log_prob_entropy(actions: ActionSpec, params: Tensor, chosen: Tensor) -> tup
     entropy = torch.zeros_like(params[:, 0])
     for d, logits in enumerate(torch.split(params, list(actions.sizes), dim=1)):
         log_p = logits.log_softmax(dim=1)
-        # Not `gather`: its gradient is a `scatter_add`, which a GPU can compute deterministically
-        # only by sorting.
+        # `gather` is not used, because its gradient is a `scatter_add`, which a GPU can compute
+        # deterministically only by sorting.
         others = chosen[:, d : d + 1] != torch.arange(logits.shape[1], device=logits.device)
         log_probs = log_probs + log_p.masked_fill(others, 0.0).sum(dim=1)
         entropy = entropy - (log_p.exp() * log_p).sum(dim=1)

@@ -1,10 +1,12 @@
 """The registry of networks, and builders of a run's policies.
 
-Each kind has a folder: its keys (a subclass of `NetworkConfig`) and the network. An entry point of
-the group `htsrl.networks` names its `Kind`, whose factory is called as `factory(config, spec)` and
-returns the trunk that policy and value share, or a pair of trunks, the policy's and the value's.
-`ActorCritic` defines what a trunk is. `network.name=module:name` names such a factory, a class for
-example, without a package: `config` is then an `OwnNetworkConfig`.
+Each kind of network has a folder with its keys (a subclass of `NetworkConfig`) and the network
+itself. An entry point of the group `htsrl.networks` names the kind's `Kind` object. Its factory is
+called as `factory(config, spec)`. The factory returns one trunk that policy and value share, or a
+pair of trunks: the policy's and the value's. `ActorCritic` defines what a trunk is.
+
+`network.name=module:name` names a factory directly, for example a class. No package is needed, and
+`config` is an `OwnNetworkConfig`.
 """
 
 from __future__ import annotations
@@ -44,23 +46,24 @@ def load_network(config: NetworkConfig) -> Callable[..., Any]:
             remedy = f"module {module} needs the package {error.name}: pip install {error.name}"
         raise ConfigError("network.name", config.name, remedy) from error
     except AttributeError as error:
-        remedy = f"module {module} has no {name}"
+        remedy = f"module {module} has no {name}: give the name of a class or function in it"
         raise ConfigError("network.name", config.name, remedy) from error
 
 
 def build_policy(
     spec: EnvSpec, network: NetworkConfig, precision: str, device: torch.device
 ) -> ActorCritic:
-    """Builds a policy with trunks in `precision`; its parameters are still to be loaded.
+    """Builds a policy with trunks in `precision`; the caller must load or initialize parameters.
 
-    It is in evaluation mode: layers that differ in training mode (dropout, batch normalization)
-    would make results depend on how rows are grouped.
+    The policy is in evaluation mode. In training mode, dropout would draw random numbers, and batch
+    normalization would make a row's results depend on the other rows.
 
     Args:
         precision: `fp32` or `bf16`.
 
     Raises:
-        ConfigError: the network does not fit the environment, or is not a trunk.
+        ConfigError: the network cannot be imported, does not fit the environment, or is not made of
+            trunks.
     """
     network.check(spec.obs_shape)
     made = load_network(network)(network, spec)
@@ -69,7 +72,10 @@ def build_policy(
         if not (
             isinstance(trunk, nn.Module) and isinstance(getattr(trunk, "num_features", None), int)
         ):
-            remedy = "it must return a torch.nn.Module with an integer num_features, or two of them"
+            remedy = (
+                "it must return a torch.nn.Module with an integer num_features, or a pair of such "
+                "modules"
+            )
             raise ConfigError("network.name", network.name, remedy)
     policy = ActorCritic(spec.actions, *trunks).to(device)
     for trunk in trunks:
@@ -80,7 +86,7 @@ def build_policy(
 def build_policies(
     spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, precision: str, device: torch.device
 ) -> nn.ModuleList:
-    """Builds the `ActorCritic`s of a run: one for all players, or one for each (`algo.policies`).
+    """Builds the policies of a run: one for all players or one for each player (`algo.policies`).
 
     Raises:
         ConfigError: see `build_policy`.
@@ -92,7 +98,7 @@ def build_policies(
 def initial_policies(
     spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, seed: int
 ) -> nn.ModuleList:
-    """Builds the policies of version 0, in float32 on the CPU; their parameters follow from `seed`.
+    """Builds the policies of version 0 in float32 on the CPU; `seed` determines the parameters.
 
     Raises:
         ConfigError: see `build_policy`.
@@ -101,7 +107,7 @@ def initial_policies(
     for index in range(num_policies(algo, spec.num_players)):
         numbers = generator(seed, Purpose.PARAMETERS, index)
         rng = torch.Generator().manual_seed(int(numbers.integers(2**63)))
-        # Layers that `initialize` does not set draw from torch's global generator.
+        # Layers that `initialize` does not set get their parameters from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(numbers.integers(2**63)))
             policy = build_policy(spec, network, "fp32", torch.device("cpu"))
@@ -112,9 +118,9 @@ def initial_policies(
 
 @torch.no_grad()
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
-    """Returns shape and dtype of a row of each layer's output.
+    """Returns the shape and dtype of one row of each layer's output.
 
-    Empty unless the trunks have `computes_by_layer`.
+    The list is empty unless a trunk has `computes_by_layer`.
     """
     policy = build_policy(spec, network, precision, torch.device("cpu"))
     layers = CachingLayers()

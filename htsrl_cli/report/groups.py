@@ -14,7 +14,7 @@ from htsrl_cli.config.wording import shown
 from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, Curve, StoredRun
 from htsrl_cli.tracking.bootstrap import Array, confidence_interval
 
-# These keys come first in labels if they differ, because readers look for them.
+# Keys that come first in labels if they differ between groups, because readers look for them.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
 _NUM_POINTS = 200
 
@@ -25,10 +25,11 @@ class Group:
 
     Attributes:
         environment: name of the environment.
-        label: keys and values that tell the group from others of its environment.
-        runs: runs of the group.
-        curves: learning curve of `score` for each run.
-        score: name of the score that is compared; all runs of the environment have it.
+        label: keys and values that tell the group from the other groups of its environment; the
+            environment's name if no key differs.
+        runs: the group's runs.
+        curves: learning curve of `score` for each run, in the order of `runs`.
+        score: name of the score that is compared, which all runs of the environment have.
     """
 
     environment: str
@@ -51,11 +52,11 @@ class Group:
     def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
         """Returns the mean learning curve: positions, mean, low and high, each [N].
 
-        The curve covers the env steps at which all runs have a score. `low` and `high` bound the
-        confidence interval of the mean, and are None for a single run.
+        The curve covers the range of env steps in which all runs have scores. `low` and `high` are
+        the ends of the mean's confidence interval; both are None for a single run.
 
         Args:
-            axis: `env_steps`, or `seconds` for the mean time at which the runs reached them.
+            axis: the quantity of the positions: `env_steps`, or `seconds` (averaged over the runs).
         """
         starts, ends = zip(*((c.env_steps[0], c.env_steps[-1]) for c in self.curves), strict=True)
         steps = np.linspace(max(starts), max(*starts, min(ends)), _NUM_POINTS)
@@ -68,12 +69,15 @@ class Group:
 
 
 def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], list[str]]:
-    """Selects the runs to compare; returns them, and the others as `FOLDER (REASON)`.
+    """Selects the runs to compare.
 
-    Of runs with the same configuration and seed, only the one with the most env steps is compared.
+    Of runs with the same configuration and seed, only the run with the most env steps is compared.
 
     Args:
         found: runs by folder; None for a run without a score.
+
+    Returns:
+        The runs to compare, and a text `FOLDER (REASON)` for each run that is left out.
     """
     loaded = [run for run in found.values() if run is not None]
     keys = sorted({key for run in loaded for key in run.treatment})
@@ -92,14 +96,17 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
         elif (equal := longest[identity(run)]) is not run:
             left_out.append(f"{folder} (same configuration and seed as {equal.folder})")
         elif scores[run.environment] not in run.curves:
-            left_out.append(f"{folder} (no episode has ended yet, and others were not evaluated)")
+            left_out.append(
+                f"{folder} (no episode has ended yet, and other runs of {run.environment} were not "
+                "evaluated)"
+            )
         else:
             runs.append(run)
     return runs, left_out
 
 
 def group(runs: Sequence[StoredRun]) -> list[Group]:
-    """Groups runs: by environment, then by configuration, each in order of first appearance."""
+    """Groups runs by environment and configuration, both in order of first appearance."""
     groups = []
     for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
@@ -115,8 +122,9 @@ def group(runs: Sequence[StoredRun]) -> list[Group]:
 
 
 def _scores(runs: Collection[StoredRun]) -> dict[str, str]:
-    """Returns the name of the score that all runs of an environment have, by environment.
+    """Returns the name of the score to compare, by environment.
 
+    It is FINAL_SCORE if all runs of the environment have it, and RECENT_SCORE otherwise.
     Environments are in order of first appearance.
     """
     return {run.environment: FINAL_SCORE for run in runs} | {
@@ -125,9 +133,11 @@ def _scores(runs: Collection[StoredRun]) -> dict[str, str]:
 
 
 def _telling_keys(runs: Sequence[StoredRun]) -> list[str]:
-    """Returns the keys that tell groups apart: those of `_FIRST`, then others that differ.
+    """Returns the keys that tell groups apart: keys of `_FIRST`, and then other keys.
 
-    An algorithm's defaults follow from its name and are left out.
+    A key that is not in `_FIRST` is included only if it differs among runs with equal values of the
+    keys of `_FIRST`. This leaves out an algorithm's own keys and defaults, which follow from its
+    name.
     """
     chosen: list[str] = []
     for key in _FIRST:
@@ -151,7 +161,7 @@ def _num_groups(runs: Sequence[StoredRun], keys: Sequence[str]) -> int:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as text; four digits suffice to tell the values of a search apart."""
+    """Returns a value as text, floats with four significant digits (enough for a search)."""
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 

@@ -27,10 +27,10 @@ img {{ max-width: 100% }}
 code {{ font-size: .85em; word-break: break-all }}
 </style></head><body>
 <h1>htsrl report</h1>
-<p>A run's score is its final metric, the mean over the last ten evaluated policies; where not all
-runs of an environment were evaluated, it is the mean of the last 100 episodes of the training.
-Intervals are 95 % bootstrap confidence intervals of the mean over the runs of a group; rates and
-times are medians.</p>
+<p>A run's score is its final metric: the mean over all games of the last ten evaluated policies.
+If any run of an environment was not evaluated, the score of all its runs is instead the mean raw
+return of the last 100 training episodes. Intervals are 95 % bootstrap confidence intervals of the
+mean over the runs of a group. Rates and times are medians over these runs.</p>
 {groups}
 <img alt="learning curves" src="data:image/png;base64,{figure}">
 <h2>Runs</h2>
@@ -41,7 +41,11 @@ times are medians.</p>
 
 
 def table_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Returns a row for each group, its cells by column; the best of an environment comes first."""
+    """Returns a row for each group: a dictionary of texts by column name.
+
+    Environments are in order of first appearance. Within an environment, groups are sorted by
+    score, the highest first.
+    """
     rows = []
     order = list(dict.fromkeys(g.environment for g in groups))
     for g in sorted(groups, key=lambda g: (order.index(g.environment), -g.final()[0])):
@@ -69,7 +73,7 @@ def _range(ends: Sequence[str]) -> str:
 
 def terminal_table(rows: Sequence[dict[str, str]]) -> Table:
     """Returns the rows of one environment as a table for the terminal."""
-    # Narrow, so that a terminal of 80 columns has room for the group's label.
+    # The table is narrow, so that a terminal of 80 columns has room for the group's label.
     title = f"{rows[0]['environment']}, score: {rows[0]['measure']}"
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     names = [name for name in rows[0] if name not in ("environment", "measure")]
@@ -81,7 +85,7 @@ def terminal_table(rows: Sequence[dict[str, str]]) -> Table:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Draws learning curves: a row for each environment, against env steps and against time."""
+    """Draws the learning curves of each environment in a row: over env steps and over minutes."""
     from matplotlib.figure import Figure
 
     environments = list(dict.fromkeys(g.environment for g in groups))
@@ -110,8 +114,8 @@ def page(groups: Sequence[Group], left_out: Sequence[str], png: bytes) -> str:
     """Returns the whole report as one HTML page that needs no other file.
 
     Args:
-        left_out: runs that are not compared, each as `FOLDER (REASON)`.
-        png: figure with the learning curves.
+        left_out: runs that are not compared, each in the form `FOLDER (REASON)`.
+        png: the figure with the learning curves, as the bytes of a PNG file.
     """
     runs = [
         {

@@ -1,10 +1,13 @@
 """Comparison of runs in a table, learning curves and one HTML page, for `htsrl report`.
 
-Runs whose configurations differ only in the seed form a group, which is shown by its mean and a
-95 % bootstrap confidence interval over its runs. Runs with equal configurations and seeds are
-equal, so only one of them counts. Environments are not compared with each other. The score is the
-final metric if all runs of an environment were evaluated, else the mean raw return of the last 100
-training episodes.
+Runs that differ only in the seed form a group. The report shows the mean score of each group, with
+a 95 % bootstrap confidence interval over its runs. Of runs with the same configuration and seed,
+only the longest run counts, because their results are equal. Environments are not compared with
+each other. The score is the final metric if all runs of an environment were evaluated. Otherwise,
+it is the mean raw return of the last 100 training episodes.
+
+Runs of a group may also differ in `checkpoint`, `log` and `eval`. They may differ in `total_steps`
+unless a schedule, such as an annealed learning rate, spans the run.
 """
 
 from __future__ import annotations
@@ -27,10 +30,14 @@ TABLE_FILE = "report.json"
 
 
 def write_report(paths: Sequence[Path], output: Path) -> None:
-    """Prints a table for each environment; writes page, figure and JSON to the folder `output`.
+    """Prints a table for each environment; writes a page, a figure and a JSON file to `output`.
+
+    Args:
+        paths: run folders, or folders that contain run folders.
+        output: the folder to write to.
 
     Raises:
-        UsageError: there is no run, matplotlib is missing, or `output` cannot be written to.
+        UsageError: no run has a score, matplotlib is missing, or `output` cannot be written to.
     """
     try:
         import matplotlib  # noqa: F401
@@ -54,4 +61,4 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
         (output / PAGE_FILE).write_text(page(groups, left_out, buffer.getvalue()), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
-    Console().print(f"{output / PAGE_FILE} written, with {FIGURE_FILE} and {TABLE_FILE} beside it")
+    Console().print(f"wrote {output / PAGE_FILE}, and next to it {FIGURE_FILE} and {TABLE_FILE}")

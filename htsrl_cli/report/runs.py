@@ -1,4 +1,4 @@
-"""Runs of a report: their configurations and learning curves."""
+"""The runs of a report: their configurations and learning curves."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ from htsrl_cli.tracking.summary import read_summary
 CONFIG_FILE = "config.yaml"
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
-# Runs of a group may differ in these; not in total_steps if a schedule spans the run.
+# Keys and sections in which runs of a group may differ. If a schedule spans the run, total_steps
+# must be equal.
 _NOT_COMPARED = ("seed", "total_steps", "checkpoint", "log", "eval")
 _SCHEDULES = ("algo.anneal_learning_rate", "algo.anneal_clip_coef")
 
 
 class Curve(NamedTuple):
-    """Learning curve of a run: arrays of [N] numbers."""
+    """A learning curve: scores of a run at N times, sorted by env steps.
+
+    Attributes:
+        env_steps: env steps before each score, [N].
+        seconds: seconds of training before each score, [N].
+        scores: the scores, [N].
+    """
 
     env_steps: Array
     seconds: Array
@@ -36,14 +43,15 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Configuration and scores of a run.
+    """The configuration and the scores of a run.
 
     Attributes:
-        folder: run folder.
-        config: values by dotted key.
-        curves: learning curves by score; FINAL_SCORE and RECENT_SCORE if the run has them.
-        env_steps, seconds: env steps and seconds of training so far.
-        params_sha256: digest of the final parameters; None while the run goes on.
+        folder: the run's folder.
+        config: values of the configuration by dotted key.
+        curves: learning curves by name of the score: FINAL_SCORE, RECENT_SCORE, or both.
+        env_steps: env steps of training so far.
+        seconds: seconds of training so far.
+        params_sha256: digest of the final parameters; None if the run is not complete.
     """
 
     folder: Path
@@ -60,7 +68,7 @@ class StoredRun:
 
     @cached_property
     def treatment(self) -> dict[str, Any]:
-        """Values of `config` that tell groups apart, by dotted key."""
+        """The part of `config` that is equal in all runs of a group, by dotted key."""
         has_schedule = any(self.config.get(key) for key in _SCHEDULES)
         return {
             key: value
@@ -70,7 +78,7 @@ class StoredRun:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Finds the run folders at and below `paths`, in order and each once.
+    """Returns the run folders at and below `paths`, in order and without duplicates.
 
     Raises:
         UsageError: a path has no run folder at or below it.
@@ -80,7 +88,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         below = sorted(config.parent for config in path.rglob(CONFIG_FILE))
         runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
         if not runs:
-            raise UsageError(f"{path}: there is no run with {CONFIG_FILE} and {METRICS_FILE}")
+            raise UsageError(
+                f"{path}: there is no run here with {CONFIG_FILE} and {METRICS_FILE}; give a run "
+                "folder, or a folder that contains run folders"
+            )
         found |= dict.fromkeys(folder.resolve() for folder in runs)
     return list(found)
 
@@ -113,7 +124,7 @@ def load_run(folder: Path) -> StoredRun | None:
 
 
 def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
-    """Returns the learning curve of a score, sorted by env steps; None if no line has it."""
+    """Returns the learning curve of a score; None if no line has a value of the score."""
     scored = sorted(
         (line["env_steps"], line["time/seconds"], line[score])
         for line in lines
@@ -128,7 +139,7 @@ def environment_name(config: Mapping[str, Any]) -> str:
     try:
         key = find_kind("env", kind).config.label_key
     except ConfigError:
-        # The package of this kind is not installed here.
+        # The package that provides this kind is not installed.
         return kind
     return str(config[f"env.{key}"])
 

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 class Evaluations:
     """The link between a run and its evaluator.
 
-    It submits policies at barriers, logs their scores, and sets the checkpoints' metrics from them.
+    It submits policies at barriers, logs their scores, and derives the checkpoints' metrics from
+    the scores.
 
     Args:
         env_steps: env steps at which this process starts: 0 for a new run, those of the checkpoint
@@ -47,12 +48,12 @@ class Evaluations:
         self._evaluator = Evaluator(run_dir, config.eval, env_steps, log.evaluated, timeouts)
 
     def barrier(self, env_steps: int, policy: Callable[[Mapping[str, Any]], Checkpoint]) -> None:
-        """Submits this barrier's policy if an evaluation is due, and logs finished scores.
+        """Submits the published policy if an evaluation is due, and logs scores that have arrived.
 
         Args:
             env_steps: env steps of the run at this barrier.
-            policy: a function that returns the policy just published, with the given entries
-                added to its `meta`.
+            policy: a function that returns a checkpoint of the policy just published. It adds the
+                given entries to the checkpoint's `meta`.
 
         Raises:
             HtsrlError: an evaluation failed.
@@ -120,7 +121,11 @@ class Evaluations:
         return env_steps // config.video_interval > previous // config.video_interval
 
     def _log_scores(self) -> bool:
-        """Logs finished scores and sets checkpoints' metrics; returns False if a write failed."""
+        """Logs scores that have arrived, then sets checkpoints' metrics.
+
+        Returns:
+            False if the scores could not be written.
+        """
         played = self._evaluator.finished()
         num_logged = 0
         for done in played:

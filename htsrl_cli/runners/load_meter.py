@@ -1,4 +1,4 @@
-"""A meter of how busy executors, actors and learner are during a rollout."""
+"""A meter of how busy executors, actors and the learner are during a rollout."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LoadMeter:
         return time.monotonic() - self.started_at
 
     def shares(self, learner_s: float) -> dict[str, float]:
-        """Returns the load since the start, by metric name.
+        """Returns the load since the start, by metric name without `time/`.
 
         `<role>_busy` and `<role>_waiting` are seconds, averaged over the role's workers.
-        `collecting` is the seconds from the start until the slot was full.
-        `inference_passes_per_second` is a count of forward passes here. The log divides all of
+        `collecting` is the time from the start until the slot was full, in seconds.
+        `inference_passes_per_second` is a count of forward passes here: the log divides all of
         these values by the elapsed time.
 
         Args:

@@ -29,11 +29,11 @@ class RolloutDigest:
         return self._thread.submit(slot.sha256, self._sha256)
 
     def add(self, begun: Future[str]) -> None:
-        """Waits for the hash of the next slot and makes it the end of the chain."""
+        """Waits for the next slot's hash, which becomes the run's digest so far."""
         self._sha256 = begun.result()
 
     def with_slot(self, slot: Slot | None) -> str | None:
-        """Returns the digest, extended by `slot` if one is given; None if hashing is off.
+        """Returns the digest, extended by `slot` if it is not None; None if nothing was hashed.
 
         The chain itself does not change.
         """
@@ -41,11 +41,11 @@ class RolloutDigest:
         return digest or None
 
     def state(self) -> State:
-        """Returns the end of the chain, for a checkpoint."""
+        """Returns the digest so far, for a checkpoint."""
         return State({}, {"sha256": self._sha256})
 
     def load_state(self, state: State) -> None:
-        """Continues from the end of a chain that `state` returned."""
+        """Continues from a digest that `state` returned."""
         self._sha256 = state.values["sha256"]
 
     def close(self) -> None:

@@ -7,8 +7,8 @@
 Rollout j fills slot Dj, using version θj of the parameters. The runners `hts` and `serial` follow
 this schedule, with the same result: `hts` collects and learns at the same time, `serial` does one
 after the other in the main process. The runner `sync` learns from each slot before it collects the
-next. The rest happens at the barriers: slots are swapped, parameters are published, metrics and
-checkpoints are written, and the first stop signal takes effect.
+next. Everything else happens at the barriers: slots are swapped, parameters are published, metrics
+and checkpoints are written, and the first stop signal takes effect.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
     """Trains in `run_dir`, from the start or from a checkpoint file.
 
     Raises:
-        ConfigError: the environment or a device is not available, or there is too little memory.
+        ConfigError: the environment, a device or the network is not available, or there is too
+            little memory.
         CheckpointError: the checkpoint does not fit the environment or the network.
-        RunError: a worker failed, or a loss is not finite; the last checkpoint is usable.
+        RunError: a worker failed, a loss or gradient is not finite, or a result could not be
+            written; the last checkpoint is usable.
     """
     set_up_torch()
     stored = None if checkpoint is None else load_checkpoint(checkpoint)
@@ -133,8 +135,8 @@ class Run:
                 config, self._plan, run_dir, self.log, self._checkpoints, self._env_steps
             )
             stack.enter_context(closing(self._evaluations))
-        # The log is entered last, so that it is closed first: it restores the terminal. This must
-        # not wait for anything else to close, because another signal ends the process at once.
+        # The log is entered last, so that it is closed first, which restores the terminal. This
+        # must not wait until the other parts have closed: another signal ends the process at once.
         stack.enter_context(self.log)
         self._saved_at = -1
         if checkpoint is None:
@@ -152,8 +154,8 @@ class Run:
         """Trains to the end, or to the first barrier after a stop signal.
 
         Raises:
-            RunError: a worker failed, a loss is not finite, or the last scores, the summary or the
-                last checkpoint could not be written.
+            RunError: a worker failed, a loss or gradient is not finite, or the last scores, the
+                summary or the last checkpoint could not be written.
         """
 
         def check() -> None:
@@ -171,8 +173,8 @@ class Run:
         if self._saved_at != self._rollout:
             self._save_checkpoint()
         if self._rollout == self._plan.num_rollouts:
-            # The log finishes after the checkpoint is saved. A run that is resumed with a higher
-            # `total_steps` then writes the same lines as one that never ended here.
+            # The log finishes after the checkpoint is saved. If the run is later resumed with a
+            # higher `total_steps`, it then writes the same lines as if it had not ended here.
             self.log.finish()
             if self._evaluations:
                 self._evaluations.finish(signals)
@@ -181,8 +183,8 @@ class Run:
     def _run_rollout(self, check: Callable[[], None]) -> None:
         """Collects one rollout, makes the update that is due, and opens the next rollout's slot.
 
-        Under policy lag, the update learns from the previous rollout, so the first call makes none.
-        Without lag, it learns from this rollout.
+        Under policy lag, the update learns from the previous rollout, so rollout 0 makes no update.
+        Without lag, the update learns from this rollout.
         """
         collector, ring = self._roles.collector, self._roles.ring
         watch = LoadMeter(collector.board, collector.num_steppers)
@@ -212,8 +214,9 @@ class Run:
         lag = roles.store.version - int(versions[0])
         if len(versions) > 1 or lag != self._plan.lag:
             raise AssertionError(
-                f"the slot was collected with versions {versions}, but the learner, at version "
-                f"{roles.store.version}, needs version {roles.store.version - self._plan.lag} only"
+                f"the slot was collected with parameter versions {versions}, but an update of "
+                f"version {roles.store.version} needs a slot collected with version "
+                f"{roles.store.version - self._plan.lag} only"
             )
         digest = roles.rollouts.begin(slot)
         logged = roles.learner.update(slot, check, roles.ring.activations(rollout))
@@ -253,9 +256,14 @@ class Run:
         try:
             self.log.write_summary(self._summary())
         except OSError as error:
-            raise RunError(f"the summary could not be written: {error.strerror}") from error
+            raise RunError(
+                f"summary.json could not be written: {error.strerror}; fix the cause, then resume"
+            ) from error
         if self._saved_at != self._rollout:
-            raise RunError("the last checkpoint could not be written; resume from the one before")
+            raise RunError(
+                "the last checkpoint could not be written: free up disk space, then resume "
+                "from the checkpoint before it"
+            )
 
     def _summary(self) -> dict[str, object]:
         learner = self._roles.learner

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
-    """Returns the entries of `meta` that `htsrl eval` and a resume read before all others."""
+    """Returns the entries of `meta` for the environment, the configuration and the packages."""
     return {
         "env_spec": asdict(spec),
         "config": to_plain(config),
@@ -52,13 +52,13 @@ def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
 def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
     """Returns the full slot that the learner still has to use when rollout `rollout` begins.
 
-    Returns None before the first rollout, and always with the runner `sync`.
+    Returns None if there is no such slot: before the first rollout, and always with `runner=sync`.
     """
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
 def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
-    """Returns a checkpoint to continue exactly from the barrier before rollout `rollout`."""
+    """Returns a checkpoint from which a run continues exactly at the start of rollout `rollout`."""
     slot = unlearned_slot(roles, rollout)
     whole = join(
         {
@@ -74,9 +74,9 @@ def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
 
 
 def restore(roles: Roles, checkpoint: Checkpoint) -> int:
-    """Restores the roles from a checkpoint of `take`; returns the number of the next rollout.
+    """Restores the roles from a checkpoint that `take` returned; returns the next rollout's number.
 
-    The log is created later; its state is restored then (`log_state`).
+    The log's state is restored later, after the log has been created; see `log_state`.
     """
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     rollout: int = checkpoint.meta["interval"]
@@ -88,7 +88,10 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> int:
     envs = split(whole, "envs")
     roles.collector.load_state(envs)
     if not np.array_equal(roles.collector.obs, envs.arrays["obs"]):
-        logger.warning("the environments did not restore exactly: this run differs from here on")
+        logger.warning(
+            "the restored environments' observations differ from the saved ones: from here on, "
+            "this run differs from an uninterrupted run"
+        )
     return rollout
 
 
@@ -108,14 +111,17 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
     if stored != json.loads(json.dumps(asdict(spec))):
         raise CheckpointError(
             "the environment's observations, actions or players have changed: the checkpoint was "
-            f"saved with {stored}, the installed environment has {asdict(spec)}; install the "
-            "version of the environment that the run was trained on"
+            f"saved with {stored}, but the installed environment has {asdict(spec)}; install the "
+            "version of the environment with which the run was trained"
         )
     _check_packages(checkpoint.meta.get("packages", {}), env)
     for name, array in learner.parameters().items():
         found = checkpoint.arrays.get(f"learner/params/{name}")
         if found is None or found.shape != array.shape:
-            raise CheckpointError(f"the checkpoint has no parameter {name} of shape {array.shape}")
+            raise CheckpointError(
+                f"the checkpoint has no parameter {name} of shape {array.shape}: use the network "
+                "with which the checkpoint was saved"
+            )
 
 
 def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
@@ -128,21 +134,24 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
         if installed.get(name) != version:
             raise CheckpointError(
                 f"the checkpoint's environment states were saved by {name} {version}, but "
-                f"{installed.get(name, 'none')} is installed: pip install {name}=={version}"
+                f"{installed.get(name, 'none')} is installed: install {name} {version} to resume"
             )
 
 
 def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> None:
     """Restores the slot that the learner still has to use.
 
-    Checkpoints hold no activations, so they are recomputed here if the learner needs them.
+    Checkpoints contain no activations, so these are recomputed here if the learner needs them.
     """
     _fill(slot, stored)
     if not roles.inference.keeps_activations:
         return
     _serve_again(roles, slot, rollout)
     if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
-        logger.warning("the recomputed actions differ: this run differs from here on")
+        logger.warning(
+            "the actors' recomputed results differ from the saved ones: from here on, this run may "
+            "differ from an uninterrupted run"
+        )
         _fill(slot, stored)
 
 
@@ -152,7 +161,7 @@ def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
 
 
 def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
-    """Recomputes the actions and activations of rollout `rollout` with its parameter version."""
+    """Recomputes the actors' results for rollout `rollout`, with that rollout's parameters."""
     ring, store = roles.ring, roles.store
     for name, array in roles.learner.previous_parameters().items():
         store.half(rollout)[name][...] = array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -20,8 +21,13 @@ from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.runners.snapshot import check_fit
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
-from htsrl_cli.sampling.inference import InferenceSetup, activations_to_keep, has_free_rows
-from htsrl_cli.storage.memory import ArrayType, NotEnoughMemoryError
+from htsrl_cli.sampling.inference import (
+    InferenceSetup,
+    activations_to_keep,
+    has_free_rows,
+    has_independent_rows,
+)
+from htsrl_cli.storage.memory import Array, ArrayType, NotEnoughMemoryError
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 
@@ -32,8 +38,8 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     """Builds the roles of a run and connects them.
 
     Executors write observations and rewards into a slot of the ring. Actors read the store's
-    parameters and write actions and values into the same slot. The learner reads the other slot
-    and computes the store's next version. The collector connects executors and actors.
+    parameters and write actions and values into the same slot. The learner reads a full slot and
+    computes the next version of the parameters. The collector connects executors and actors.
 
     Args:
         checkpoint: the checkpoint to continue from; it is checked here and restored later.
@@ -43,6 +49,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
         ConfigError: the environment, a device or the network is not available, or there is too
             little memory.
         CheckpointError: the checkpoint does not fit the environment or the network.
+        RunError: the GPU's driver cannot lock the slots in memory.
     """
     plan, spec = RunPlan.of(config), probe(config.env)
     learner = Learner(
@@ -62,10 +69,9 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     ring = build_ring(config, spec, plan, activations)
     parameters = learner.parameters()
     store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in parameters.items()})
-    inference = InferenceSetup.of(spec, config, keeps_activations=bool(activations))
-    if not has_free_rows(inference, parameters):
-        logger.info("a row's bits depend on its position in the batch: columns get fixed rows")
-        inference = replace(inference, fixed_rows=True)
+    inference = _suited(
+        InferenceSetup.of(spec, config, keeps_activations=bool(activations)), parameters
+    )
     host = InlineCollector if config.runner.schedule.inline else ProcessCollector
     collector = host(config, inference, ring, store)
     stack.push(lambda kind, error, trace: collector.close(gracefully=kind is None))
@@ -74,8 +80,26 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     return Roles(config, plan, spec, learner, ring, store, inference, collector, rollouts)
 
 
+def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> InferenceSetup:
+    """Returns the set-up with fixed rows if a row's bits depend on its position in the batch.
+
+    Logs a warning if they depend on other rows, because fixed rows do not help then.
+    """
+    if has_free_rows(inference, parameters):
+        return inference
+    if has_independent_rows(inference, parameters):
+        logger.info("a row's bits depend on its place in the batch: every column gets a fixed row")
+    else:
+        logger.warning(
+            "network.name=%s: the output for an observation depends on the other observations in "
+            "the batch, so this run's results depend on timing: make the rows independent",
+            inference.network.name,
+        )
+    return replace(inference, fixed_rows=True)
+
+
 def probe(config: EnvConfig) -> EnvSpec:
-    """Builds one environment and returns its spec; configuration errors show here, early.
+    """Builds one environment, so that mistakes in its keys are found early, and returns its spec.
 
     Logs a warning if the environment's state cannot be restored exactly.
 
@@ -87,7 +111,7 @@ def probe(config: EnvConfig) -> EnvSpec:
     if not config.restores_exactly and not restores_exactly(config):
         key = config.label_key
         logger.warning(
-            "env.%s=%s does not replay exactly from a seed and its actions: "
+            "env.%s=%s continued differently after its state was saved and restored: "
             "resumes of this run will not be exact",
             key,
             getattr(config, key),
@@ -98,7 +122,7 @@ def probe(config: EnvConfig) -> EnvSpec:
 def build_ring(
     config: TrainConfig, spec: EnvSpec, plan: RunPlan, activations: list[ArrayType]
 ) -> Ring:
-    """Reserves shared memory for the two slots.
+    """Builds the ring, whose two slots are in shared memory.
 
     Args:
         activations: shape and dtype of one row of each activation array; see `Ring`.
@@ -112,8 +136,8 @@ def build_ring(
         raise ConfigError(
             "actors.num_envs",
             config.actors.num_envs,
-            f"its two slots of runner.sync_interval={plan.sync_interval} steps"
+            f"two slots of runner.sync_interval={plan.sync_interval} env steps"
             f"{', with activations for the learner,' if activations else ''} need "
-            f"{error.needed / 2**30:.1f} GiB of memory but {error.free / 2**30:.1f} GiB are free; "
-            "lower one of the two",
+            f"{error.needed / 2**30:.1f} GiB of memory, but {error.free / 2**30:.1f} GiB are free; "
+            "lower actors.num_envs or runner.sync_interval",
         ) from error

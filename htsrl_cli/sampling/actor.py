@@ -1,6 +1,7 @@
 """The actor: batched inference for whichever columns are ready.
 
-A row's bits do not depend on the other rows of its pass, so requests are batched as they arrive.
+The results of a row do not depend on the other rows of its pass, so requests are batched as they
+arrive.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Copies the observations and noise of n cells into rows of the pass.
+        """Copies the observations and noise of n cells into rows of the next pass.
 
         The arrays `rows`, `columns` and `steps` have shape [n]. Final observations come from the
         ring, because they are not in the slot. Rows without a request hold arbitrary values.
@@ -131,7 +132,7 @@ class ActorSetup:
     """The arguments of an actor's process or thread.
 
     Attributes:
-        inference: the set-up of the run's forward passes.
+        inference: the set-up of the actor's forward passes.
         ring: the slots, from which the actor reads observations and to which it writes actions and
             values.
         store: the store of the published parameters.
@@ -173,7 +174,7 @@ def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
 
 
 def _answer(requests: Sequence[Request], setup: ActorSetup) -> None:
-    """Sends each executor the numbers of its columns that were served."""
+    """Sends each executor the indices of its columns that were served."""
     answered: dict[int, list[int]] = {}
     for c, _ in requests:
         answered.setdefault(c // setup.columns_per_executor, []).append(c)

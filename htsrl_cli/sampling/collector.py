@@ -52,7 +52,10 @@ class Collector(Protocol):
         """Returns the environments' states and observations; call it at a barrier only."""
 
     def load_state(self, state: State) -> None:
-        """Restores the environments and sets `obs`; the caller compares it with the saved one."""
+        """Restores the environments and sets `obs`.
+
+        The caller compares `obs` with the saved observations.
+        """
 
     def begin(self) -> None:
         """Starts filling the slot that is open in the ring."""
@@ -163,7 +166,7 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Sends a command and an element of `args` to each executor; returns the answers."""
+        """Sends each executor a command and its element of `args`; returns the answers."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]

@@ -1,8 +1,8 @@
 """The executor: the role that steps environments and writes the results into the slot.
 
-This module imports numpy and the environments, never torch or hydra. Only requests and answers, a
-few numbers each, pass through pipes. Observations, actions and rewards stay in the slot, at
-addresses that depend only on env step and column.
+This module imports numpy and the environments, never torch or hydra. The pipes between executors
+and actors carry only column indices and env-step indices. Observations, actions and rewards stay in
+the slot, at addresses that depend only on env step and column.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ class _Seat:
 
     Attributes:
         columns: columns of the environment's players, in order.
-        where: the same columns as an array index: a number for one player, a slice for several.
+        where: the same columns as an array index: an integer for one player, a slice for several.
         t: number of env steps taken in this rollout.
-        pending: number of requests not yet answered. A truncation causes two for each column.
+        pending: number of requests not yet answered. A truncated episode causes two requests for
+            each column.
     """
 
     def __init__(self, env: Env, index: int) -> None:
@@ -185,7 +186,10 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Writes an ended game's results to its environment's first column, and 0 elsewhere."""
+        """Adds the reward to the training return, and writes the results of a game that has ended.
+
+        The results are written to the environment's first column; all other cells become 0.
+        """
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
         slot.episode_returns[t, where] = 0.0
@@ -221,8 +225,9 @@ class ExecutorSetup:
         one_by_one: True to send an environment's requests as soon as it has been stepped. False to
             step all environments whose answers arrived together, and then send all their requests.
             True starts passes earlier, but with fewer rows. This pays off if actors are on a GPU,
-            where passes take no CPU time.
-        in_background: True to run at a low priority, because actors need a core only briefly.
+            where passes take hardly any CPU time.
+        in_background: True to run at a low priority, so that actors on a GPU get a core as soon as
+            they need it.
     """
 
     env: EnvConfig
@@ -264,7 +269,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
 def _run_rollout(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps environments until their columns are full; returns False if told to stop earlier."""
+    """Steps environments until their columns are full; returns False if told to stop before."""
     board, answers = setup.board, setup.answers
     poll = select.poll()
     poll.register(answers, select.POLLIN)

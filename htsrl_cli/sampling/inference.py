@@ -8,7 +8,7 @@ precision and device of the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -90,8 +90,8 @@ class Inference:
     """The policies of a run, with the buffers for forward passes of constant shape.
 
     On a GPU, each policy's pass is recorded once as a CUDA graph, including sampling and the copies
-    to and from the GPU. The graph is then replayed on a stream of higher priority than the
-    learner's.
+    to and from the GPU. The graph is then replayed on a stream that has a higher priority than the
+    learner's stream.
 
     Args:
         greedy: True to take the most likely actions instead of sampling.
@@ -142,12 +142,12 @@ class Inference:
 
     @torch.inference_mode()
     def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns actions [batch, D], log-probabilities [batch] and values [batch], on the CPU.
+        """Computes actions [batch, D], log-probabilities [batch] and values [batch].
 
-        The next call may overwrite them.
+        The results are on the CPU. The next call may overwrite them.
 
         Args:
-            policy: index of the network to use.
+            policy: index of the policy to use.
         """
         if self._recorded:
             graph, (actions, log_probs, values) = self._recorded[policy]
@@ -190,6 +190,29 @@ def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
     Args:
         values: the policies' parameters and buffers by name.
     """
+    batch = setup.batch
+    shifts = {1, batch // 3, batch // 2, batch - 1} - {0}
+    return _keeps_bits(setup, values, [(shift, shift % 2) for shift in shifts])
+
+
+def has_independent_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
+    """Returns True if a row's bits do not depend on other rows; they may depend on its position.
+
+    Args:
+        values: the policies' parameters and buffers by name.
+    """
+    return _keeps_bits(setup, values, [(0, 0), (0, 1)])
+
+
+def _keeps_bits(
+    setup: InferenceSetup, values: Mapping[str, Array], changes: Sequence[tuple[int, int]]
+) -> bool:
+    """Returns True if rows keep their bits when they move and other rows change.
+
+    Args:
+        changes: pairs of numbers (shift, first). All rows move by `shift` positions, and every
+            second row, starting with row `first`, is then replaced by random content.
+    """
     inference = Inference(setup)
     inference.load(values)
     rng = np.random.default_rng(0)
@@ -197,15 +220,13 @@ def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
     obs = _random_obs(rng, inference.obs)
     noise = inference.noise.copy()
     inference.obs[:] = obs
-    # One policy is enough: all have the same shapes.
+    # One policy is enough, because all policies have the same shapes.
     expected = [result.clone() for result in (*inference.run(0), *inference.activations)]
-    batch = setup.batch
-    for shift in {1, batch // 3, batch // 2, batch - 1} - {0}:
+    for shift, first in changes:
         inference.obs[:] = np.roll(obs, shift, axis=0)
         inference.noise[:] = np.roll(noise, shift, axis=0)
-        # Every second row is replaced by random content; the others must keep their bits.
-        inference.obs[shift % 2 :: 2] = _random_obs(rng, inference.obs[shift % 2 :: 2])
-        kept = torch.arange(1 - shift % 2, batch, 2)
+        inference.obs[first::2] = _random_obs(rng, inference.obs[first::2])
+        kept = torch.arange(1 - first, setup.batch, 2)
         results = (*inference.run(0), *inference.activations)
         for result, reference in zip(results, expected, strict=True):
             if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):

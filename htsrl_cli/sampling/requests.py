@@ -1,13 +1,13 @@
-"""The encoding of requests from executors to actors, as numbers for a pipe.
+"""The requests that executors send to actors, and their encoding as numbers for a pipe.
 
 A request is a pair (column, step), where T is the number of env steps in a rollout:
 
-    act on the observation of row t           step = t, from 0 to T - 1
-    value the observation of the last row     step = T
-    value the column's `final_obs`, from an   step = -1 - t
-    episode truncated by env step t
+    choose an action for the observation in row t     step = t, from 0 to T - 1
+    compute the value of the observation in row T     step = T
+    compute the value of the column's `final_obs`,    step = -1 - t
+    after env step t has truncated an episode
 
-An answer is the number of the column. The results are in the slot.
+An answer is the index of the column. The results are in the slot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTH = 2
 
 
 def final_request(column: int, t: int) -> Request:
-    """Returns the request to value the last observation of an episode truncated by env step `t`."""
+    """Returns the request for the value of `final_obs`, after env step `t` truncated an episode."""
     return column, -1 - t
 
 
@@ -31,7 +31,7 @@ def is_final(step: Any) -> Any:
 
 
 def truncating_step(step: Any) -> Any:
-    """Returns t, the truncating env step, of final requests; `step` is a number or an array."""
+    """Returns t, the env step that truncated the episode; `step` is a number or an array."""
     return -1 - step
 
 

@@ -89,7 +89,7 @@ class SharedArrays(dict[str, Array]):
 
 
 def available_memory() -> int:
-    """Returns the bytes that can be allocated without swapping, within the cgroup's limit."""
+    """Returns how many bytes can be allocated without swapping, within the cgroup's limit."""
     limits = [_meminfo_available()]
     group = Path("/sys/fs/cgroup")
     try:

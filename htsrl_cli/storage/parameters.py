@@ -10,8 +10,8 @@ from htsrl_cli.storage.memory import Array, ArrayType, SharedArrays
 class ParameterStore:
     """The networks' parameters and buffers by name, in two halves of shared memory.
 
-    Actors read the published version from one half while the learner writes the next version to
-    the other.
+    Actors can read the published version from one half while the learner writes the next version
+    to the other half.
 
     Args:
         layout: shape and dtype of every array.

@@ -1,8 +1,8 @@
-"""The two-slot ring: executors and actors fill one slot while the learner reads the other.
+"""The two-slot ring: executors and actors can fill one slot while the learner reads the other.
 
 The ring consists of NumPy arrays in anonymous shared memory, without locks. Each cell has one
-writer at a time. The messages in pipes order writes before reads, because the system calls on both
-sides are full memory barriers on every platform of Linux and macOS.
+writer at a time. Messages through pipes order writes before reads, because the system calls on both
+sides are full memory barriers on every platform that Linux or macOS supports.
 
 In shapes, T is the number of env steps in a rollout and B is the number of columns.
 """
@@ -19,7 +19,7 @@ _SLOTS = (0, 1)
 
 
 class Ring:
-    """Two slots in shared memory: rollout j fills slot j % 2 while the learner reads the other.
+    """Two slots in shared memory; rollout j fills slot j % 2.
 
     Args:
         spec: shapes and dtypes of a column's observations and actions.
@@ -118,6 +118,6 @@ class Ring:
 
 
 def _is_of_slot(key: str, i: int) -> bool:
-    """Returns True if `key` is the name of an array of slot `i`, activations excluded."""
+    """Returns True if `key` names an array of slot `i` other than its activations."""
     slot, _, name = key.partition("/")
     return slot == str(i) and "/" not in name

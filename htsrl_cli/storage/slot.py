@@ -60,7 +60,7 @@ def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
     """Returns the arrays of a slot, in the order in which they are hashed.
 
     To add an array, add a line here and an attribute to `Slot`. Executors, actors and the learner
-    then find it by its name, and it is saved, hashed and restored with the others. Slots in
+    then find it by its name, and it is saved, hashed and restored like the other arrays. Slots in
     earlier checkpoints lack it: make `htsrl_cli.checkpoints.upgrade` add it.
     """
     draws = (spec.actions.num_dims,)
@@ -89,17 +89,22 @@ class Slot:
 
     Attributes:
         obs: [T + 1, B, *obs_shape]; row T is the observation after the last env step.
-        noise: float32 [T, B, D]; the random numbers that sample the actions.
+        noise: float32 [T, B, D]; the random numbers used to sample the actions.
         actions: [T, B, D]; int64, or float32 for Gaussian actions.
         log_probs: float32 [T, B]; log-probabilities of the actions.
         values: float32 [T + 1, B]; value estimates of the observations.
         versions: int64 [T + 1, B]; the version of the parameters that computed action and value.
         rewards: float32 [T, B]; the training rewards.
-        terminated, truncated: bool [T, B]; how the episode ended with this env step, if it did.
+        terminated: bool [T, B]; True where the env step terminated its episode.
+        truncated: bool [T, B]; True where the env step truncated its episode, even if
+            `terminated` is also True.
         final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.
-        episode_returns, training_returns: float64 [T, B]; the returns of a game that ended with
-            this env step (see `Episode`), in its environment's first column, else 0.
-        episode_lengths: int64 [T, B]; env steps of that game, else 0.
+        episode_returns: float64 [T, B]; the raw score of the game that ended with the env step, in
+            the environment's first column; 0 in all other cells.
+        training_returns: float64 [T, B]; the sum of the ended game's training rewards, averaged
+            over the players; 0 in all other cells.
+        episode_lengths: int64 [T, B]; the number of env steps of the ended game; 0 in all other
+            cells.
     """
 
     obs: Array
@@ -132,8 +137,8 @@ class Slot:
     def check_filled(self) -> None:
         """Checks that every boolean cell has been written.
 
-        Other arrays need no check: NaN spreads to the loss, and the integer that marks unwritten
-        cells is not a valid action, version or length.
+        Other arrays are not checked: NaN spreads to the loss, and the integer that marks unwritten
+        cells is not a valid action, version or length. Unwritten uint8 observations go unnoticed.
 
         Raises:
             AssertionError: a boolean cell has never been written.
@@ -153,7 +158,7 @@ class Slot:
         return digest.hexdigest()
 
     def episodes(self) -> Iterator[Episode]:
-        """Yields every game that ended, in order of step and column."""
+        """Yields every game that ended, in order of env step and column."""
         for t, c in np.argwhere(self.episode_lengths > 0):
             yield Episode(
                 float(self.episode_returns[t, c]),

@@ -16,12 +16,12 @@ def film_path(run_dir: Path, env_steps: int) -> Path:
 
 
 def animation(path: Path) -> bytes:
-    """Returns the first 30 s of a video as a GIF, at half the width and height.
+    """Returns the beginning of a video (about 30 s) as a GIF, at half the width and height.
 
     Raises:
         OSError: the file is missing or contains no video.
     """
-    # Most runs film nothing and need neither package.
+    # These packages are imported here, because most runs film nothing and need neither.
     import cv2
     from PIL import Image
 

@@ -23,7 +23,7 @@ class FinalMetric:
         self._means: deque[tuple[float, int]] = deque(maxlen=NUM_POLICIES)
 
     def add(self, env_steps: int, seconds: float, mean: float, episodes: int) -> None:
-        """Adds the next policy.
+        """Adds the score of the next evaluated policy.
 
         Args:
             env_steps: env steps for which the policy was trained.

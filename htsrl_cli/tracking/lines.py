@@ -17,7 +17,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LineFile:
-    """A file of JSON lines. Each line is a single write, so a killed process leaves whole lines.
+    """A file of JSON lines. Each line is one write call, so a killed process leaves whole lines.
 
     Args:
         path: the file; created if it does not exist.

@@ -73,13 +73,16 @@ class Outputs:
         """Writes a line to all destinations.
 
         Returns:
-            False if `metrics.jsonl` could not be written; no other destination gets the line then.
+            False if `metrics.jsonl` could not be written. The other destinations then do not get
+            the line either.
         """
         try:
             self._lines.append(line)
         except OSError as error:
             steps = line["env_steps"]
-            logger.error("%s: %s; no line at %d env steps", METRICS_FILE, error.strerror, steps)
+            logger.error(
+                "%s: %s; the line at %d env steps is missing", METRICS_FILE, error.strerror, steps
+            )
             return False
         for name, tracker in list(self._trackers.items()):
             with self._reported(name):
@@ -87,7 +90,7 @@ class Outputs:
         return True
 
     def show(self, gif: bytes, env_steps: int) -> None:
-        """Adds the GIF of an evaluated policy to TensorBoard, if the run writes there."""
+        """Adds the GIF of an evaluated policy to TensorBoard, if the run uses TensorBoard."""
         events = self._trackers.get("TensorBoard")
         if isinstance(events, EventFiles):
             with self._reported("TensorBoard"):
@@ -107,7 +110,7 @@ class Outputs:
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
-        """Logs an exception of a tracker and drops the tracker, as none works after a failure."""
+        """Logs an exception that a tracker raises, and stops using this tracker."""
         try:
             yield
         except Exception as error:
@@ -117,7 +120,7 @@ class Outputs:
 
 
 def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
-    """Writes to TensorBoard again the lines that a resume hides there and `metrics.jsonl` keeps.
+    """Writes again to TensorBoard the evaluation lines and GIFs that a resume hides there.
 
     A resume hides all events after `last_line`, but `metrics.jsonl` may keep later lines of
     evaluated policies.

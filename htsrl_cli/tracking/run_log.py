@@ -2,8 +2,8 @@
 
 A line covers all rollouts since the previous line. Apart from the `time/` metrics, its content
 depends only on what the runner reports at barriers. Runs with the same configuration and seed
-therefore write the same values, whether or not they were interrupted and resumed. Evaluated
-policies have lines of their own, in order; each is written when its scores arrive.
+therefore write the same values, whether or not they were interrupted and resumed. Each evaluated
+policy has a line of its own, which is written when its scores arrive.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class RunLog:
 
     The first call of `rollout`, `evaluation` or `finish` opens `metrics.jsonl` and the event files.
     On a resume, it also removes the lines that will be written again. A process that fails during
-    start-up therefore changes no file. Close the log, or use it as a context manager, so that the
-    terminal is restored however the run ends.
+    start-up therefore changes none of these files. Close the log, or use it as a context manager,
+    so that the terminal is restored however the run ends.
 
     Args:
         run_dir: the run's folder.
@@ -92,10 +92,10 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """The measure by which runs are compared; None before the first game has ended.
+        """The measure by which runs are compared; None as long as there is no score.
 
-        It is the final metric if policies are evaluated, otherwise the mean raw return of the last
-        100 games.
+        If policies are evaluated, it is the final metric of the evaluated policies. Otherwise, it
+        is the mean raw return of the last 100 games.
         """
         return self.final_metric.value if self._is_evaluated else mean(self._recent)
 
@@ -134,7 +134,7 @@ class RunLog:
                 line. Not every rollout needs to have the same names.
             episodes: the games that ended in the rollout, in order of step and column.
             seconds: seconds spent (means over the workers) or counts, by name. Both are divided by
-                the wall-clock time since the previous line, and logged as fractions and as rates.
+                the wall-clock time since the previous line, and logged as fractions or rates.
         """
         self._env_steps = env_steps
         self._window.add(scalars, episodes)
@@ -192,7 +192,7 @@ class RunLog:
         self._evaluated[env_steps] = self.final_metric.value
 
     def finish(self) -> None:
-        """Stops the clock and writes a last line if there were rollouts since the previous one.
+        """Stops the clock, and writes a last line if there were rollouts since the previous line.
 
         Call it only at the end of training. If a run stops early, the rollouts since its last line
         go into the next line of the resumed run.
@@ -206,7 +206,7 @@ class RunLog:
             self._write_line()
 
     def state(self) -> State:
-        """Returns what a resume needs to write the same lines."""
+        """Returns the state that a resumed run needs to write the same lines."""
         values = {
             "env_steps": self._env_steps,
             "last_line": self._last_line,
@@ -219,7 +219,7 @@ class RunLog:
         return State({}, values)
 
     def load_state(self, state: State) -> None:
-        """Continues from `state`; call it before `rollout`, `evaluation` and `finish`."""
+        """Continues from a saved state; call it before `rollout`, `evaluation` and `finish`."""
         assert self._outputs is None, "load the state before the first rollout"
         values = state.values
         self._env_steps, self._last_line = values["env_steps"], values["last_line"]
@@ -238,7 +238,7 @@ class RunLog:
         summary_file.write_summary(self._run_dir, summary)
 
     def close(self) -> None:
-        """Closes the files and restores the terminal; writes no line for the open window."""
+        """Closes the files and restores the terminal, without writing another line."""
         if self._outputs is not None:
             self._outputs.close(self._env_steps == self._total_steps)
 

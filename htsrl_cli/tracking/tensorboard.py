@@ -41,7 +41,7 @@ LAYOUT = {
 
 
 class EventFiles:
-    """The TensorBoard events of a run: scalars, hyperparameters and the layout of its charts.
+    """The TensorBoard events of a run: scalars, GIFs, hyperparameters and the layout of charts.
 
     Hyperparameters and layout are written once, by the first process that writes event files.
 

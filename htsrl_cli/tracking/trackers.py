@@ -39,7 +39,7 @@ class WandbTracker:
 
     Args:
         project: the name of the W&B project.
-        run_dir: the run's folder; it names the W&B run, whose local files are stored in it.
+        run_dir: the run's folder. The W&B run is named after it and stores its local files in it.
         hyperparameters: plain values, possibly nested.
     """
 
@@ -70,7 +70,7 @@ class MlflowTracker:
 
     Args:
         experiment: the name of the MLflow experiment; created if it does not exist.
-        run_dir: the run's folder; it names the MLflow run.
+        run_dir: the run's folder, after which the MLflow run is named.
         hyperparameters: values by dotted name.
     """
 
@@ -133,7 +133,7 @@ class MlflowTracker:
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:
-    """Returns the file's content; first writes the result of `make` if there is no file."""
+    """Returns the file's content; if there is no file, first stores the result of `make` in it."""
     if not path.exists():
         identifier = make().encode()
         write_durably(path, lambda file: file.write(identifier))
@@ -141,7 +141,7 @@ def _stored(path: Path, make: Callable[[], str]) -> str:
 
 
 def run_name(run_dir: Path) -> str:
-    """Returns the last three parts of the folder's path, which also differ within a sweep."""
+    """Returns the last three parts of the folder's path, which differ even within a sweep."""
     return "/".join(run_dir.resolve().parts[-3:])
 
 

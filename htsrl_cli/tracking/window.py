@@ -33,9 +33,9 @@ class Window:
         return {name: total / count for name, (total, count) in sorted(self.sums.items())}
 
     def episode_statistics(self) -> Line:
-        """Returns mean, minimum and maximum of raw return, training return and length.
+        """Returns the number of ended games, and statistics of their returns and lengths.
 
-        They are None if no game has ended.
+        The statistics are means, minima and maxima; they are None if no game has ended.
         """
         line: Line = {"episode/count": len(self.episodes)}
         for position, name in enumerate(EPISODE_FIGURES):
@@ -80,11 +80,11 @@ class Stopwatch:
         return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:
-        """Returns the mean rate since this process started; 0 at its start."""
+        """Returns the mean rate since this process began; 0 at its beginning."""
         return _rate(env_steps - self._first_steps, self._now() - self._started)
 
     def line(self, env_steps: int) -> Line:
-        """Returns the `time/` values since the last line, and begins the next window."""
+        """Returns the `time/` values of the next line, and begins a new window."""
         now = self._now()
         elapsed = now - self._line_started
         line: Line = {

@@ -16,23 +16,26 @@ _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
 class Board:
-    """The counters of all workers, one line each; only the worker itself writes its line.
+    """The counters of all workers, one line each; every worker writes only its own line.
 
     Times are seconds of `time.monotonic`, which all processes of a machine share.
     """
 
     def __init__(self, num_workers: int) -> None:
-        # Each line fills a cache line: workers write theirs on different cores.
+        # Each line fills a cache line of its own, because workers write on different cores.
         layout: Layout = {"lines": ((num_workers, ALIGNMENT // 8), "float64")}
         self._memory = SharedArrays(layout)
 
     def enter(self, worker: int) -> None:
-        """Marks the start of work that may hang; the time since a previous `enter` is counted."""
+        """Marks the start of work that may hang.
+
+        If the worker was already busy, the time since its last `enter` is added to its busy time.
+        """
         now = time.monotonic()
         self._account(worker, now, since=now)
 
     def leave(self, worker: int) -> None:
-        """Marks that a worker begins to wait; the time since `enter` counts as busy."""
+        """Marks that a worker begins to wait; adds the time since `enter` to its busy time."""
         now = time.monotonic()
         self._account(worker, now, since=0.0)
         self._memory["lines"][worker, _LEFT_AT] = now

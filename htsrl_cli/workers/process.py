@@ -1,8 +1,8 @@
 """Workers: how they start, receive commands, and end.
 
 A worker is a spawned process or a thread. A worker process ignores stop signals, because the runner
-decides when to stop. It ends when the runner's process ends, and writes its stack on SIGUSR1. This
-module imports neither torch nor hydra, because executors import it.
+decides when to stop. It ends when the runner's process ends. When it receives SIGUSR1, it writes
+its stack to a file. This module imports neither torch nor hydra, because executors import it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Pipe:
     def __init__(self, width: int = 1) -> None:
         self._reader, self._writer = CONTEXT.Pipe(duplex=False)
         self._width = width
-        # Several readers may wake up for one message; those that come too late must not block.
+        # Several readers may wake up for one message; those that find nothing must not block.
         os.set_blocking(self._reader.fileno(), False)
 
     def fileno(self) -> int:
@@ -57,7 +57,7 @@ class Pipe:
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """Reads at most `most` messages; returns their numbers, an empty list if there are none."""
+        """Returns the numbers of at most `most` messages; an empty list if there are none."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -99,7 +99,10 @@ class Worker:
     owes: bool = False
 
     def send(self, command: str, *args: object) -> None:
-        """Sends a command; if the worker is gone, waiting for the answer raises the error."""
+        """Sends a command.
+
+        If the worker is gone, this does nothing, and `Watcher.receive` raises the error.
+        """
         self.owes = True
         with suppress(OSError):
             self.control.send((command, *args))
@@ -130,8 +133,8 @@ def _stop_signals_held() -> Iterator[None]:
     """Delays stop signals until the end of the `with` block.
 
     A process that is started in the block inherits the blocked signals and unblocks them once it
-    ignores them. The parent process must not end before it has passed the new process its
-    arguments. Blocking the signals is not enough to ensure this: another thread (of BLAS, for
+    ignores them. The parent process must not end before it has sent the arguments to the new
+    process. Blocking the signals is not enough to ensure this: another thread (of BLAS, for
     example) may receive a signal, and Python would still run the handler in the main thread.
     """
     caught: list[int] = []
@@ -234,7 +237,7 @@ def _leave_with_parent() -> None:
 
 
 def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Asks the kernel to send `signum` when the thread that started this process ends.
+    """Asks the kernel to send this process `signum` when the thread that started it ends.
 
     Does nothing on systems other than Linux.
     """
@@ -248,7 +251,7 @@ def settle_in_launcher() -> None:
 
     If the sweep is killed, the run receives SIGTERM and stops with a checkpoint. The start method
     is set to "spawn". Otherwise, worker processes would inherit joblib's own start method, which
-    they do not know.
+    they do not know. Does nothing in a process that no launcher started.
     """
     if multiprocessing.current_process().name != "MainProcess":
         ask_to_end_with_parent(signal.SIGTERM)
@@ -256,7 +259,7 @@ def settle_in_launcher() -> None:
 
 
 def leave_launcher(status: int) -> None:
-    """Ends a process of a launcher; joblib would catch `SystemExit` and continue."""
+    """Ends this process if a launcher started it; joblib would catch `SystemExit` and continue."""
     if multiprocessing.current_process().name != "MainProcess":
         logging.shutdown()
         os._exit(status)

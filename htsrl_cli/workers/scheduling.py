@@ -2,8 +2,8 @@
 
 Executors and actors wait for each other, whereas the learner waits for nobody. A learner on a CPU
 therefore has a low priority: the slot is filled early, and the learner then has all cores. Actors
-on a GPU need a core only briefly, but executors wait for them. Executors then have a low priority,
-too. This module imports neither torch nor hydra.
+on a GPU need a core only briefly, but executors wait for them. If actors are on a GPU, executors
+therefore have a low priority, too. This module imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 _BACKGROUND_NICE = 10
 # The shortest time slice that the kernel grants, in nanoseconds.
 _SHORT_SLICE_NS = 100_000
-# System call numbers of sched_setattr, for which older versions of glibc have no wrapper.
+# The number of the system call sched_setattr, by architecture. It is called by number, because only
+# glibc 2.41 and later have a function for it.
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 

@@ -57,7 +57,7 @@ class StopSignals:
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(
-                "the rollout did not end within runner.stop_grace_s=%g; "
+                "the rollout did not end within runner.stop_grace_s=%g seconds; "
                 "a resume continues from the last checkpoint",
                 self._grace_s,
             )
@@ -71,6 +71,6 @@ class StopSignals:
             return
         self.signum, self._signalled = signum, now
         logger.info(
-            "%s: stopping after this rollout; a second signal stops at once",
+            "%s: stopping after this rollout; a second signal stops the run at once",
             signal.Signals(signum).name,
         )

@@ -63,7 +63,7 @@ class Watcher:
         self._core_wait_s = self._total_core_wait_s()
         self._since, self._busy_s = board.since(), board.busy_s()
         # Seconds since each worker last began or finished something. They are summed over the
-        # checks, with a limit for each check, so that a pause of the whole run (Ctrl-Z) is no hang.
+        # checks, with a limit for each check, so that a paused run (Ctrl-Z) does not count as hung.
         self._still_s = np.zeros(len(self._since))
         self._dead: list[Worker] = []
         self.hang: WorkerError | None = None
@@ -152,7 +152,9 @@ class Watcher:
             if self._since[worker.index] and still_s > worker.timeout_s:
                 return WorkerError(
                     f"{worker.name} hangs: busy with one thing for {still_s:.1f} s, more than its "
-                    f"timeout of {worker.timeout_s:g} s; its stack:\n"
+                    f"timeout of {worker.timeout_s:g} s; if it is only slow, raise "
+                    f"env.step_timeout_s (env steps) or actors.timeout_s (forward passes); "
+                    f"its stack:\n"
                     f"{_ask_for_stack(worker) or NO_STACK}"
                 )
         return None
@@ -173,7 +175,7 @@ class Watcher:
         blamed = deaf or stacks
         where = "\n".join(f"stack of {name}:\n{stack}" for name, stack in blamed.items())
         return WorkerError(
-            f"{', '.join(blamed)} hangs: there is work to do and no worker has done anything for "
+            f"{', '.join(blamed)} hangs: there is work to do, but no worker has done anything for "
             f"{still_s:.1f} s\n{where}"
         )
 
@@ -184,7 +186,7 @@ class Watcher:
 
 
 def _cause_of_death(dead: list[Worker]) -> HtsrlError:
-    """Returns the error that a dead worker has sent, or else what is known about its end."""
+    """Returns the error that a dead worker sent, or else an error that says how it ended."""
     for worker in dead:
         with suppress(EOFError, OSError):
             while worker.control.poll():

@@ -61,7 +61,7 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """The line that tells where and when the result was measured."""
+        """The line that says where and when the result was measured."""
         measured = self.content["measured"]
         parts = [
             f"{self.processor}, {measured['cores']} cores",
@@ -73,15 +73,15 @@ class Result:
         return f"*{'; '.join(parts)}.*"
 
     def with_origin(self, text: str) -> str:
-        """Returns a text with this result's origin below it."""
+        """Returns `text` with this result's origin below it."""
         return f"{text}\n\n{self.origin}"
 
 
 def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
-    """Yields the results with a name, one for each kind of processor on which it was measured.
+    """Yields the published results whose names match the pattern `name`, for all processors.
 
     Raises:
-        ValueError: a file does not tell where its result was measured.
+        ValueError: a file does not say on which machine its result was measured.
     """
     for path in sorted(folder.glob(f"*/{name}.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def _join(parts: Iterator[str]) -> str:
 
 
 def throughput(folder: Path = RESULTS) -> str:
-    """Returns a table for each task, with the env steps per second of htsrl and its peers."""
+    """Returns a table for each task and processor: env steps per second of htsrl and its peers."""
     return _join(
         result.with_origin(
             table(
@@ -145,7 +145,7 @@ def compared_throughput(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """Returns tables of the times of the Nature CNN's kernels, one for each processor."""
+    """Returns tables of the kernels' times, one for each processor and instruction-set limit."""
     return _join(
         result.with_origin(_limit(result) + timings_table(_timings(result)))
         for result in find("kernels*", folder)
@@ -164,13 +164,13 @@ def _timings(result: Result) -> list[Timing]:
 
 
 def asynchrony(folder: Path = RESULTS) -> str:
-    """Returns a table of the ratios that asynchronous collection reached, and their targets."""
+    """Returns tables of the throughput ratios that `scripts.asynchrony` measured, with targets."""
     return _join(
         result.with_origin(
             table(
-                ("ratio", "measured", "aim, at least"),
+                ("ratio", "measured", "target"),
                 [
-                    (c["name"], f"{c['value']:.2f}", f"{c['low']:g}")
+                    (c["name"], f"{c['value']:.2f}", c["target"])
                     for c in result.content["comparisons"]
                 ],
             )
@@ -180,7 +180,7 @@ def asynchrony(folder: Path = RESULTS) -> str:
 
 
 def paper_claims(folder: Path = RESULTS) -> str:
-    """Returns the plots of the paper's throughput figures."""
+    """Returns the plots that repeat the throughput measurements of the HTS-RL paper."""
     return _join(
         result.with_origin(
             "\n\n".join(
@@ -192,7 +192,7 @@ def paper_claims(folder: Path = RESULTS) -> str:
 
 
 def step_times(folder: Path = RESULTS) -> str:
-    """Returns the plot of throughput against step times and environments, for the README."""
+    """Returns the README's plots: throughput against step-time variation and environment count."""
     return _join(
         result.with_origin(result.figure(folder.parents[1], "Env steps per second", "_steps"))
         for result in find("paper_claims", folder)

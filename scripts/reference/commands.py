@@ -16,17 +16,19 @@ from htsrl_cli.cli.compose import Composer
 from scripts.reference.markdown import table
 
 # The effects of Hydra's flags, by the name under which the parser stores their values. Hydra's own
-# help describes programs in general.
+# help texts are not specific to htsrl.
 FLAGS: Mapping[str, str] = {
-    "help": "Show the verb's groups, keys and examples.",
-    "hydra_help": "Show all flags of Hydra.",
-    "cfg": "Show the configuration instead of running: `job` is the run's, `hydra` is Hydra's own.",
-    "resolve": "With `--cfg` or `--help`: resolve interpolations first.",
-    "package": "With `--cfg`: show this section only.",
-    "multirun": "Run a sweep: every combination of the values given, or what `sweeper` chooses.",
-    "config_name": "Begin with another YAML file than the verb's.",
-    "config_dir": "Search this folder for further YAML files.",
-    "info": "Show how the configuration is composed.",
+    "help": "Print the verb's groups, keys and examples.",
+    "hydra_help": "Print all flags of Hydra.",
+    "cfg": "Print the configuration and run nothing: `job` for the keys of htsrl, `hydra` for "
+    "Hydra's own keys, `all` for both.",
+    "resolve": "With `--cfg` or `--help`: replace interpolations by their values.",
+    "package": "With `--cfg`: print only this section.",
+    "multirun": "Run a sweep: all combinations of the given values, or the values that `sweeper` "
+    "chooses.",
+    "config_name": "Use another primary YAML file than the verb's.",
+    "config_dir": "Search this additional folder for YAML files.",
+    "info": "Print how the configuration is composed.",
 }
 # Flags that htsrl refuses, and flags that need no verb.
 NOT_SHOWN = {"version", "run", "config_path", "experimental_rerun", "shell_completion"}
@@ -47,7 +49,7 @@ def examples(verb: str) -> str:
 def tool_help(verb: str) -> str:
     """Returns the text of `htsrl VERB --help` for a verb without a configuration."""
     output = io.StringIO()
-    # Lines of help are as wide as the terminal, and may be colored.
+    # Otherwise, help texts would depend on the terminal's width, and might be colored.
     environment = {"COLUMNS": "80", "NO_COLOR": "1"}
     with (
         mock.patch.dict("os.environ", environment),

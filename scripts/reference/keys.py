@@ -140,7 +140,7 @@ def kind_keys(section: str, kind: str) -> list[Key]:
 
 
 def own_network_keys() -> list[Key]:
-    """Returns the keys of `network.name=module:name`; their defaults are the dataclass's."""
+    """Returns the keys of `network.name=module:name`, with the defaults of the dataclass."""
     schema = kinds.OwnNetworkConfig
     defaults = vars(schema("module:name"))
     own = [field for field in fields(schema) if field not in fields(kinds.NetworkConfig)]
@@ -152,7 +152,7 @@ def own_network_keys() -> list[Key]:
 
 
 def verb_keys(schema: type, file: str, section: str = "") -> list[Key]:
-    """Returns the keys of a verb's YAML file, or of one of its sections."""
+    """Returns the keys in a verb's YAML file; if `section` is given, only the section's keys."""
     values = options_values(file)
     values = values[section] if section else values
     if section:
@@ -162,7 +162,7 @@ def verb_keys(schema: type, file: str, section: str = "") -> list[Key]:
 
 @cache
 def own_kinds(section: str) -> dict[str, type]:
-    """Returns the dataclass of each kind that this package declares, by name."""
+    """Returns the dataclasses of the section's kinds that belong to htsrl itself, by kind."""
     found = {name: plugins.find(section, name).config for name in plugins.names(section)}
     return {n: schema for n, schema in found.items() if schema.__module__.startswith("htsrl_cli.")}
 
@@ -177,7 +177,7 @@ def fields(schema: type) -> list[str]:
 
 @cache
 def options_of(section: str, kind: str) -> dict[str, dict[str, Any]]:
-    """Returns the values of those YAML files of a section that choose a kind, by option."""
+    """Returns the values in the YAML files of all options that choose this kind, by option."""
     tag, _ = plugins.SECTIONS[section]
     files = sorted((configs_dir() / section).rglob("*.yaml"))
     names = [file.relative_to(configs_dir()).with_suffix("").as_posix() for file in files]
@@ -277,7 +277,7 @@ def _any_of(words: Sequence[str]) -> str:
 
 
 def kinds_text(section: str) -> str:
-    """Returns the tables of a section's kinds, each under a heading."""
+    """Returns the table of the section's common keys, and a table under a heading for each kind."""
     parts = [key_table(common_keys(section))]
     for kind, schema in own_kinds(section).items():
         keys = kind_keys(section, kind)

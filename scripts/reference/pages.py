@@ -36,9 +36,9 @@ def fill(text: str, regions: Mapping[str, Callable[..., str]]) -> str:
     """Returns a page's text with each region's content replaced.
 
     Raises:
-        ValueError: the page lacks a region, or has one that nothing fills.
+        ValueError: the page lacks a region, or has a region that no function fills.
     """
     found = [match["name"] for match in _REGION.finditer(text)]
     if sorted(found) != sorted(regions):
-        raise ValueError(f"the page has the regions {found}, and {sorted(regions)} are generated")
+        raise ValueError(f"the page has the regions {found}, but needs {sorted(regions)}")
     return _REGION.sub(lambda match: f"{match[1]}\n{regions[match['name']]()}\n\n{match[3]}", text)

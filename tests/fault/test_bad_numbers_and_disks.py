@@ -106,7 +106,7 @@ def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
     assert run.wait() == 1, run.stderr
     filler.unlink()
     assert run.checkpoint().meta["env_steps"] == kept
-    assert "htsrl: error: the summary could not be written: No space left" in run.stderr
+    assert "htsrl: error: summary.json could not be written: No space left" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -176,7 +176,7 @@ TRAIN = {
             "actors.num_executors=2",
         ],
         "actors.num_executors=2",
-        "must be 4, as actors.num_envs, with env.representation=pixels_gray",
+        "must equal actors.num_envs=4 with env.representation=pixels_gray",
     ),
     "two rendered environments in one process": (
         [
@@ -396,11 +396,11 @@ def test_environment_that_cannot_be_used(htsrl: Htsrl, tmp_path: Path, name: str
     [
         (
             ["env=football/academy_3_vs_1_with_keeper", "env.num_left_players=5"],
-            "env.num_left_players=5: at most 4 can be controlled on this side",
+            "env.num_left_players=5: must be at most 4, the number of controllable players on",
         ),
         (
             ["env=football/1_vs_1_easy", "env.num_right_players=2"],
-            "env.num_right_players=2: at most 1 can be controlled on this side",
+            "env.num_right_players=2: must be at most 1, the number of controllable players on",
         ),
     ],
 )

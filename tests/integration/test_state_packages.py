@@ -59,7 +59,7 @@ def test_another_version_is_refused_in_one_line(stored: Checkpoint, tmp_path: Pa
         resume(stored, tmp_path, {"ale-py": "0.11.2"})
     assert str(caught.value) == (
         "the checkpoint's environment states were saved by ale-py 0.11.2, but "
-        f"{version('ale-py')} is installed: pip install ale-py==0.11.2"
+        f"{version('ale-py')} is installed: install ale-py 0.11.2 to resume"
     )
 
 

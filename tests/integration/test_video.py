@@ -415,10 +415,10 @@ def test_sizes_that_players_can_show(tmp_path: Path, shape: tuple[int, int]) -> 
 @pytest.mark.parametrize(
     ("config", "renderer", "remedy"),
     [
-        (PONG, "engine", "must be one of screen, which env.kind=atari has"),
-        (CARTPOLE, "human", "must be one of rgb_array, which env.kind=gym has"),
-        (FOOTBALL, "enigne", "must be one of pitch, engine, which env.kind=football has"),
-        (sections.synthetic("count"), "screen", "env.kind=synthetic has no picture: leave the key"),
+        (PONG, "engine", "must be one of screen with env.kind=atari"),
+        (CARTPOLE, "human", "must be one of rgb_array with env.kind=gym"),
+        (FOOTBALL, "enigne", "must be one of pitch, engine with env.kind=football"),
+        (sections.synthetic("count"), "screen", "env.kind=synthetic cannot be rendered"),
     ],
 )
 def test_each_kind_of_environment_names_its_renderers(

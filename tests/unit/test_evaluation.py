@@ -295,12 +295,12 @@ def unfit(kind: str) -> Checkpoint:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("spec", "does not fit its environment"),
-        ("no spec", "does not fit its environment"),
+        ("spec", "does not fit the installed environment"),
+        ("no spec", "does not fit the installed environment"),
         ("shape", r"no parameter 0.policy_head.bias of shape \(2,\)"),
         ("missing", "no parameter 0.policy_head.bias"),
-        ("no config", "holds no configuration"),
-        ("old config", "holds no configuration that this version of htsrl knows .*forgotten"),
+        ("no config", "cannot use the configuration"),
+        ("old config", "this version of htsrl cannot use the configuration .*forgotten"),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused_in_one_line(kind: str, words: str) -> None:

@@ -372,7 +372,7 @@ def test_a_full_disk_loses_the_line_but_neither_the_file_nor_the_run(
         log.rollout(600, {"a": 3.0}, [], {})
     assert [line["env_steps"] for line in lines(tmp_path)] == [200, 600]
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    message = "metrics.jsonl: No space left on device; no line at 400 env steps"
+    message = "metrics.jsonl: No space left on device; the line at 400 env steps is missing"
     assert record.getMessage() == message
 
 

@@ -1,4 +1,4 @@
-"""A2C as an `Algorithm`: its optimizer and targets."""
+"""A2C as an `Algorithm`: its optimizer, targets and loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 
 
 class A2c(WholeSlot):
-    """Advantage actor-critic: one optimizer step on each full slot (Mnih et al., 2016)."""
+    """Advantage actor-critic (Mnih et al., 2016) with one optimizer step for each full slot."""
 
     def __init__(self, config: A2cConfig) -> None:
         self._config = config

@@ -12,12 +12,14 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class A2cConfig(AlgoConfig):
-    """Advantage actor-critic (Mnih et al., 2016) with the one-step delayed gradient of HTS-RL.
+    """Advantage actor-critic (Mnih et al., 2016), with one step of RMSprop for each slot.
 
-    Each slot gives one RMSprop step. Returns are bootstrapped at the end of the slot.
+    Returns are bootstrapped at the end of the slot. The gradient is computed at the parameters of
+    the behavior policy. With the runners `hts` and `serial`, this is HTS-RL's one-step delayed
+    gradient.
 
     Attributes:
-        rmsprop_alpha: RMSprop's smoothing constant.
+        rmsprop_alpha: RMSprop's smoothing constant (`alpha` in PyTorch).
         rmsprop_eps: RMSprop's epsilon.
     """
 

@@ -1,6 +1,6 @@
 """The loss of advantage actor-critic, a pure function of tensors.
 
-Shapes: n rows of a micro-batch.
+In shapes, n is the number of rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ def a2c_loss(
     """Computes the advantage actor-critic loss (Mnih et al., 2016) of a micro-batch.
 
     Args:
-        now: outputs of the policy that is differentiated, float32 [n].
-        targets: targets, float32 [n]; constants.
-        num_rows: rows of the minibatch; sums are divided by it.
+        now: outputs of the behavior policy, with gradients, float32 [n].
+        targets: advantages and returns, float32 [n]; treated as constants.
+        num_rows: number of rows of the minibatch, by which sums over rows are divided.
 
     Returns:
-        The loss, and its parts by name; the value loss is the mean squared error.
+        The loss, and its parts by name: `policy`, `value` (mean squared error) and `entropy`.
     """
     policy_loss = -(now.log_probs * targets.advantages).sum() / num_rows
     value_loss = ((targets.returns - now.values) ** 2).sum() / num_rows

@@ -1,4 +1,4 @@
-"""PPO as an `Algorithm`: its optimizer, targets and minibatches."""
+"""PPO as an `Algorithm`: its optimizer, targets, minibatches and loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from htsrl_cli.seeding import minibatch_orders
 
 
 class Ppo:
-    """Proximal policy optimization: epochs of shuffled minibatches (Schulman et al., 2017)."""
+    """Proximal policy optimization (Schulman et al., 2017) with epochs of shuffled minibatches."""
 
     at_behaviour = False
 

@@ -16,19 +16,20 @@ class PpoConfig(AlgoConfig):
     """Proximal policy optimization with the clipped objective (Schulman et al., 2017).
 
     Attributes:
-        gae_lambda: λ of generalized advantage estimation (Schulman et al., 2016).
-        clip_coef: the probability ratio is clipped to 1 ± `clip_coef`.
-        anneal_clip_coef: decrease `clip_coef` linearly to 0 over the updates.
-        clip_value_loss: clip the change of the value by `clip_coef`, too.
+        gae_lambda: the λ of generalized advantage estimation (Schulman et al., 2016).
+        clip_coef: range of the clipping; the probability ratio is clipped to 1 ± `clip_coef`.
+        anneal_clip_coef: decrease `clip_coef` linearly to 0 over the run.
+        clip_value_loss: also clip the change of the value estimate to ± `clip_coef`.
         normalize_advantage: normalize advantages to mean 0 and standard deviation 1 in every
             minibatch.
-        update_epochs: epochs (passes over a slot) in one update.
-        num_minibatches: minibatches in an epoch; each is one optimizer step.
+        update_epochs: number of epochs (passes over a slot) in one update.
+        num_minibatches: number of minibatches in an epoch; each minibatch gives one optimizer step.
         reevaluate: recompute a slot's log-probabilities and values with the parameters that the
-            update starts from. Under `hts` and `serial` these are one update newer than the
-            behavior policy. The ratio then begins at 1 and advantages use the newer values, as in
-            `sync`. It costs a forward pass over the slot, and pays where one update changes the
-            policy much. If False, both are those of the behavior policy, as in the HTS-RL paper.
+            update starts from. With the runners `hts` and `serial`, these parameters are one update
+            newer than those of the behavior policy. The probability ratio then starts at 1 and the
+            advantages use the newer values, as with the runner `sync`. This costs one more forward
+            pass over the slot, and helps if a single update changes the policy a lot. If false, the
+            log-probabilities and values of the behavior policy are used, as in the HTS-RL paper.
         adam_eps: Adam's epsilon.
     """
 
@@ -53,18 +54,18 @@ class PpoConfig(AlgoConfig):
 
     @property
     def num_epochs(self) -> int:
-        """The number of epochs in one update."""
+        """Number of epochs in one update."""
         return self.update_epochs
 
     def check(self, num_rows: int, product: str) -> None:
-        """Checks that a slot can be cut into equal minibatches.
+        """Checks that the rows of a slot can be divided into minibatches of equal size.
 
         Args:
-            num_rows: rows of a slot that a policy learns from.
-            product: the keys whose product that is, for the message.
+            num_rows: number of rows of a slot that each policy learns from.
+            product: the keys whose product is `num_rows`, for the error message.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: `num_minibatches` does not divide `num_rows`.
         """
         if num_rows % self.num_minibatches:
             remedy = f"must divide {product} = {num_rows}"

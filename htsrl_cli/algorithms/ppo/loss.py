@@ -1,6 +1,6 @@
 """The loss of proximal policy optimization, a pure function of tensors.
 
-Shapes: n rows of a micro-batch.
+In shapes, n is the number of rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ def ppo_loss(
     """Computes the clipped surrogate loss (Schulman et al., 2017, Eq. 7 and 9) of a micro-batch.
 
     Args:
-        now: outputs of the policy that is differentiated, float32 [n].
-        old: outputs of the policy before the update, float32 [n].
-        targets: targets, float32 [n]; constants.
-        clip_coef: the ratio is clipped to 1 ± `clip_coef`.
-        clip_value_loss: use the larger of the clipped and the unclipped squared error, as in the
-            authors' implementation.
-        num_rows: rows of the minibatch; sums are divided by it.
+        now: outputs of the current policy, with gradients, float32 [n].
+        old: outputs of the old policy, float32 [n].
+        targets: advantages and returns, float32 [n]; treated as constants.
+        clip_coef: range of the clipping; the ratio is clipped to 1 ± `clip_coef`.
+        clip_value_loss: True to use the larger of two squared errors, as in the authors'
+            implementation: the error of the value, and the error of the value clipped to
+            `old.values` ± `clip_coef`.
+        num_rows: number of rows of the minibatch, by which sums over rows are divided.
 
     Returns:
-        The loss, and its parts by name, among them the approximate KL divergence
-        (Schulman, 2020: mean of ratio - 1 - log ratio) and the fraction of ratios clipped.
+        The loss, and its parts by name: `policy`, `value` (half the mean squared error), `entropy`,
+        `kl` (approximate KL divergence, the mean of ratio - 1 - log ratio; Schulman, 2020) and
+        `clip_fraction` (fraction of ratios outside the clipping range).
     """
     advantages, returns = targets
     log_ratio = now.log_probs - old.log_probs

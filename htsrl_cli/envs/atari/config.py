@@ -14,26 +14,28 @@ _GAME = Rule(
     lambda value: re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", value) is not None,
     "must be the name of a game in snake case, such as space_invaders",
 )
-# The Nature CNN's convolutions (8/4, 4/2, 3/1) have no output for a smaller image.
+# The Nature CNN's convolutions (kernel/stride 8/4, 4/2, 3/1) have no output for a smaller image.
 _SMALLEST_SCREEN = 36
 _SCREEN = Rule(lambda value: value >= _SMALLEST_SCREEN, f"must be {_SMALLEST_SCREEN} or more")
 
 
 @dataclass(frozen=True)
 class AtariConfig(EnvConfig):
-    """An Atari game; keys are named as in the Arcade Learning Environment (Machado et al., 2018).
+    """A game of the Arcade Learning Environment (Machado et al., 2018).
 
     Attributes:
         game: name of the ROM in snake case, for example `space_invaders`.
         frame_skip: emulator frames per env step.
         screen_size: side of the square grayscale observation, in pixels.
         frame_stack: number of screens in an observation, uint8 [H, W, frame_stack].
-        noop_max: a game begins with 0 to `noop_max` no-ops (uniform).
-        fire_on_reset: press FIRE after a reset or a lost life, if it is a minimal action.
-        repeat_action_probability: probability of sticky actions; 0 turns them off.
+        noop_max: a game begins with a random number of no-op frames, uniform from 0 to `noop_max`.
+        fire_on_reset: press FIRE after every reset and every lost life, if FIRE is in the game's
+            minimal action set.
+        repeat_action_probability: probability that a frame repeats the action of the frame before
+            it (sticky actions); 0 turns sticky actions off.
         full_action_space: use all 18 actions instead of the game's minimal set.
-        max_num_frames_per_episode: emulator frames after which a game is truncated.
-        reward_clipping: train on the sign of the reward.
+        max_num_frames_per_episode: number of emulator frames after which a game is truncated.
+        reward_clipping: train on the sign of the reward (-1, 0 or 1).
         terminal_on_life_loss: a lost life terminates the training episode, but not the game.
     """
 
@@ -51,8 +53,9 @@ class AtariConfig(EnvConfig):
     restores_exactly: ClassVar[bool] = True
     install_hint: ClassVar[str] = "pip install ale-py opencv-python-headless"
     renderers: ClassVar[tuple[str, ...]] = ("screen",)
-    # Fewer processes disturb each other's caches less: on 2 cores of an AMD Zen 3, one executor
-    # instead of two gave Pong 4 % more env steps per second with PPO and 8 % with A2C.
+    # With fewer executors, less data is evicted from the caches. On 2 cores of an AMD Zen 3, Pong
+    # ran at more env steps per second with one executor than with two: 4 % more with PPO, 8 % more
+    # with A2C.
     cores_per_executor: ClassVar[int] = 2
     state_package: ClassVar[str | None] = "ale-py"
 

@@ -2,18 +2,18 @@
 
 Facts about the emulator (ale-py 0.12, all 57 games) that shape this file:
 
-* A saved state lacks the picture. After a restore, the screen is wrong until the next frame, and
-  parts that the next frame does not draw (Alien, Krull, Yars' Revenge) show older pictures.
-* A saved state lacks the flag "this frame is only half drawn", which is set in a few frames (when
-  Qbert boots, when a life of Yars' Revenge begins). A restored game then runs one frame early or
-  late.
+* A saved state lacks the picture. After a restore, the screen is wrong until the next frame. Even
+  then, parts that this frame does not draw (in Alien, Krull, Yars' Revenge) show older pictures.
+* A saved state lacks the flag "this frame is only half drawn". The flag is set in a few frames, for
+  example when Qbert boots or when a life in Yars' Revenge begins. If such a frame is saved, the
+  restored game runs one frame early or late.
 * Loading a ROM takes 64 ms, resetting 3 ms, restoring 0.04 ms. Berzerk's second reset differs from
   its first.
 
-Therefore, every game starts from one state that is saved a few frames after the boot. A saved
-state is a *keyframe* and the actions played since, not the emulator's state at that moment. At
-every keyframe the running game itself is restored, so that it continues exactly as any later
-restore of that keyframe does.
+Therefore, every game starts from the same state, which is saved a few frames after the boot.
+`get_state` does not return the emulator's current state. It returns a *keyframe* (an earlier state
+of the emulator) and the actions played since the keyframe. When a keyframe is taken, the running
+game itself is restored from it, so that it continues exactly as it would after a later restore.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ NOOP = ale_py.Action.NOOP.value
 FIRE = ale_py.Action.FIRE.value
 BOOT_FRAMES = 4
 FRAME_RATE = 60.0
-# Replaying this many frames takes 0.04 s. A keyframe takes 0.3 ms: 1 microsecond per env step.
+# Replaying this many frames takes 0.04 s. Taking a keyframe takes 0.3 ms, which is about 1
+# microsecond for each env step between two keyframes.
 _FRAMES_BETWEEN_KEYFRAMES = 1024
 
 # The games of Bellemare et al. (2013) and Mnih et al. (2015), by ROM name.
@@ -51,26 +52,27 @@ ATARI_57: tuple[str, ...] = tuple(
     yars_revenge zaxxon""".split()  # noqa: SIM905
 )
 
-# There are many executor processes; a pool of OpenCV threads in each would slow them all.
+# By default, OpenCV would start a pool of threads in every executor process, which would slow down
+# all of them.
 cv2.setNumThreads(0)
 
 
 class Emulator:
-    """A running game: repeats actions, pools and resizes screens, saves and restores states.
+    """A running game, which repeats actions, pools and resizes screens, and saves its state.
 
-    Sticky actions are drawn here, frame by frame, and not by the emulator: its own memory of the
+    Sticky actions are drawn here, frame by frame, not by the emulator. The emulator's memory of the
     last action survives a reset and is missing from saved states.
 
     Args:
         config: the section `env`.
-        pictured: True if `picture` is needed.
+        pictured: True to fill `picture` as well.
 
     Attributes:
         screen: uint8 [screen_size, screen_size]; the observed screen after the last `run`. The next
             `run` overwrites it.
-        picture: uint8 [H, W, 3], RGB; the same screen in full size and color if `pictured`, else
-            black. The next `run` overwrites it.
-        rng: draws all random events of a game; seeded by `start`.
+        picture: uint8 [H, W, 3], RGB; the same screen in full size and color if `pictured`,
+            otherwise black. The next `run` overwrites it.
+        rng: the generator of a game's random events; `start` seeds it.
 
     Raises:
         ConfigError: `env.game` is unknown.
@@ -107,11 +109,11 @@ class Emulator:
 
     @property
     def truncated(self) -> bool:
-        """True if the limit on frames has been reached."""
+        """True if the game has reached the limit on frames."""
         return self._ale.game_truncated()
 
     def start(self, seed: int) -> None:
-        """Starts a game that depends on `seed` alone."""
+        """Starts a game that depends on nothing but `seed` and the actions."""
         self._set_keyframe(self._first_state)
         self.screen[...] = self._first_screen
         self.picture[...] = self._first_picture
@@ -121,8 +123,8 @@ class Emulator:
     def run(self, action: int, num_frames: int) -> int:
         """Plays `action` for `num_frames` frames; returns the raw reward.
 
-        The screen is the maximum of the last two frames. The emulator draws no frames after the
-        end of a game.
+        The screen becomes the pixelwise maximum of the last two of these frames. After the end of a
+        game, nothing is played and the reward is 0, because the emulator draws no more frames.
         """
         if num_frames == 0 or self._ale.game_over():
             return 0
@@ -147,7 +149,7 @@ class Emulator:
         return reward
 
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """Returns a JSON-serializable dictionary and two blobs; the caller saves `screen`."""
+        """Returns a JSON-serializable dictionary and two blobs; the caller must save `screen`."""
         meta = {"rng": generator_state(self.rng), "last_action": self._last_action}
         return meta, [self._keyframe.serialize(), bytes(self._played)]
 
@@ -155,13 +157,16 @@ class Emulator:
         """Restores a state saved by `get_state`, and the screen that belongs to it.
 
         Raises:
-            CheckpointError: the emulator cannot read the blobs, or the generator is damaged.
+            CheckpointError: the emulator cannot read the keyframe, or the state of the generator is
+                damaged.
         """
         serialized, played = blobs
         try:
             keyframe = ale_py.ALEState(serialized)
         except (SystemError, ValueError, RuntimeError) as error:
-            raise CheckpointError("the emulator cannot read the environment state") from error
+            raise CheckpointError(
+                "the environment state is damaged: the emulator cannot read its keyframe"
+            ) from error
         restore_generator(self.rng, meta["rng"])
         self._set_keyframe(keyframe)
         for action in played:
@@ -179,8 +184,9 @@ class Emulator:
         self._played.clear()
 
     def _set_keyframe(self, keyframe: ale_py.ALEState) -> None:
-        # Draws two frames from the first state, so that every process has the same complete
-        # pictures before the restore. (After a game over, the emulator would draw nothing.)
+        # Two frames are drawn from the first state, so that every process has the same complete
+        # pictures before the restore. They are not drawn from the current state, because the
+        # emulator draws nothing once the game is over.
         self._ale.restoreState(self._first_state)
         self._ale.act(NOOP)
         self._ale.act(NOOP)
@@ -189,7 +195,7 @@ class Emulator:
         self._played.clear()
 
     def _sticky(self, action: int, num_frames: int) -> list[int]:
-        """Returns the actions of the next frames: each may repeat the one before."""
+        """Returns the actions of the next frames; each may repeat the previous frame's action."""
         if self._repeat_probability == 0:
             return [action] * num_frames
         played = []
@@ -199,7 +205,7 @@ class Emulator:
         return played
 
     def _take_picture(self, pooled: bool) -> None:
-        # Some games draw half of their moving objects in every other frame.
+        # Some games draw half of their moving objects in one frame and the other half in the next.
         self._ale.getScreenRGB(self.picture)
         if pooled:
             np.maximum(self.picture, self._picture_before, out=self.picture)
@@ -211,10 +217,10 @@ class Emulator:
 
 @cache
 def _frames(height: int, width: int) -> tuple[Array, Array]:
-    """Returns the two arrays for a game's last two frames before they are pooled.
+    """Returns the buffers, uint8 [H, W], of a game's last two frames before they are pooled.
 
-    All games of a process share them. An executor steps several games in turn, and their memory
-    should fit in its core's cache.
+    All games of a process share these buffers. An executor steps several games in turn, and less
+    memory fits better in its core's cache.
     """
     return np.zeros((height, width), np.uint8), np.zeros((height, width), np.uint8)
 

@@ -20,13 +20,13 @@ from htsrl_cli.errors import ConfigError
 class AtariEnv:
     """A game of the Arcade Learning Environment.
 
-    The agent trains on *episodes*; scores are those of whole *games*. With `terminal_on_life_loss`,
-    a lost life terminates the episode, and the next `reset` continues the same game. After a game
-    over or at the limit on frames, `reset` starts a new game. A game that reaches the limit is
-    truncated, unless the same env step ends the game or loses a life: it is then terminated.
+    The agent trains on *episodes*, but scores are those of whole *games*. With
+    `terminal_on_life_loss`, a lost life terminates the episode, and the next `reset` continues the
+    same game. After a game over or at the limit on frames, `reset` starts a new game. An env step
+    that reaches the limit truncates the episode, unless it also terminates the episode.
 
-    Rewards during a reset (no-ops, FIRE) count in the raw score, but not in training. If a reset
-    continues a game and the game ends during it, the next env step reports the end.
+    Rewards during a reset (no-ops, FIRE) count in the raw score, but not in training. If a game
+    ends during the reset after a lost life, the next env step reports the end.
 
     Every returned observation is a new array, uint8 [screen_size, screen_size, frame_stack], with
     the newest screen last.
@@ -36,10 +36,10 @@ class AtariEnv:
         pictured: True if `render` will be called.
 
     Attributes:
-        frame_rate: env steps per second of play.
+        frame_rate: env steps per second at the game's normal speed.
 
     Raises:
-        ConfigError: `env.game` is unknown, or the limit on frames is too low.
+        ConfigError: `env.game` is unknown, or `env.max_num_frames_per_episode` is too low.
     """
 
     def __init__(self, config: AtariConfig, pictured: bool = False) -> None:
@@ -78,7 +78,10 @@ class AtariEnv:
         return self._observation(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Plays one action for `frame_skip` frames."""
+        """Plays one action for `frame_skip` frames.
+
+        With `fire_on_reset`, also presses FIRE if the episode continues after a lost life.
+        """
         reward = self._emulator.run(self._actions[int(action[0])], self._config.frame_skip)
         life_lost = self._life_lost()
         if life_lost and not self._config.terminal_on_life_loss:
@@ -93,7 +96,7 @@ class AtariEnv:
         return self._observation(), self._train_on(reward), terminated, truncated, self._info()
 
     def get_state(self) -> bytes:
-        """Saves everything that determines the future, about 50 KB."""
+        """Returns the complete state of the game, about 50 KB."""
         meta, blobs = self._emulator.get_state()
         meta |= self._identity()
         meta |= {"lives": self._lives, "score": self._score, "length": self._length}
@@ -101,7 +104,7 @@ class AtariEnv:
         return pack_state("atari", meta, [*blobs, *(s.tobytes() for s in self._screens)])
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state saved by `get_state`, in any process; returns the observation.
+        """Restores a state that `get_state` returned in any process; returns the observation.
 
         Raises:
             CheckpointError: the bytes are damaged, or belong to another game, screen size or
@@ -124,8 +127,8 @@ class AtariEnv:
     def render(self) -> Array:
         """Returns the emulator's screen, RGB, uint8 [210, 160, 3] in most games.
 
-        Like an observation, it is the maximum of the last two frames. It is wrong between
-        `set_state` and the next frame.
+        Like an observation, it is the maximum of the last two frames. After `set_state`, it is
+        wrong until the next env step.
         """
         return self._emulator.picture.copy()
 
@@ -183,7 +186,7 @@ class AtariEnv:
 
 
 def make_atari_env(config: AtariConfig, index: int, renderer: str | None) -> AtariEnv:
-    """Builds a game; `index` makes no difference.
+    """Builds a game; `index` has no effect.
 
     Raises:
         ConfigError: as for `AtariEnv`.

@@ -39,15 +39,15 @@ class FootballConfig(EnvConfig):
     Attributes:
         scenario: name of a scenario of the package gfootball.
         representation: what players observe: `extracted` (the super minimap, [72, 96, 4]),
-            `simple115v2` (a vector), `pixels_gray` or `pixels` (rendered, [72, 96, 1 or 3]).
-        frame_stack: number of the latest frames that are joined, along the last axis, into an
-            observation.
-        rewards: `scoring` (+1 for a goal, -1 for a goal conceded), or `scoring,checkpoints`: also
-            0.1 for the first time that the ball gets within each of ten distances to the opponents'
-            goal.
-        num_left_players, num_right_players: number of controlled players of each side. Each is a
-            column; players on the right see the pitch rotated, as if they played from left to
-            right.
+            `simple115v2` (a vector of 115 numbers), `pixels_gray` or `pixels` (the engine's
+            picture, [72, 96, 1] or [72, 96, 3]).
+        frame_stack: number of the latest frames that an observation joins, along the last axis.
+        rewards: `scoring` (+1 for a goal, -1 for a goal conceded), or `scoring,checkpoints` (in
+            addition, 0.1 the first time that the player has the ball within each of ten distances
+            of the opponents' goal).
+        num_left_players, num_right_players: number of controlled players on this side. Each
+            controlled player is a column. Players on the right see the pitch rotated, as if they
+            played from left to right.
     """
 
     rules: ClassVar[Rules] = {
@@ -62,10 +62,10 @@ class FootballConfig(EnvConfig):
     label_key: ClassVar[str] = "scenario"
     restores_exactly: ClassVar[bool] = True
     install_hint: ClassVar[str] = (
-        "built from source: run `make football` in a checkout of htsrl, or see "
-        "docs/guides/football.md there"
+        "run `make football` in a checkout of htsrl, which builds it from source "
+        "(see docs/guides/football.md)"
     )
-    # A drawing of the pitch from above, and the engine's own rendering.
+    # `pitch` is a drawing of the pitch from above; `engine` is the engine's own picture.
     renderers: ClassVar[tuple[str, ...]] = ("pitch", "engine")
     state_package: ClassVar[str | None] = "gfootball"
 
@@ -83,7 +83,7 @@ class FootballConfig(EnvConfig):
 
     @property
     def is_rendered(self) -> bool:
-        """True if observations are rendered; only one environment per process can do that."""
+        """True if observations are rendered; a process can hold only one such environment."""
         return self.representation.startswith("pixels")
 
     @property
@@ -95,20 +95,22 @@ class FootballConfig(EnvConfig):
         if not self.is_rendered:
             return ""
         return (
-            f"with env.representation={self.representation}: a process can render one environment"
+            f"with env.representation={self.representation}: a process can render only one "
+            "environment"
         )
 
     def is_alone(self, renderer: str | None) -> bool:
-        """Returns True if the engine renders, for observations or for a video."""
+        """Returns True if the engine renders: a process can hold only one such environment."""
         return self.is_rendered or renderer == "engine"
 
     def check(self) -> None:
         """Checks the keys that depend on each other.
 
-        At least one player must be controlled, and none on the right if observations are rendered.
+        At least one player must be controlled. If observations are rendered, no player on the
+        right may be controlled.
 
         Raises:
-            ConfigError: for the first key that has to change.
+            ConfigError: the keys do not fit together; the first key that must change is reported.
         """
         if self.num_columns == 0:
             raise ConfigError("env.num_left_players", 0, "no player is controlled: give 1 or more")

@@ -1,7 +1,8 @@
 """Google Research Football: observations, rewards, and the ends of episodes.
 
-A saved state is a *keyframe* and the actions played since. The engine's states are incomplete, so
-the running match itself is restored at every keyframe and continues as any later restore does.
+A saved state is a *keyframe* (an earlier state of the match) and the actions played since the
+keyframe. The engine's states are incomplete. When a keyframe is taken, the running match itself is
+therefore restored from it, so that it continues exactly as it would after a later restore.
 
 Observations and rewards are those of gfootball's own wrappers (Kurach et al., 2020).
 """
@@ -36,8 +37,8 @@ _MAP_CELLS = np.array([WIDTH, HEIGHT])
 _MARK = 255
 _MOST_PLAYERS = 11
 _NUM_GAME_MODES = 7
-# A keyframe takes 10 to 30 ms; replaying the steps since it takes up to 1 to 3 s in a restore.
-# Academy episodes are shorter than this and never need a keyframe.
+# Taking a keyframe takes 10 to 30 ms. Replaying this number of env steps takes 1 to 3 s. Academy
+# episodes are shorter and need no keyframe.
 STEPS_BETWEEN_KEYFRAMES = 500
 _NUM_CHECKPOINTS = 10
 _CHECKPOINT_REWARD = 0.1
@@ -47,20 +48,20 @@ class FootballEnv:
     """A scenario of Google Research Football, with a column for each controlled player.
 
     Each player has its own observation: uint8 [72, 96, channels x frame_stack] for images, float32
-    [115 x frame_stack] for `simple115v2`, with the newest frame last. An episode that is not over
+    [115 x frame_stack] for `simple115v2`. The newest frame is last. An episode that is not over
     after the scenario's duration is truncated. The raw score is the goal difference of the left
-    side if one of its players is controlled, otherwise that of the right side.
+    side if one of its players is controlled, otherwise the goal difference of the right side.
 
     Args:
         config: the section `env`.
         renderer: what `render` returns: `pitch` (a drawing of the pitch from above) or `engine`
-            (the engine's own picture); None if it is not called.
+            (the engine's own picture); None if `render` will not be called.
 
     Attributes:
-        frame_rate: env steps per second of play.
+        frame_rate: env steps per second at the game's normal speed.
 
     Raises:
-        ConfigError: the scenario has fewer controllable players.
+        ConfigError: the scenario has fewer controllable players than `config` asks for.
     """
 
     frame_rate = 10.0
@@ -95,7 +96,7 @@ class FootballEnv:
         return self._shown(), {}
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Plays a tenth of a second, and goes on until the ball is in play."""
+        """Plays a tenth of a second, extended if necessary until the ball is in play."""
         rewards = self._play(action.reshape(-1).tolist())
         terminated = self._match.over
         truncated = self._match.out_of_time and not terminated
@@ -106,12 +107,12 @@ class FootballEnv:
         return self._shown(), reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """Saves the last keyframe and the actions since."""
+        """Returns the last keyframe and the actions played since then."""
         meta, blobs = self._keyframe
         return pack_state("football", self._identity() | meta, [bytes(self._played), *blobs])
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state saved by `get_state`, in any process; returns the observations.
+        """Restores a state that `get_state` returned in any process; returns the observations.
 
         Raises:
             CheckpointError: the bytes are damaged, or belong to another scenario, representation,
@@ -131,11 +132,11 @@ class FootballEnv:
 
     @property
     def score(self) -> float:
-        """The goal difference, from the first controlled player's side."""
+        """The goal difference, from the point of view of the first controlled player's side."""
         return float(self._goal_difference() * (1 if self._is_left[0] else -1))
 
     def render(self) -> Array:
-        """Returns the pitch from above, uint8 [640, 960, 3], or the engine's [720, 1280, 3]."""
+        """Returns a drawing, uint8 [640, 960, 3], or the engine's picture, uint8 [720, 1280, 3]."""
         if self._frame is not None:
             return self._frame
         right = self._match.view(is_left=False)
@@ -144,7 +145,7 @@ class FootballEnv:
         )
 
     def close(self) -> None:
-        """Releases the engine, which the next environment of this process reuses."""
+        """Releases the engine, so that the next environment of this process can reuse it."""
         self._match.close()
 
     def _start(self, seed: int) -> None:
@@ -168,12 +169,12 @@ class FootballEnv:
         return rewards
 
     def _take_frame(self) -> None:
-        # Must come before a keyframe: its restore leaves the picture of a kick-off.
+        # Call this before taking a keyframe, which leaves a picture of the kick-off in the engine.
         if self._by_engine:
             self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
-        """Saves the match and restores it, so that it continues as any later restore does."""
+        """Saves and restores the match, so that it continues exactly as a later restore does."""
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
         self._keyframe = (meta, [engine, self._stacked().tobytes()])
@@ -197,14 +198,14 @@ class FootballEnv:
         """Returns the rewards, float32 [P], of an env step.
 
         Args:
-            scored: by how much the left side's goal difference has changed.
+            scored: change of the left side's goal difference in this env step.
         """
         rewards = np.array([scored if left else -scored for left in self._is_left], np.float32)
         if "checkpoints" not in self._config.rewards:
             return rewards
         for player, (view, active) in enumerate(self._seen()):
             if rewards[player] == 1:
-                # A goal also pays the checkpoints that the player has not reached.
+                # A goal also pays for the checkpoints that the player has not reached yet.
                 rewards[player] += _CHECKPOINT_REWARD * (_NUM_CHECKPOINTS - self._collected[player])
                 self._collected[player] = _NUM_CHECKPOINTS
             elif view.ball_owned_team == 0 and view.ball_owned_player == active:
@@ -215,7 +216,7 @@ class FootballEnv:
         return rewards
 
     def _seen(self) -> Iterator[tuple[View, int]]:
-        """Yields every player's view and its own index in its side."""
+        """Yields, for each controlled player, its side's view and its index within the side."""
         sides = {is_left: self._match.view(is_left) for is_left in set(self._is_left)}
         counts = {True: 0, False: 0}
         for is_left in self._is_left:
@@ -238,7 +239,7 @@ class FootballEnv:
     def _stacked(self) -> Array:
         """Returns the joined frames, [P, *shape, depth * frame_stack]."""
         dtype = np.dtype(self.env_spec.obs_dtype)
-        # Views a pixel as one item: NumPy would otherwise copy its bytes one by one.
+        # Each pixel is viewed as one item: otherwise, NumPy would copy its values one by one.
         pixel = np.dtype((np.void, self._depth * dtype.itemsize))
         return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
 
@@ -260,7 +261,7 @@ class FootballEnv:
 
 
 def make_football_env(config: FootballConfig, index: int, renderer: str | None) -> FootballEnv:
-    """Builds a scenario; `index` makes no difference.
+    """Builds a scenario; `index` has no effect.
 
     Raises:
         ConfigError: as for `FootballEnv`.
@@ -269,9 +270,10 @@ def make_football_env(config: FootballConfig, index: int, renderer: str | None) 
 
 
 def _reached(view: View) -> int:
-    """Returns how many checkpoints the ball has reached.
+    """Returns the number of checkpoints that the ball has reached.
 
-    Each of the ten is a distance to the opponents' goal within which the ball must be.
+    Each of the ten checkpoints is a distance to the opponents' goal. The ball reaches it when it is
+    at this distance or closer.
     """
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
@@ -279,7 +281,7 @@ def _reached(view: View) -> int:
 
 
 def _minimap(view: View, active: int) -> Array:
-    """Draws the super minimap, uint8 [72, 96, 4]: own side, other side, ball, the player itself."""
+    """Draws the super minimap, uint8 [72, 96, 4]: own side, other side, ball, observing player."""
     image = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     itself = view.own[[active]] if active != NOBODY else view.own[:0]
     layers = (view.own, view.other, view.ball[None, :2], itself)

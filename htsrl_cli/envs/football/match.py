@@ -1,4 +1,4 @@
-"""A match in the engine of Google Research Football, played step by step, with exact state.
+"""A match in the engine of Google Research Football, whose state can be restored exactly.
 
 This module calls the engine directly: gfootball's own environment copies every observation several
 times, keeps a trace of them, and stores pickled Python objects in its states. The rules around the
@@ -7,14 +7,14 @@ engine (when an episode ends, what happens while the ball is out of play) are th
 
 Facts about the engine that shape this file:
 
-* A started engine is never freed (its constructor's memory is only reused), so engines are pooled.
-* `get_info` reports the engine that was stepped last in the thread, on whichever engine it is
-  called.
-* An episode depends on its seed alone, whatever the engine has played before.
-* A state is incomplete: in 5_vs_5, every third match continues differently after a restore.
+* The memory of a started engine is never freed, so engines are kept in a pool and reused.
+* `get_info` reports on the engine that was stepped last in the thread, whichever engine it is
+  called on.
+* An episode depends on nothing but its seed and the actions, whatever the engine has played before.
+* A saved state is incomplete: in 5_vs_5, one match in three continues differently after a restore.
   However, all engines that are reset with the episode's seed and then restored continue alike.
-* A state fits only an engine that was reset to the same scenario, which some scenarios build
-  differently for even and odd episodes. A state that does not fit kills the process.
+* A saved state fits only an engine that was reset to the same scenario. Some scenarios are built
+  differently for even and odd episodes. Restoring a state that does not fit kills the process.
 * Only one engine per process can render.
 """
 
@@ -38,12 +38,12 @@ import gfootball_engine
 
 _NORMAL = int(gfootball_engine.e_GameMode.e_GameMode_Normal)
 NOBODY = -1
-# Steps after which a ball that nobody brings back into play is brought back here.
+# Env steps after which this module brings a ball back into play, if no player has done it.
 _PATIENCE = 20
 _PHYSICS_STEPS = 10
 _FRAME_WIDTH, _FRAME_HEIGHT = 1280, 720
-# The first bytes of the engine's states: the length of the pickle, 0, and the phase "running", both
-# as uint32.
+# The first bytes of every state of the engine: the length of the pickled data (0) and the phase
+# (`game_running`), each as a uint32.
 _STATE_PREFIX = np.array([0, int(gfootball_engine.GameState.game_running)], "<u4").tobytes()
 
 
@@ -54,14 +54,15 @@ class View:
     All arrays are float64. Positions are in [-1, 1] x [-0.42, 0.42].
 
     Attributes:
-        ball: [3]; its position.
-        ball_direction: [3]; its movement per env step.
+        ball: [3]; the ball's position.
+        ball_direction: [3]; the ball's movement per env step.
         ball_owned_team: 0 for the own side, 1 for the other side, -1 for nobody.
-        ball_owned_player: index in its side of the player who has the ball.
+        ball_owned_player: index, within the side, of the player who has the ball; -1 for nobody.
         own, other: [players, 2]; the players' positions.
-        own_direction, other_direction: [players, 2]; their movements per env step.
+        own_direction, other_direction: [players, 2]; the players' movements per env step.
         controlled: index in `own` of each controlled player.
-        game_mode: 0 in normal play, else the number of a kick-off, corner kick and so on.
+        game_mode: 0 in normal play, otherwise the engine's number for a kick-off, a corner kick and
+            so on.
     """
 
     ball: Array
@@ -76,7 +77,7 @@ class View:
     game_mode: int
 
     def rotated(self, controlled: tuple[int, ...]) -> View:
-        """Returns the other side's view; `controlled` are its controlled players."""
+        """Returns the other side's view, in which `controlled` are the controlled players."""
         half_turn = np.array([-1.0, -1.0, 1.0])
         owner = self.ball_owned_team
         return replace(
@@ -100,17 +101,18 @@ class Match:
         rendered: True if `frame` will be called.
 
     Attributes:
-        score: goals of the left side, goals of the right side.
+        score: goals of the left side and goals of the right side.
         over: True after an event that ends an episode of the scenario.
         out_of_time: True when the scenario's duration has been played.
 
     Raises:
-        ConfigError: the scenario has fewer controllable players.
+        ConfigError: the scenario has fewer controllable players than `config` asks for.
     """
 
     def __init__(self, config: FootballConfig, rendered: bool) -> None:
         players = f"left_players={config.num_left_players},right_players={config.num_right_players}"
-        # Config sets missing keys once, from the first seed, and would keep that side for good.
+        # If one of these keys were missing, Config would set it once, from the first seed, and keep
+        # the value for all episodes.
         fixed = {"game_engine_random_seed": 0, "reverse_team_processing": False}
         self._settings = Config(fixed | {"level": config.scenario, "players": [f"agent:{players}"]})
         _check_players(config, self._settings.ScenarioConfig())
@@ -129,9 +131,9 @@ class Match:
         self._mode_before = self._owner_before = NOBODY
 
     def start(self, seed: int) -> None:
-        """Begins an episode that depends on `seed` alone."""
+        """Begins an episode that depends on nothing but `seed` and the actions."""
         self._seed = seed
-        # In some scenarios, the sides take turns to begin an episode.
+        # In some scenarios, the parity of the episode's number decides which side begins.
         by_seed = {"game_engine_random_seed": seed, "episode_number": seed // 2 % 2}
         self._settings.update(by_seed | {"reverse_team_processing": seed % 2 == 1})
         self._settings.NewScenario(inc=0)
@@ -144,11 +146,11 @@ class Match:
         self.over = self.out_of_time = False
 
     def play(self, actions: list[int]) -> None:
-        """Plays one env step: a tenth of a second, and on until the ball is in play.
+        """Plays one env step: a tenth of a second, extended if necessary until the ball is in play.
 
         Args:
-            actions: the controlled players' actions, left players first; directions are relative
-                to each side's own view.
+            actions: the controlled players' actions, left players first. Directions are relative
+                to the view of the player's side.
         """
         for (is_left, index), action in zip(self._sides, actions, strict=True):
             chosen = (self._left_actions if is_left else self._right_actions)[action]
@@ -166,13 +168,13 @@ class Match:
     def frame(self) -> Array:
         """Returns the rendered picture, uint8 [720, 1280, 3], RGB; for rendered matches only."""
         pixels = np.frombuffer(self._engine.get_frame(), np.uint8)
-        # The engine's first row is the bottom one.
+        # The first row of the engine's picture is the bottom row.
         return pixels.reshape(_FRAME_HEIGHT, _FRAME_WIDTH, 3)[::-1]
 
     def get_state(self) -> tuple[dict[str, Any], bytes]:
         """Returns JSON-serializable values, and the engine's own state of 30 to 80 KB.
 
-        This match continues exactly like restored ones only after its own `set_state`.
+        To continue exactly like a restored match, this match must itself be restored (`set_state`).
         """
         meta = {
             "seed": self._seed,
@@ -184,15 +186,15 @@ class Match:
         return meta, self._engine.get_state(b"")
 
     def set_state(self, meta: dict[str, Any], state: bytes) -> None:
-        """Restores a state saved by `get_state`, in any process.
+        """Restores a state that `get_state` returned in any process.
 
-        A state that is damaged after its first bytes kills the process.
+        Only the first bytes of `state` are checked; damage to later bytes can kill the process.
 
         Raises:
-            CheckpointError: the bytes are not a state of the engine.
+            CheckpointError: `state` does not begin like a state of the engine.
         """
         if not state.startswith(_STATE_PREFIX):
-            raise CheckpointError("the football state is damaged: it has no state of the engine")
+            raise CheckpointError("the football state is damaged: it holds no state of the engine")
         self.start(meta["seed"])
         self._engine.set_state(state)
         self._read(self._engine.get_info())
@@ -204,7 +206,7 @@ class Match:
         _IDLE[self._rendered].append(self._engine)
 
     def _unless_waiting(self, action: Any, is_left: bool, index: int) -> Any:
-        """Returns `action`, or one that brings back a ball that has been out of play for long."""
+        """Returns `action`, or an action that ends a long wait for the ball to be in play."""
         waiting, view = self._engine.waiting_for_game_count, self._view
         if waiting < _PATIENCE:
             return action
@@ -219,7 +221,7 @@ class Match:
         return football_action_set.action_right
 
     def _look(self) -> bool:
-        """Reads the state of the match if the ball is in play; returns True if it is."""
+        """Returns True if the ball is in play; if so, also reads the state of the match."""
         info = self._engine.get_info()
         if info.is_in_play:
             self._read(info)
@@ -248,7 +250,11 @@ class Match:
         self._step = info.step
 
     def _judge(self) -> None:
-        """Applies the scenario's rules for the end of an episode."""
+        """Applies the scenario's end-of-episode rules.
+
+        Also counts the consecutive env steps that are not in normal play (kick-offs, corners and
+        so on).
+        """
         rules, mode, owner = self._scenario, self._view.game_mode, self._view.ball_owned_team
         stopped = mode != _NORMAL and self._mode_before == _NORMAL
         lost = NOBODY not in (owner, self._owner_before) and owner != self._owner_before
@@ -265,9 +271,9 @@ class Match:
         self.out_of_time = self._step >= rules.game_duration
 
 
-# Engines without a match, by whether they render.
+# Engines that no match uses. The key is True for engines that render.
 _IDLE: dict[bool, list[Any]] = {False: [], True: []}
-# This process's rendering engine, idle or not.
+# The rendering engine of this process, whether or not a match uses it; one entry at most.
 _RENDERING: list[Any] = []
 
 
@@ -275,7 +281,7 @@ def _take_engine(rendered: bool) -> Any:
     if _IDLE[rendered]:
         return _IDLE[rendered].pop()
     # A second rendering engine would silently corrupt the pictures of the first.
-    assert not (rendered and _RENDERING), "a process can render one match"
+    assert not (rendered and _RENDERING), "a process can render only one match"
     engine = gfootball_engine.GameEnv()
     engine.game_config.physics_steps_per_frame = _PHYSICS_STEPS
     engine.game_config.render_resolution_x = _FRAME_WIDTH
@@ -295,12 +301,15 @@ def _check_players(config: FootballConfig, scenario: Any) -> None:
     for key, most in limits.items():
         count = getattr(config, key)
         if count > most:
-            remedy = f"at most {most} can be controlled on this side of {config.scenario}"
+            remedy = (
+                f"must be at most {most}, the number of controllable players on this side of "
+                f"{config.scenario}"
+            )
             raise ConfigError(f"env.{key}", count, remedy)
 
 
 def _team(players: Any) -> tuple[Array, Array]:
-    """Returns positions and directions, each float64 [players, 2]."""
+    """Returns the players' positions and directions, each float64 [players, 2]."""
     seen = [(player.position, player.direction) for player in players]
     table = np.array([(at[0], at[1], to[0], to[1]) for at, to in seen])
     return table[:, :2], table[:, 2:]

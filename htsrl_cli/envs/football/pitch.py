@@ -1,6 +1,7 @@
 """A drawing of a football match from above, for videos.
 
-Yellow plays from left to right, dark blue from right to left, as in the engine's own pictures.
+The side in yellow plays from left to right, the side in dark blue from right to left, as in the
+engine's own pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from htsrl_cli.envs.football.match import NOBODY, View
 
 WIDTH, HEIGHT = 960, 640
 
-# Meters per unit of x and y, from the engine's own scales; the pitch is 2 x 0.84 units.
+# Meters per unit of x and of y, from the engine's own scales; the pitch is 2 x 0.84 units.
 _METRES = np.array([54.4, 83.6])
 _HALF_LENGTH, _HALF_WIDTH = 54.4, 0.42 * 83.6
 _GOAL = 0.044 * 83.6
@@ -46,13 +47,13 @@ def draw_pitch(
 ) -> Array:
     """Draws the pitch, uint8 [640, 960, 3], RGB.
 
-    A ring marks each controlled player, a white disc the player who has the ball. A ball in the air
-    is larger and apart from its shadow.
+    A ring marks each controlled player, and a white disc marks the player who has the ball. A ball
+    in the air is drawn larger and away from its shadow.
 
     Args:
         view: the left side's view.
         controlled_right: indices of the right side's controlled players.
-        score: goals of the left side, goals of the right side.
+        score: goals of the left side and goals of the right side.
         step: env steps of the episode so far.
     """
     image = _empty_pitch().copy()
@@ -88,7 +89,7 @@ def _draw_side(
 
 
 def _draw_ball(image: Array, ball: Array) -> None:
-    """Draws the ball; the higher it is (in meters), the larger and farther from its shadow."""
+    """Draws the ball: the higher it is, the larger it is and the farther from its shadow."""
     at, height = ball[:2] * _METRES, max(0.0, float(ball[2]))
     _disc(image, at + 0.25, _BALL + 0.1, _SHADOW)
     near = _BALL * (1 + min(height, 12.0) / 12.0)
@@ -127,7 +128,7 @@ def _empty_pitch() -> Array:
         _box(image, (line, -20.16), (line - end * 16.5, 20.16), _LINE)
         _box(image, (line, -9.16), (line - end * 5.5, 9.16), _LINE)
         _disc(image, np.array([line - end * 11, 0]), 0.4, _LINE)
-        # The penalty arc: the part of the circle around the spot outside the penalty area.
+        # Of the circle around the penalty spot, only the arc outside the penalty area is drawn.
         facing = 0 if end < 0 else 180
         _arc(image, (line - end * 11, 0), facing - 53, facing + 53)
         _box(image, (line, -_GOAL), (line + end * 2.4, _GOAL), (96, 150, 106), cv2.FILLED)

@@ -15,9 +15,11 @@ class GymConfig(EnvConfig):
     """Any registered Gymnasium environment.
 
     Attributes:
-        id: a Gymnasium id, or `module:id` to import the module first, in every worker.
+        id: a Gymnasium id, or `module:id` to import the module first, in every process that builds
+            the environment.
         kwargs: keyword arguments for `gymnasium.make`.
-        max_episode_steps: time limit in env steps; null keeps the registered limit.
+        max_episode_steps: time limit of an episode in env steps; null keeps the limit with which
+            the environment is registered.
     """
 
     rules: ClassVar[Rules] = {

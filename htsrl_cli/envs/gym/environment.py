@@ -1,7 +1,7 @@
 """An adapter for Gymnasium environments with Box observations.
 
-Actions may be Discrete, MultiDiscrete or Box. A saved state is a replay: the seed of the reset and
-all actions since.
+Actions may be Discrete, MultiDiscrete or Box. A saved state is a replay: the seed of the last reset
+and all actions since then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.plugins import import_here
 
-# Frames per second of environments that do not declare `render_fps`.
+# Frames per second of videos of environments that do not declare `render_fps`.
 _FRAME_RATE = 30
 
 ToObs = Callable[[Any], Array]
@@ -31,18 +31,19 @@ ToAction = Callable[[Array], Any]
 
 
 class GymEnv:
-    """A Gymnasium environment as an `Env`, whose saved state is a replay.
+    """An `Env` around a Gymnasium environment, whose saved state is a replay.
 
-    Observations are uint8 [H, W, channels] for images (channels-first images are transposed, and
-    images without a channel axis get one), uint8 [n] for other uint8 spaces, and float32 [n],
-    flattened, for all others. Gaussian actions are clipped to the bounds of the space.
+    Images (uint8 with 2 or 3 axes) become observations of uint8 [H, W, channels]: channels-first
+    images are transposed, and images without a channel axis get one. Vectors of uint8 stay uint8
+    [n], and all other observations are flattened to float32 [n]. Gaussian actions are clipped to
+    the bounds of the action space.
 
     Args:
         config: the section `env`.
         pictured: True if `render` will be called.
 
     Attributes:
-        frame_rate: env steps per second of play.
+        frame_rate: env steps per second at the environment's normal speed.
         score: the raw score of the episode so far.
 
     Raises:
@@ -84,19 +85,19 @@ class GymEnv:
         return self._to_obs(obs), float(reward), bool(terminated), bool(truncated), info
 
     def get_state(self) -> bytes:
-        """Saves the seed and the actions of the current episode; call `reset` before."""
+        """Returns the seed and the actions of the current episode; call `reset` first."""
         assert self._seed is not None, "call reset before get_state"
         return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
 
     def set_state(self, state: bytes) -> Array:
-        """Replays the episode, in any process; returns the observation.
+        """Replays a state that `get_state` returned in any process; returns the observation.
 
-        This takes as long as the episode has taken so far. It is exact if the environment depends
-        on nothing but the seed of the reset and the actions.
+        The replay takes as long as the saved part of the episode took. It is exact if the
+        environment does not depend on anything other than the reset seed and the actions.
 
         Raises:
-            CheckpointError: the bytes are damaged or belong to another environment, or the
-                episode ends earlier than before.
+            CheckpointError: the bytes are damaged or belong to another environment, or the replay
+                ends earlier than the saved episode.
         """
         meta, (actions,) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
@@ -105,16 +106,20 @@ class GymEnv:
         ended = False
         for action in np.frombuffer(actions, spec.dtype).reshape(-1, spec.num_dims):
             if ended:
-                raise CheckpointError("the environment's episode cannot be replayed: it ends early")
+                raise CheckpointError(
+                    f"env.id={self._id}: the replay of the saved episode ends early, because the "
+                    "environment depends on more than the reset seed and the actions; start a new "
+                    "run"
+                )
             obs, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
         return obs
 
     def render(self) -> Array:
-        """Returns Gymnasium's `rgb_array`, uint8 [H, W, 3].
+        """Returns the picture of Gymnasium's render mode `rgb_array`, uint8 [H, W, 3].
 
         Raises:
-            ConfigError: the environment does not return such an image, or a package is missing.
+            ConfigError: the environment returns something else, or a package is missing.
         """
         try:
             picture: Any = self._env.render()
@@ -131,7 +136,7 @@ class GymEnv:
 
 
 def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
-    """Builds the environment `env.id`; `index` makes no difference.
+    """Builds the environment `env.id`; `index` has no effect.
 
     Raises:
         ConfigError: as for `GymEnv`.
@@ -140,8 +145,8 @@ def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    # Gymnasium warns about old versions, and environments about much else. Our own checks report
-    # in one line what stops a run.
+    # The warnings of Gymnasium and of environments are hidden, because our own checks report in one
+    # line what stops a run.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = _import_module(config.id)
@@ -166,13 +171,13 @@ def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
 
 
 def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    """Builds the environment in Gymnasium's render mode `rgb_array`, if it declares that mode."""
+    """Builds the environment in Gymnasium's render mode `rgb_array`, which it must declare."""
     env = _make(config)
     modes = env.metadata.get("render_modes") or ()
     env.close()
     if "rgb_array" not in modes:
         raise _not_pictured(config.id, "it has no render mode rgb_array")
-    # Otherwise pygame prints a greeting to standard output and looks for a display.
+    # Without these variables, pygame prints a greeting to standard output and looks for a display.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
@@ -192,7 +197,10 @@ def _not_pictured(env_id: str, why: str) -> ConfigError:
 
 
 def _import_module(env_id: str) -> str:
-    """Imports the module of `module:id`, also from the working directory; returns the id alone."""
+    """Imports the module of `module:id`, if there is one, and returns the id alone.
+
+    The module may be in the working directory.
+    """
     module, colon, name = env_id.rpartition(":")
     if not colon:
         return env_id
@@ -215,9 +223,9 @@ def _closest(name: str) -> str:
 def _observations(
     config: GymConfig, space: spaces.Space[Any]
 ) -> tuple[tuple[int, ...], str, ToObs]:
-    """Returns shape, dtype and conversion of observations."""
+    """Returns the shape and dtype of observations, and the function that converts them."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
-        remedy = f"its observation space {space} is not supported: it must be a Box, or an image"
+        remedy = f"its observation space {space} must be a Box, with at most 3 axes if it is uint8"
         raise ConfigError("env.id", config.id, remedy)
     if space.dtype != np.uint8:
         return (int(np.prod(space.shape)),), "float32", _to_vector
@@ -244,7 +252,7 @@ def _channels_last(obs: Any) -> Array:
 
 
 def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:
-    """Returns the action space as an `ActionSpec`, and the conversion of its actions."""
+    """Returns the form of actions, and the function that converts them for the environment."""
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
         spec = ActionSpec("categorical", sizes=(int(space.n),))
@@ -255,10 +263,7 @@ def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, T
         return spec, lambda action: (action.reshape(multi.shape) + multi.start).astype(multi.dtype)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return _gaussian(space)
-    remedy = (
-        f"its action space {space} is not supported: it must be Discrete, MultiDiscrete or a Box "
-        f"of floats"
-    )
+    remedy = f"its action space {space} must be Discrete, MultiDiscrete or a Box of floats"
     raise ConfigError("env.id", config.id, remedy)
 
 

@@ -15,18 +15,20 @@ class SyntheticConfig(EnvConfig):
     """An environment for tests and benchmarks.
 
     Attributes:
-        name: `sleep` (an env step takes a random time), `count` (the observation encodes column,
-            episode and step) or `faulty` (like `count`, but fails on demand).
-        distribution: distribution of the step time: `constant`, `exponential` or `gamma`.
-        mean_ms: mean step time in milliseconds.
+        name: `sleep` (random observations), `count` (the observation encodes column, episode and
+            env step) or `faulty` (like `count`, but fails on demand).
+        distribution: distribution of the time that an env step sleeps: `constant`, `exponential` or
+            `gamma`.
+        mean_ms: mean of this time in milliseconds.
         shape: shape parameter of the gamma distribution.
         episode_length: env steps per episode.
         truncate: end episodes by truncation instead of termination.
-        fault: how `faulty` fails: `raise`, `crash` (SIGSEGV), `exit` or `hang`.
-        fault_step: the env step at which environment `fault_env` fails, counted over all its
-            episodes; negative: it fails when it is built.
+        fault: how `faulty` fails: `raise` (an exception), `crash` (SIGSEGV), `exit` (with status 3)
+            or `hang`.
+        fault_step: the env step at which environment `fault_env` fails, counted from 0 over all its
+            episodes. If negative, the environment fails when it is built.
         fault_env: index of the environment that fails.
-        num_players: players of each environment; each is a column.
+        num_players: number of players in each environment; each player is a column.
     """
 
     rules: ClassVar[Rules] = {
@@ -56,12 +58,15 @@ class SyntheticConfig(EnvConfig):
 
     @property
     def is_tried(self) -> bool:
-        """False for `faulty`, which may crash when it is built."""
+        """True if an environment is built before the run starts.
+
+        False for `faulty`, which may crash when it is built.
+        """
         return self.name != "faulty"
 
     @property
     def num_columns(self) -> int:
-        """The number of columns of an environment: one for each player."""
+        """The number of columns of an environment: one column for each player."""
         return self.num_players
 
 

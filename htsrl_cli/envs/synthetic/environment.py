@@ -1,4 +1,4 @@
-"""Environments for tests and benchmarks, which sleep, count, or fail."""
+"""Environments for tests and benchmarks: they sleep, count or fail."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from htsrl_cli.envs.synthetic.config import SyntheticConfig
 
 NUM_ACTIONS = 4
 EXIT_CODE = 3
-# The kind differs from earlier versions' "synthetic": those drew step by step, and their states
-# cannot be read.
+# Earlier versions used the kind "synthetic". They drew random numbers at every env step, so their
+# states cannot be restored here.
 _STATE_KIND = "synthetic, drawn ahead"
 
 
 class SyntheticEnv(ABC):
-    """An environment with episodes of fixed length whose env steps take a random time.
+    """An environment with episodes of fixed length that sleeps for a random time in each env step.
 
-    All random numbers of an episode are drawn when it begins, so that an env step costs little more
-    than its sleep. Observations and step times come from two generators, both seeded by `reset`, so
-    that observations do not depend on the step times. The raw score is the players' mean return.
+    All random numbers of an episode are drawn when it begins, so that an env step takes little
+    longer than its sleep. Observations and sleep times come from two generators, both seeded by
+    `reset`, so that observations do not depend on the sleep times. The raw score is the players'
+    mean return.
     """
 
     def __init__(self, config: SyntheticConfig, index: int, num_obs: int) -> None:
@@ -50,7 +51,7 @@ class SyntheticEnv(ABC):
         self._length = 0
         self._return = 0.0
         self._seconds = self._draw_seconds(np.random.default_rng([seed, 1]))
-        # [length + 1, P, num_obs]; a single player's observations have no second axis.
+        # [length + 1, P, num_obs]. `_shown` has no second axis if there is only one player.
         self._obs = self._draw_obs(
             np.random.default_rng([seed, 0]),
             (length + 1, num_players, *self.env_spec.obs_shape),
@@ -58,7 +59,7 @@ class SyntheticEnv(ABC):
         self._shown = self._obs[:, 0] if num_players == 1 else self._obs
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Sleeps for the step's time; `action` affects nothing but the reward."""
+        """Sleeps for the env step's time; `action` can affect only the reward."""
         time.sleep(self._seconds[self._length])
         self._total_steps += 1
         rewards = self._rewards(action.reshape(-1))
@@ -73,7 +74,7 @@ class SyntheticEnv(ABC):
         return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """Saves the seed, which determines the episode, and the counters."""
+        """Returns the seed, which determines the episode, and the counters."""
         meta = {
             "name": self._config.name,
             "seed": self._seed,
@@ -85,7 +86,7 @@ class SyntheticEnv(ABC):
         return pack_state(_STATE_KIND, meta)
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state saved by `get_state`; returns the observation.
+        """Restores a state that `get_state` returned; returns the observation.
 
         Raises:
             CheckpointError: the bytes are damaged or belong to another environment.
@@ -111,10 +112,10 @@ class SyntheticEnv(ABC):
 
     @abstractmethod
     def _rewards(self, actions: Array) -> Array:
-        """Returns rewards, float32 [P], for `actions`, [P], taken at step `_length`."""
+        """Returns the rewards, float32 [P], for `actions` [P] taken at env step `_length`."""
 
     def _draw_seconds(self, rng: np.random.Generator) -> list[float]:
-        """Draws the time of each env step of an episode, in seconds."""
+        """Draws the sleep time of each env step of an episode, in seconds."""
         config, length = self._config, self._config.episode_length
         if config.distribution == "exponential":
             times_ms = rng.exponential(config.mean_ms, length)
@@ -127,9 +128,9 @@ class SyntheticEnv(ABC):
 
 
 class SleepEnv(SyntheticEnv):
-    """An environment that sleeps. Observations are four uniform numbers.
+    """An environment whose observations are four uniform random numbers.
 
-    The reward is 1 for the index of the largest number, otherwise 0.
+    The reward is 1 if the action is the index of the largest number, otherwise 0.
     """
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
@@ -147,7 +148,7 @@ class SleepEnv(SyntheticEnv):
 
 
 class CountEnv(SyntheticEnv):
-    """An environment whose observation is its address: (column, episode, step), all from 0.
+    """An environment whose observation is (column, episode, env step), each counted from 0.
 
     The reward of the env step that leads to (c, k, t) is 10,000 c + 100 k + t. It is exact in
     float32 below 2**24, and can be decoded while k and t are at most 99.
@@ -170,7 +171,7 @@ class CountEnv(SyntheticEnv):
 
 
 class FaultyEnv(CountEnv):
-    """A `CountEnv` that fails at a configured env step."""
+    """A `CountEnv` that fails at a configured env step, or when it is built."""
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
         super().__init__(config, index)
@@ -178,7 +179,7 @@ class FaultyEnv(CountEnv):
             self._fail_if_chosen()
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Fails at env step `env.fault_step`, otherwise steps as usual."""
+        """Fails if `env.fault_env` and `env.fault_step` say so, otherwise steps as usual."""
         if self._total_steps == self._config.fault_step:
             self._fail_if_chosen()
         return super().step(action)

@@ -12,7 +12,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class AutoConfig(MlpConfig):
-    """The choice of `nature_cnn` for images of at least 36 x 36 pixels, else of `mlp`.
+    """The choice of `nature_cnn` for images of at least 36 x 36 pixels, and of `mlp` otherwise.
 
     Attributes:
         linear_kernel: a key of `nature_cnn`; `mlp` does not use it.

@@ -15,7 +15,7 @@ class MlpConfig(NetworkConfig):
     """Two separate perceptrons with tanh, one for the policy and one for the value.
 
     Attributes:
-        hidden_sizes: outputs of each layer, from the first on.
+        hidden_sizes: number of outputs of each layer, in order.
     """
 
     rules: ClassVar[Rules] = {"hidden_sizes": SIZES, **NetworkConfig.rules}

@@ -1,6 +1,6 @@
 """Multilayer perceptrons for vectors and small images.
 
-Shapes: N rows.
+In shapes, N is the number of rows.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from htsrl_cli.networks.mlp.config import MlpConfig
 
 
 class Mlp(nn.Module):
-    """Linear layers with tanh; maps observations [N, ...] to features [N, hidden_sizes[-1]].
+    """Linear layers with tanh, from observations [N, *obs_shape] to features [N, num_features].
 
     Attributes:
-        num_features: number of features.
+        num_features: number of features, the last entry of `hidden_sizes`.
     """
 
     def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from htsrl_cli.config.rules import LINEAR_KERNEL, Rules
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
-# The three convolutions leave nothing of smaller images.
+# The third convolution would have no output for smaller images.
 MIN_SIZE = 36
 
 
@@ -29,21 +29,21 @@ class NatureCnnConfig(NetworkConfig):
     linear_kernel: str
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
-        """Checks that observations are images that are large enough.
+        """Checks that observations are images of at least `MIN_SIZE` x `MIN_SIZE` pixels.
 
         Raises:
-            ConfigError: they are not.
+            ConfigError: observations are smaller images, or are not images.
         """
         if not is_large_image(obs_shape):
             remedy = (
-                f"needs images of at least {MIN_SIZE} x {MIN_SIZE}, but observations here are "
-                f"{list(obs_shape)}: choose auto or mlp"
+                f"needs images of at least {MIN_SIZE} x {MIN_SIZE} pixels, but observations here "
+                f"have shape {list(obs_shape)}: use network=auto or network=mlp"
             )
             raise ConfigError("network.name", self.name, remedy)
 
 
 def is_large_image(obs_shape: tuple[int, ...]) -> bool:
-    """Returns True if `obs_shape` is an image [H, W, C] of at least `MIN_SIZE` in H and W."""
+    """Returns True if `obs_shape` is [H, W, C] and H and W are at least `MIN_SIZE`."""
     return len(obs_shape) == 3 and min(obs_shape[:2]) >= MIN_SIZE
 
 

@@ -1,6 +1,6 @@
 """The convolutional network of Mnih et al. (2015).
 
-Shapes: N rows, C channels, H x W pixels.
+In shapes, N is the number of rows, C the number of channels, H the height and W the width.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
 class NatureCnn(nn.Module):
     """The convolutional trunk of Mnih et al. (2015): uint8 [N, H, W, C] to [N, 512].
 
-    The slot's [H, W, C] layout viewed as [C, H, W] is channels-last memory: no copy is needed.
+    The slot's [H, W, C] arrays, viewed as [C, H, W], are channels-last: no transposition is needed.
 
     Args:
-        obs_shape: [H, W, C] of an observation.
+        obs_shape: shape [H, W, C] of an observation.
         linear_kernel: see `NatureCnnConfig`.
 
     Attributes:
@@ -36,8 +36,9 @@ class NatureCnn(nn.Module):
         self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
         self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
         self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
-        # Rows and columns of conv2's output. Pixels that it does not depend on are cut off; the
-        # remaining sizes are multiples of each layer's stride.
+        # Height and width of conv2's output. Pixels on which this output does not depend are cut
+        # off. The inputs of conv1 and conv2 then have widths that are multiples of the stride, as
+        # `join_columns` requires.
         rows, columns = (((size - 8) // 4 + 1 - 4) // 2 + 1 for size in (height, width))
         self.seen = slice(8 * rows + 12), slice(8 * columns + 12)
         self.fc = nn.Linear(64 * (rows - 2) * (columns - 2), 512)
@@ -47,16 +48,16 @@ class NatureCnn(nn.Module):
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> Tensor:
         x = obs[:, *self.seen].permute(0, 3, 1, 2)
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
-        # Weights are scaled by 1/255 instead of pixels: that saves a pass over the images, and
-        # bf16 represents the integers up to 255 exactly, but not their fractions.
+        # The weights are scaled by 1/255, not the pixels. This saves a pass over the images, and
+        # bf16 represents the integers 0 to 255 exactly, but not these integers divided by 255.
         x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
         x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
         x = layer(x, self.conv3.weight, self.conv3.bias)
         if self._is_convolution and x.device.type == "cpu" and x.dtype == torch.float32:
-            # The equivalent convolution: its kernels are as large as the images.
+            # An equivalent convolution, whose kernels are as large as its input images.
             weight = self.fc.weight.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
             return layer(x, weight, self.fc.bias).flatten(1)
-        # Flattened in (H, W, C) order: with channels-last memory this is no copy.
+        # Channels-last memory is flattened in (H, W, C) order without a copy.
         return layer(x.permute(0, 2, 3, 1).flatten(1), self.fc.weight, self.fc.bias)
 
 
@@ -68,9 +69,9 @@ def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
 def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """Convolves channels-last images, with the stride over columns moved into the channels.
 
-    Each `stride` adjacent columns are viewed as one column with `stride` times the channels, of the
-    images and of the kernel. The products are the same and no memory moves. The stride over columns
-    is then 1, and the larger number of channels fills vector registers better.
+    In the images and in the kernels, every `stride` adjacent columns are viewed as one column with
+    `stride` times as many channels. The products are the same, and no memory moves. The stride over
+    columns is then 1, and the larger number of channels fills vector registers better.
     """
     return layer(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
 

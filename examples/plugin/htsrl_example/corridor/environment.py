@@ -16,8 +16,8 @@ _STEP_COST = 0.01
 class CorridorEnv:
     """A corridor with a door at its right end.
 
-    Observations are one-hot positions, float32 [length]. The reward is 1 at the door, minus 0.01
-    for every env step.
+    An observation is the agent's position as a one-hot vector, float32 [length]. The reward of an
+    env step is -0.01, plus 1 if the agent reaches the door.
     """
 
     def __init__(self, config: CorridorConfig) -> None:
@@ -28,13 +28,30 @@ class CorridorEnv:
         self._return = 0.0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode in a cell that `seed` determines."""
+        """Begins an episode in a cell that `seed` determines; the cell is not the door's.
+
+        Returns:
+            The first observation, and an empty `info`.
+        """
         self._position = int(np.random.default_rng(seed).integers(self._config.length - 1))
         self._length, self._return = 0, 0.0
         return self._observe(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Walks one cell: 0 is left, 1 is right."""
+        """Walks one cell to the left or to the right; walls stop the agent.
+
+        Args:
+            action: int64 [1]; 0 to walk left, 1 to walk right.
+
+        Returns:
+            The observation after this env step.
+            The reward of this env step.
+            terminated: True if the agent has reached the door.
+            truncated: True if the time limit has ended the episode before the agent reached the
+                door.
+            info: empty, except on an episode's last env step. `info["episode"]` then holds the
+                episode's return `r` and its length `l` in env steps.
+        """
         move = 1 if action[0] else -1
         self._position = min(max(self._position + move, 0), self._config.length - 1)
         self._length += 1
@@ -48,7 +65,7 @@ class CorridorEnv:
         return self._observe(), reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """Saves everything that determines the future."""
+        """Returns the complete state of the environment as bytes."""
         meta = {
             "length": self._config.length,
             "position": self._position,
@@ -58,7 +75,7 @@ class CorridorEnv:
         return pack_state("corridor", meta)
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state saved by `get_state`; returns the observation.
+        """Restores a state that `get_state` returned; returns the current observation.
 
         Raises:
             CheckpointError: the bytes are damaged, or belong to a corridor of another length.
@@ -70,7 +87,7 @@ class CorridorEnv:
         return self._observe()
 
     def close(self) -> None:
-        """Does nothing: there are no resources other than memory."""
+        """Does nothing, because there are no resources to release."""
 
     def _observe(self) -> Array:
         obs = np.zeros(self._config.length, np.float32)
@@ -79,5 +96,5 @@ class CorridorEnv:
 
 
 def make_corridor(config: CorridorConfig, index: int, renderer: str | None) -> CorridorEnv:
-    """Builds a corridor; it cannot be rendered, and `index` makes no difference."""
+    """Builds a corridor, which cannot be rendered and does not depend on `index`."""
     return CorridorEnv(config)

@@ -15,7 +15,7 @@ class GatedConfig(NetworkConfig):
     """A layer whose outputs are gated by another layer, shared by policy and value.
 
     Attributes:
-        width: units of the layer.
+        width: number of units in the layer.
     """
 
     rules: ClassVar[Rules] = {"width": COUNT, **NetworkConfig.rules}

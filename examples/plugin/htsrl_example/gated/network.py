@@ -12,7 +12,7 @@ from htsrl_example.gated.config import GatedConfig
 
 
 class Gated(nn.Module):
-    """A gated layer from observations [N, *obs_shape] to features [N, width]."""
+    """A gated layer, from observations [N, *obs_shape] to features [N, width] for N rows."""
 
     def __init__(self, config: GatedConfig, spec: EnvSpec) -> None:
         super().__init__()

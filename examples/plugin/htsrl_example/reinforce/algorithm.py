@@ -14,7 +14,7 @@ from htsrl_example.reinforce.config import ReinforceConfig
 
 
 class Reinforce(WholeSlot):
-    """One full-batch gradient step per rollout, at the parameters that collected it."""
+    """REINFORCE: one gradient step for each rollout, at the behavior policy's parameters."""
 
     def __init__(self, config: ReinforceConfig) -> None:
         self._config = config
