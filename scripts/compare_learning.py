@@ -3,9 +3,9 @@
     python -m scripts.compare_learning --seeds 5
 
 Each run is `htsrl train` in a process of its own. Two figures are compared: the mean return over
-the whole training, which slow learning lowers, and the mean return of the last 100 episodes. The
-difference of two variants is the difference of their means over seeds. A variant is worse if the
-95 % bootstrap confidence interval of the difference is entirely below zero.
+the whole training, which slow learning lowers, and the mean return of the last 100 episodes. A
+difference is the mean of one variant over its seeds minus the mean of the other variant. The first
+variant is worse if the 95 % bootstrap confidence interval of the difference is entirely below zero.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def rates(runs: Sequence[MeasuredRun], name: str) -> list[float]:
 
 
 def show_medians(runs: Sequence[MeasuredRun]) -> None:
-    """Prints the median rate and the spread of the runs of each name."""
+    """Prints, for each name, the median and the spread of the rates; warns of disturbed runs."""
     for name in dict.fromkeys(run.name for run in runs):
         values = rates(runs, name)
         middle = statistics.median(values)

@@ -131,7 +131,7 @@ def layout_of(outputs: Sequence[Tensor]) -> list[ArrayType]:
 
 
 def as_array(output: Tensor) -> Array:
-    """Returns the output as an array that shares its memory, with the dtype of `layout_of`."""
+    """Returns an array that shares the output's memory, with the dtype that `layout_of` gives."""
     array: Array = (output.view(torch.uint16) if output.dtype == torch.bfloat16 else output).numpy()
     return array
 

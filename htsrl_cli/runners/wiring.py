@@ -88,11 +88,12 @@ def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> Infer
     if has_free_rows(inference, parameters):
         return inference
     if has_independent_rows(inference, parameters):
-        logger.info("a row's bits depend on its place in the batch: every column gets a fixed row")
+        logger.info("a row's bits depend on its position in a batch: columns get fixed rows")
     else:
         logger.warning(
-            "network.name=%s: the output for an observation depends on the other observations in "
-            "the batch, so this run's results depend on timing: make the rows independent",
+            "network.name=%s: the output for one observation depends on the other observations in "
+            "the batch, so results may depend on timing: change the network so that each output "
+            "depends on its own observation only",
             inference.network.name,
         )
     return replace(inference, fixed_rows=True)

@@ -132,10 +132,11 @@ def start_process(
 def _stop_signals_held() -> Iterator[None]:
     """Delays stop signals until the end of the `with` block.
 
-    A process that is started in the block inherits the blocked signals and unblocks them once it
-    ignores them. The parent process must not end before it has sent the arguments to the new
-    process. Blocking the signals is not enough to ensure this: another thread (of BLAS, for
-    example) may receive a signal, and Python would still run the handler in the main thread.
+    The parent process must not end before it has sent the arguments to a process that it starts in
+    the block. Blocking the signals does not ensure this: another thread (of BLAS, for example) may
+    receive a signal, and Python would still run the handler in the main thread. The handlers are
+    therefore replaced as well, and signals that arrive are raised again at the end. The new process
+    inherits the blocked signals; it first ignores them and then unblocks them.
     """
     caught: list[int] = []
 
