@@ -362,7 +362,7 @@ def test_pickle_as_a_checkpoint_is_not_executed(htsrl: Htsrl, tmp_path: Path) ->
 def test_checkpoint_without_configuration(htsrl: Htsrl, tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     save_checkpoint(path, Checkpoint({}, {"config": {"seed": 1}}))
-    assert_refused(htsrl("train", f"resume={path}"), str(path), "no configuration")
+    assert_refused(htsrl("train", f"resume={path}"), str(path), "cannot use the configuration")
 
 
 MODULE = """

@@ -82,7 +82,7 @@ def test_a_packages_keys_are_checked_like_ours(htsrl: Htsrl, site: dict[str, str
     run = htsrl("train", "env=corridor", "env.length=0", env=site)
     assert (run.returncode, run.stderr) == (
         2,
-        "htsrl: error: env.length=0: must be 1 or more\n",
+        "htsrl: error: env.length=0: must be 2 or more\n",
     )
 
 
