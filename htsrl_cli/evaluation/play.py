@@ -31,7 +31,7 @@ from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.marks import Marks
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.sampling.inference import Inference, InferenceSetup
+from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.bootstrap import confidence_interval
@@ -148,8 +148,8 @@ def play(
                 env = make_env(train_config.env, 0, renderer)
             envs.append(stack.enter_context(closing(env)))
         spec = envs[0].env_spec
-        inference = _load_inference(checkpoint, train_config, spec, path, config.greedy)
-        return _play_games(envs, _Batch(inference, spec), config, videos, marks)
+        batch = _load_batch(checkpoint, train_config, spec, path, config.greedy)
+        return _play_games(envs, batch, config, videos, marks)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -238,14 +238,22 @@ class _Batch:
     """Forward passes of constant shape over the players of several games.
 
     If every player has its own policy, policy k acts for player k of every game.
+
+    Args:
+        one_by_one: True to make separate passes for each game, because a row's bits depend on its
+            position. A game's score could otherwise depend on which games are played at the same
+            time.
     """
 
-    def __init__(self, inference: Inference, spec: EnvSpec) -> None:
+    def __init__(self, inference: Inference, spec: EnvSpec, one_by_one: bool) -> None:
         self._inference = inference
         self._spec = spec
+        self._one_by_one = one_by_one
 
     def act(self, games: Sequence[_Game]) -> Array:
         """Draws the noise of G games and returns their next actions, [G, P, D]."""
+        if self._one_by_one and len(games) > 1:
+            return np.concatenate([self.act([game]) for game in games])
         spec, inference = self._spec, self._inference
         obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
         noise = np.concatenate([game.noise() for game in games])
@@ -304,9 +312,9 @@ def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
         ) from error
 
 
-def _load_inference(
+def _load_batch(
     checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
-) -> Inference:
+) -> _Batch:
     """Returns the checkpoint's policies, with forward passes like those of the run's actors.
 
     Raises:
@@ -318,7 +326,8 @@ def _load_inference(
             f"{path} does not fit the installed environment, which has {spec}; install the version "
             "of the environment's package with which the run was trained"
         )
-    inference = Inference(InferenceSetup.of(spec, config), greedy)
+    setup = InferenceSetup.of(spec, config)
+    inference = Inference(setup, greedy)
     values = {}
     for name, tensor in inference.policies.state_dict().items():
         array = checkpoint.arrays.get(f"learner/params/{name}")
@@ -330,7 +339,7 @@ def _load_inference(
             )
         values[name] = array
     inference.load(values)
-    return inference
+    return _Batch(inference, spec, one_by_one=not has_free_rows(setup, values))
 
 
 def _table(result: EvalResult) -> Table:

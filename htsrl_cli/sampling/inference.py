@@ -183,6 +183,7 @@ class Inference:
         graph, _ = record(work, self._stream)
         return graph, found
 
+
 # Number of random inputs with which rows are tested. Sums in another order have other bits only in
 # some rows, so a single trial could miss the difference.
 _TRIALS = 8

@@ -74,8 +74,8 @@ def test_help_and_version(htsrl: Htsrl, tmp_path: Path) -> None:
     for words in (["--version"], ["train", "--version"]):
         assert htsrl(*words).stdout == f"htsrl {htsrl_cli.__version__}\n"
     text = htsrl("train", "--help").stdout
-    for words_shown in ("env: atari/alien, ", "algo: a2c, ppo", "learning_rate: 0.00025", "--cfg job"):
-        assert words_shown in text
+    for shown in ("env: atari/alien, ", "algo: a2c, ppo", "learning_rate: 0.00025", "--cfg job"):
+        assert shown in text
     assert "greedy: false" in htsrl("eval", "--help").stdout
     assert "repeats: 3" in htsrl("bench", "--help").stdout
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.store import CheckpointStore
@@ -21,9 +22,11 @@ from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.networks.activations import Layer, relu_layer
 from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.distributions import sample
-from htsrl_cli.networks.registry import build_policy, initial_policies
+from htsrl_cli.networks.registry import build_policies, build_policy, initial_policies
+from htsrl_cli.sampling import inference as inference_module
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from tests import sections
 
@@ -120,6 +123,30 @@ def test_scores_do_not_depend_on_the_games_beside(side_by_side: int, greedy: boo
     assert play(checkpoint, side_by_side, episodes=11, greedy=greedy) == expected
     # The number of games does not matter, either.
     assert play(checkpoint, side_by_side, episodes=4, greedy=greedy) == expected[:4]
+
+
+class Positional(ActorCritic):
+    """A policy whose logits depend on the position in the batch."""
+
+    def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
+        params, values = super().forward(obs, layer)
+        return params * (1 + torch.arange(len(params)).view(-1, 1)), values
+
+
+def test_scores_do_not_depend_on_the_games_beside_where_positions_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(*args: Any) -> nn.ModuleList:
+        (policy,) = build_policies(*args)
+        assert isinstance(policy, ActorCritic)
+        return nn.ModuleList([Positional(args[0].actions, policy.trunk, policy.value_trunk)])
+
+    monkeypatch.setattr(inference_module, "build_policies", build)
+    checkpoint = make_checkpoint(CARTPOLE)
+    expected = play(checkpoint, 1, episodes=6)
+    assert len(set(expected)) > 1
+    for side_by_side in (2, 3, 6):
+        assert play(checkpoint, side_by_side, episodes=6) == expected
 
 
 def test_the_seed_decides_and_greedy_play_differs() -> None:
