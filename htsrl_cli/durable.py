@@ -1,7 +1,7 @@
 """Atomic file writes: a file appears complete or not at all, even if the process is killed.
 
-On Linux, the content is written to an anonymous file (`O_TMPFILE`) and synced to disk. Only then
-does the file get its name, so a kill leaves nothing behind. If a file is replaced, or if the file
+On Linux, the content is written to an anonymous file (`O_TMPFILE`) and synced to disk. The file
+gets its name afterwards, so a kill leaves nothing behind. If a file is replaced, or if the file
 system has no anonymous files, the new file first has a temporary name and is then renamed. A kill
 can leave this temporary file behind; `remove_leftovers` deletes it.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".part"
-# errno values of open(2) if the kernel or the file system does not support O_TMPFILE.
+# errno values that open(2) sets if the kernel or the file system does not support O_TMPFILE.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 
 
@@ -44,7 +44,7 @@ def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes temporary files that a killed process left in `folder`."""
+    """Deletes the temporary files that killed processes left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
 
@@ -59,7 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_anonymous(folder: Path) -> int | None:
-    """Opens an anonymous file in `folder`; returns None if the system does not support it."""
+    """Opens an anonymous file in `folder`; returns its descriptor, or None if it is unsupported."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None

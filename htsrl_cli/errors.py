@@ -5,7 +5,7 @@ HtsrlError
 │   ├── ConfigError       invalid value of a configuration key
 │   └── CheckpointError   missing, damaged or incompatible checkpoint
 └── RunError              failure during a run: exit code 1
-    ├── WorkerError       worker that died, raised or hung
+    ├── WorkerError       worker that died, raised an exception or hung
     └── NonFiniteError    NaN or infinite loss or gradient
 """
 
@@ -54,7 +54,7 @@ class RunError(HtsrlError):
 
 
 class WorkerError(RunError):
-    """Worker that died, raised or hung; the message names the worker and says all that is known."""
+    """Worker that died, raised an exception or hung; the message names it and gives details."""
 
 
 class NonFiniteError(RunError):

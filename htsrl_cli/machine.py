@@ -10,7 +10,7 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Returns the number of cores that this process may use, at least 1.
 
     This is the smaller of two numbers: the cores in the process's CPU affinity, and the container's
-    CPU quota, rounded down.
+    CPU quota (if there is one), rounded down.
 
     Args:
         quota_file: cgroup v2 file that holds the quota and its period.
@@ -27,7 +27,7 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def has_bf16() -> bool:
-    """Returns True if the processor has bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
+    """Returns True if /proc/cpuinfo lists bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
     return not cpu_words().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 

@@ -8,8 +8,8 @@ A package can also provide YAML files in a folder `configs`. An entry point in `
 the package, and Hydra searches this folder after htsrl's own.
 
 Importing a kind is cheap, because it does not import the code of the environment, algorithm or
-network. That code is imported when the kind is first built. Executors import this module, so it
-imports only the standard library.
+network. `Kind.load` imports that code. Executors import this module, so it imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Kind:
     """A kind of environment, algorithm or network: the object that an entry point refers to.
 
     Attributes:
-        config: dataclass of the keys that the section has with this kind: a subclass of
+        config: dataclass of the keys of the section if this kind is chosen; a subclass of
             `EnvConfig`, `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
         factory: `module:name` of the function or class that builds the environment, algorithm or
             network. `htsrl_cli.envs.registry`, `htsrl_cli.algorithms.registry` and
@@ -61,19 +61,19 @@ class Kind:
 
 
 def names(section: str) -> list[str]:
-    """Returns the sorted names of all kinds that a section can choose."""
+    """Returns the sorted names of all kinds that packages declare for a section."""
     return sorted(_declared(section))
 
 
 def find(section: str, name: str) -> Kind:
-    """Returns the kind that a section chooses by `name`.
+    """Returns the kind called `name` that a package declares for a section.
 
     Raises:
         LookupError: there is no kind of this name.
         ImportError: the package that declares the kind cannot be imported.
     """
     kind = _declared(section)[name].load()
-    assert isinstance(kind, Kind), f"the entry point {name} of {section} is not a Kind"
+    assert isinstance(kind, Kind), f"the entry point {name} of {section} does not refer to a Kind"
     return kind
 
 
@@ -95,7 +95,7 @@ def config_folders() -> list[Path]:
 
 
 def load(path: str) -> Any:
-    """Imports and returns the object `module:name`; the module may be in the working directory.
+    """Imports and returns the object `module:name`; see `import_here`.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.
@@ -106,7 +106,9 @@ def load(path: str) -> Any:
 
 
 def import_here(module: str) -> Any:
-    """Imports and returns a module, which may be in the working directory, as with `python -m`.
+    """Imports and returns a module, which may be in the working directory.
+
+    Appends the working directory to `sys.path`.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.

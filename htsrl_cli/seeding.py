@@ -62,7 +62,7 @@ def draw_noise(
 
 
 def reset_seed(seed: int, env: int, episode: int, purpose: Purpose = Purpose.RESETS) -> int:
-    """Returns the seed for the reset that begins an episode of an environment, in [0, 2**31)."""
+    """Returns the seed, in [0, 2**31), of the reset that begins an environment's episode."""
     return int(generator(seed, purpose, env, episode).integers(2**31))
 
 

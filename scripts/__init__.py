@@ -1,1 +1,1 @@
-"""Checks of the source code and measurements of htsrl; run as `python -m scripts.NAME`."""
+"""Measurements of htsrl and checks of its source code; run as `python -m scripts.NAME`."""

@@ -6,7 +6,7 @@ Each run is `htsrl train` in a fresh process, on sixteen environments that only 
 environment has its own executor. Part 1 has exponential step times and hardly any training; it
 compares both runners with the rates that theory predicts. In parts 2 and 3, an update takes as long
 as `hts` needs to collect a rollout. Step times are constant in part 2 and exponential in part 3.
-Part 4 measures `hts` also with four times as many environments.
+Part 4 measures `hts` with 16 and with 64 environments.
 
 The predictions have one free parameter, c: the cost of an env step of one environment beyond its
 step time (late wake-ups, pipes, inference, a share of the barrier). For each runner, c is measured
@@ -104,7 +104,7 @@ class Bench:
         words: Sequence[str],
         num_envs: int = NUM_ENVS,
     ) -> MeasuredRun:
-        """Measures one run of `htsrl train` and prints its figures."""
+        """Measures one run of `htsrl train`; prints and returns its figures."""
         words = [
             f"runner={runner}",
             f"runner.sync_interval={SYNC_INTERVAL}",
@@ -125,7 +125,7 @@ class Bench:
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """Measures the cost of an env step beyond its step time (c) in seconds, by runner."""
+    """Measures c, the cost of an env step beyond its step time; returns seconds by runner."""
     print("Cost of an env step beyond its step time (c), measured with steps of 10 ms:")
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):
@@ -216,7 +216,7 @@ def more_environments(bench: Bench, repeats: int) -> tuple[list[MeasuredRun], fl
 
 
 def main() -> int:
-    """Runs all parts; returns 1 if a target is missed, else 0."""
+    """Runs all parts and writes the results; returns 1 if a target is missed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

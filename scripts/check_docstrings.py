@@ -4,7 +4,7 @@
     modules, classes, properties  a noun phrase ("Rollout of ...")
 
 Tests and fixtures may start with any word. The first line of every docstring ends with a full stop.
-Prints FILE:LINE for each violation; the exit code is 1 if there is any.
+Prints FILE:LINE and the problem for each violation; the exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Documented = Function | ast.ClassDef | ast.Module
 
 
 def main() -> int:
-    """Checks all files; returns the exit code."""
+    """Checks all files and prints the violations; returns the exit code."""
     problems = [
         f"{path.relative_to(ROOT)}:{line}: {problem}"
         for folder in FOLDERS

@@ -1,7 +1,7 @@
 """Checks of the source code that no other tool makes: imports, sizes and configuration keys.
 
     executor    importing the executor loads neither torch nor hydra nor omegaconf
-    sizes       no file, class or function is too long
+    sizes       no file, class or function is too long; not too many top-level modules
     keys        every field of a section's dataclass is read somewhere and is a key in every YAML
                 file of its section; every YAML key is a field
 
@@ -37,7 +37,7 @@ KEY_HANDLERS = {"config.plain", "config.rules"}
 
 
 def main() -> int:
-    """Runs all checks; returns the exit code."""
+    """Runs all checks and prints the violations; returns the exit code."""
     modules = {module_name(path): parse(path) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
     problems = [
         *heavy_executor(),
@@ -71,7 +71,7 @@ def heavy_executor() -> Iterator[str]:
         [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False
     )
     if run.returncode or run.stdout.strip():
-        yield f"executor: its import loads or raises {run.stdout.strip() or run.stderr.strip()}"
+        yield f"executor: importing it loads or raises: {run.stdout.strip() or run.stderr.strip()}"
 
 
 def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:

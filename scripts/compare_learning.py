@@ -4,8 +4,8 @@
 
 Each run is `htsrl train` in a process of its own. Two figures are compared: the mean return over
 the whole training, which slow learning lowers, and the mean return of the last 100 episodes. A
-difference is the mean of one variant over its seeds minus the mean of the other variant. The first
-variant is worse if the 95 % bootstrap confidence interval of the difference is entirely below zero.
+difference is a variant's mean over its seeds minus the mean of its baseline. The variant is worse
+if the 95 % bootstrap confidence interval of the difference is entirely below zero.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Difference:
 
 
 def train(task: str, variant: str, seed: int) -> Trained:
-    """Runs a complete training and prints its scores."""
+    """Runs a complete training; prints and returns its scores."""
     words = [*TASKS[task], *VARIANTS[variant], f"seed={seed}", "log.tensorboard=false"]
     with tempfile.TemporaryDirectory(prefix="compare-learning-") as folder:
         command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
@@ -93,7 +93,7 @@ def train(task: str, variant: str, seed: int) -> Trained:
 def difference(
     runs: Sequence[Trained], task: str, figure: str, pair: tuple[str, str]
 ) -> Difference:
-    """Compares two variants of a task.
+    """Returns the difference between a variant and its baseline on a task.
 
     Args:
         figure: `whole` or `last`, the attribute of `Trained` to compare.
@@ -125,12 +125,12 @@ def means_table(runs: Sequence[Trained]) -> str:
             for values in ([run.whole for run in own], [run.last for run in own])
         )
         rows.append((task, variant, whole, last, str(len(own))))
-    header = ("task", "variant", "mean return of the training", "of the last 100 episodes", "seeds")
+    header = ("task", "variant", "return, whole training", "return, last 100 episodes", "seeds")
     return table(header, rows)
 
 
 def print_differences(differences: Sequence[Difference]) -> None:
-    """Prints each difference of two variants, with its verdict."""
+    """Prints each difference between a variant and its baseline, with the verdict."""
     for d in differences:
         verdict = "WORSE" if d.worse else "not worse"
         print(
@@ -140,7 +140,7 @@ def print_differences(differences: Sequence[Difference]) -> None:
 
 
 def main() -> int:
-    """Runs all variants; returns 1 if one is worse, else 0."""
+    """Runs and compares all variants; returns 1 if one is worse than its baseline, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,7 +3,7 @@
     python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
 Each run is a fresh process, and the variants take turns. All variants have the same game, network,
-loss and number of passes over each sample (see scripts/peer_*.py). Rollouts have these sizes:
+algorithm and number of passes over each sample (see scripts/peer_*.py). Rollouts have these sizes:
 
     pong_ppo   PPO, 4 epochs. htsrl: 16 environments x 128 env steps. Stable-Baselines3 with its
                published Atari settings: 8 x 128. Sample Factory, asynchronous: 16 x 128
@@ -14,11 +14,11 @@ loss and number of passes over each sample (see scripts/peer_*.py). Rollouts hav
 
 Peers run in their own virtual environments. Stable-Baselines3 runs both as installed and with
 settings of malloc that keep large freed blocks, as in htsrl. Targets are relative to the fastest
-peer. Rates count env steps (4 frames each on Pong) and exclude start-up.
+peer and to the machine's bound. Rates count env steps (4 frames each on Pong), without start-up.
 
 The machine's bound is the rate at which its cores could train if they did nothing but env steps,
 forward passes and gradients. It is computed from the rates of a single thread, which are measured
-between the runs.
+at the start of each round.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Peer:
     """A library that htsrl is compared with.
 
     Attributes:
-        library: `sb3` or `sample_factory`: the command-line flag for its Python interpreter,
-            without dashes.
+        library: `sb3` or `sample_factory`: the parsed argument that holds its Python interpreter.
         script: the file in this folder that runs the library.
         tasks: names of the tasks that the script can run.
         variables: additional environment variables of the process.
@@ -132,7 +131,7 @@ def is_bf16(variant: Variant) -> bool:
 
 
 def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
-    """Measures a run of `PEERS[name]`."""
+    """Measures a run of `PEERS[name]`; returns its figures."""
     busy = busy_cores()
     peer = PEERS[name]
     script = Path(__file__).with_name(peer.script)
@@ -141,7 +140,7 @@ def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
     environment = os.environ | peer.variables
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise SystemExit(f"{' '.join(command)}\nended with {run.returncode}:\n{run.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(command)}\nexit code {run.returncode}:\n{run.stderr[-2000:]}")
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     env_steps = lines[-1]["env_steps"] - lines[0]["env_steps"]
     seconds = lines[-1]["seconds"] - lines[0]["seconds"]
@@ -167,7 +166,7 @@ def show_bounds(
 
 
 def main() -> int:
-    """Runs all rounds; returns 1 if a target is missed, else 0."""
+    """Runs all rounds and writes the results; returns 1 if a target is missed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

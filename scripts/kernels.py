@@ -3,12 +3,13 @@
     python -m scripts.kernels                 # with all instructions of the processor
     python -m scripts.kernels --isa avx2      # as if it had no instructions beyond AVX2
 
-One thread computes each layer in several equivalent ways, called kernels. It computes the forward
-pass with an actor's batch sizes, and the gradient (forward and backward pass) with the learner's
-batch sizes. The table shows microseconds per row. Three checks test that the bits of a row of a
-forward pass do not depend on its position and the other rows of the batch, on the batch's address
-in memory, or on another thread that computes at the same time. Actors batch whatever is ready. If
-a row's bits depend on its position, a run gives every column a fixed row instead.
+One thread computes each layer in one or more equivalent ways, called kernels. It computes the
+forward pass with an actor's batch sizes, and the gradient (forward and backward pass) with the
+learner's batch sizes. The table shows microseconds per row. Three checks test that the bits of a
+row of a forward pass do not depend on its position and the other rows of the batch, on the batch's
+address in memory, or on another thread that computes at the same time. Actors put requests into
+rows in the order of their arrival. If a row's bits depend on its position, a run instead gives
+every column a fixed row.
 
 `--isa` limits torch, oneDNN and MKL through their environment variables. MKL ignores its variable
 on processors that Intel did not make.
@@ -138,7 +139,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of a kernel.
+    """The time that a kernel takes, and the result of its checks.
 
     Attributes:
         work: `forward` or `gradient`.
@@ -162,7 +163,7 @@ def _tensor(rows: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) ->
 
 
 def _microseconds(work: Callable[[], Any], rows: int) -> float:
-    """Returns the median time per row over calls that take `SECONDS` in total."""
+    """Returns the median time per row over at least `SECONDS` seconds and three calls."""
     work()
     times: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -195,7 +196,7 @@ def is_row_free(kernel: Kernel, x: Tensor, weight: Tensor) -> bool:
 
 
 def measure(case: Case, precision: str, dtype: torch.dtype) -> list[Timing]:
-    """Measures all kernels of a layer in turn."""
+    """Times and checks all kernels of a layer at one precision."""
     weight = _tensor(case.weight_shape[0], case.weight_shape[1:], dtype, 0) * 0.05
     found: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(ROUNDS):
@@ -251,7 +252,7 @@ def timings_table(timings: list[Timing]) -> str:
 
 
 def main() -> None:
-    """Measures all layers and writes the times."""
+    """Measures all layers, prints the table, and writes the result file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

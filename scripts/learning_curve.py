@@ -49,7 +49,7 @@ class Point:
 
 
 def read_points(run_dir: Path) -> list[Point]:
-    """Reads a run's lines of metrics, from the end of its first game on."""
+    """Returns a point for each training line of a run, from the end of its first game on."""
     return [
         Point(line["env_steps"], line["time/seconds"], line["episode/total"], line[RECENT_RETURN])
         for line in training_lines(run_dir)

@@ -1,15 +1,16 @@
-"""Throughput claims of the HTS-RL paper (arXiv 2012.09849), on environments that sleep.
+"""Measurements of the HTS-RL paper's throughput claims (arXiv 2012.09849).
 
     python -m scripts.paper_claims --seconds 15
 
-Each run is `htsrl train` in a fresh process. Each environment has its own executor, and an env step
-takes 10 ms on average. Four series are measured, plotted, and stored with their raw figures:
+Each run is `htsrl train` in a fresh process. To measure throughput, environments only sleep, for
+10 ms per env step on average, and each of them has its own executor. Four series are measured,
+plotted, and stored with their raw figures:
 
     variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
     environments  Fig. 4 right: throughput of `hts` and `sync` against the number of environments
     interval      Table 5: throughput of `hts` against the sync interval, with Claim 1's prediction
     actors        Table 4: throughput of `hts` against the number of actors; also the hashes of
-                  runs that differ only in this number
+                  runs that differ only in this number (on environments that do not sleep)
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Point:
 
 
 def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> MeasuredRun:
-    """Measures one run of A2C on sleeping environments and prints its figures."""
+    """Measures one run of A2C on sleeping environments; prints and returns its figures."""
     base = [
         "env=synthetic/sleep",
         f"env.mean_ms={1000 * MEAN_S:g}",
@@ -176,7 +177,7 @@ def draw(series: Mapping[str, Sequence[Point]], path: Path) -> None:
 
 
 def main() -> int:
-    """Measures all series; returns 1 if the number of actors changes a hash, else 0."""
+    """Measures and writes all series; returns 1 if the number of actors changes a hash, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,7 +204,7 @@ def main() -> int:
         path = args.output.with_name(f"{args.output.stem}_{name}.png")
         draw({panel: series[panel] for panel in panels}, path)
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
-    print(f"the hashes for all numbers of actors are {'equal' if equal else 'DIFFERENT'}")
+    print(f"hashes of runs with different numbers of actors: {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1
 
 

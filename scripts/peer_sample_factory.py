@@ -57,7 +57,7 @@ class Reports(logging.Handler):
 
 
 def make_pong(*args: Any, **kwargs: Any) -> Any:
-    """Makes the library's environment.
+    """Makes Sample Factory's Atari environment.
 
     In each process, the first call registers ale-py's environments, because this old version of
     Gymnasium does not find them by itself.
@@ -68,7 +68,7 @@ def make_pong(*args: Any, **kwargs: Any) -> Any:
 
 
 def main() -> None:
-    """Trains for `--seconds` after the first report."""
+    """Trains for at least `--seconds` after the first report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=["pong_ppo"])
     parser.add_argument("--seconds", type=float, required=True)

@@ -26,7 +26,7 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 def result_path(name: str) -> Path:
     """Returns the path at which a result that this machine measures is published.
 
-    The folder is named after the processor's strongest instruction set.
+    The folder is named after the processor's strongest instruction set, or else its architecture.
     """
     kind = (instruction_sets() or [platform.machine()])[-1]
     return RESULTS / kind / f"{name}.json"
@@ -38,7 +38,7 @@ def instruction_sets() -> list[str]:
 
 
 def write_result(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures as JSON to `path`, with their provenance under the key `measured`."""
+    """Writes figures and their provenance (key `measured`) as JSON; prints the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"measured": provenance(), **figures}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

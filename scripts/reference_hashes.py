@@ -6,8 +6,8 @@
 Runs are started with `htsrl train`, as users start them. Each kind of run is made once with every
 runner. One more run of each kind, with the default runner, is stopped by SIGTERM and resumed.
 Digests are valid only on one machine, because other processors may round differently. Kinds that
-cannot run on this machine (without a football engine or bf16) are skipped, and the output names
-them.
+cannot run on this machine (because it lacks the football engine or bf16) are skipped, and the
+output names them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> int:
 def measure(
     names: Sequence[str], checkout: Path, more: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields the name and the digests of every run that this machine can make."""
+    """Makes all runs that this machine can make; prints and yields their names and digests."""
     for name in names:
         if reason := missing(name):
             print(f"{name}: skipped: {reason}", flush=True)
@@ -114,13 +114,13 @@ def missing(name: str) -> str | None:
 
 
 def digests_of(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, str]:
-    """Runs a training to its end; returns its digests."""
+    """Runs `htsrl train` to its end; returns the digests of the run."""
     subprocess.run(_command(words, run_dir), cwd=checkout, check=True, **_QUIET)
     return _digests(run_dir)
 
 
 def resumed(words: Sequence[str], checkout: Path, run_dir: Path) -> dict[str, str]:
-    """Stops a training after its first line of metrics and resumes it; returns its digests."""
+    """Stops a run after its first line of metrics and resumes it; returns its digests."""
     process = subprocess.Popen(_command(words, run_dir), cwd=checkout, **_QUIET)
     while not (run_dir / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)

@@ -2,8 +2,8 @@
 
 In shapes, T is the number of env steps in a rollout, B is the number of columns and n is the number
 of rows of a micro-batch. The loss of a micro-batch is a sum over its rows, divided by the number of
-rows of the minibatch. The losses of all micro-batches therefore add up to the mean loss of the
-minibatch.
+rows of the minibatch. The losses of a minibatch's micro-batches therefore add up to the mean loss
+of the minibatch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Measurement of training throughput and of what limits it, for `htsrl bench`.
 
 Each run is `htsrl train` in a fresh process, stopped by SIGTERM after the requested time. Each
-round measures one run of every runner. Rates exclude the time before the first line of metrics:
-start-up and at least the first rollout, during which the learner has no data. Each round also
-measures the one-thread rates from which the machine's bound is computed (`microbenchmarks`), and
-the rate at which all cores step environments if they do nothing else.
+round measures one run of every runner in `bench.runners`. Rates exclude the time before the first
+line of metrics: start-up and at least the first rollout, during which the learner has no data.
+Each round also measures the one-thread rates from which the machine's bound is computed
+(`microbenchmarks`), and the rate at which all cores step environments if they do nothing else.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def train_words(words: Sequence[str]) -> list[str]:
 def run_benchmark(
     config: BenchConfig, train: TrainConfig, words: Sequence[str], folder: Path
 ) -> float:
-    """Measures all rounds, prints the table and writes `bench.json`.
+    """Measures all rounds, prints the table and any warning, and writes `bench.json`.
 
     Args:
         train: the configuration composed from `words`.
@@ -306,7 +306,7 @@ def _table(
         of_name = [run for run in runs if run.name == name]
         own = _own_kernel(train, kernel, excess_ms)
         columns[name] = [*_column(train, rates, of_name, bound, stepped), own]
-    table = Table("", *columns, title=f"{size}, medians of {len(one_thread)}")
+    table = Table("", *columns, title=f"{size}, medians of {len(one_thread)} round(s)")
     for row, title in enumerate([*_ROWS, *(["linear layer"] if kernel else [])]):
         table.add_row(title, *(column[row] for column in columns.values()))
     return table
@@ -371,7 +371,7 @@ def _column(
         f"{time_of('collecting'):.0%}",
         f"{time_of('barrier'):.1%}",
         f"{rows:.1f} of {train.actors.inference_batch}",
-        f"{statistics.median(run.pss_mb for run in runs):.0f} MB",
+        f"{statistics.median(run.pss_mb for run in runs):.0f} MiB",
         f"{total:.3f} ms",
         *(f"{cost:.3f}" for cost in costs),
         f"{total - sum(costs):.3f}",
@@ -383,5 +383,5 @@ def _warnings(runs: Sequence[MeasuredRun]) -> Iterator[str]:
     if disturbed:
         yield (
             f"other processes were busy before {disturbed} of {len(runs)} runs: "
-            "these figures are unreliable; repeat on a quiet machine"
+            "the figures of these runs are unreliable; repeat the benchmark on a quiet machine"
         )

@@ -1,7 +1,7 @@
-"""Rates at which environments step, in this thread or spread over all cores.
+"""Rates at which environments step, in the calling thread or spread over all cores.
 
-This module imports neither torch nor hydra, because processes that only step environments import
-it.
+This module imports neither torch nor hydra, to keep the processes that only step environments
+small.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def env_rate(envs: Sequence[Env], seconds: float) -> float:
 def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
     """Measures the total env steps per second of `num_envs` environments spread over all cores.
 
-    Each core runs one process. The result is the highest rate at which the cores can step these
-    environments. A single environment on an idle machine has a higher rate per core, for two
-    reasons. Environments that take turns evict each other from the caches. Busy cores share caches,
-    memory and power, and hyperthreads share a core.
+    Each core runs one process, unless there are fewer environments than cores. The result is the
+    highest rate at which the cores can step these environments. A single environment on an idle
+    machine has a higher rate per core, for two reasons. Environments that take turns evict each
+    other from the caches. Busy cores share caches, memory and power, and hyperthreads share a core.
 
     Raises:
         RunError: a process failed.
@@ -97,7 +97,7 @@ def _receive(stepper: Worker) -> float:
     try:
         kind, content = stepper.control.recv()
     except (EOFError, OSError):
-        kind, content = "error", "the process ended"
+        kind, content = "error", "it ended without an answer"
     if kind == "error":
-        raise RunError(f"{stepper.name}: {content}")
+        raise RunError(f"{stepper.name}, a process that only steps environments, failed: {content}")
     return float(content)

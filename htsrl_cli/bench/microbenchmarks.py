@@ -61,7 +61,7 @@ class OneThread:
 
     @classmethod
     def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
-        """Measures each kind of work that a run of `config` does, for at least `seconds` each."""
+        """Measures each kind of work in a run of `config`, for at least `seconds` per kind."""
         set_up_torch()
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
@@ -100,7 +100,7 @@ class OneThread:
 
 
 def _by_kernel(config: TrainConfig, spec: EnvSpec) -> dict[str, TrainConfig]:
-    """Returns the configuration with each kernel of the linear layer, by name of the kernel.
+    """Returns a variant of the configuration for each linear-layer kernel, by the kernel's name.
 
     If the kernel makes no difference, the only entry is the unchanged configuration, named "".
     """

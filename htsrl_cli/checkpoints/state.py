@@ -4,8 +4,8 @@ Each part of a run whose state is saved has the methods `state()` and `load_stat
 checkpoint file, the array `name` of a part is called `<part>/<name>`. The part's values are the
 entry `parts[<part>]` of the document. These are the arrays of a run's checkpoint:
 
-    learner/params/<name>                  parameters and buffers of θ[j]
-    learner/previous/<name>                parameters and buffers of θ[j-1]
+    learner/params/<name>                  parameters and buffers of θ[j], the current version
+    learner/previous/<name>                parameters and buffers of θ[j-1], the previous version
     learner/optimizer/<quantity>/<name>    the optimizer's state for each parameter of θ[j]
     envs/<i>                               the state of environment i, as uint8
     envs/obs                               the environments' current observations, [B, *obs_shape]

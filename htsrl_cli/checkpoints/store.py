@@ -103,24 +103,27 @@ class CheckpointStore:
             True if the checkpoint is on disk.
         """
         meta = checkpoint.meta | {"env_steps": env_steps, "metric": metric}
-        path, saved = self.path(env_steps), False
+        path = self.path(env_steps)
         try:
             save_checkpoint(path, Checkpoint(checkpoint.arrays, meta))
-            saved = True
-            self._metrics[env_steps] = metric
-            if not is_final:
-                self._waiting.add(env_steps)
+        except OSError as error:
+            logger.error("cannot save %s: %s; previous checkpoints are kept", path, error.strerror)
+            return False
+        self._metrics[env_steps] = metric
+        if not is_final:
+            self._waiting.add(env_steps)
+        try:
             self._prune()
         except OSError as error:
-            logger.error("checkpoint %s: %s; previous checkpoints are kept", path, error.strerror)
-        return saved
+            logger.error("cannot delete old checkpoints: %s: %s", error.filename, error.strerror)
+        return True
 
     def path(self, env_steps: int) -> Path:
         """Returns the path of the checkpoint at `env_steps`."""
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:
-        """Deletes the checkpoints after `env_steps`; a run that resumes there writes them again."""
+        """Deletes the checkpoints after `env_steps`; a run resumed from there writes them again."""
         for steps, path in _files(self._folder).items():
             if steps > env_steps:
                 path.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ class PackageConfigs(SearchPathPlugin):
     """Hydra plugin that adds the YAML files of other packages; see `htsrl_cli.plugins`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the `configs` folder of each other package."""
+        """Appends the `configs` folders of other packages to Hydra's search path."""
         for folder in config_folders():
             search_path.append(provider="htsrl", path=f"file://{folder}")
 
@@ -75,7 +75,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def to_train_config(cfg: DictConfig) -> TrainConfig:
-    """Returns the validated configuration of a composed `train.yaml`.
+    """Returns the validated configuration of a composed `train.yaml` or `bench.yaml`.
+
+    The section `bench` is left out.
 
     Raises:
         ConfigError: a key or value is invalid; the first one is reported.

@@ -13,7 +13,7 @@ _WIDTH = 100
 
 
 def text(cfg: DictConfig, config_dir: str | None, resolve: bool) -> str:
-    """Returns the help of a verb: its description, groups with their options, keys and values.
+    """Returns the help of a verb: its description, groups with options, and keys with values.
 
     Hydra's own help takes seconds, because it copies all configurations for each group.
 

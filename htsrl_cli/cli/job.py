@@ -66,7 +66,7 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
         typed: overrides from the command line; a resume applies only these to the stored
             configuration.
         run_dir: folder that Hydra gives to the job.
-        cwd: folder to which a relative path in `resume` refers.
+        cwd: folder against which a relative path in `resume` is resolved.
 
     Raises:
         UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` already
@@ -87,13 +87,15 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 def holds_run(run_dir: Path) -> bool:
     """Returns True if `run_dir` contains checkpoints, intact or damaged."""
-    folder = run_dir / "checkpoints"
-    return folder.is_dir() and any(folder.iterdir())
+    return any((run_dir / "checkpoints").glob("*.ckpt"))
 
 
 @contextmanager
 def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
-    """Locks `run_dir`, so that no other process trains in it; waits until the lock is free.
+    """Locks `run_dir` in a `with` block, so that no other process trains in it meanwhile.
+
+    Waits for the lock if another process holds it, and logs this. On a file system without locks,
+    logs a warning and does not lock.
 
     Raises:
         ConfigError: another process still holds the lock after `patience_s` seconds.

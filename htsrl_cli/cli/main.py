@@ -72,7 +72,7 @@ def _leave(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
-    """Raises `SystemExit`, so that this process first ends the processes that it has started."""
+    """Raises `SystemExit`, so that cleanup code ends the child processes before this one exits."""
     raise SystemExit(128 + signum)
 
 
@@ -241,7 +241,7 @@ def _report_runs(words: list[str]) -> None:
         "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
     )
     args = parser.parse_args(words)
-    # Loads scipy, which help and mistakes in the command line do not need.
+    # This import loads scipy, which neither help nor an error in the command line needs.
     from htsrl_cli.report import report
 
     report.write_report(args.runs, args.output)
@@ -253,7 +253,7 @@ VERBS = (*TASKS, *TOOLS)
 
 
 def _run_verb(verb: str, words: list[str]) -> None:
-    """Prints help, or makes all checks that are possible in advance and starts Hydra."""
+    """Prints the help of a verb, or checks the command and starts Hydra."""
     from htsrl_cli.cli import compose
 
     # Discards the warnings of the checks: each job logs them again once logging is configured.
@@ -345,9 +345,10 @@ def _config_dir(words: Sequence[str]) -> str | None:
 
 
 def _complete(words: list[str]) -> None:
-    """Prints the completions of a command line; Hydra completes most words after the verb.
+    """Prints the completions of a command line, or a script that turns completion on or off.
 
-    The shell calls `htsrl -sc query=SHELL`, with the line typed so far in COMP_LINE.
+    Hydra completes most words after the verb, and writes the script. For completions, the shell
+    calls `htsrl -sc query=SHELL`, with the line typed so far in COMP_LINE.
     """
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")

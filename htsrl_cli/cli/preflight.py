@@ -42,7 +42,8 @@ Check = Callable[[Composer, Sequence[str], bool], list[str]]
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
     """Plans every job of `htsrl train`; tests its environment and packages, and the output folder.
 
-    Each environment is built and closed again. The output folder is created and written to.
+    Each distinct environment is built and closed again. The output folder is created, and a
+    temporary file is written to it.
 
     Raises:
         UsageError: one of the jobs cannot run as configured.
@@ -127,7 +128,7 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
         except HtsrlError:
             raise
         except Exception:
-            # The environment's own code failed: the run will report this with the worker's name.
+            # The environment's own code failed: the run will report this, with more details.
             logger.debug("%r cannot be built here", config.env, exc_info=True)
 
 
@@ -144,7 +145,7 @@ def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Checks that configured trackers and videos have their packages, and that filming works.
+    """Checks that packages of configured trackers and videos are installed and that filming works.
 
     Raises:
         ConfigError: a package is missing, or an environment to be filmed cannot be rendered.
@@ -214,7 +215,7 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Returns True if the name of the folder `key` does not contain the time of the start."""
+    """Returns True if the folder name in the key `key` does not contain the start time."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])

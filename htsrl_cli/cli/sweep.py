@@ -1,4 +1,4 @@
-"""Failures that end a whole sweep, as errors of one line."""
+"""Failures that end a whole sweep, as one-line errors."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ CHOICES: Mapping[tuple[str, str], Choice] = {
 
 
 def hold_places(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Returns a copy of `plain` with placeholders for `auto` values, and the keys that have them.
+    """Returns a copy of `plain` with placeholders for `auto` values, and the keys that got them.
 
     Only keys in CHOICES get placeholders.
     """

@@ -72,7 +72,7 @@ def _check_processes(config: TrainConfig) -> None:
     if not reason:
         return
     if runner.schedule.inline and actors.num_envs > 1:
-        remedy = f"must be 1 with runner={runner.name} {reason}"
+        remedy = f"runner={runner.name} allows only 1 {reason}"
         raise ConfigError("actors.num_envs", actors.num_envs, remedy)
     if not runner.schedule.inline and actors.num_executors != actors.num_envs:
         remedy = f"must equal actors.num_envs={actors.num_envs} {reason}"
@@ -95,7 +95,10 @@ def _check_sizes(config: TrainConfig) -> None:
 
 
 def _check_evaluation(config: TrainConfig) -> None:
-    """Checks that `eval.interval` does not exceed the run, and that it is set if videos are."""
+    """Checks that `eval.interval` does not exceed the run's env steps.
+
+    Also checks that `eval.interval` is set if `eval.video_interval` is set.
+    """
     plan, interval = RunPlan.of(config), config.eval.interval
     steps = plan.num_rollouts * plan.steps_per_rollout
     if interval > steps:

@@ -31,13 +31,16 @@ def changes_no_result(key: str) -> bool:
 
 
 def equivalent(key: str, value: object) -> object:
-    """Maps values of a key that give equal results to one value: `runner.name=serial` to `hts`."""
+    """Returns one value for all values of a key that give equal results (`serial` gives `hts`)."""
     runner = RUNNERS.get(value) if key == "runner.name" and isinstance(value, str) else None
     return runner.equals if runner else value
 
 
 def config_sha256(config: TrainConfig) -> str:
-    """Returns the hexadecimal SHA-256 of all keys that can change results, with their values."""
+    """Returns the hexadecimal SHA-256 of the names and values of all keys that can change results.
+
+    Values with equal results count as one value; see `equivalent`.
+    """
     values = {
         key: equivalent(key, value)
         for key, value in flatten(to_plain(config))

@@ -66,7 +66,10 @@ class EnvConfig:
 
     @property
     def one_per_process(self) -> str:
-        """Reason why a process can hold only one environment; empty if it can hold several."""
+        """Reason why a process can hold only one environment; empty if it can hold several.
+
+        The reason ends error messages; it has the form `with KEY=VALUE: EXPLANATION`.
+        """
         return ""
 
     @property

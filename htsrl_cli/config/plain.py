@@ -29,8 +29,8 @@ def to_plain(config: Any) -> dict[str, Any]:
 def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") -> _ConfigT:
     """Builds an instance of the dataclass `schema` from plain values.
 
-    Types are strict: `"1"` is not a number, and `true` is not 1. A key may be missing only if its
-    field has a default.
+    Types are strict: `"1"` is not a number, and `true` is not 1. However, a whole float (1e7) is
+    accepted as an integer. A key may be missing only if its field has a default.
 
     Args:
         prefix: prefix of the keys' names in error messages, for example `bench.`.

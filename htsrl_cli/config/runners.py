@@ -13,8 +13,8 @@ class Runner:
     Attributes:
         lag: policy lag: the policy version that an update starts from, minus the version that
             collected the rollout.
-        lockstep: True if the actor waits for the requests of all columns before it serves any of
-            them.
+        lockstep: True if the actor waits for the requests of all columns before it serves any
+            request.
         inline: True if executors, actors and the learner take turns in the main process; False if
             executors and actors are workers.
         equals: name of the runner whose results are bit-identical; this name is used in hashes.

@@ -1,7 +1,7 @@
 """Sections of a configuration, as frozen dataclasses.
 
 A role gets only the sections that it needs. `htsrl_cli.config.load` builds the sections from the
-values in `configs/`, the only place for defaults. Executors import this module, so it imports
+values in `configs/`, where the defaults are set. Executors import this module, so it imports
 neither torch nor hydra nor omegaconf.
 """
 

@@ -8,14 +8,14 @@ from difflib import SequenceMatcher, get_close_matches
 
 from htsrl_cli.errors import ConfigError
 
-# Minimum similarity (0 to 1) of two names' last parts; that of `dir` and `dri` is 0.67.
+# Minimum similarity (0 to 1) of the last parts of two names; `dir` and `dri` have 0.67.
 _ALIKE = 0.65
 # Maximum number of characters of a value that an error message repeats.
 _LONGEST = 80
 
 
 def shown(value: object) -> str:
-    """Returns `value` as a user types it on the command line; a long value is cut."""
+    """Returns `value` as a user types it on the command line; a long value is truncated."""
     if value is None:
         return "null"
     if isinstance(value, bool):

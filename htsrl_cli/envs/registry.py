@@ -1,7 +1,7 @@
 """The factory of environments of every kind.
 
 Each kind has a folder, with its configuration keys (a subclass of `EnvConfig`) and its environment
-class. An entry point of the group `htsrl.envs` names the `Kind`, whose factory is called as
+class. An entry point of the group `htsrl.envs` refers to the `Kind`, whose factory is called as
 `factory(config, index, renderer)` and returns an `Env`. Executors import this module.
 """
 

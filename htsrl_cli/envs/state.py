@@ -39,7 +39,7 @@ def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """
     header, body = _read(state)
     if header["kind"] != kind:
-        raise CheckpointError(f"the environment state is for {header['kind']}, not for {kind}")
+        raise CheckpointError(f"the environment state is of kind {header['kind']!r}, not {kind!r}")
     blobs: list[bytes] = []
     for length in header["blobs"]:
         blobs.append(body[:length])

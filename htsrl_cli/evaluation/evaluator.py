@@ -10,9 +10,9 @@ dies, it is restarted and plays the policy again. The run fails after the third 
 same policy.
 
 Policies are played in order. The number of env steps for which a policy was trained is the seed of
-its resets and actions, as in `htsrl eval ... seed=<env steps>`. With `eval.video_interval`, the
-first game of some policies is filmed. Its video is `evaluations/videos/policy_<env steps>.mp4`;
-TensorBoard shows the beginning of this video.
+the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`. With
+`eval.video_interval`, the first game of some policies is filmed. Its video is
+`evaluations/videos/policy_<env steps>.mp4`; TensorBoard shows the beginning of this video.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _NICE = 19
 # The run fails after this number of deaths and hangs with the same policy.
 _MOST_DEATHS = 3
 _MORE_TIME = "raise env.step_timeout_s and actors.timeout_s"
-# Maximum number of policies sent to the process that it has not answered: the policy that it plays,
-# and the policy that it plays next. More messages could fill the pipe and block training.
+# Maximum number of policies that the process has received but not answered: the policy that it
+# plays and the next policy. More messages could fill the pipe and block training.
 _MOST_ASKED = 2
 _WAIT_S = 1.0
 
@@ -88,7 +88,8 @@ class Evaluator:
     """The queue of policies to evaluate, and the process that plays games with them.
 
     The constructor looks for policies that an earlier process of this run stored. It deletes those
-    with more env steps than `env_steps` and those whose scores are in the log, and queues the rest.
+    with more env steps than `env_steps` and those whose scores are in the log, queues the rest, and
+    starts the process.
 
     Args:
         run_dir: the run's folder.
@@ -126,7 +127,7 @@ class Evaluator:
         self._ask()
 
     def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
-        """Starts to write a policy to disk in another thread; once written, it joins the queue.
+        """Starts writing a policy to disk in another thread; once written, it joins the queue.
 
         Args:
             env_steps: env steps for which the policy was trained.
@@ -138,10 +139,10 @@ class Evaluator:
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
 
     def flush(self) -> None:
-        """Blocks until all submitted policies are on disk.
+        """Blocks until no policy is being written; logs an error if a policy could not be written.
 
         Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
-        these policies again.
+        earlier policies again.
         """
         while self._writing:
             self._take_written()
@@ -158,7 +159,7 @@ class Evaluator:
         while self._writing and self._writing[0][1].done():
             self._take_written()
         while self._queue and self._worker.control.poll():
-            # This is set before the answer is read. Otherwise the watcher could find that the
+            # `owes` is cleared before the answer is read. Otherwise, the watcher could see that the
             # worker owes an answer and that the pipe is empty, and report a stall.
             self._worker.owes = False
             try:
@@ -178,7 +179,7 @@ class Evaluator:
         return list(self._played)
 
     def wait(self) -> None:
-        """Waits until all policies are on disk, then up to a second for an answer or a failure."""
+        """Waits until no policy is being written, then up to 1 s for an answer or a failure."""
         self.flush()
         if self._queue:
             connection.wait([self._worker.control, self._watcher.failed], _WAIT_S)
@@ -232,7 +233,7 @@ class Evaluator:
             self._asked += 1
 
     def _restart(self, hang: WorkerError | None) -> None:
-        """Restarts the process and sends it the unanswered policies again.
+        """Logs a warning, restarts the process and sends it the unanswered policies again.
 
         Args:
             hang: the watcher's error; None if the process died.
@@ -270,13 +271,13 @@ def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
     if isinstance(words, HtsrlError):
         return words
     return WorkerError(
-        f"the evaluator raised an error with the policy from env step {env_steps:,}:\n"
+        f"the evaluator failed while playing the policy from env step {env_steps:,}:\n"
         f"{words.strip()}"
     )
 
 
 def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> None:
-    """Runs the evaluator process, which plays the policies sent on `control`, in order.
+    """Runs the evaluator process: plays the policies sent on `control`, sends back their scores.
 
     Args:
         control: the connection for commands and answers.

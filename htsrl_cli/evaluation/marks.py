@@ -24,7 +24,7 @@ class Marks:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Marks the `with` block as an evaluation: `OTHER` except in `env` and `forward_pass`."""
+        """Marks the `with` block as an evaluation: line `OTHER` is busy except in inner blocks."""
         self._board.enter(OTHER)
         try:
             yield

@@ -3,7 +3,9 @@
 A game is a whole episode of the environment itself, for example all lives in Atari, or a match in
 football. Playing needs only the parameters and `meta` of a checkpoint. The seed and the game's
 number determine the game's resets and action noise. Forward passes have the same constant shape as
-in the run. Scores therefore do not depend on how many games are played side by side.
+in the run. If the result for an observation depends on its position in a batch, each game gets its
+own passes. Scores therefore do not depend on how many games are played side by side, unless the
+network mixes the observations of a batch.
 """
 
 from __future__ import annotations
@@ -74,15 +76,16 @@ class EvalResult:
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
-    """Scores a checkpoint, prints a table and writes `eval.json` into the run's folder.
+    """Plays games with the policy of a checkpoint; prints, stores and returns the scores.
 
-    If the checkpoint is not in a folder named `checkpoints`, `eval.json` and `videos/` are written
-    next to the checkpoint.
+    The results are written to `eval.json`, and any videos to `videos/`, in the run's folder. If the
+    checkpoint is not in a folder named `checkpoints`, they are written next to the checkpoint.
 
     Raises:
         CheckpointError: there is no intact checkpoint, or the checkpoint does not fit the
             environment or this version of htsrl.
-        ConfigError: the environment, the device or the renderer is not available here.
+        ConfigError: the environment, the network, the device or the renderer is not available here,
+            or videos cannot be written.
     """
     set_up_torch()
     path = find_checkpoint(Path(config.checkpoint))
@@ -131,7 +134,7 @@ def play(
 
     Raises:
         CheckpointError: the checkpoint does not fit the environment or this version of htsrl.
-        ConfigError: the environment, the device or the renderer is not available here.
+        ConfigError: the environment, the network, the device or the renderer is not available here.
     """
     marks = marks or Marks()
     train_config = _train_config(checkpoint, path)
@@ -140,8 +143,8 @@ def play(
     renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
     with ExitStack() as stack:
-        # All environments have index 0. They may behave differently for another index, but scores
-        # must not depend on which environment plays a game.
+        # All environments have index 0. An environment may behave differently with another index,
+        # but scores must not depend on which environment plays a game.
         envs = []
         for _ in range(num_envs):
             with marks.env():
@@ -263,7 +266,8 @@ class _Batch:
             own = range(k, len(obs), num_policies)
             for start in range(0, len(own), num_rows):
                 rows = own[start : start + num_rows]
-                # The other rows of the pass keep old content, which does not affect these rows.
+                # The other rows of the pass keep old content, which affects these rows only if the
+                # network mixes the rows of a batch.
                 inference.obs[: len(rows)] = obs[rows]
                 inference.noise[: len(rows)] = noise[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
@@ -372,6 +376,6 @@ def _write(result: EvalResult, checkpoint: Path) -> None:
 
 
 def _result_folder(checkpoint: Path) -> Path:
-    """Returns the run's folder, or the checkpoint's folder if its name is not `checkpoints`."""
+    """Returns the run's folder, or the checkpoint's folder if that is not named `checkpoints`."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

@@ -22,7 +22,7 @@ from htsrl_cli.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Frames whose shorter side has fewer pixels are enlarged by an integer factor.
+# Frames whose shorter side has fewer pixels than this are enlarged by an integer factor.
 SMALLEST_SIDE = 360
 # Height of the strip below the frame, in pixels.
 CAPTION_HEIGHT = 32
@@ -176,8 +176,10 @@ def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
 
 
 def _remove_numbered(folder: Path, name: str) -> None:
-    """Deletes the videos of all game numbers; does nothing if `name` has no `{:04}`."""
-    before, _, after = name.partition("{:04}")
+    """Deletes the videos of games with any number; does nothing if `name` has no `{:04}`."""
+    before, number, after = name.partition("{:04}")
+    if not number:
+        return
     numbered = re.compile(rf"{re.escape(before)}\d{{4,}}{re.escape(after)}")
     for path in folder.iterdir():
         if numbered.fullmatch(path.name) and path.is_file():

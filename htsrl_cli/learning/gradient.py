@@ -31,7 +31,7 @@ from htsrl_cli.workers.scheduling import stay_in_background
 
 
 class Batch(NamedTuple):
-    """The rows of a slot, N = T * B in time-major order, on the learner's device.
+    """The N = T * B rows of a slot (T env steps, B columns), in time-major order, on the device.
 
     Attributes:
         obs: observations [N, *obs_shape].
@@ -269,10 +269,10 @@ class GpuEngine(GradientEngine):
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:
-        """Copies a batch into the memory of the first batch, from which the recording reads.
+        """Returns the first batch, with the content of `batch` copied into its memory.
 
-        The first batch is not copied. No batch is copied if the loss function changes from update
-        to update, because nothing is recorded then.
+        The recording reads only this memory. If the loss function changes from update to update,
+        nothing is recorded, and `batch` itself is returned.
         """
         if self._algorithm.anneals_loss:
             return batch
@@ -330,8 +330,8 @@ def num_micro_batches(num_rows: int, most: int) -> int:
     """Returns the number of micro-batches into which a minibatch is cut.
 
     A minibatch of at most `most / 2` rows is not cut. Otherwise, the number is rounded up to an
-    even number, so that two threads finish at the same time. The sizes of the micro-batches differ
-    by at most one row, and no micro-batch is empty.
+    even number if there are enough rows, so that two threads finish at the same time. The sizes of
+    the micro-batches differ by at most one row, and no micro-batch is empty.
 
     Args:
         num_rows: number of rows in the minibatch.

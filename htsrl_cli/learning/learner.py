@@ -72,6 +72,8 @@ class Learner:
     def pin(self, slots: Sequence[Slot]) -> None:
         """Locks the slots' observations in memory for fast copies to a GPU, until `close`.
 
+        Does nothing if the learner uses a CPU.
+
         Raises:
             RunError: the driver cannot lock the memory.
         """
@@ -161,7 +163,7 @@ class Learner:
         names = [f"gradient of {name}" for name, _ in self.policies.named_parameters()]
         bad += [n for n, norm in zip(names, norms.tolist(), strict=True) if not np.isfinite(norm)]
         return (
-            f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; this gradient was "
+            f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; the gradient was "
             "not applied; lower algo.learning_rate or set learner.precision=fp32"
         )
 

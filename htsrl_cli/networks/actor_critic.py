@@ -25,8 +25,8 @@ class ActorCritic(nn.Module):
     these layers can then be kept for the learner.
 
     Trunks compute in the configured precision, heads in float32. Advantages and probability ratios
-    come from small differences of values and logits, and bf16 with its 8 significant bits cannot
-    represent these.
+    come from small differences between values and between logits. The 8 significant bits of bf16
+    are too few to represent these differences.
 
     Args:
         actions: the action space.

@@ -1,4 +1,4 @@
-"""Selection of devices, torch's process-wide settings, and recordings of GPU work."""
+"""Selection of devices, settings of torch, recordings of GPU work, and pinned memory."""
 
 from __future__ import annotations
 

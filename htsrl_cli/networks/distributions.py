@@ -55,8 +55,8 @@ def _cumulative(probabilities: Tensor) -> Tensor:
 def running_sums(numbers: Tensor) -> Tensor:
     """Returns cumulative sums along the rows of [N, n], computed column by column.
 
-    If the additions had another order, rounding could make a sum decrease, or increase where 0 is
-    added. An action of probability 0 could then be drawn.
+    If the additions were in another order, rounding could make a sum decrease, or increase where 0
+    is added. An action of probability 0 could then be drawn.
     """
     sums = list(numbers.unbind(dim=1))
     for column in range(1, len(sums)):

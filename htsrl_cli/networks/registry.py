@@ -1,9 +1,10 @@
 """The registry of networks, and builders of a run's policies.
 
 Each kind of network has a folder with its keys (a subclass of `NetworkConfig`) and the network
-itself. An entry point of the group `htsrl.networks` names the kind's `Kind` object. Its factory is
-called as `factory(config, spec)`. The factory returns one trunk that policy and value share, or a
-pair of trunks: the policy's and the value's. `ActorCritic` defines what a trunk is.
+itself. An entry point of the group `htsrl.networks` names the kind's `Kind` object, which names the
+factory. The factory is called as `factory(config, spec)`. It returns one trunk that policy and
+value share, or a pair of trunks: the policy's and the value's. `ActorCritic` defines what a
+trunk is.
 
 `network.name=module:name` names a factory directly, for example a class. No package is needed, and
 `config` is an `OwnNetworkConfig`.
@@ -62,8 +63,8 @@ def build_policy(
         precision: `fp32` or `bf16`.
 
     Raises:
-        ConfigError: the network cannot be imported, does not fit the environment, or is not made of
-            trunks.
+        ConfigError: the network cannot be imported, does not fit the environment, or does not
+            return trunks.
     """
     network.check(spec.obs_shape)
     made = load_network(network)(network, spec)

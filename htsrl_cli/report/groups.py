@@ -21,7 +21,7 @@ _NUM_POINTS = 200
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of an environment that differ only in the seed.
+    """Runs of one environment with equal `treatment`; the seed and some other keys may differ.
 
     Attributes:
         environment: name of the environment.
@@ -71,7 +71,7 @@ class Group:
 def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], list[str]]:
     """Selects the runs to compare.
 
-    Of runs with the same configuration and seed, only the run with the most env steps is compared.
+    Of runs with equal `treatment` and seed, only the run with the most env steps is compared.
 
     Args:
         found: runs by folder; None for a run without a score.
@@ -97,8 +97,8 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
             left_out.append(f"{folder} (same configuration and seed as {equal.folder})")
         elif scores[run.environment] not in run.curves:
             left_out.append(
-                f"{folder} (no episode has ended yet, and other runs of {run.environment} were not "
-                "evaluated)"
+                f"{folder} (no training episode has ended yet, and other runs of {run.environment} "
+                "were not evaluated)"
             )
         else:
             runs.append(run)
@@ -161,7 +161,7 @@ def _num_groups(runs: Sequence[StoredRun], keys: Sequence[str]) -> int:
 
 
 def _short(value: Any) -> str:
-    """Returns a value as text, floats with four significant digits (enough for a search)."""
+    """Returns a value as text, with four significant digits for floats to keep labels short."""
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 

@@ -1,9 +1,9 @@
 """Comparison of runs in a table, learning curves and one HTML page, for `htsrl report`.
 
 Runs that differ only in the seed form a group. The report shows the mean score of each group, with
-a 95 % bootstrap confidence interval over its runs. Of runs with the same configuration and seed,
-only the longest run counts, because their results are equal. Environments are not compared with
-each other. The score is the final metric if all runs of an environment were evaluated. Otherwise,
+a 95 % bootstrap confidence interval over its runs. Runs with the same configuration and seed should
+have the same results, so only the longest of them counts. Environments are not compared with each
+other. The score is the final metric if all runs of an environment were evaluated. Otherwise,
 it is the mean raw return of the last 100 training episodes.
 
 Runs of a group may also differ in `checkpoint`, `log` and `eval`. They may differ in `total_steps`

@@ -51,7 +51,8 @@ class StoredRun:
         curves: learning curves by name of the score: FINAL_SCORE, RECENT_SCORE, or both.
         env_steps: env steps of training so far.
         seconds: seconds of training so far.
-        params_sha256: digest of the final parameters; None if the run is not complete.
+        params_sha256: digest of the parameters in `summary.json`, which a run writes when it ends;
+            None if there is no such file.
     """
 
     folder: Path

@@ -69,10 +69,10 @@ class Evaluations:
         self._log_scores()
 
     def flush(self) -> None:
-        """Blocks until all submitted policies are on disk.
+        """Blocks until no policy is being written; logs an error if a policy could not be written.
 
         Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
-        these policies again.
+        earlier policies again.
         """
         self._evaluator.flush()
 
@@ -121,7 +121,7 @@ class Evaluations:
         return env_steps // config.video_interval > previous // config.video_interval
 
     def _log_scores(self) -> bool:
-        """Logs scores that have arrived, then sets checkpoints' metrics.
+        """Logs scores that have arrived, then sets the metrics of checkpoints with complete scores.
 
         Returns:
             False if the scores could not be written.

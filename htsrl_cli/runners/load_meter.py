@@ -8,7 +8,7 @@ from htsrl_cli.workers.board import Board
 
 
 class LoadMeter:
-    """A meter of the roles' load that starts when it is constructed.
+    """A meter of the load of executors, actors and the learner; it starts when it is constructed.
 
     Args:
         num_steppers: number of executors. The first lines of the board belong to executors, the

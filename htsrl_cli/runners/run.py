@@ -64,14 +64,15 @@ class Outcome:
 
 
 def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Outcome:
-    """Trains in `run_dir`, from the start or from a checkpoint file.
+    """Trains in `run_dir`, from the start or from a checkpoint file; returns the result.
 
     Raises:
         ConfigError: the environment, a device or the network is not available, or there is too
             little memory.
         CheckpointError: the checkpoint does not fit the environment or the network.
         RunError: a worker failed, a loss or gradient is not finite, or a result could not be
-            written; the last checkpoint is usable.
+            written. A resume continues from the last checkpoint, if there is one.
+        HtsrlError: an evaluation failed.
     """
     set_up_torch()
     stored = None if checkpoint is None else load_checkpoint(checkpoint)
@@ -79,9 +80,10 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         roles = connect(config, stored, stack)
         run = Run(roles, run_dir, stored, stack)
         logger.info(
-            "%d executors, %d actors (%s), %d learner threads (%s)",
-            config.actors.num_executors,
-            config.actors.num_actors,
+            "%s (%s), %d learner threads (%s)",
+            "executors and actors in this process"
+            if config.runner.schedule.inline
+            else f"{config.actors.num_executors} executors, {config.actors.num_actors} actors",
             config.actors.precision,
             config.learner.num_threads,
             config.learner.precision,
@@ -156,6 +158,7 @@ class Run:
         Raises:
             RunError: a worker failed, a loss or gradient is not finite, or the last scores, the
                 summary or the last checkpoint could not be written.
+            HtsrlError: an evaluation failed.
         """
 
         def check() -> None:

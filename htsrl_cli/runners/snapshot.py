@@ -104,8 +104,8 @@ def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Le
     """Checks a checkpoint against the environment and the network of this run.
 
     Raises:
-        CheckpointError: the environment has other observations, actions or players, the network
-            has other parameters, or another version of the environment's package saved the states.
+        CheckpointError: the environment's observations, actions or players differ, the network's
+            parameters differ, or another version of the environment's package saved the states.
     """
     stored = checkpoint.meta["env_spec"]
     if stored != json.loads(json.dumps(asdict(spec))):
@@ -149,8 +149,8 @@ def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, A
     _serve_again(roles, slot, rollout)
     if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
         logger.warning(
-            "the actors' recomputed results differ from the saved ones: from here on, this run may "
-            "differ from an uninterrupted run"
+            "the policy's recomputed outputs for the saved observations differ from the saved "
+            "outputs: from here on, this run may differ from an uninterrupted run"
         )
         _fill(slot, stored)
 

@@ -81,14 +81,17 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> InferenceSetup:
-    """Returns the set-up with fixed rows if a row's bits depend on its position in the batch.
+    """Returns the set-up, with fixed rows if a row's bits depend on more than the row itself.
 
-    Logs a warning if they depend on other rows, because fixed rows do not help then.
+    Logs a warning if a row's bits depend on other rows, because fixed rows do not help then.
     """
     if has_free_rows(inference, parameters):
         return inference
     if has_independent_rows(inference, parameters):
-        logger.info("a row's bits depend on its position in a batch: columns get fixed rows")
+        logger.info(
+            "the rounding of an output depends on the observation's position in the batch: each "
+            "environment gets fixed positions"
+        )
     else:
         logger.warning(
             "network.name=%s: the output for one observation depends on the other observations in "

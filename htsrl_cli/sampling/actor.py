@@ -1,7 +1,7 @@
-"""The actor: batched inference for whichever columns are ready.
+"""The actor: batched inference for the columns whose requests have arrived.
 
-The results of a row do not depend on the other rows of its pass, so requests are batched as they
-arrive.
+The results of a row do not depend on the other rows of its pass, so requests can be batched as they
+arrive. With `runner=sync`, the actor instead waits for the requests of all columns.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Actor:
         board.leave(worker)
 
     def serve(self, requests: Sequence[Request]) -> None:
-        """Serves all requests, in as many forward passes as they need."""
+        """Serves all requests with the published parameters, in as many passes as they need."""
         self._board.enter(self._worker)
         self._load_parameters()
         num_policies = len(self._inference.policies)
@@ -141,7 +141,7 @@ class ActorSetup:
         answers: the pipes through which the actor answers, one for each executor.
         columns_per_executor: number of columns of each executor; column c belongs to executor
             c // columns_per_executor.
-        lockstep: True to wait for a request of every column before serving any.
+        lockstep: True to wait until every column has sent a request, and then serve all of them.
     """
 
     inference: InferenceSetup
@@ -155,7 +155,7 @@ class ActorSetup:
 
 
 def run_actor(control: Connection, worker: int, setup: ActorSetup) -> None:
-    """Runs an actor in a process or a thread until a message arrives on `control`."""
+    """Runs an actor in the current process or thread until a message arrives on `control`."""
     wake_promptly()
     set_up_torch()
     settle_on(torch.device(setup.inference.device))

@@ -64,8 +64,8 @@ class Collector(Protocol):
         """Blocks until the slot is full.
 
         Args:
-            check: a function that is called at least about once a second. Any exception that it
-                raises ends the wait.
+            check: a function that is called repeatedly while waiting, usually once a second or more
+                often. Any exception that it raises ends the wait.
 
         Raises:
             HtsrlError: a worker failed.
@@ -78,7 +78,7 @@ class Collector(Protocol):
         """Stops all workers and closes the environments.
 
         Args:
-            gracefully: True to ask workers to stop before killing them.
+            gracefully: True to ask workers to stop before killing them; see `stop_workers`.
         """
 
 
@@ -166,7 +166,7 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Sends each executor a command and its element of `args`; returns the answers."""
+        """Sends each executor a command and its element of `args`, if any; returns the answers."""
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]
@@ -229,7 +229,7 @@ class InlineCollector:
         except HtsrlError:
             raise
         except Exception:
-            raise WorkerError(f"executor 0 raised\n{traceback.format_exc().strip()}") from None
+            raise WorkerError(f"main process raised\n{traceback.format_exc().strip()}") from None
 
     def check(self) -> None:
         """Does nothing: errors are raised where they occur, in the main thread."""
@@ -239,7 +239,7 @@ class InlineCollector:
 
 
 def _stack(observations: Sequence[Array], ring: Ring) -> Array:
-    """Returns the environments' observations as an array [B, *obs_shape], one row per player."""
+    """Returns the environments' observations as an array [B, *obs_shape], a row per player."""
     return np.stack(observations).reshape(ring.final_obs.shape)
 
 

@@ -139,6 +139,8 @@ class Executor:
     def advance(self, answered: Sequence[int]) -> list[Request]:
         """Steps the environments whose requests are all answered; returns the next requests.
 
+        An environment whose columns are full is not stepped.
+
         Args:
             answered: columns of the answered requests; a column appears once for each request.
         """
@@ -186,9 +188,10 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Adds the reward to the training return, and writes the results of a game that has ended.
+        """Adds the reward to the training return; writes the results of a game that has ended.
 
-        The results are written to the environment's first column; all other cells become 0.
+        With several players, the mean of their rewards is added. The results are written to the
+        environment's first column; cells without a result are set to 0.
         """
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
@@ -269,7 +272,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
 def _run_rollout(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps environments until their columns are full; returns False if told to stop before."""
+    """Steps environments until their columns are full; returns False if told to stop first."""
     board, answers = setup.board, setup.answers
     poll = select.poll()
     poll.register(answers, select.POLLIN)

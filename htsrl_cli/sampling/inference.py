@@ -72,8 +72,8 @@ class InferenceSetup:
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
     """Returns the shape and dtype of one row of each activation that actors keep for the learner.
 
-    The list is empty unless the learner's forward pass would repeat the actors': with the same
-    parameters and the same precision, and both on the CPU. See `htsrl_cli.networks.activations`.
+    The list is empty unless the learner's forward pass would repeat the actors' passes: both must
+    use the same parameters, the same precision and the CPU. See `htsrl_cli.networks.activations`.
     """
     actors, learner = config.actors, config.learner
     devices = {
@@ -144,7 +144,8 @@ class Inference:
     def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
         """Computes actions [batch, D], log-probabilities [batch] and values [batch].
 
-        The results are on the CPU. The next call may overwrite them.
+        The results are on the CPU. The next call may overwrite them. If activations are kept, this
+        also sets `activations`.
 
         Args:
             policy: index of the policy to use.
@@ -184,8 +185,8 @@ class Inference:
         return graph, found
 
 
-# Number of random inputs with which rows are tested. Sums in another order have other bits only in
-# some rows, so a single trial could miss the difference.
+# Number of random inputs with which rows are tested. Summing in another order changes the bits of
+# some rows only, so a single input could miss the difference.
 _TRIALS = 8
 
 
@@ -193,7 +194,7 @@ def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
     """Returns True if a row's bits depend neither on its position in the batch nor on other rows.
 
     Args:
-        values: the policies' parameters and buffers by name.
+        values: the policies' parameters and buffers by name; random values replace the weights.
     """
     batch = setup.batch
     shifts = {1, batch // 3, batch // 2, batch - 1} - {0}
@@ -204,7 +205,7 @@ def has_independent_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> 
     """Returns True if a row's bits do not depend on other rows; they may depend on its position.
 
     Args:
-        values: the policies' parameters and buffers by name.
+        values: the policies' parameters and buffers by name; random values replace the weights.
     """
     return _keeps_bits(setup, values, [(0, 0), (0, 1)])
 
@@ -212,7 +213,7 @@ def has_independent_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> 
 def _keeps_bits(
     setup: InferenceSetup, values: Mapping[str, Array], changes: Sequence[tuple[int, int]]
 ) -> bool:
-    """Returns True if rows keep their bits when they move and other rows change.
+    """Returns True if rows keep their bits when they move or other rows change.
 
     Args:
         changes: pairs of numbers (shift, first). All rows move by `shift` positions, and every

@@ -1,13 +1,13 @@
 """The requests that executors send to actors, and their encoding as numbers for a pipe.
 
-A request is a pair (column, step), where T is the number of env steps in a rollout:
+A request is a pair (column, step). If a rollout has T env steps, the requests are:
 
     choose an action for the observation in row t     step = t, from 0 to T - 1
     compute the value of the observation in row T     step = T
     compute the value of the column's `final_obs`,    step = -1 - t
     after env step t has truncated an episode
 
-An answer is the index of the column. The results are in the slot.
+An answer is only the index of the column; the results are in the slot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Request = tuple[int, int]
-# Numbers in a request.
+# Number of integers in a request.
 WIDTH = 2
 
 
@@ -36,10 +36,10 @@ def truncating_step(step: Any) -> Any:
 
 
 def encode(requests: Iterable[Request]) -> list[int]:
-    """Encodes requests as numbers for a pipe."""
+    """Returns the numbers of all requests in one list, for a pipe."""
     return [number for request in requests for number in request]
 
 
 def decode(numbers: Sequence[int]) -> list[Request]:
-    """Decodes numbers that `encode` returned."""
+    """Returns the requests from numbers that `encode` returned."""
     return list(zip(numbers[::WIDTH], numbers[1::WIDTH], strict=True))

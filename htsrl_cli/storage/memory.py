@@ -89,7 +89,10 @@ class SharedArrays(dict[str, Array]):
 
 
 def available_memory() -> int:
-    """Returns how many bytes can be allocated without swapping, within the cgroup's limit."""
+    """Returns how many bytes can be allocated without swapping, within the cgroup's limit.
+
+    On systems without /proc/meminfo, all physical memory counts as free.
+    """
     limits = [_meminfo_available()]
     group = Path("/sys/fs/cgroup")
     try:
@@ -117,7 +120,10 @@ def _padded(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _anonymous_file(size: int) -> int:
-    """Opens an unnamed file and reserves its space, so that no page fault fails later (SIGBUS)."""
+    """Returns the descriptor of a new unnamed file of `size` bytes.
+
+    Where the system supports it, the space is reserved, so that no page fault fails later (SIGBUS).
+    """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("htsrl", os.MFD_CLOEXEC)
     else:

@@ -25,12 +25,13 @@ class Ring:
         spec: shapes and dtypes of a column's observations and actions.
         num_steps: T, the number of env steps in a rollout.
         num_columns: B, the number of columns.
-        activation_layout: shape and dtype of one row of each array that `activations` returns.
+        activation_layout: shape and dtype of a cell of each array that `activations` returns.
 
     Attributes:
         slots: the two slots.
-        final_obs: [B, *obs_shape]; the last observation of each column's truncated episode, which
-            is needed until an actor has computed its value. This scratch memory belongs to no slot.
+        final_obs: [B, *obs_shape]; the last observation of each column's most recently truncated
+            episode, which is kept until an actor has computed the observation's value. This scratch
+            memory belongs to no slot.
 
     Raises:
         NotEnoughMemoryError: the slots exceed the free memory.
@@ -96,7 +97,7 @@ class Ring:
         return self.slots[rollout % 2]
 
     def activations(self, rollout: int) -> list[Array]:
-        """Returns the activations that actors keep for the learner, each [T, B, ...].
+        """Returns the arrays of activations that actors keep for the learner, each [T, B, ...].
 
         The list is empty unless actors keep activations; see `htsrl_cli.networks.activations`.
         Activations can be recomputed from observations and parameters, so they are not part of the

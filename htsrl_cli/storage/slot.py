@@ -168,7 +168,10 @@ class Slot:
 
 
 def poison(arrays: Sequence[Array]) -> None:
-    """Fills arrays with invalid values, so that reads of unwritten cells are noticed."""
+    """Fills arrays with invalid values, so that reads of unwritten cells are noticed.
+
+    The filler is a valid value of uint8 arrays, so reads of their unwritten cells go unnoticed.
+    """
     for array in arrays:
         if array.dtype.kind == "f":
             array.fill(np.nan)

@@ -6,17 +6,17 @@ import io
 from pathlib import Path
 
 EVALUATIONS_FOLDER = "evaluations"
-_GIF_RATE = 10.0  # frames per second
+_GIF_RATE = 10.0  # frames per second, approximately
 _GIF_FRAMES = 300  # at most
 
 
 def film_path(run_dir: Path, env_steps: int) -> Path:
-    """Returns the path of the video of an evaluated policy's first game."""
+    """Returns the path of the video that shows an evaluated policy's first game."""
     return run_dir / EVALUATIONS_FOLDER / "videos" / f"policy_{env_steps:012d}.mp4"
 
 
 def animation(path: Path) -> bytes:
-    """Returns the beginning of a video (about 30 s) as a GIF, at half the width and height.
+    """Returns the beginning of a video as a GIF of at most 300 frames, at half width and height.
 
     Raises:
         OSError: the file is missing or contains no video.

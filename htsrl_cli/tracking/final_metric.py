@@ -13,8 +13,8 @@ class FinalMetric:
 
     Attributes:
         value: the mean over all games of the last ten policies; None before the first policy.
-        reached: for each target, the env steps and seconds of training when `value` first
-            reached it; None if it has not yet.
+        reached: for each target, the env steps and seconds of training at which `value` first
+            reached the target; None until then.
     """
 
     def __init__(self, targets: Sequence[float]) -> None:
@@ -23,7 +23,7 @@ class FinalMetric:
         self._means: deque[tuple[float, int]] = deque(maxlen=NUM_POLICIES)
 
     def add(self, env_steps: int, seconds: float, mean: float, episodes: int) -> None:
-        """Adds the score of the next evaluated policy.
+        """Adds the score of the next evaluated policy; updates `value` and `reached`.
 
         Args:
             env_steps: env steps for which the policy was trained.

@@ -17,12 +17,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LineFile:
-    """A file of JSON lines. Each line is one write call, so a killed process leaves whole lines.
+    """A file of JSON lines. One call writes a whole line, so that a kill leaves only whole lines.
 
     Args:
         path: the file; created if it does not exist.
-        keep: a function that returns True for each existing line to keep. Lines that are incomplete
-            or not valid JSON are dropped.
+        keep: a function that returns True for each existing line to keep. Other lines, and lines
+            that are incomplete or not valid JSON, are removed from the file.
     """
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -34,11 +34,13 @@ class LineFile:
         self._file.truncate(len(kept))
 
     def append(self, line: Mapping[str, float | None]) -> None:
-        """Appends a line; numbers that JSON lacks (NaN, infinities) become null.
+        """Appends a line and syncs it to disk.
+
+        Numbers that JSON lacks (NaN, infinities) become null.
 
         Raises:
-            OSError: the line cannot be written. After a partial write (a full disk), the file
-                ends with the previous line.
+            OSError: the line cannot be written. If only a part of it fits on a full disk, this part
+                is removed.
         """
         plain = {name: _finite(value) for name, value in line.items()}
         content = json.dumps(plain, allow_nan=False).encode() + b"\n"

@@ -264,7 +264,7 @@ METRICS: Mapping[str, Metric] = {
     "time/inference_passes_per_second": Metric(
         "passes / s",
         "Forward passes of all actors per second. The number of observations per second, divided "
-        "by this rate, is the mean number of rows in a pass.",
+        "by this rate, is the mean number of rows that a pass uses.",
         "Low compared with `time/env_steps_per_second`: the passes are then full.",
     ),
     "time/seconds_to_TARGET": Metric(

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """All destinations of lines. A failed write is logged as an error and does not end the run.
+    """The destinations of a run's lines. A failed write is logged as an error, not raised.
+
+    The constructor deletes the stored lines that are not kept.
 
     Args:
         run_dir: the run's folder.
@@ -81,7 +83,7 @@ class Outputs:
         except OSError as error:
             steps = line["env_steps"]
             logger.error(
-                "%s: %s; the line at %d env steps is missing", METRICS_FILE, error.strerror, steps
+                "%s: %s; no line was written at %d env steps", METRICS_FILE, error.strerror, steps
             )
             return False
         for name, tracker in list(self._trackers.items()):
@@ -115,12 +117,14 @@ class Outputs:
             yield
         except Exception as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            logger.error("%s: %s; this run writes nothing more to it", name, reason)
+            logger.error(
+                "%s: %s; nothing more is sent to it until the run is resumed", name, reason
+            )
             self._trackers.pop(name, None)
 
 
 def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
-    """Writes again to TensorBoard the evaluation lines and GIFs that a resume hides there.
+    """Rewrites the evaluation lines and GIFs that a resume hides in TensorBoard.
 
     A resume hides all events after `last_line`, but `metrics.jsonl` may keep later lines of
     evaluated policies.

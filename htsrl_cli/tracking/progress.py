@@ -98,5 +98,5 @@ class PlainLines:
 
 
 def open_display(stream: TextIO) -> Display:
-    """Returns the display that suits `stream`, usually standard error."""
+    """Returns a progress bar on `stream` if it is a terminal, otherwise plain log lines."""
     return TerminalBar(stream) if stream.isatty() else PlainLines()

@@ -37,10 +37,11 @@ from htsrl_cli.tracking.window import Stopwatch, Window, mean
 class RunLog:
     """The log of a run's metrics, which collects them at barriers and writes them as lines.
 
-    The first call of `rollout`, `evaluation` or `finish` opens `metrics.jsonl` and the event files.
-    On a resume, it also removes the lines that will be written again. A process that fails during
-    start-up therefore changes none of these files. Close the log, or use it as a context manager,
-    so that the terminal is restored however the run ends.
+    The first call of `rollout` or `evaluation`, or `finish` if it writes the first line, opens
+    `metrics.jsonl` and the event files. On a resume, this call also removes the lines that will be
+    written again. A process that fails during start-up therefore changes none of these files.
+    Close the log, or use it as a context manager, so that the terminal is restored however the run
+    ends.
 
     Args:
         run_dir: the run's folder.
@@ -92,7 +93,7 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """The measure by which runs are compared; None as long as there is no score.
+        """The measure by which runs are compared; None until there is a score.
 
         If policies are evaluated, it is the final metric of the evaluated policies. Otherwise, it
         is the mean raw return of the last 100 games.
@@ -105,7 +106,7 @@ class RunLog:
         return self._evaluated.keys()
 
     def final_metric_at(self, env_steps: int) -> float | None:
-        """Returns the final metric over the policies up to `env_steps`; None if there are none."""
+        """Returns the final metric at `env_steps`; None if no policy had been evaluated by then."""
         values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
         return values[-1] if values else None
 
@@ -126,12 +127,14 @@ class RunLog:
         episodes: Sequence[Episode],
         seconds: Mapping[str, float],
     ) -> None:
-        """Adds a rollout; writes a line if a multiple of `log.interval` has been crossed.
+        """Adds a rollout and shows the progress; writes a line if it is due.
+
+        A line is due if a multiple of `log.interval` was crossed since the previous line.
 
         Args:
             env_steps: env steps of the run at the end of the rollout.
-            scalars: values by name. Each line has their means over the rollouts since the previous
-                line. Not every rollout needs to have the same names.
+            scalars: values by name; a rollout may lack some of the names. Each line has their means
+                over the rollouts since the previous line.
             episodes: the games that ended in the rollout, in order of step and column.
             seconds: seconds spent (means over the workers) or counts, by name. Both are divided by
                 the wall-clock time since the previous line, and logged as fractions or rates.
@@ -152,13 +155,13 @@ class RunLog:
         episodes: Sequence[Episode],
         animation: bytes | None = None,
     ) -> bool:
-        """Writes the line of an evaluated policy; call it in the order of the policies.
+        """Writes the line of an evaluated policy and its GIF; call it in the order of the policies.
 
         Args:
             env_steps: env steps for which the policy was trained.
             seconds: seconds for which the policy was trained.
             episodes: the games that the policy played.
-            animation: a GIF of one of these games.
+            animation: a GIF of one of these games; None if there is no GIF.
 
         Returns:
             False if the line could not be written; the log is then unchanged.
@@ -238,7 +241,7 @@ class RunLog:
         summary_file.write_summary(self._run_dir, summary)
 
     def close(self) -> None:
-        """Closes the files and restores the terminal, without writing another line."""
+        """Closes files and trackers, and restores the terminal; writes no further line."""
         if self._outputs is not None:
             self._outputs.close(self._env_steps == self._total_steps)
 

@@ -43,7 +43,7 @@ LAYOUT = {
 class EventFiles:
     """The TensorBoard events of a run: scalars, GIFs, hyperparameters and the layout of charts.
 
-    Hyperparameters and layout are written once, by the first process that writes event files.
+    Hyperparameters and layout are written only if no line is kept or no event file exists yet.
 
     Args:
         run_dir: the run's folder; a resume adds a file to the earlier ones.

@@ -35,11 +35,12 @@ class Tracker(Protocol):
 
 
 class WandbTracker:
-    """A run of Weights & Biases.
+    """A Weights & Biases run.
 
     Args:
         project: the name of the W&B project.
-        run_dir: the run's folder. The W&B run is named after it and stores its local files in it.
+        run_dir: the run's folder, after which the W&B run is named and which holds W&B's local
+            files.
         hyperparameters: plain values, possibly nested.
     """
 
@@ -55,7 +56,8 @@ class WandbTracker:
             config=dict(hyperparameters),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # The line of an evaluated policy may follow lines with more env steps.
+        # W&B's own step cannot decrease, but the line of an evaluated policy may follow lines with
+        # more env steps.
         self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, line: Mapping[str, float | None]) -> None:
@@ -66,7 +68,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """A run of MLflow; MLflow's own threads send the values.
+    """An MLflow run; MLflow's own threads send the values.
 
     Args:
         experiment: the name of the MLflow experiment; created if it does not exist.
@@ -141,7 +143,7 @@ def _stored(path: Path, make: Callable[[], str]) -> str:
 
 
 def run_name(run_dir: Path) -> str:
-    """Returns the last three parts of the folder's path, which differ even within a sweep."""
+    """Returns the last three parts of the folder's path, which tell a sweep's runs apart."""
     return "/".join(run_dir.resolve().parts[-3:])
 
 

@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -42,8 +43,8 @@ _PR_SET_PDEATHSIG = 1
 class Pipe:
     """A one-way pipe of int32 numbers; both ends can be passed to spawned processes.
 
-    A message consists of `width` numbers. A write of up to 4 KiB is atomic, so messages of several
-    writers do not mix and a reader always gets whole messages.
+    A message consists of `width` numbers. A write of up to PIPE_BUF bytes is atomic, so messages of
+    several writers do not mix and a reader always gets whole messages.
     """
 
     def __init__(self, width: int = 1) -> None:
@@ -68,7 +69,7 @@ class Pipe:
     def write(self, numbers: Sequence[int]) -> None:
         """Sends the numbers of one or more messages; blocks while the pipe is full."""
         data = np.array(numbers, np.int32).tobytes()
-        chunk = 4096 - 4096 % (4 * self._width)
+        chunk = select.PIPE_BUF - select.PIPE_BUF % (4 * self._width)
         for start in range(0, len(data), chunk):
             os.write(self._writer.fileno(), data[start : start + chunk])
 
@@ -101,7 +102,7 @@ class Worker:
     def send(self, command: str, *args: object) -> None:
         """Sends a command.
 
-        If the worker is gone, this does nothing, and `Watcher.receive` raises the error.
+        If the worker is gone, nothing is sent; `Watcher.receive` then raises the error.
         """
         self.owes = True
         with suppress(OSError):
@@ -111,7 +112,7 @@ class Worker:
 def start_process(
     name: str, index: int, timeout_s: float, main: Callable[..., None], *args: object
 ) -> Worker:
-    """Spawns a process that runs `main(control, index, *args)`."""
+    """Spawns a process that runs `main(control, index, *args)`; returns its `Worker`."""
     ours, theirs = CONTEXT.Pipe()
     stack = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     process = CONTEXT.Process(
@@ -133,10 +134,10 @@ def _stop_signals_held() -> Iterator[None]:
     """Delays stop signals until the end of the `with` block.
 
     The parent process must not end before it has sent the arguments to a process that it starts in
-    the block. Blocking the signals does not ensure this: another thread (of BLAS, for example) may
-    receive a signal, and Python would still run the handler in the main thread. The handlers are
-    therefore replaced as well, and signals that arrive are raised again at the end. The new process
-    inherits the blocked signals; it first ignores them and then unblocks them.
+    the block. Blocking the signals alone does not ensure this: another thread (of BLAS, for
+    example) may receive a signal, and Python would still run the handler in the main thread. The
+    handlers are therefore replaced as well, and signals that arrive are raised again at the end.
+    The new process starts with these signals blocked; it ignores them, and then unblocks them.
     """
     caught: list[int] = []
 
@@ -158,7 +159,7 @@ def _stop_signals_held() -> Iterator[None]:
 def start_thread(
     name: str, index: int, timeout_s: float, main: Callable[..., None], *args: object
 ) -> Worker:
-    """Starts a thread of this process that runs `main(control, index, *args)`."""
+    """Starts a thread that runs `main(control, index, *args)`; returns its `Worker`."""
     ours, theirs = CONTEXT.Pipe()
     ended, end = CONTEXT.Pipe(duplex=False)
 
@@ -198,7 +199,7 @@ def _detach(fd: Any) -> int:
 def _process_main(
     main: Callable[..., None], control: Connection, stack_fd: int, index: int, args: tuple[Any, ...]
 ) -> None:
-    """Runs a worker; sends its exception to the runner, as an `HtsrlError` or a traceback."""
+    """Runs a worker process; if it raises, sends the error or traceback to the runner and exits."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -238,7 +239,7 @@ def _leave_with_parent() -> None:
 
 
 def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Asks the kernel to send this process `signum` when the thread that started it ends.
+    """Asks the kernel to send `signum` to this process when the thread that started it ends.
 
     Does nothing on systems other than Linux.
     """
@@ -250,9 +251,9 @@ def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
 def settle_in_launcher() -> None:
     """Prepares a process of a sweep's launcher (joblib) for a run.
 
-    If the sweep is killed, the run receives SIGTERM and stops with a checkpoint. The start method
-    is set to "spawn". Otherwise, worker processes would inherit joblib's own start method, which
-    they do not know. Does nothing in a process that no launcher started.
+    If the sweep is killed, the run receives SIGTERM (on Linux) and stops with a checkpoint. The
+    start method of worker processes is set to "spawn": they would otherwise inherit joblib's own
+    start method, which they do not know. Does nothing in a process that no launcher started.
     """
     if multiprocessing.current_process().name != "MainProcess":
         ask_to_end_with_parent(signal.SIGTERM)
@@ -272,7 +273,7 @@ def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
     Args:
         workers: the workers to end.
         gracefully: True to ask processes to stop, and to kill those that still run after
-            `STOP_GRACE_S` seconds; False to kill them at once. Threads are always asked.
+            `STOP_GRACE_S` seconds; False to kill them at once. Threads are only asked to stop.
     """
     for worker in workers:
         if gracefully or isinstance(worker.host, threading.Thread):

@@ -1,9 +1,9 @@
-"""Priorities of threads that compete for cores. They need Linux, but no privileges.
+"""Priorities of threads that compete for cores. Setting them needs Linux, but no privileges.
 
-Executors and actors wait for each other, whereas the learner waits for nobody. A learner on a CPU
-therefore has a low priority: the slot is filled early, and the learner then has all cores. Actors
-on a GPU need a core only briefly, but executors wait for them. If actors are on a GPU, executors
-therefore have a low priority, too. This module imports neither torch nor hydra.
+Executors and actors wait for each other, whereas the learner needs neither of them during an
+update. A learner on a CPU therefore has a low priority: the slot is filled early, and the learner
+then has all cores. Actors on a GPU need a core only briefly, but executors wait for them. If actors
+are on a GPU, executors therefore have a low priority. This module imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _SchedAttr(ctypes.Structure):
 
 
 def stay_in_background() -> None:
-    """Lowers this thread's priority to niceness 10; keeps a niceness that is already higher."""
+    """Lowers this thread's priority to niceness 10 on Linux, unless it is already lower."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         niceness = max(_BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))

@@ -1,7 +1,7 @@
 """Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-Slurm and submitit announce the end of a job's time with SIGUSR2. If submitit has installed a
-handler that requeues the job, this handler is called after the checkpoint has been written.
+In a sweep on Slurm, SIGUSR2 announces the end of a job's time. If submitit has installed a handler
+that requeues the job, this handler is called once the run has stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ ONE_SIGNAL_S = 0.5
 
 
 class StopSignals:
-    """A context manager that records the first stop signal; for the main thread only.
+    """A context manager that records the first stop signal and raises `SystemExit` at the second.
+
+    It can be used in the main thread only.
 
     Args:
         grace_s: seconds that the current rollout may still take after the signal.
@@ -57,7 +59,7 @@ class StopSignals:
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(
-                "the rollout did not end within runner.stop_grace_s=%g seconds; "
+                "stopping at once: the rollout did not end within runner.stop_grace_s=%g seconds; "
                 "a resume continues from the last checkpoint",
                 self._grace_s,
             )

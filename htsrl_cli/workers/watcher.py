@@ -28,7 +28,7 @@ from htsrl_cli.workers.scheduling import core_wait_s
 WATCH_PERIOD_S = 0.25
 STACK_GRACE_S = 1.0
 NO_STACK = "  (no answer: it is stopped, or stuck in the kernel)"
-# A worker first loads its libraries, which may take many seconds on a loaded machine.
+# A worker first loads its libraries, which may take many seconds on a busy machine.
 START_TIMEOUT_S = 300.0
 
 
@@ -39,9 +39,9 @@ class Watcher:
     minibatches. Code that waits for workers also waits for `failed`.
 
     A worker hangs if one piece of work takes longer than its timeout. The workers stall if one of
-    them owes an answer and none has been busy for the shortest of their timeouts. A stall means
-    that a worker has missed a message or does not wake up, for example because it was stopped
-    (SIGSTOP) while it waited.
+    them owes an answer, but all of them have been waiting for longer than the shortest timeout. A
+    stall means that a worker has missed a message or does not wake up, for example because it was
+    stopped (SIGSTOP) while it waited.
 
     Args:
         workers: the workers to watch. A worker with several lines on the board appears once for
@@ -87,7 +87,7 @@ class Watcher:
         """Waits for the worker's answer to `command` and returns it; for the main thread only.
 
         Raises:
-            HtsrlError: the worker raised it, or a worker died or hangs.
+            HtsrlError: the worker raised an error, or a worker died or hangs.
         """
         if worker.control not in connection.wait([worker.control, self.failed]):
             self.check()
@@ -151,8 +151,8 @@ class Watcher:
             still_s = self._still_s[worker.index]
             if self._since[worker.index] and still_s > worker.timeout_s:
                 return WorkerError(
-                    f"{worker.name} hangs: busy with one thing for {still_s:.1f} s, more than its "
-                    f"timeout of {worker.timeout_s:g} s; if it is only slow, raise "
+                    f"{worker.name} hangs: busy with one operation for {still_s:.1f} s, more than "
+                    f"its timeout of {worker.timeout_s:g} s; if it is only slow, raise "
                     f"env.step_timeout_s (env steps) or actors.timeout_s (forward passes); "
                     f"its stack:\n"
                     f"{_ask_for_stack(worker) or NO_STACK}"
@@ -175,8 +175,8 @@ class Watcher:
         blamed = deaf or stacks
         where = "\n".join(f"stack of {name}:\n{stack}" for name, stack in blamed.items())
         return WorkerError(
-            f"{', '.join(blamed)} hangs: there is work to do, but no worker has done anything for "
-            f"{still_s:.1f} s\n{where}"
+            f"{', '.join(blamed)} hang{'' if len(blamed) > 1 else 's'}: there is work to do, but "
+            f"no worker has done anything for {still_s:.1f} s\n{where}"
         )
 
     def _stall_timeout_s(self) -> float:

@@ -86,7 +86,7 @@ def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
     for path in sorted(folder.glob(f"*/{name}.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if "measured" not in content:
-            raise ValueError(f"{path} does not say what it was measured on")
+            raise ValueError(f"{path} has no entry `measured`: measure this result again")
         yield Result(path, content)
 
 

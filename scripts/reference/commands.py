@@ -26,7 +26,7 @@ FLAGS: Mapping[str, str] = {
     "package": "With `--cfg`: print only this section.",
     "multirun": "Run a sweep: all combinations of the given values, or the values that `sweeper` "
     "chooses.",
-    "config_name": "Use another primary YAML file than the verb's.",
+    "config_name": "Use this primary YAML file instead of the verb's own.",
     "config_dir": "Search this additional folder for YAML files.",
     "info": "Print how the configuration is composed.",
 }

@@ -122,7 +122,7 @@ def common_keys(section: str) -> list[Key]:
 
 
 def kind_keys(section: str, kind: str) -> list[Key]:
-    """Returns the keys of a kind that not all kinds of its section have."""
+    """Returns the keys of a kind, without the keys that all kinds of its section have."""
     schema = own_kinds(section)[kind]
     own = [field for field in fields(schema) if field not in fields(BASES[section])]
     options = options_of(section, kind)
@@ -237,7 +237,7 @@ def values_of(key: Key) -> str:
 
 
 def default(key: Key) -> str:
-    """Returns a key's default, or the defaults of its options if they differ."""
+    """Returns a key's default; if options differ, their defaults or "set by the option"."""
     options: dict[str, list[str]] = {}
     for option, value in key.defaults.items():
         options.setdefault(typed(value), []).append(option)
@@ -252,7 +252,7 @@ def meaning(key: Key) -> str:
     """Returns the description of a key, taken from its dataclass's docstring.
 
     Raises:
-        LookupError: its dataclass's docstring does not describe it.
+        LookupError: the docstring does not describe the key.
     """
     texts = attributes(key.schema)
     if key.field not in texts:
@@ -290,7 +290,7 @@ def kinds_text(section: str) -> str:
 
 
 def options_text() -> str:
-    """Returns a table of all groups' options, with the comment at the top of each file."""
+    """Returns a table of the options of `GROUPS`, with the comment at the top of each file."""
     rows = [
         [f"`{group}={path.stem}`", description(path)]
         for group in GROUPS

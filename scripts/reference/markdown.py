@@ -1,4 +1,4 @@
-"""Markdown for generated pages: tables, values as typed, and attributes from docstrings."""
+"""Markdown for generated pages: tables, values as users type them, docstrings' attributes."""
 
 from __future__ import annotations
 

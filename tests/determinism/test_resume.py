@@ -260,7 +260,7 @@ def test_actors_that_do_not_repeat_exactly_leave_the_slot_alone(
     monkeypatch.setattr(Actor, "serve", serve_otherwise)
     path = sorted((tmp_path / "checkpoints").glob("*.ckpt"))[0]
     assert harness.run(config, tmp_path, path) == expected
-    assert "the actors' recomputed results differ from the saved ones" in caplog.text
+    assert "the policy's recomputed outputs for the saved observations differ" in caplog.text
 
 
 @pytest.mark.slow

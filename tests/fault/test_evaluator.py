@@ -170,7 +170,7 @@ def test_evaluator_that_hangs(train: Train) -> None:
         "total_steps=192",
     )
     assert run.wait() == 1, run.stderr
-    assert run.stderr.count("evaluator hangs: busy with one thing for") == 3
+    assert run.stderr.count("evaluator hangs: busy with one operation for") == 3
     assert run.stderr.count("evaluating the policy from env step 192 again") == 2
     error = run.stderr[run.stderr.index("htsrl: error: ") :]
     assert error.startswith(

@@ -31,7 +31,7 @@ SIGNS = {
     "raise": "executor 1 raised\n.*RuntimeError: asked to fail at env step",
     "crash": "executor 1 was killed by SIGSEGV\n.*_fail_if_chosen",
     "exit": "executor 1 ended unexpectedly with exit status 3",
-    "hang": "executor 1 hangs: busy with one thing for .*_fail_if_chosen",
+    "hang": "executor 1 hangs: busy with one operation for .*_fail_if_chosen",
 }
 
 
@@ -194,7 +194,7 @@ sys.exit(cli.main(sys.argv[1:]))
     [
         ("raise ValueError('out of order')", "actor 0 raised\n.*ValueError: out of order"),
         pytest.param(
-            "time.sleep(1000)", "actor 0 hangs: busy with one thing for .*in failing", marks=slow
+            "time.sleep(1000)", "actor 0 hangs: busy with one operation .*in failing", marks=slow
         ),
     ],
     ids=["raises", "hangs"],

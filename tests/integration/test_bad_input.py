@@ -186,7 +186,7 @@ TRAIN = {
             "runner=serial",
         ],
         "actors.num_envs=2",
-        "must be 1 with runner=serial",
+        "runner=serial allows only 1",
     ),
     "run without an update": (["total_steps=2048"], "total_steps=2048", "more than 2048"),
     "sweep without -m": (["seed=1,2"], "seed=1,2", "add -m"),

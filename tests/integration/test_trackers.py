@@ -186,7 +186,7 @@ def test_a_tracker_that_fails_costs_no_run(tmp_path: Path) -> None:
         **FILE_STORE,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("this run writes nothing more to it") == 1
+    assert run.stderr.count("nothing more is sent to it until the run is resumed") == 1
     assert len(lines(tmp_path / "run")) == 5 + 2
 
 

@@ -255,7 +255,7 @@ def test_lost_command(hire: Callable[..., Crew]) -> None:
     crew = hire((start_process, forget), (start_process, role))
     with pytest.raises(WorkerError) as caught:
         crew.ask("double", 1)
-    assert re.search(r"(?s)^worker 0, worker 1 hangs.*in forget.*in role", str(caught.value))
+    assert re.search(r"(?s)^worker 0, worker 1 hang:.*in forget.*in role", str(caught.value))
 
 
 def test_pauses_are_no_hangs(hire: Callable[..., Crew]) -> None:

@@ -198,7 +198,7 @@ def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
     write_run(runs / "late", [1.0], seed=3)
     assert [[run.folder.name for run in g.runs] for g in groups_of(runs)] == [["late"]]
     report.write_report([runs], tmp_path / "out")
-    assert f"left out: {runs}/early (no episode has ended yet, and" in capsys.readouterr().out
+    assert f"left out: {runs}/early (no training episode has ended" in capsys.readouterr().out
 
 
 def test_the_score_of_an_environment_is_named(

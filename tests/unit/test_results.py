@@ -77,5 +77,5 @@ def test_a_result_without_an_origin_is_refused(tmp_path: Path) -> None:
         assert region(tmp_path) == "Not measured yet with this version."
     (tmp_path / "avx2").mkdir()
     (tmp_path / "avx2" / "compare_peers_pong_ppo.json").write_text(json.dumps({"runs": RUNS}))
-    with pytest.raises(ValueError, match="does not say what it was measured on"):
+    with pytest.raises(ValueError, match="has no entry `measured`"):
         list(find("compare_peers_pong_ppo", tmp_path))

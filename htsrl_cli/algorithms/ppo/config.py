@@ -26,10 +26,10 @@ class PpoConfig(AlgoConfig):
         num_minibatches: number of minibatches in an epoch; each minibatch gives one optimizer step.
         reevaluate: recompute a slot's log-probabilities and values with the parameters that the
             update starts from. With the runners `hts` and `serial`, these parameters are one update
-            newer than those of the behavior policy. The probability ratio then starts at 1 and the
-            advantages use the newer values, as with the runner `sync`. This costs one more forward
-            pass over the slot, and helps if a single update changes the policy a lot. If false, the
-            log-probabilities and values of the behavior policy are used, as in the HTS-RL paper.
+            newer than those of the behavior policy. As with the runner `sync`, the probability
+            ratio then starts at 1. This costs one more forward pass over the slot, and helps if a
+            single update changes the policy a lot. If false, the log-probabilities and values of
+            the behavior policy are used, as in the HTS-RL paper.
         adam_eps: Adam's epsilon.
     """
 

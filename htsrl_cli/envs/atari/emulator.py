@@ -5,8 +5,8 @@ Facts about the emulator (ale-py 0.12, all 57 games) that shape this file:
 * A saved state lacks the picture. After a restore, the screen is wrong until the next frame. Even
   then, parts that this frame does not draw (in Alien, Krull, Yars' Revenge) show older pictures.
 * A saved state lacks the flag "this frame is only half drawn". The flag is set in a few frames, for
-  example when Qbert boots or when a life in Yars' Revenge begins. If such a frame is saved, the
-  restored game runs one frame early or late.
+  example when Qbert boots or when a life in Yars' Revenge begins. If the state is saved in such a
+  frame, the restored game runs one frame early or late.
 * Loading a ROM takes 64 ms, resetting 3 ms, restoring 0.04 ms. Berzerk's second reset differs from
   its first.
 
@@ -60,8 +60,8 @@ cv2.setNumThreads(0)
 class Emulator:
     """A running game, which repeats actions, pools and resizes screens, and saves its state.
 
-    Sticky actions are drawn here, frame by frame, not by the emulator. The emulator's memory of the
-    last action survives a reset and is missing from saved states.
+    Sticky actions are drawn here, frame by frame, not by the emulator: its memory of the last
+    action survives a reset and is missing from saved states.
 
     Args:
         config: the section `env`.
@@ -149,7 +149,7 @@ class Emulator:
         return reward
 
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """Returns a JSON-serializable dictionary and two blobs; the caller must save `screen`."""
+        """Returns a JSON-serializable dictionary and two blobs; the caller also saves `screen`."""
         meta = {"rng": generator_state(self.rng), "last_action": self._last_action}
         return meta, [self._keyframe.serialize(), bytes(self._played)]
 
@@ -195,7 +195,7 @@ class Emulator:
         self._played.clear()
 
     def _sticky(self, action: int, num_frames: int) -> list[int]:
-        """Returns the actions of the next frames; each may repeat the previous frame's action."""
+        """Draws the actions of the next frames, each of which may repeat the previous action."""
         if self._repeat_probability == 0:
             return [action] * num_frames
         played = []

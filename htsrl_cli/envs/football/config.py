@@ -41,7 +41,7 @@ class FootballConfig(EnvConfig):
         representation: what players observe: `extracted` (the super minimap, [72, 96, 4]),
             `simple115v2` (a vector of 115 numbers), `pixels_gray` or `pixels` (the engine's
             picture, [72, 96, 1] or [72, 96, 3]).
-        frame_stack: number of the latest frames that an observation joins, along the last axis.
+        frame_stack: number of latest frames in an observation, joined along the last axis.
         rewards: `scoring` (+1 for a goal, -1 for a goal conceded), or `scoring,checkpoints` (in
             addition, 0.1 the first time that the player has the ball within each of ten distances
             of the opponents' goal).

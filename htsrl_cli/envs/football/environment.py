@@ -174,7 +174,7 @@ class FootballEnv:
             self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
-        """Saves and restores the match, so that it continues exactly as a later restore does."""
+        """Takes a keyframe and restores it; the match then continues as after a later restore."""
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
         self._keyframe = (meta, [engine, self._stacked().tobytes()])
@@ -302,7 +302,7 @@ def _features(view: View, active: int) -> Array:
             view.ball,
             view.ball_direction,
             np.eye(3)[view.ball_owned_team + 1],
-            np.eye(_MOST_PLAYERS + 1)[active][:-1],  # zeros for NOBODY, -1
+            np.eye(_MOST_PLAYERS + 1)[active][:-1],  # all zeros for NOBODY (-1)
             np.eye(_NUM_GAME_MODES)[view.game_mode],
         ]
     ).astype(np.float32)

@@ -38,7 +38,7 @@ import gfootball_engine
 
 _NORMAL = int(gfootball_engine.e_GameMode.e_GameMode_Normal)
 NOBODY = -1
-# Env steps after which this module brings a ball back into play, if no player has done it.
+# Env steps after which this module puts the ball back into play, if no player has done so.
 _PATIENCE = 20
 _PHYSICS_STEPS = 10
 _FRAME_WIDTH, _FRAME_HEIGHT = 1280, 720
@@ -228,7 +228,7 @@ class Match:
         return bool(info.is_in_play)
 
     def _read(self, info: Any) -> None:
-        """Reads the engine's report into `score` and the views."""
+        """Reads the engine's report into `score`, the views and the count of steps."""
         own, own_direction = _team(info.left_team)
         other, other_direction = _team(info.right_team)
         left, right = self._scenario.left_agents, self._scenario.right_agents

@@ -92,7 +92,7 @@ class GymEnv:
     def set_state(self, state: bytes) -> Array:
         """Replays a state that `get_state` returned in any process; returns the observation.
 
-        The replay takes as long as the saved part of the episode took. It is exact if the
+        The replay steps through the whole saved part of the episode. It is exact if the
         environment does not depend on anything other than the reset seed and the actions.
 
         Raises:
@@ -108,8 +108,8 @@ class GymEnv:
             if ended:
                 raise CheckpointError(
                     f"env.id={self._id}: the replay of the saved episode ends early, because the "
-                    "environment depends on more than the reset seed and the actions; start a new "
-                    "run"
+                    "environment depends on something other than the reset seed and the actions; "
+                    "start a new run"
                 )
             obs, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
@@ -145,8 +145,8 @@ def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    # The warnings of Gymnasium and of environments are hidden, because our own checks report in one
-    # line what stops a run.
+    # The warnings of Gymnasium and of environments are hidden: if something stops a run, htsrl
+    # itself reports it on one line.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = _import_module(config.id)

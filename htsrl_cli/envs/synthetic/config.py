@@ -17,9 +17,9 @@ class SyntheticConfig(EnvConfig):
     Attributes:
         name: `sleep` (random observations), `count` (the observation encodes column, episode and
             env step) or `faulty` (like `count`, but fails on demand).
-        distribution: distribution of the time that an env step sleeps: `constant`, `exponential` or
+        distribution: distribution of an env step's sleep time: `constant`, `exponential` or
             `gamma`.
-        mean_ms: mean of this time in milliseconds.
+        mean_ms: mean sleep time in milliseconds.
         shape: shape parameter of the gamma distribution.
         episode_length: env steps per episode.
         truncate: end episodes by truncation instead of termination.

@@ -22,7 +22,7 @@ _STATE_KIND = "synthetic, drawn ahead"
 
 
 class SyntheticEnv(ABC):
-    """An environment with episodes of fixed length that sleeps for a random time in each env step.
+    """An environment with episodes of fixed length, in which each env step sleeps for some time.
 
     All random numbers of an episode are drawn when it begins, so that an env step takes little
     longer than its sleep. Observations and sleep times come from two generators, both seeded by
@@ -59,7 +59,7 @@ class SyntheticEnv(ABC):
         self._shown = self._obs[:, 0] if num_players == 1 else self._obs
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Sleeps for the env step's time; `action` can affect only the reward."""
+        """Takes one env step, which sleeps; `action` can affect only the reward."""
         time.sleep(self._seconds[self._length])
         self._total_steps += 1
         rewards = self._rewards(action.reshape(-1))

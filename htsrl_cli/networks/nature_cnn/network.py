@@ -77,7 +77,10 @@ def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stri
 
 
 def join_columns(x: Tensor, number: int) -> Tensor:
-    """Views channels-last [N, C, H, W] as [N, number * C, H, W / number]."""
+    """Views every `number` adjacent columns of channels-last images as one column.
+
+    The shape [N, C, H, W] becomes [N, number * C, H, W / number].
+    """
     n, channels, height, width = x.shape
     joined = x.permute(0, 2, 3, 1).reshape(n, height, width // number, number * channels)
     return joined.permute(0, 3, 1, 2)
