@@ -57,14 +57,18 @@ class Choice:
 def _num_executors(config: TrainConfig) -> int:
     """Returns the largest divisor of `actors.num_envs` for which there are enough cores.
 
-    An executor needs `cores_per_executor` cores, but only one core if the learner runs on a GPU, or
-    with `runner=sync`, where the learner waits while environments step. If a process can hold only
+    An executor needs `cores_per_executor` cores, but only one core if the learner leaves the cores
+    to it: on a GPU, with `runner=sync`, where the learner waits while environments step, or if the
+    learner makes one pass over a rollout and the processor has AVX-512. If a process can hold only
     one environment, the number of executors is `actors.num_envs`.
     """
     num_envs = config.actors.num_envs
     if config.env.one_per_process:
         return num_envs
-    has_all = config.runner.schedule.lockstep or is_gpu(config.learner.device)
+    # Two executors instead of one on two cores, with A2C on Pong: 12 % (fp32) and 14 % (bf16) more
+    # env steps per second on Intel with AVX-512, but 8 % fewer (fp32) on AMD Zen 3 with AVX2.
+    learns_fast = config.algo.num_epochs == 1 and "avx512f" in machine.cpu_words()
+    has_all = config.runner.schedule.lockstep or is_gpu(config.learner.device) or learns_fast
     per_executor = 1 if has_all else config.env.cores_per_executor
     most = min(num_envs, max(1, machine.num_cores() // per_executor))
     return max(n for n in range(1, most + 1) if num_envs % n == 0)

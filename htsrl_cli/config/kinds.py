@@ -36,7 +36,7 @@ class EnvConfig:
             cannot be rendered.
         cores_per_executor: number of cores for each executor if `actors.num_executors` is `auto`;
             more than 1 if env steps take only a small part of a run's processor time. Not used if
-            the learner runs on a GPU, or with `runner=sync`.
+            the learner leaves the cores to executors; see `htsrl_cli.config.auto`.
         state_package: package whose version decides whether a saved state can be read; None if no
             package decides this.
         kind: name of the kind of environment.

@@ -33,12 +33,19 @@ def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
 
 @pytest.mark.usefixtures("six_cores")
 @pytest.mark.parametrize(
-    ("runner", "device", "executors"), [("hts", "cpu", 3), ("hts", "cuda:0", 6), ("sync", "cpu", 6)]
+    ("words", "instructions", "executors"),
+    [
+        ((), "avx512f", 3),
+        (("algo=a2c",), "avx512f", 6),
+        (("algo=a2c",), "avx2", 3),
+        (("learner.device=cuda:0",), "avx512f", 6),
+        (("runner=sync",), "avx512f", 6),
+    ],
 )
 def test_atari_leaves_cores_to_a_learner_that_needs_them(
-    runner: str, device: str, executors: int
+    words: tuple[str, ...], instructions: str, executors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [f"runner={runner}", f"learner.device={device}"]
+    monkeypatch.setattr(machine, "cpu_words", lambda: {instructions})
     made = config("env=atari/pong", "actors.num_envs=12", *words)
     assert made.actors.num_executors == executors
 
