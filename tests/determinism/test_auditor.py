@@ -15,6 +15,7 @@ from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.synthetic.environment import SleepEnv
 from htsrl_cli.runners.run import train
+from htsrl_cli.sampling import actor as actor_module
 from htsrl_cli.sampling.inference import Inference
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
@@ -189,25 +190,26 @@ def audit_injected(config: TrainConfig, run_dir: Path, patch: pytest.MonkeyPatch
 
 
 def swap_rows(patch: pytest.MonkeyPatch, at_call: int) -> None:
-    """Makes two rows of one forward pass get each other's results."""
-    run, calls = Inference.run, [0]
+    """Makes two rows of one of the actor's forward passes get each other's results."""
+    calls = [0]
 
-    def swapped(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        results = run(self, policy)
-        calls[0] += 1
-        if calls[0] != at_call:
-            return results
-        order = torch.tensor([1, 0, *range(2, len(results[0]))])
-        actions, log_probs, values = (result[order] for result in results)
-        return actions, log_probs, values
+    class Swapped(Inference):
+        def run(self, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            results = super().run(policy)
+            calls[0] += 1
+            if calls[0] != at_call:
+                return results
+            order = torch.tensor([1, 0, *range(2, len(results[0]))])
+            actions, log_probs, values = (result[order] for result in results)
+            return actions, log_probs, values
 
-    patch.setattr(Inference, "run", swapped)
+    patch.setattr(actor_module, "Inference", Swapped)
 
 
 def test_notices_swapped_rows(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swap_rows(monkeypatch, at_call=100)
+    swap_rows(monkeypatch, at_call=96)
     with pytest.raises(AuditError, match=r"^rollout 2, \w+ at step \d+, column \d: the run has"):
         audit_injected(small, tmp_path, monkeypatch)
 
@@ -216,15 +218,16 @@ def test_notices_the_policy_of_another_player(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Uses another player's policy in one pass, after the policies have become different."""
-    run, calls = Inference.run, [0]
+    calls = [0]
 
-    def run_next(self: Inference, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        calls[0] += 1
-        # A rollout has 17 * 3 * 2 passes: 16 env steps and the values after them, of three
-        # policies with two passes each.
-        return run(self, (policy + (calls[0] == 250)) % len(self.policies))
+    class Next(Inference):
+        def run(self, policy: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            calls[0] += 1
+            # A rollout has 17 * 3 * 2 passes: 16 env steps and the values after them, of three
+            # policies with two passes each.
+            return super().run((policy + (calls[0] == 246)) % len(self.policies))
 
-    monkeypatch.setattr(Inference, "run", run_next)
+    monkeypatch.setattr(actor_module, "Inference", Next)
     team = replace(small, env=TEAM, algo=A2C_EACH)
     with pytest.raises(AuditError, match=r"^rollout 2, \w+ at step 6, column \d+"):
         audit_injected(team, tmp_path, monkeypatch)
@@ -316,7 +319,7 @@ def test_the_chain_of_hashes_alone_notices(
     small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Covers the case of `runner=sync`, whose checkpoints hold no slot."""
-    swap_rows(monkeypatch, at_call=100)
+    swap_rows(monkeypatch, at_call=96)
     train(small, tmp_path)
     for path in (tmp_path / "checkpoints").iterdir():
         stored = load_checkpoint(path)
