@@ -25,10 +25,13 @@ from networks import ResidualMlp as MyNet
 
 gymnasium.register("MyEnv-v0", catch.Catch)
 """
-# Appended to a command that would take hours.
+# The length of a shortened training run: it needs two rollouts, and one of PPO has 2,048 env steps.
+SHORT_RUN = "total_steps=6_000"
+# Appended to other commands that would take hours.
 SHORTER = {
     "bench": ["bench.seconds=2", "bench.micro_seconds=0.1", "bench.repeats=1"],
-    "hparams_search=ppo": ["hydra.sweeper.n_trials=2"],
+    # An untrained policy ends no episode of Acrobot before its 500th env step.
+    "hparams_search=ppo": ["hydra.sweeper.n_trials=2", "total_steps=12_000"],
 }
 
 
@@ -50,7 +53,7 @@ def as_run(command: str, run_dir: str) -> list[str]:
         words += more if name in words else []
     is_long = words[0] == "train" and not {"--help", f"resume={run_dir}"} & set(words)
     if is_long and not any(word.startswith("total_steps=") for word in words):
-        words.append("total_steps=2_000")
+        words.append(SHORT_RUN)
     return words
 
 
