@@ -59,7 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open_anonymous(folder: Path) -> int | None:
-    """Opens an anonymous file in `folder`; returns its descriptor, or None if it is unsupported."""
+    """Opens an anonymous file in `folder`; returns its descriptor, or None if not supported."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None

@@ -39,8 +39,8 @@ class Kind:
     """A kind of environment, algorithm or network: the object that an entry point refers to.
 
     Attributes:
-        config: dataclass of the keys of the section if this kind is chosen; a subclass of
-            `EnvConfig`, `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
+        config: dataclass with the section's keys for this kind; a subclass of `EnvConfig`,
+            `AlgoConfig` or `NetworkConfig` (htsrl_cli.config.kinds).
         factory: `module:name` of the function or class that builds the environment, algorithm or
             network. `htsrl_cli.envs.registry`, `htsrl_cli.algorithms.registry` and
             `htsrl_cli.networks.registry` describe its arguments.
@@ -95,7 +95,9 @@ def config_folders() -> list[Path]:
 
 
 def load(path: str) -> Any:
-    """Imports and returns the object `module:name`; see `import_here`.
+    """Imports and returns the object that `path` names in the form `module:name`.
+
+    The module may be in the working directory; see `import_here`.
 
     Raises:
         ImportError: the module, or a package that it needs, is missing.

@@ -1,7 +1,7 @@
 """Counter-based random numbers, which depend only on the seed, a purpose and an address.
 
 The key of a Philox generator (Salmon et al., 2011) consists of a seed and a purpose. Its counter
-starts at an address such as (environment, episode). Any process can therefore draw any of the
+starts at an address, such as (environment, episode). Any process can therefore draw any of these
 numbers, at any time and in any order, and a checkpoint need not store a generator's state.
 """
 
@@ -62,13 +62,17 @@ def draw_noise(
 
 
 def reset_seed(seed: int, env: int, episode: int, purpose: Purpose = Purpose.RESETS) -> int:
-    """Returns the seed, in [0, 2**31), of the reset that begins an environment's episode."""
+    """Returns the seed, in [0, 2**31), for the reset that begins an episode of one environment."""
     return int(generator(seed, purpose, env, episode).integers(2**31))
 
 
 def minibatch_orders(
     seed: int, update: int, num_epochs: int, num_rows: int
 ) -> npt.NDArray[np.int64]:
-    """Returns a random order of a slot's rows for each epoch of an update, int64 [epochs, rows]."""
+    """Returns a random order of row indices for each epoch of an update, int64 [epochs, rows].
+
+    Args:
+        num_rows: number of rows of a slot that each policy learns from.
+    """
     rng = generator(seed, Purpose.SHUFFLES, update)
     return np.stack([rng.permutation(num_rows) for _ in range(num_epochs)])

@@ -1,4 +1,4 @@
-"""Throughput of asynchronous rollouts: `hts` compared with `sync` and with theory.
+"""Throughput of asynchronous rollouts: the runner `hts` compared with `sync` and with theory.
 
     python -m scripts.asynchrony --seconds 60 --repeats 3
 
@@ -104,7 +104,7 @@ class Bench:
         words: Sequence[str],
         num_envs: int = NUM_ENVS,
     ) -> MeasuredRun:
-        """Measures one run of `htsrl train`; prints and returns its figures."""
+        """Measures a run with the overrides `words`; prints and returns its figures."""
         words = [
             f"runner={runner}",
             f"runner.sync_interval={SYNC_INTERVAL}",
@@ -179,14 +179,14 @@ def equal_training_cost(
     Returns:
         The runs, and the ratio of `hts` to `sync`.
     """
-    print(f"{distribution} step times, an update takes as long as a rollout of hts {list(words)}")
+    print(f"{distribution} step times; an update takes as long as a rollout of hts; {list(words)}")
     rollout_s = _interval_s(calibration.run("rollout", "hts", distribution, LIGHT))
     epochs = FIRST_EPOCHS
     for _ in range(NUM_CALIBRATIONS):
         load = [*words, f"algo.update_epochs={epochs}"]
         run = calibration.run("calibration", "sync", distribution, load)
         share = run.times["learner_busy"] * _interval_s(run) / rollout_s
-        print(f"  {epochs} epochs take {share:.3f} of that rollout's time")
+        print(f"  {epochs} epochs take {share:.3f} of the hts rollout's time")
         epochs = max(1, round(epochs / share))
     print(f"  the runs below train for {epochs} epochs")
     runs = bench.alternate(repeats, distribution, [*words, f"algo.update_epochs={epochs}"])
@@ -194,17 +194,17 @@ def equal_training_cost(
     for run in runs:
         if run.name == "sync":
             share = run.times["learner_busy"] * _interval_s(run) / rollout_s
-            print(f"  in a sync run, an update took {share:.3f} of the asynchronous rollout's time")
+            print(f"  in a sync run, an update took {share:.3f} of the hts rollout's time")
     return runs, median(runs, "hts") / median(runs, "sync")
 
 
 def _interval_s(run: MeasuredRun) -> float:
-    """Returns the seconds of a rollout in a run with `NUM_ENVS` environments."""
+    """Returns the seconds that a rollout takes in a run with `NUM_ENVS` environments."""
     return NUM_ENVS * SYNC_INTERVAL / run.rate
 
 
 def more_environments(bench: Bench, repeats: int) -> tuple[list[MeasuredRun], float]:
-    """Measures part 4; returns the runs and the speedup from `MORE` times the environments."""
+    """Measures part 4; returns the runs and the speedup with `MORE` times as many environments."""
     print(f"Part 4: {MORE * NUM_ENVS} environments, exponential step times")
     turns = [factor for _ in range(repeats) for factor in (1, MORE)]
     runs = [

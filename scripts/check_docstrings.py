@@ -56,13 +56,13 @@ def _problems(node: Documented) -> Iterator[tuple[int, str]]:
         return
     first, line = docstring.partition("\n")[0], node.body[0].lineno
     if not first.endswith("."):
-        yield line, f"the first line has no full stop: {first}"
+        yield line, f"the first line does not end with a full stop: {first}"
     if isinstance(node, Function) and not _decorators(node) & PROPERTIES:
         is_free = node.name.startswith("test_") or "fixture" in _decorators(node)
         if not is_free and not VERB.match(first):
-            yield line, f"a function starts with a third-person verb: {first}"
+            yield line, f"a function must start with a third-person verb: {first}"
     elif NOT_A_NOUN.match(first):
-        yield line, f"a module, class or property starts with a noun phrase: {first}"
+        yield line, f"a module, class or property must start with a noun phrase: {first}"
 
 
 def _decorators(node: Function) -> set[str]:

@@ -71,7 +71,7 @@ def heavy_executor() -> Iterator[str]:
         [sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=False
     )
     if run.returncode or run.stdout.strip():
-        yield f"executor: importing it loads or raises: {run.stdout.strip() or run.stderr.strip()}"
+        yield f"executor: heavy or failing import: {run.stdout.strip() or run.stderr.strip()}"
 
 
 def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
@@ -91,7 +91,7 @@ def oversized(modules: dict[str, ast.Module]) -> Iterator[str]:
                 yield f"{name}: {what} has {lines} lines, more than the limit of {most}"
     top = [path.name for path in (ROOT / PACKAGE).glob("*.py")]
     if len(top) > MOST_TOP_MODULES:
-        yield f"{PACKAGE}: {len(top)} top-level modules, more than {MOST_TOP_MODULES}"
+        yield f"{PACKAGE}: {len(top)} top-level modules, more than the limit of {MOST_TOP_MODULES}"
 
 
 def unread_fields(modules: dict[str, ast.Module]) -> Iterator[str]:
@@ -124,7 +124,7 @@ def yaml_mismatches() -> Iterator[str]:
 
 
 def dataclasses_of_sections() -> Iterator[type]:
-    """Yields the dataclasses of all sections, including those of every kind."""
+    """Yields all configuration dataclasses, also those of each kind of env, algo and network."""
     for name, schema in vars(schemas).items():
         if isinstance(schema, type) and name.endswith("Config"):
             yield schema
@@ -134,7 +134,7 @@ def dataclasses_of_sections() -> Iterator[type]:
 
 
 def sections(cfg: DictConfig) -> dict[str, set[str]]:
-    """Returns the fields of each section in a configuration of `htsrl train`, by section."""
+    """Returns the field names of each section of a `htsrl train` configuration, by section."""
     hints = get_type_hints(schemas.TrainConfig)
     plain = {
         name: hint
@@ -156,7 +156,7 @@ def section_fields(schema: type) -> set[str]:
 
 
 def compare(where: str, cfg: DictConfig, fields: set[str]) -> Iterator[str]:
-    """Yields a problem for each name that is only a key of `cfg` or only one of `fields`.
+    """Yields a problem for each key of `cfg` without a field, and for each field without a key.
 
     The keys `hydra` and `resume` need no field.
     """

@@ -73,7 +73,7 @@ class Difference:
 
     @property
     def worse(self) -> bool:
-        """True if the variant is worse by more than chance."""
+        """True if the confidence interval is entirely below zero."""
         return self.high < 0
 
 
@@ -116,7 +116,7 @@ def difference(
 
 
 def means_table(runs: Sequence[Trained]) -> str:
-    """Returns a Markdown table of the means over seeds."""
+    """Returns a Markdown table of the means and standard deviations over seeds."""
     rows = []
     for task, variant in dict.fromkeys((run.task, run.variant) for run in runs):
         own = [run for run in runs if (run.task, run.variant) == (task, variant)]

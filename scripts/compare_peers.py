@@ -12,9 +12,10 @@ algorithm and number of passes over each sample (see scripts/peer_*.py). Rollout
     football   PPO, 2 epochs. All: 16 environments x 128 env steps. With Stable-Baselines3, each
                environment is in its own process
 
-Peers run in their own virtual environments. Stable-Baselines3 runs both as installed and with
-settings of malloc that keep large freed blocks, as in htsrl. Targets are relative to the fastest
-peer and to the machine's bound. Rates count env steps (4 frames each on Pong), without start-up.
+Each peer (one of the other libraries) runs in its own virtual environment. Stable-Baselines3 runs
+both as installed and with settings of malloc that keep large freed blocks, as in htsrl. Targets are
+relative to the fastest peer and to the machine's bound. Rates count env steps (on Pong, an env step
+is 4 frames) and do not include the start of a run.
 
 The machine's bound is the rate at which its cores could train if they did nothing but env steps,
 forward passes and gradients. It is computed from the rates of a single thread, which are measured
@@ -57,7 +58,7 @@ class Peer:
     """A library that htsrl is compared with.
 
     Attributes:
-        library: `sb3` or `sample_factory`: the parsed argument that holds its Python interpreter.
+        library: `sb3` or `sample_factory`, the argument that gives this library's interpreter.
         script: the file in this folder that runs the library.
         tasks: names of the tasks that the script can run.
         variables: additional environment variables of the process.
@@ -188,7 +189,7 @@ def main() -> int:
         if getattr(args, peer.library) and args.task in peer.tasks
     ]
     if not peers:
-        parser.error("give --sb3 or --sample-factory, for a library that can run this task")
+        parser.error("give --sb3 PYTHON, or --sample-factory PYTHON (only for the task pong_ppo)")
     words, variants = TASKS[args.task]
     if not has_bf16():
         print("This processor has no bf16 instructions: fp32 only")

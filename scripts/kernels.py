@@ -5,11 +5,11 @@
 
 One thread computes each layer in one or more equivalent ways, called kernels. It computes the
 forward pass with an actor's batch sizes, and the gradient (forward and backward pass) with the
-learner's batch sizes. The table shows microseconds per row. Three checks test that the bits of a
-row of a forward pass do not depend on its position and the other rows of the batch, on the batch's
-address in memory, or on another thread that computes at the same time. Actors put requests into
-rows in the order of their arrival. If a row's bits depend on its position, a run instead gives
-every column a fixed row.
+learner's batch sizes. The table shows microseconds per row. Three checks test that each row of a
+forward pass keeps its bits: at another position and among other rows of the batch, at another
+address of the batch in memory, and while another thread computes. Actors put requests into rows in
+order of arrival. If a row's bits depend on its position, a run gives every column a fixed row
+instead.
 
 `--isa` limits torch, oneDNN and MKL through their environment variables. MKL ignores its variable
 on processors that Intel did not make.
@@ -144,7 +144,8 @@ class Timing:
     Attributes:
         work: `forward` or `gradient`.
         microseconds: time per row: the lowest of the rounds' medians.
-        is_row_free: True if the kernel passes the three checks of bits; None for gradients.
+        is_row_free: True if the kernel passes the checks of the function `is_row_free`; None for
+            gradients.
     """
 
     layer: str
@@ -174,7 +175,7 @@ def _microseconds(work: Callable[[], Any], rows: int) -> float:
 
 
 def is_row_free(kernel: Kernel, x: Tensor, weight: Tensor) -> bool:
-    """Returns True if a row's result, bit by bit, depends only on the row and the weight."""
+    """Returns True if every bit of a row's result depends only on the row and the weight."""
     expected = kernel(x, weight).clone()
     results = []
     # Half of the rows are the same, but at other positions. The other half has other values.

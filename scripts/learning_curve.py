@@ -90,14 +90,14 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
 
 
 def _step(env: Env, action: Array) -> tuple[float | None, bool]:
-    """Takes an env step; returns the ended game's score or None, and True if a reset is due."""
+    """Takes an env step; returns an ended game's score (else None) and True if a reset is due."""
     _, _, terminated, truncated, info = env.step(action)
     game = info.get("episode")
     return (float(game["r"]) if game else None), terminated or truncated
 
 
 def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
-    """Returns a random action: [D] for one player, [P, D] for P players."""
+    """Returns a random action, of shape [D] for one player, [P, D] for P players."""
     actions, players = spec.actions, (spec.num_players,) if spec.num_players > 1 else ()
     shape = (*players, actions.num_dims)
     if actions.kind == "gaussian":

@@ -2,9 +2,9 @@
 
     python -m scripts.paper_claims --seconds 15
 
-Each run is `htsrl train` in a fresh process. To measure throughput, environments only sleep, for
-10 ms per env step on average, and each of them has its own executor. Four series are measured,
-plotted, and stored with their raw figures:
+Each run is `htsrl train` in a fresh process. Where throughput is measured, environments only sleep,
+for 10 ms per env step on average, and each environment has its own executor. Four series are
+measured, plotted and written to a JSON file:
 
     variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
     environments  Fig. 4 right: throughput of `hts` and `sync` against the number of environments
@@ -77,7 +77,7 @@ def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENV
 
 
 def gamma_words(shape: float) -> list[str]:
-    """Returns the overrides for step times of a gamma distribution."""
+    """Returns the overrides that give step times a gamma distribution of this shape."""
     return ["env.distribution=gamma", f"env.shape={shape:g}"]
 
 

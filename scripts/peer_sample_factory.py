@@ -5,7 +5,7 @@ This script needs a virtual environment with sample-factory, gymnasium below 1.0
 need htsrl. All settings are Sample Factory's own for Atari (network, loss, 4 epochs in minibatches
 of 256, rollouts of 128), except for the device, asynchronous collection, and the 16 environments in
 two processes. Whenever the library reports its progress, the script prints a JSON line with
-`env_steps` (number of env steps trained on so far) and `seconds`.
+`env_steps` (number of env steps trained on so far) and `seconds` (since the first such line).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def make_pong(*args: Any, **kwargs: Any) -> Any:
 
 
 def main() -> None:
-    """Trains for at least `--seconds` after the first report."""
+    """Trains for at least `--seconds` seconds after the first report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=["pong_ppo"])
     parser.add_argument("--seconds", type=float, required=True)

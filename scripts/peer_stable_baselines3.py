@@ -1,10 +1,11 @@
 """Training throughput of Stable-Baselines3 on Pong or football, for `compare_peers`.
 
-This script needs a virtual environment with stable-baselines3. It does not need htsrl. On Pong, all
-settings are the library's defaults or its published Atari settings, with its own wrappers and
-Nature CNN, and torch's default number of threads. On football, the library trains on gfootball's
-own environment with the settings of the HTS-RL paper. At the end of every rollout, the script
-prints a JSON line with `env_steps` and `seconds`.
+This script needs a virtual environment with stable-baselines3. Pong also needs ale-py and OpenCV;
+football also needs gfootball. The script does not need htsrl. On Pong, all settings are the
+library's defaults or its published Atari settings, with its own wrappers and Nature CNN, and
+torch's default number of threads. On football, the library trains on gfootball's own environment
+with the settings of the HTS-RL paper. At the end of every rollout, the script prints a JSON line
+with `env_steps` (so far) and `seconds` (since the end of the first rollout).
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ TASKS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
 
 
 def main() -> None:
-    """Trains for at least `--seconds` after the first rollout, and to the end of a rollout."""
+    """Trains for at least `--seconds` seconds after the first rollout, until a rollout ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--seconds", type=float, required=True)

@@ -24,9 +24,10 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def result_path(name: str) -> Path:
-    """Returns the path at which a result that this machine measures is published.
+    """Returns the path at which a result of this machine is published.
 
-    The folder is named after the processor's strongest instruction set, or else its architecture.
+    The folder has the name of the last of `instruction_sets()`. If there are none, it has the name
+    of the processor's architecture.
     """
     kind = (instruction_sets() or [platform.machine()])[-1]
     return RESULTS / kind / f"{name}.json"

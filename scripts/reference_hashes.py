@@ -105,7 +105,7 @@ def measure(
 
 
 def missing(name: str) -> str | None:
-    """Returns the reason why a run cannot be made here; None if it can."""
+    """Returns why this machine cannot make the run `name`; None if it can."""
     if name.endswith("bf16") and not has_bf16():
         return "this processor has no bf16"
     if name.startswith("football") and importlib.util.find_spec("gfootball_engine") is None:

@@ -1,9 +1,9 @@
 """The interface of an algorithm: targets, minibatches, loss and optimizer.
 
-In shapes, T is the number of env steps in a rollout, B is the number of columns and n is the number
-of rows of a micro-batch. The loss of a micro-batch is a sum over its rows, divided by the number of
-rows of the minibatch. The losses of a minibatch's micro-batches therefore add up to the mean loss
-of the minibatch.
+In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
+and n is the number of rows of a micro-batch. The loss of a micro-batch is a sum over its rows,
+divided by the number of rows of the minibatch. The losses of a minibatch's micro-batches therefore
+add up to the mean loss of the minibatch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Indices = npt.NDArray[np.int64]
 class OldPolicy(NamedTuple):
     """Outputs of the old policy for n rows, float32 [n].
 
-    The old policy is the policy that the update starts from if `Algorithm.reevaluates` is true,
-    otherwise the behavior policy.
+    If `Algorithm.reevaluates` is true, the old policy is the policy that the update starts from.
+    Otherwise, the old policy is the behavior policy.
 
     Attributes:
         log_probs: log-probabilities of the actions taken.
@@ -66,8 +66,8 @@ class Algorithm(Protocol):
     Attributes:
         at_behaviour: True if the gradient is computed at the parameters of the behavior policy
             (A2C), False if it is computed at the current parameters (PPO).
-        reevaluates: True if an update under policy lag recomputes log-probabilities and values with
-            the parameters that it starts from.
+        reevaluates: True if, under policy lag, an update first recomputes the log-probabilities and
+            values of the slot with the current parameters.
         anneals_loss: True if the loss function depends on the number of updates made, for example
             through an annealed clipping range.
     """
@@ -89,16 +89,16 @@ class Algorithm(Protocol):
 
         Args:
             seed: the run's seed, which determines random orders.
-            num_rows: number of rows of a slot that each policy learns from.
+            num_rows: how many of a slot's rows each policy learns from.
         """
 
     def weigh(self, advantages: Tensor) -> Tensor:
-        """Returns a minibatch's advantages [rows] as the loss uses them, for example normalized."""
+        """Prepares a minibatch's advantages [rows] for the loss, for example by normalization."""
 
     def loss(
         self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns a micro-batch's share of the minibatch's loss, and the parts of the loss by name.
+        """Returns a micro-batch's share of the minibatch's loss, and the share's parts by name.
 
         Args:
             now: outputs of the differentiated policy, [n].

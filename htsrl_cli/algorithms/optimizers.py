@@ -1,4 +1,4 @@
-"""PyTorch's optimizers, without importing PyTorch's compiler."""
+"""Optimizer classes of PyTorch that do not import PyTorch's compiler."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Advantages and returns of a slot, as pure functions of tensors.
 
-In shapes, T is the number of env steps in a rollout and B is the number of columns.
+In shapes, T is the number of env steps of each environment in a rollout, and B is the number of
+columns.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor
 class Rollout(NamedTuple):
     """Rewards, episode ends and values of a slot.
 
-    All `values` come from the behavior policy, or with `algo.reevaluate` from the policy that the
-    update starts from. `final_values` always come from the behavior policy.
+    All `values` come from the same policy: with `algo.reevaluate`, the policy that the update
+    starts from; otherwise, the behavior policy. `final_values` always come from the behavior
+    policy.
 
     Attributes:
         rewards: float32 [T, B]; the training rewards.

@@ -3,8 +3,9 @@
 Each run is `htsrl train` in a fresh process, stopped by SIGTERM after the requested time. Each
 round measures one run of every runner in `bench.runners`. Rates exclude the time before the first
 line of metrics: start-up and at least the first rollout, during which the learner has no data.
-Each round also measures the one-thread rates from which the machine's bound is computed
-(`microbenchmarks`), and the rate at which all cores step environments if they do nothing else.
+Each round also measures one-thread rates, from which an upper bound on the training rate is
+computed (`microbenchmarks`). It also measures the rate at which all cores step environments if they
+do nothing else.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class MeasuredRun:
         rate: env steps per second.
         env_steps: number of env steps over which `rate` was measured.
         seconds: seconds over which `rate` was measured.
-        times: mean of each `time/` metric over the lines after the first, by name without prefix.
+        times: mean of each `time/` metric over all lines but the first, by name without `time/`.
         cpu_ms: CPU milliseconds per env step, by role. The learner's value covers the main process,
             including actors that run in it as threads, and all processes without a role.
         pss_mb: memory of all processes at the end, in MiB; shared pages are counted once.
@@ -335,11 +336,11 @@ _ROWS = (
 
 
 def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
-    """Returns the column of a rate that was not measured in a training run.
+    """Returns the table column of a rate that was not measured in a training run.
 
     Args:
         rate: env steps per second.
-        costs: CPU milliseconds per env step, for the first roles of `ROLES`.
+        costs: CPU milliseconds per env step, for the first `len(costs)` roles of `ROLES`.
     """
     costs_at = _ROWS.index("processor time for an env step")
     shown = [f"{sum(costs):.3f} ms", *(f"{cost:.3f}" for cost in costs)]

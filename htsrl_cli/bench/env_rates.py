@@ -1,7 +1,7 @@
 """Rates at which environments step, in the calling thread or spread over all cores.
 
-This module imports neither torch nor hydra, to keep the processes that only step environments
-small.
+This module imports neither torch nor hydra, so that processes that only step environments use
+little memory.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
 def _step(
     control: Connection, worker: int, config: EnvConfig, indices: Sequence[int], seconds: float
 ) -> None:
-    """Steps environments in a process: sends 0 when ready, waits for a message, sends its rate."""
+    """Runs in a child process: measures the env steps per second of its environments.
+
+    Sends 0 when the environments are built, waits for a message, sends the measured rate, and waits
+    for another message.
+    """
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(config, index))) for index in indices]
         control.send(("rate", 0.0))

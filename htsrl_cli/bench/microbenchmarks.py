@@ -1,8 +1,8 @@
 """One-thread rates of the three kinds of work in training, and the machine's bound.
 
 The kinds of work are stepping, inference, and differentiation with optimizer steps. The bound is
-the rate, in env steps per second, at which the busiest device would do nothing but this work. A
-device is a GPU, or all cores together.
+the highest possible training rate, in env steps per second: at this rate, the busiest device would
+be busy with this work all the time. A device is a GPU, or all cores together.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class OneThread:
         players: number of rows that one env step adds to a slot.
         epochs: number of passes over a slot in one update.
         devices: torch's names of the devices for env steps, inference and training, in this order.
-        kernel: the kernel of the network's linear layer with which all work of an env step takes
-            the least time. The rates are measured with this kernel. Empty if the kernel makes no
-            difference.
+        kernel: name of the fastest kernel for the network's linear layer: the kernel with the
+            smallest sum of `cost_ms`. The rates are measured with this kernel. Empty if the choice
+            of kernel makes no difference.
         excess_ms: extra milliseconds per env step with the configured kernel instead of `kernel`.
     """
 
@@ -61,7 +61,7 @@ class OneThread:
 
     @classmethod
     def measure(cls, config: TrainConfig, seconds: float) -> OneThread:
-        """Measures each kind of work in a run of `config`, for at least `seconds` per kind."""
+        """Measures each kind of work that a run of `config` does, for at least `seconds` each."""
         set_up_torch()
         actors = resolve_device("actors.device", config.actors.device)
         learner = resolve_device("learner.device", config.learner.device)
@@ -102,7 +102,8 @@ class OneThread:
 def _by_kernel(config: TrainConfig, spec: EnvSpec) -> dict[str, TrainConfig]:
     """Returns a variant of the configuration for each linear-layer kernel, by the kernel's name.
 
-    If the kernel makes no difference, the only entry is the unchanged configuration, named "".
+    If the choice of kernel makes no difference, the only entry is the unchanged configuration,
+    under the name "".
     """
     cpu = torch.device("cpu")
     computed_as_chosen = any(
@@ -132,7 +133,7 @@ def _inference_rate(config: TrainConfig, spec: EnvSpec, seconds: float) -> float
 
 
 def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, seconds: float) -> float:
-    """Measures the rows per second that the learner differentiates, including optimizer steps.
+    """Measures the rows per second of the learner's gradient computation and optimizer steps.
 
     One optimizer step follows the micro-batches of each minibatch, as in a run. Other work of an
     update (targets, gathering rows, clipping) is left out, because the result should be an upper

@@ -34,8 +34,8 @@ MAGIC = b"\x89HTSRL\r\n"
 FORMAT_VERSION = 3
 _HEADER = struct.Struct("<8sIQ32s")
 _CHUNK = 1 << 20
-# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): level 1 takes 11-30 ms, as
-# long as level 3. With a window that spans several env steps, level 1 also compresses as well as
+# Measured on 58 MB of stacked Atari frames (129 x 16 x 84 x 84 x 4): levels 1 and 3 both take
+# 11-30 ms. With a window that spans several env steps, level 1 also compresses as well as
 # level 3: to 0.3 MB for Pong and 1.3 MB for Space Invaders (2.4 MB with level 1's default window).
 # On float32 parameters, which hardly compress, level 1 takes two thirds of level 3's time.
 _COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22)
@@ -157,7 +157,7 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
 
 @contextmanager
 def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Verifies a file; yields it, positioned at the start of its frame, and its format version.
+    """Verifies a file; yields the file, positioned at its frame, and its format version.
 
     Errors that reading or decoding raises inside the `with` block also become a `CheckpointError`.
     """
@@ -204,7 +204,7 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _decompress(file: BinaryIO, size: int = -1) -> bytes:
-    """Returns the payload of the frame at the file's position, or its first `size` bytes."""
+    """Decompresses the frame at the file's position: all bytes, or the first `size` bytes."""
     position = file.tell()
     if size < 0:
         # The frame's header contains the payload's size, so a single allocation is enough.
@@ -215,7 +215,10 @@ def _decompress(file: BinaryIO, size: int = -1) -> bytes:
 
 
 def _decode_meta(payload: bytes) -> dict[str, Any]:
-    """Returns the document in a payload's head: the head's length (uint64), then its JSON text."""
+    """Returns the document from the head of a payload.
+
+    A payload begins with the length of the head (uint64), followed by the head's JSON text.
+    """
     (length,) = struct.unpack_from("<Q", payload)
     head = json.loads(payload[8 : 8 + length])
     meta: dict[str, Any] = json.loads(head["__metadata__"]["meta"])

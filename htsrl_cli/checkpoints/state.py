@@ -1,8 +1,8 @@
 """The state of a part of a run: arrays and plain values.
 
-Each part of a run whose state is saved has the methods `state()` and `load_state()`. In a
-checkpoint file, the array `name` of a part is called `<part>/<name>`. The part's values are the
-entry `parts[<part>]` of the document. These are the arrays of a run's checkpoint:
+A part whose state is saved has the methods `state()` and `load_state()`. In a checkpoint file, the
+array `name` of a part is called `<part>/<name>`. The part's values are the entry `parts[<part>]` of
+the JSON document (`Checkpoint.meta`). These are the arrays of a run's checkpoint:
 
     learner/params/<name>                  parameters and buffers of θ[j], the current version
     learner/previous/<name>                parameters and buffers of θ[j-1], the previous version
@@ -13,9 +13,9 @@ entry `parts[<part>]` of the document. These are the arrays of a run's checkpoin
     slot/truncated                         bool [T, B]; True where an env step truncated an episode
     slot/<name>                            the other arrays of `Slot`
 
-In shapes, T is the number of env steps in a rollout and B is the number of columns. The arrays of
-the slot hold the rollout that has been collected but not yet learned from. They are missing if
-there is no such rollout. The parts `log` and `rollouts` have no arrays.
+In shapes, T is the number of env steps of each environment in a rollout, and B is the number of
+columns. The arrays of the slot hold the rollout that has been collected but not yet learned from.
+They are missing if there is no such rollout. The parts `log` and `rollouts` have no arrays.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class State(NamedTuple):
 
     Attributes:
         arrays: arrays by name; see `Checkpoint.arrays` for shapes and dtypes.
-        values: values by name that JSON can represent. Floats are restored exactly; tuples become
-            lists.
+        values: JSON-compatible values by name. Floats are restored exactly; tuples become lists.
     """
 
     arrays: dict[str, Array]
@@ -49,7 +48,7 @@ class Stateful(Protocol):
         """Returns the state; its arrays may share memory with this object."""
 
     def load_state(self, state: State) -> None:
-        """Restores a state that `state` returned."""
+        """Restores a state that `state()` returned."""
 
 
 def join(parts: Mapping[str, State]) -> State:
@@ -59,7 +58,7 @@ def join(parts: Mapping[str, State]) -> State:
 
 
 def split(whole: State, part: str) -> State:
-    """Returns the state of one part of a joined state; it is empty if the part is missing."""
+    """Returns the state of one part of a joined state, or an empty state if the part is missing."""
     prefix = f"{part}/"
     arrays = {n.removeprefix(prefix): a for n, a in whole.arrays.items() if n.startswith(prefix)}
     return State(arrays, whole.values.get(part, {}))

@@ -41,7 +41,7 @@ def find_checkpoint(path: Path) -> Path:
             verify_checkpoint(candidate)
             return candidate
         except CheckpointError as error:
-            logger.warning("skipped: %s", error)
+            logger.warning("skipped a checkpoint: %s", error)
     raise CheckpointError(f"{path} has no intact checkpoint (looked for checkpoints/step_*.ckpt)")
 
 
@@ -67,7 +67,10 @@ class CheckpointStore:
 
     @property
     def waiting(self) -> list[int]:
-        """Sorted env steps of the checkpoints that are kept until `set_metric` is called."""
+        """Sorted env steps of the checkpoints that wait for a call of `set_metric`.
+
+        A waiting checkpoint is kept.
+        """
         return sorted(self._waiting)
 
     def forget_metrics(self) -> None:
@@ -75,7 +78,9 @@ class CheckpointStore:
         self._waiting = set(self._metrics)
 
     def set_metric(self, env_steps: int, metric: float | None) -> None:
-        """Sets the metric of a waiting checkpoint, then deletes checkpoints that are not kept.
+        """Sets the metric of a waiting checkpoint, then deletes checkpoints that are not needed.
+
+        The newest checkpoints, the best one and those that wait for `set_metric` are needed.
 
         Raises:
             KeyError: the checkpoint is not waiting.
@@ -87,13 +92,14 @@ class CheckpointStore:
     def save(
         self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_final: bool = True
     ) -> bool:
-        """Saves a checkpoint, then deletes checkpoints that are not kept any more.
+        """Saves a checkpoint, then deletes checkpoints that are not needed any more.
 
         An `OSError`, for example from a full disk, is logged and not raised. If the checkpoint
         cannot be written, all previous files are kept.
 
         Args:
-            env_steps: env steps of the run, which name the file. An existing file is replaced.
+            env_steps: env steps of the run so far. This number is part of the file's name. An
+                existing file is replaced.
             metric: the metric to store in `meta`. Higher is better; None and NaN are never best.
             checkpoint: the content, which is not modified.
             is_final: True if `metric` is final; False to keep the file until `set_metric` is
@@ -123,7 +129,7 @@ class CheckpointStore:
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:
-        """Deletes the checkpoints after `env_steps`; a run resumed from there writes them again."""
+        """Deletes the checkpoints after `env_steps`; a run resumed there writes them again."""
         for steps, path in _files(self._folder).items():
             if steps > env_steps:
                 path.unlink(missing_ok=True)

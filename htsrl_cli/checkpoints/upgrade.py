@@ -5,8 +5,8 @@
   layers are in the key `algo.hidden_sizes`.
 * Version 2: names of arrays begin with the name of their part (`htsrl_cli.checkpoints.state`). The
   configuration has the section `network`.
-* Version 3, the current version: the Nature CNN has the key `network.linear_kernel`. Earlier
-  versions always computed its linear layer as a convolution.
+* Version 3, the current version: the section `network` of a Nature CNN has the key `linear_kernel`.
+  Earlier versions always computed the linear layer of this network as a convolution.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PARTS = {
 def upgrade(
     version: int, arrays: dict[str, Array], meta: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Converts the arrays and the document of a checkpoint from `version` to the current one."""
+    """Converts a checkpoint's arrays and document from `version` to the current version."""
     new = dict(meta)
     if "config" in new:
         new["config"] = upgrade_config(new["config"])

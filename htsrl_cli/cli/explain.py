@@ -41,7 +41,7 @@ class Explainer:
     compose: Callable[[Sequence[str]], DictConfig]
 
     def explain(self, error: Exception, overrides: list[Override]) -> UsageError:
-        """Returns the error to report, after checking one override at a time for the cause."""
+        """Looks for the override that caused `error`; returns the error to report."""
         if isinstance(error, MissingConfigException) and _is_plugin(error.missing_cfg_file):
             name = error.missing_cfg_file
             return UsageError(f"{name} is not installed: pip install 'htsrl[sweep]'")
@@ -110,7 +110,7 @@ def _plus(override: Override) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first nonblank line of an error's message, or `repr(error)` if all are blank."""
+    """Returns the first nonblank line of an error's message, or `repr(error)` if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 

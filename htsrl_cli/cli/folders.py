@@ -18,7 +18,7 @@ _LONGEST_NAME = 200
 
 
 def short_name(name: str) -> str:
-    """Returns `name`, or its beginning and a digest if it is too long for a folder's name."""
+    """Returns `name`, or its beginning and a digest if `name` is too long for a folder's name."""
     data = name.encode()
     if len(data) <= _LONGEST_NAME:
         return name
@@ -32,8 +32,9 @@ OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 class FolderNames(Callback):
     """Hydra callback that makes `${short_name:...}` known in the processes that launchers start.
 
-    Such a process resolves a job's folder before it calls htsrl. But it first unpickles the sweep's
-    callbacks, and unpickling this class imports this module, which registers the resolver.
+    Such a process resolves a job's folder before it calls htsrl. Even earlier, the process
+    unpickles the sweep's callbacks. Unpickling this class imports this module, which registers the
+    resolver.
     """
 
 

@@ -20,7 +20,7 @@ def text(cfg: DictConfig, config_dir: str | None, resolve: bool) -> str:
     Args:
         cfg: a composed configuration, whose section `hydra.help` holds the verb's template.
         config_dir: the user's additional folder of YAML files (`--config-dir`).
-        resolve: True to show the values of interpolations instead of their sources.
+        resolve: True to show the values of interpolations, not their source text (`${...}`).
     """
     template = Template(cfg.hydra.help.template)
     keys = cfg.copy()

@@ -164,7 +164,7 @@ def _refuse_other_run(run_dir: Path) -> None:
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
     """Returns the stored configuration, changed by the typed overrides."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
-    # `runner=NAME` asks only for another runner, but its YAML file also holds a sync interval.
+    # `runner=NAME` asks only for another runner, but the runner's YAML file also sets other keys.
     sections = {"runner.name" if key == "runner" else key for key in keys}
     stored = load_checkpoint(checkpoint).meta.get("config", {})
     try:
@@ -180,9 +180,9 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
     """Returns `stored`, with the values of `asked` for the keys, sections and groups in `typed`.
 
-    A typed preset (`experiment`, `debug`) counts as if every key had been typed, so that a repeated
-    command line with `resume=auto` resumes its run. If a key that can change results is set to
-    `auto`, its stored value is kept.
+    If `typed` contains a preset (`experiment`, `debug`), every key counts as typed, because a
+    preset can set any key. If a key that can change results is set to `auto`, its stored value is
+    kept.
 
     Args:
         stored: nested plain values from the checkpoint.

@@ -13,7 +13,7 @@ from htsrl_cli.plugins import config_folders
 
 # Groups that users do not choose from: building blocks of other YAML files, and Hydra's groups.
 _NOT_CHOSEN = ("base", "hydra")
-# Groups that may be left out, so that even a single option is a choice.
+# Optional groups: even with a single option, users choose whether to use it.
 _SINGLE = ("debug", "hparams_search", "sweeper")
 # For each verb, the key whose value is a run folder or a checkpoint file.
 _PATHS = {"train": "resume", "eval": "checkpoint"}

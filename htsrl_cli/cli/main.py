@@ -1,7 +1,7 @@
 """The command `htsrl`: its verbs, and the exit codes of errors.
 
-Every spawned worker imports this module again as its main module. Its top level therefore imports
-only the standard library and the exceptions.
+Every spawned worker imports this module again as its main module. At the top level, this module
+therefore imports only the standard library and htsrl's exceptions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ htsrl: high-throughput synchronous deep reinforcement learning
   htsrl list [GROUP ...]                     list the options of env, algo, experiment ...
   htsrl report RUN [RUN ...] [--output DIR]  compare runs: table, learning curves, HTML page
 
-  htsrl VERB --help                 show groups, keys and examples
-  htsrl VERB --cfg job              show the composed configuration
+  htsrl VERB --help                 show how to use a verb, for example its keys
+  htsrl train --cfg job             show the composed configuration (also eval, bench)
   htsrl --version                   show the version
   eval "$(htsrl -sc install=bash)"  turn on tab completion
 """
@@ -231,14 +231,14 @@ def _report_runs(words: list[str]) -> None:
     """Runs `htsrl report`."""
     parser = _parser(
         "report",
-        "Compares runs: a table, learning curves against env steps and time, and one HTML page. "
-        "Runs that differ only in the seed form a group.",
+        "Prints a table that compares runs, and writes an HTML page with their learning curves "
+        "against env steps and against time. Runs that differ only in the seed form a group.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of runs"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), help="the folder to write (default: report)"
+        "--output", type=Path, default=Path("report"), help="the output folder (default: report)"
     )
     args = parser.parse_args(words)
     # This import loads scipy, which neither help nor an error in the command line needs.
@@ -348,7 +348,8 @@ def _complete(words: list[str]) -> None:
     """Prints the completions of a command line, or a script that turns completion on or off.
 
     Hydra completes most words after the verb, and writes the script. For completions, the shell
-    calls `htsrl -sc query=SHELL`, with the line typed so far in COMP_LINE.
+    calls `htsrl -sc query=SHELL`. The environment variable COMP_LINE then holds the line typed so
+    far.
     """
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")

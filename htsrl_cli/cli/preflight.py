@@ -40,7 +40,7 @@ Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Plans every job of `htsrl train`; tests its environment and packages, and the output folder.
+    """Plans every job of `htsrl train`; tests environments, packages and the output folder.
 
     Each distinct environment is built and closed again. The output folder is created, and a
     temporary file is written to it.
@@ -79,7 +79,7 @@ def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> 
 
 
 def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Checks every job of `htsrl bench`, and tests its environment and the output folder.
+    """Checks every job of `htsrl bench`, and tests the environments and the output folder.
 
     The output folder of a multirun is not tested.
 
@@ -111,6 +111,8 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
 
 def check_environments(configs: Iterable[TrainConfig]) -> None:
     """Builds each distinct environment once and checks that the network fits it.
+
+    Skips environments for which `EnvConfig.is_tried` is False.
 
     Raises:
         UsageError: an environment or network does not exist or is not supported, its package is
@@ -145,7 +147,9 @@ def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:
 
 
 def check_extras(configs: Iterable[TrainConfig]) -> None:
-    """Checks that packages of configured trackers and videos are installed and that filming works.
+    """Checks that the packages for trackers and videos are installed and that filming works.
+
+    Filming is tested with one frame of each distinct environment that is to be filmed.
 
     Raises:
         ConfigError: a package is missing, or an environment to be filmed cannot be rendered.

@@ -14,7 +14,7 @@ from htsrl_cli.errors import RunError
 def failure(error: Exception) -> RunError | None:
     """Returns the error to report if `error` shows that a sweep has failed; otherwise None.
 
-    Call it in the process that ran the sweep, before Hydra runs anything else.
+    Call this function in the process that ran the sweep, before Hydra runs anything else.
     """
     if isinstance(error, BrokenProcessPool):
         folder = HydraConfig.get().sweep.dir
@@ -33,8 +33,8 @@ def failure(error: Exception) -> RunError | None:
 def _has_no_best_trial(error: Exception) -> bool:
     """Returns True if Optuna raised `error` because no trial of the search gave a metric.
 
-    The study is found as the `self` of a call in the traceback. The result is True if all of its
-    trials have ended and none of them has a value.
+    Optuna's study is found as the `self` of a call in the traceback. The result is True if all
+    trials of the study have ended and none of them has a value.
     """
     if "optuna" not in sys.modules:
         return False

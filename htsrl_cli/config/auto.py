@@ -1,8 +1,8 @@
 """Choice of the values that `auto` stands for on this machine.
 
-Worker counts do not change results. Precisions, batch sizes and the linear kernel do, so the chosen
-values are stored with the run. Devices and `actors.host` stay `auto` in the configuration: they are
-chosen again whenever actors and the learner start.
+Worker counts do not change results, but precisions, batch sizes and the linear kernel do. The
+chosen values are therefore stored with the run. Devices and `actors.host` stay `auto` in the
+configuration: they are chosen again whenever actors and the learner start.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _MICRO_BATCH = {"cpu": 256, "gpu": 8192}
 # /proc/cpuinfo applies. `python -m scripts.kernels` measured the times below, with a gradient of
 # 256 rows.
 _LINEAR_KERNELS: Sequence[tuple[set[str], str]] = (
-    # On AMD processors, oneDNN uses AVX-512 but MKL does not: a product took twice as long as a
-    # convolution. This was measured with htsrl 0.1 only.
+    # On AMD processors, oneDNN (convolution) uses AVX-512, but MKL (product) does not: a product
+    # took twice as long as a convolution. This was measured with htsrl 0.1 only.
     ({"AuthenticAMD", "avx512f"}, "convolution"),
     # AMD Zen 3 with AVX2: 137 microseconds per row as a product, 772 as a convolution.
     (set(), "product"),
@@ -43,11 +43,12 @@ _LINEAR_KERNELS: Sequence[tuple[set[str], str]] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """Choice of the value of a key that is set to `auto`.
+    """The rule for the value of a key that is set to `auto`.
 
     Attributes:
-        choose: function that returns the value; it reads only keys that are not in CHOICES.
-        placeholder: valid value of the key until the value is chosen.
+        choose: function that returns the value; it must not read any key in CHOICES, because these
+            keys may still hold placeholders.
+        placeholder: valid value that the key holds until `choose` has returned its value.
     """
 
     choose: Callable[[TrainConfig], int | str]
@@ -57,10 +58,10 @@ class Choice:
 def _num_executors(config: TrainConfig) -> int:
     """Returns the largest divisor of `actors.num_envs` for which there are enough cores.
 
-    An executor needs `cores_per_executor` cores, but only one core if the learner leaves the cores
-    to it: on a GPU, with `runner=sync`, where the learner waits while environments step, or if the
-    learner makes one pass over a rollout and the processor has AVX-512. If a process can hold only
-    one environment, the number of executors is `actors.num_envs`.
+    An executor needs `env.cores_per_executor` cores. It needs only one core if the learner leaves
+    its cores to the executors. The learner does so if it runs on a GPU, if `runner=sync` (it then
+    waits while environments step), or if it makes only one pass over a rollout on a processor with
+    AVX-512. If a process can hold only one environment, the result is `actors.num_envs`.
     """
     num_envs = config.actors.num_envs
     if config.env.one_per_process:

@@ -31,7 +31,11 @@ def changes_no_result(key: str) -> bool:
 
 
 def equivalent(key: str, value: object) -> object:
-    """Returns one value for all values of a key that give equal results (`serial` gives `hts`)."""
+    """Returns the value that represents `value` in hashes and comparisons of configurations.
+
+    All values of a key that give equal results have the same representative: `hts` represents
+    `runner.name=hts` and `runner.name=serial`. Every other value represents itself.
+    """
     runner = RUNNERS.get(value) if key == "runner.name" and isinstance(value, str) else None
     return runner.equals if runner else value
 
@@ -39,7 +43,7 @@ def equivalent(key: str, value: object) -> object:
 def config_sha256(config: TrainConfig) -> str:
     """Returns the hexadecimal SHA-256 of the names and values of all keys that can change results.
 
-    Values with equal results count as one value; see `equivalent`.
+    Values that give equal results are hashed as one value; see `equivalent`.
     """
     values = {
         key: equivalent(key, value)

@@ -1,7 +1,8 @@
-"""Sections that choose a kind: the keys that all environments, algorithms or networks share.
+"""Base classes of the sections `env`, `algo` and `network`: the keys that all kinds share.
 
-The folder of each kind defines a subclass with the kind's own keys. Executors import this module,
-so it imports neither torch nor hydra nor omegaconf.
+A kind is one sort of environment, algorithm or network, such as `atari`, `ppo` or `mlp`. The folder
+of each kind defines a subclass with the kind's own keys. Executors import this module, so it
+imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ class EnvConfig:
         install_hint: instruction for a user who lacks a package that the environment needs.
         renderers: names of the renderers for videos, the default first; empty if the environment
             cannot be rendered.
-        cores_per_executor: number of cores for each executor if `actors.num_executors` is `auto`;
-            more than 1 if env steps take only a small part of a run's processor time. Not used if
-            the learner leaves the cores to executors; see `htsrl_cli.config.auto`.
+        cores_per_executor: number of cores that `actors.num_executors=auto` reserves for each
+            executor. It is more than 1 for environments whose steps take only a small part of a
+            run's processor time. It has no effect if the learner leaves its cores to the
+            executors; see `htsrl_cli.config.auto`.
         state_package: package whose version decides whether a saved state can be read; None if no
             package decides this.
         kind: name of the kind of environment.
-        step_timeout_s: seconds after which an env step counts as hung.
+        step_timeout_s: seconds after which an env step counts as hung, which ends the run.
     """
 
     rules: ClassVar[Rules] = {"step_timeout_s": POSITIVE}
@@ -68,7 +70,7 @@ class EnvConfig:
     def one_per_process(self) -> str:
         """Reason why a process can hold only one environment; empty if it can hold several.
 
-        The reason ends error messages; it has the form `with KEY=VALUE: EXPLANATION`.
+        Error messages end with this reason. Its form is `with KEY=VALUE: EXPLANATION`.
         """
         return ""
 
@@ -118,8 +120,8 @@ class AlgoConfig:
         learning_rate: learning rate of the optimizer at the start of the run.
         anneal_learning_rate: decrease the learning rate linearly to 0 over the run.
         gamma: discount factor.
-        entropy_coef: weight of the entropy bonus in the loss.
-        value_coef: weight of the value loss in the loss.
+        entropy_coef: weight of the entropy bonus in the total loss.
+        value_coef: weight of the value loss in the total loss.
         max_grad_norm: maximum norm of a policy's gradient over all its parameters; a larger
             gradient is scaled down to this norm.
     """
@@ -191,7 +193,7 @@ class OwnNetworkConfig(NetworkConfig):
     Attributes:
         hidden_sizes: sizes of the hidden layers; the network may ignore this key.
         linear_kernel: see `network=nature_cnn`; the network may ignore this key.
-        kwargs: the network's own settings, for example `+network.kwargs.width=3`.
+        kwargs: settings that only this network has, for example `+network.kwargs.width=3`.
     """
 
     rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}

@@ -75,7 +75,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_kind(section: str, name: object) -> plugins.Kind:
-    """Returns the kind that a section chooses by `name`.
+    """Returns the kind called `name` of the section `section` (`env`, `algo` or `network`).
 
     The name of a user-defined network is `module:name`; the module is not imported here.
 
@@ -111,7 +111,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Converts `value` to the type `hint`; raises `ConfigError` if the value has another type."""
+    """Converts plain `value` to the type `hint`; raises `ConfigError` if it does not fit."""
     if key in plugins.SECTIONS:
         return _build_kind(key, _section(key, value))
     if get_origin(hint) in (Union, types.UnionType):

@@ -18,16 +18,18 @@ class RunPlan:
     """Sizes of a run, derived once from its configuration.
 
     Attributes:
-        num_columns: number of columns of a slot, its second axis (B): one column for each player of
-            each environment.
-        sync_interval: env steps of each environment in a rollout: a slot's first axis (T).
+        num_columns: number of columns of a slot (B, the length of its second axis): one column for
+            each player of each environment.
+        sync_interval: env steps of each environment in a rollout (T, the length of a slot's first
+            axis).
         steps_per_rollout: env steps of all environments in a rollout.
-        num_policies: number of trained networks; column c uses network c % num_policies.
-        rows_per_policy: number of rows of a slot that each network learns from.
+        num_policies: number of trained policies; column c uses policy c % num_policies.
+        rows_per_policy: how many of a slot's rows each policy learns from.
         num_rollouts: number of rollouts in the run.
-        num_updates: number of updates in the run, over which schedules are annealed.
-        lag: policy lag: the policy version that an update starts from, minus the version that
-            collected the rollout.
+        num_updates: number of updates in the run. Annealed values, such as the learning rate, fall
+            over these updates.
+        lag: policy lag: the number of the policy version from which an update starts, minus the
+            number of the version that collected the rollout from which the update learns.
     """
 
     num_columns: int
@@ -58,5 +60,10 @@ class RunPlan:
         )
 
     def is_due(self, env_steps: int, period: int) -> bool:
-        """Returns True if `env_steps` is the first barrier at or after a multiple of `period`."""
+        """Returns True at the first barrier at or after each multiple of `period` env steps.
+
+        Args:
+            env_steps: env steps of the run at this barrier.
+            period: env steps, 1 or more.
+        """
         return env_steps // period > (env_steps - self.steps_per_rollout) // period

@@ -11,13 +11,14 @@ class Runner:
     """Schedule of executors, actors and the learner.
 
     Attributes:
-        lag: policy lag: the policy version that an update starts from, minus the version that
-            collected the rollout.
+        lag: policy lag: the number of the policy version from which an update starts, minus the
+            number of the version that collected the rollout from which the update learns.
         lockstep: True if the actor waits for the requests of all columns before it serves any
             request.
         inline: True if executors, actors and the learner take turns in the main process; False if
             executors and actors are workers.
-        equals: name of the runner whose results are bit-identical; this name is used in hashes.
+        equals: name of the runner that represents this runner in hashes; both runners give
+            bit-identical results.
     """
 
     lag: int

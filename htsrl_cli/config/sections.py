@@ -1,8 +1,8 @@
 """Sections of a configuration, as frozen dataclasses.
 
-A role gets only the sections that it needs. `htsrl_cli.config.load` builds the sections from the
-values in `configs/`, where the defaults are set. Executors import this module, so it imports
-neither torch nor hydra nor omegaconf.
+An executor, an actor or the learner gets only the sections that it needs. `htsrl_cli.config.load`
+builds the sections from the values in `configs/`, where the defaults are set. Executors import this
+module, so it imports neither torch nor hydra nor omegaconf.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class ActorsConfig:
         num_executors: number of executors, the processes that step the environments; it must divide
             `num_envs`.
         num_actors: number of actors, the workers that compute actions and values.
-        inference_batch: number of rows of every forward pass, constant over the run.
+        inference_batch: number of rows of every forward pass; one row holds one observation.
         device: device of the actors: `auto`, `cpu` or `cuda:N`.
         precision: precision of the actors' networks: `fp32` or `bf16` (heads stay in fp32).
         host: place where an actor runs: `process` (its own process), `thread` (a thread of the main
-            process) or `auto` (`thread` on a GPU, else `process`).
-        timeout_s: seconds after which a forward pass counts as hung.
+            process) or `auto` (`thread` on a GPU, otherwise `process`).
+        timeout_s: seconds after which a forward pass counts as hung, which ends the run.
     """
 
     rules: ClassVar[Rules] = {
@@ -74,9 +74,10 @@ class LearnerConfig:
         device: device of the learner: `auto`, `cpu` or `cuda:N`.
         precision: precision of the forward and backward passes: `fp32` or `bf16` (parameters,
             optimizer and heads stay in fp32).
-        num_threads: number of threads that compute micro-batches on a CPU.
-        micro_batch: maximum number of rows that a thread or a GPU computes at a time. A large
-            micro-batch is more efficient; a small micro-batch keeps more threads busy.
+        num_threads: number of threads that compute micro-batches on a CPU; see `micro_batch`.
+        micro_batch: maximum number of rows of a micro-batch, the part of a minibatch that a thread
+            or a GPU computes at a time. A large micro-batch is more efficient; a small micro-batch
+            keeps more threads busy.
     """
 
     rules: ClassVar[Rules] = {
@@ -97,10 +98,12 @@ class RunnerConfig:
     """Section `runner`: the schedule of executors, actors and the learner.
 
     Attributes:
-        name: `hts`, `serial` (without workers, bit-identical to `hts`) or `sync` (the baseline).
+        name: `hts` (collects and learns at the same time), `serial` (like `hts`, but without
+            workers; bit-identical to `hts`) or `sync` (the baseline: collects, then learns).
         sync_interval: env steps that each environment takes in one rollout, between two barriers (T
-            in this code, alpha in the HTS-RL paper).
-        stop_grace_s: maximum number of seconds that a stop waits for the current rollout to end.
+            in array shapes, alpha in the HTS-RL paper).
+        stop_grace_s: maximum number of seconds from a stop signal to the end of the current
+            rollout; after this time, the run stops at once.
     """
 
     rules: ClassVar[Rules] = {
@@ -161,10 +164,11 @@ class PeriodicEvalConfig:
 
     Attributes:
         interval: env steps between two evaluations of the policy; 0 turns evaluation off.
-        episodes: number of whole games or episodes in each evaluation.
+        episodes: number of whole games in each evaluation.
         video_interval: env steps between two evaluations whose first game is filmed; 0 films none.
-        targets: target scores; for each target, the run logs the env steps and the seconds at
-            which the final metric first reached it.
+        targets: target scores of the final metric, which is the mean over all games of the last ten
+            evaluated policies. For each target, the run logs the env steps and the seconds of
+            training at which the final metric first reached the target.
     """
 
     rules: ClassVar[Rules] = {
@@ -187,7 +191,8 @@ class TrainConfig:
     Attributes:
         seed: seed of all random numbers of the run.
         total_steps: env steps of the run, summed over all environments and rounded up to whole
-            rollouts. An env step is one action, whatever the frame skip.
+            rollouts. An env step is one step of one environment, whatever the frame skip and the
+            number of players.
     """
 
     rules: ClassVar[Rules] = {"seed": SEED, "total_steps": COUNT}
@@ -210,8 +215,9 @@ class EvalConfig:
     """Complete configuration of `htsrl eval`.
 
     Attributes:
-        checkpoint: checkpoint file, or run folder, whose newest intact checkpoint is used.
-        episodes: number of whole games or episodes to play.
+        checkpoint: checkpoint file or run folder; of a run folder, the newest intact checkpoint is
+            used.
+        episodes: number of whole games to play.
         seed: seed of the environments' resets and of the sampled actions.
         greedy: take the most likely action instead of a sampled action.
         video: write a video of every game.
@@ -236,14 +242,15 @@ class BenchConfig:
         runners: names of the runners to compare.
         repeats: number of rounds; each round measures every runner once.
         seconds: minimum duration of a run in seconds, counted from its first line of metrics.
-        micro_seconds: minimum duration in seconds of each one-thread measurement, and of the
-            measurement in which all cores only step environments.
+        micro_seconds: minimum duration in seconds of each measurement without a run: the rates of
+            one thread, and the rate at which all cores step environments.
     """
 
     rules: ClassVar[Rules] = {
         "runners": Rule(
             lambda names: bool(names) and set(names) <= set(RUNNERS),
-            f"must be a list of {', '.join(list(RUNNERS)[:-1])} and {list(RUNNERS)[-1]}",
+            f"must be a list of one or more of {', '.join(list(RUNNERS)[:-1])} "
+            f"and {list(RUNNERS)[-1]}",
         ),
         "repeats": COUNT,
         "seconds": POSITIVE,

@@ -43,10 +43,11 @@ def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Returns ` (did you mean ...?)` with the closest name in `known`, or an empty string.
+    """Returns ` (did you mean ...?)` with the name in `known` closest to `word`, if any is close.
 
-    Names have parts (`algo.gamma`, `atari/pong`), and only their last parts must be similar. A key
-    without its section is therefore found, and sharing a folder does not make two names similar.
+    Otherwise, returns an empty string. Names have parts (`algo.gamma`, `atari/pong`). A name is
+    close only if its last part is similar to the last part of `word`. A key without its section is
+    therefore found, but two names are not close merely because they share a folder.
     """
     last = _last_part(word)
     by_last_part = {_last_part(name): name for name in known}

@@ -1,4 +1,7 @@
-"""The interface of an environment. Executors import this module, so it imports little."""
+"""The interface of an environment.
+
+Executors import this module, so it imports little.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ class ActionSpec:
     """The form of one column's action, which is a vector of `num_dims` numbers.
 
     Attributes:
-        kind: `categorical` (one integer for each entry of `sizes`; several entries make it
-            multi-categorical) or `gaussian` (one float for each entry of `low`).
+        kind: `categorical` (one integer for each entry of `sizes`; with several entries, the action
+            is multi-categorical) or `gaussian` (one float for each entry of `low`).
         sizes: the number of categories in each dimension; empty for `gaussian`.
         low, high: the bounds to which the environment clips an action; empty for `categorical`.
     """
@@ -73,7 +76,7 @@ class Env(Protocol):
     env_spec: EnvSpec
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode, whose random events `seed` determines.
+        """Begins an episode; `seed` determines its random events.
 
         Returns:
             The first observation, and `info`.

@@ -16,7 +16,7 @@ _NUM_STEPS = 30
 
 
 def restores_exactly(config: EnvConfig) -> bool:
-    """Tests whether a restored environment continues exactly like the saved one.
+    """Returns True if a restored environment continues exactly like the saved one.
 
     Plays random actions in one instance, restores its state in a second instance, and compares the
     results of both for further random actions.

@@ -1,8 +1,9 @@
 """The factory of environments of every kind.
 
 Each kind has a folder, with its configuration keys (a subclass of `EnvConfig`) and its environment
-class. An entry point of the group `htsrl.envs` refers to the `Kind`, whose factory is called as
-`factory(config, index, renderer)` and returns an `Env`. Executors import this module.
+class. An entry point in the group `htsrl.envs` refers to the kind's `Kind` (htsrl_cli.plugins).
+`make_env` calls the factory of this `Kind` as `factory(config, index, renderer)`; the factory must
+return an `Env`. Executors import this module.
 """
 
 from __future__ import annotations

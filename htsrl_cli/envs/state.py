@@ -88,7 +88,9 @@ def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
     try:
         rng.bit_generator.state = state
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("the environment state has a damaged random generator") from error
+        raise CheckpointError(
+            "the environment state is damaged: its random generator cannot be restored"
+        ) from error
 
 
 def _read(state: bytes) -> tuple[dict[str, Any], bytes]:

@@ -10,8 +10,8 @@ dies, it is restarted and plays the policy again. The run fails after the third 
 same policy.
 
 Policies are played in order. The number of env steps for which a policy was trained is the seed of
-the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`. With
-`eval.video_interval`, the first game of some policies is filmed. Its video is
+the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`. If
+`eval.video_interval` is not 0, the first game of some policies is filmed. The video is
 `evaluations/videos/policy_<env steps>.mp4`; TensorBoard shows the beginning of this video.
 """
 
@@ -127,13 +127,13 @@ class Evaluator:
         self._ask()
 
     def submit(self, env_steps: int, checkpoint: Checkpoint) -> None:
-        """Starts writing a policy to disk in another thread; once written, it joins the queue.
+        """Starts writing a policy to disk in another thread; a written policy joins the queue.
 
         Args:
             env_steps: env steps for which the policy was trained.
-            checkpoint: the policy's parameters, in arrays that are not changed later. Its `meta`
-                has the entries that `htsrl eval` needs, and also `seconds` (seconds of training)
-                and `filmed` (True to film the first game).
+            checkpoint: the policy's parameters, in arrays that must not change after this call. Its
+                `meta` has the entries that `htsrl eval` needs, and also `seconds` (seconds of
+                training) and `filmed` (True to film the first game).
         """
         path = self._path(env_steps)
         self._writing.append((env_steps, self._writer.submit(save_checkpoint, path, checkpoint)))
@@ -191,7 +191,10 @@ class Evaluator:
         return [*played, *self._queue, *(steps for steps, _ in self._writing)]
 
     def forget_first(self) -> None:
-        """Removes the first policy of `finished` and its file; call it after logging the scores."""
+        """Removes the first entry of `finished` and deletes the policy's file.
+
+        Call this method after logging the scores.
+        """
         self._path(self._played.popleft().env_steps).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -227,7 +230,7 @@ class Evaluator:
         self._ask()
 
     def _ask(self) -> None:
-        """Sends the next policies to the process, up to `_MOST_ASKED` without an answer."""
+        """Sends the next policies of the queue until `_MOST_ASKED` policies await an answer."""
         for env_steps in islice(self._queue, self._asked, _MOST_ASKED):
             self._worker.send("play", str(self._path(env_steps)))
             self._asked += 1
@@ -250,7 +253,7 @@ class Evaluator:
                 + ("lower eval.episodes" if hang is None else f"{_MORE_TIME}\n{hang}")
             )
         logger.warning(
-            "the evaluator failed; evaluating the policy from env step %d again: %s",
+            "the evaluator failed; evaluating the policy from env step %d again; cause: %s",
             self._queue[0],
             cause,
         )

@@ -1,4 +1,4 @@
-"""Marks of an evaluation's current operation, from which a watcher detects hangs."""
+"""The marks that show an evaluation's current operation, so that a watcher can detect hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_LINES = 3
 
 
 class Marks:
-    """The marks that an evaluation sets on a board.
+    """The marks that an evaluation sets on a `Board`, to show a watcher its current operation.
 
     Args:
         board: a board of `NUM_LINES` lines; None to create a board that no watcher reads.
@@ -24,7 +24,10 @@ class Marks:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Marks the `with` block as an evaluation: line `OTHER` is busy except in inner blocks."""
+        """Marks the `with` block as an evaluation.
+
+        Line `OTHER` is busy during the block, except inside `env` and `forward_pass` blocks.
+        """
         self._board.enter(OTHER)
         try:
             yield

@@ -54,7 +54,7 @@ class EvalResult:
         seed: seed of the resets and of the sampled actions.
         greedy: True if the most likely actions were taken instead of sampled actions.
         returns: raw score of each game, in order of the games' numbers.
-        training_returns: sum of the training rewards (for example clipped) in each game, averaged
+        training_returns: sum of the training rewards, which may be clipped, in each game; averaged
             over the players.
         lengths: number of env steps of each game.
         mean: mean of `returns`.
@@ -243,9 +243,9 @@ class _Batch:
     If every player has its own policy, policy k acts for player k of every game.
 
     Args:
-        one_by_one: True to make separate passes for each game, because a row's bits depend on its
-            position. A game's score could otherwise depend on which games are played at the same
-            time.
+        one_by_one: True to make separate passes for each game. This is needed if a row's bits
+            depend on its position in the batch. A game's score would otherwise depend on which
+            games are played at the same time.
     """
 
     def __init__(self, inference: Inference, spec: EnvSpec, one_by_one: bool) -> None:
@@ -312,7 +312,7 @@ def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     except (AttributeError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
-            f"({error}); evaluate it with the version that saved it"
+            f"({error}); evaluate the checkpoint with the version that saved it"
         ) from error
 
 
@@ -366,7 +366,7 @@ def _table(result: EvalResult) -> Table:
 
 
 def _write(result: EvalResult, checkpoint: Path) -> None:
-    """Writes `eval.json`; logs a failure and does not raise it, because the table was printed."""
+    """Writes `eval.json`; logs a failure instead of raising it: the scores are already printed."""
     folder = _result_folder(checkpoint)
     content = json.dumps(asdict(result), indent=2).encode() + b"\n"
     try:
@@ -376,6 +376,6 @@ def _write(result: EvalResult, checkpoint: Path) -> None:
 
 
 def _result_folder(checkpoint: Path) -> Path:
-    """Returns the run's folder, or the checkpoint's folder if that is not named `checkpoints`."""
+    """Returns the run's folder, or the checkpoint's folder if it is not named `checkpoints`."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

@@ -176,7 +176,10 @@ def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
 
 
 def _remove_numbered(folder: Path, name: str) -> None:
-    """Deletes the videos of games with any number; does nothing if `name` has no `{:04}`."""
+    """Deletes the videos in `folder` whose names have the form `name` with any number.
+
+    Does nothing if `name` has no `{:04}`.
+    """
     before, number, after = name.partition("{:04}")
     if not number:
         return
@@ -208,8 +211,8 @@ def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None
 def _check_whole(path: Path, num_frames: int) -> None:
     """Checks that the file has all frames.
 
-    ffmpeg writes many of the frames when it ends. If the disk is full by then, imageio-ffmpeg does
-    not report it.
+    ffmpeg writes many of the frames only when it ends. imageio-ffmpeg does not report a failure of
+    these writes, for example because the disk is full.
 
     Raises:
         OSError: frames are missing.

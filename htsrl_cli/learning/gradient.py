@@ -1,9 +1,9 @@
 """Gradient engines, which compute the gradients of minibatches on CPU threads or on a GPU.
 
 A minibatch is cut into micro-batches, whose gradients are summed in a fixed order. On a CPU, a
-small pool of threads computes these gradients, each on a single thread. The result therefore does
-not depend on the number of threads. The cores are also used better than if several threads shared
-each operation. A GPU computes one gradient after the other.
+small pool of threads computes these gradients. Each gradient is computed on a single thread, so the
+result does not depend on the number of threads. The cores are also used better than if several
+threads shared each operation. A GPU computes one gradient after the other.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Gradient(NamedTuple):
         of_policies: gradients in float32; entry [k][i] belongs to parameter i of policy k.
         norms: for each policy, the norm of each parameter's gradient, float32 [parameters].
         names: names of the parts of the loss.
-        losses: each part of the loss in each micro-batch, float32 [micro-batches, parts]. The sum
-            of a column over one policy's micro-batches is that part of the policy's loss.
+        losses: the parts of each micro-batch's loss, float32 [micro-batches, parts]. The sum of
+            part p over one policy's micro-batches is part p of the policy's loss.
     """
 
     of_policies: list[list[Tensor]]
@@ -83,10 +83,10 @@ class _Piece(NamedTuple):
 
 
 class GradientEngine(ABC):
-    """The base class of gradient engines, which have their own copies of the policies.
+    """The base class of gradient engines.
 
-    The copies have the learner's precision. With K policies, policy k learns only from columns
-    k, k + K, and so on.
+    Each engine has its own copies of the policies, in the learner's precision. With K policies,
+    policy k learns only from columns k, k + K, and so on.
 
     Args:
         algorithm: the algorithm, which defines the loss.
@@ -124,7 +124,11 @@ class GradientEngine(ABC):
         torch._foreach_copy_(self._state, state)
 
     def hold(self, batch: Batch) -> Batch:
-        """Returns a batch for `gradient`; may overwrite the batch of the previous call."""
+        """Prepares a batch for `gradient`.
+
+        Returns:
+            The prepared batch, which the next call may overwrite.
+        """
         return batch
 
     def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
@@ -132,7 +136,8 @@ class GradientEngine(ABC):
 
         Args:
             batch: a batch that `hold` returned.
-            rows: the minibatch's rows, int64 [n], numbered within each policy's share of the batch.
+            rows: the minibatch's row indices, int64 [n]. They count only the rows of one policy;
+                every policy uses the same indices.
             remaining: fraction of the run's updates not yet made, 1 for the first update.
 
         Returns:
@@ -269,10 +274,10 @@ class GpuEngine(GradientEngine):
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:
-        """Returns the first batch, with the content of `batch` copied into its memory.
+        """Returns the batch of the first call, with the content of `batch` copied into it.
 
-        The recording reads only this memory. If the loss function changes from update to update,
-        nothing is recorded, and `batch` itself is returned.
+        The recording always reads the same memory. If the loss function changes from update to
+        update, nothing is recorded, and `batch` itself is returned.
         """
         if self._algorithm.anneals_loss:
             return batch

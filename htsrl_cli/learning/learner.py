@@ -27,8 +27,9 @@ from htsrl_cli.storage.slot import Slot
 class Learner:
     """The policies, their optimizer, and the update from θ[j] to θ[j+1].
 
-    With K policies, policy k learns only from columns k, k + K, and so on. Policies share only the
-    gradient engine and the optimizer, which treats every parameter separately.
+    θ[j] is version j of the parameters, with which rollout j is collected. With K policies, policy
+    k learns only from columns k, k + K, and so on. Policies share only the gradient engine and the
+    optimizer, which treats every parameter separately.
 
     Args:
         num_updates: number of updates in the whole run, over which schedules are annealed.
@@ -70,7 +71,7 @@ class Learner:
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:
-        """Locks the slots' observations in memory for fast copies to a GPU, until `close`.
+        """Locks the slots' observations in memory until `close`, for fast copies to a GPU.
 
         Does nothing if the learner uses a CPU.
 
@@ -100,8 +101,9 @@ class Learner:
             variance of the slot, and the learning rate.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite. This gradient has not been applied,
-                but those of earlier minibatches have: continue from a checkpoint.
+            NonFiniteError: a loss or gradient is not finite. The gradient of this minibatch has not
+                been applied, but the gradients of earlier minibatches of the update have been
+                applied. Continue from a checkpoint.
         """
         started_from = _clones(self._state)
         batch = self._engine.hold(self._batch(slot, activations))
@@ -122,7 +124,11 @@ class Learner:
         return means
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """Makes one optimizer step with `rows` of every policy's share; returns the metrics."""
+        """Makes one optimizer step; returns the metrics.
+
+        Args:
+            rows: row indices of the minibatch; see `GradientEngine.gradient`.
+        """
         gradient = self._engine.gradient(batch, rows, self._remaining())
         sleep_until_done(self._device)
         sums = [sum(parts) for parts in zip(*gradient.losses.cpu().tolist(), strict=True)]

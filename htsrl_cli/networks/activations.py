@@ -45,7 +45,7 @@ class Layer(Protocol):
 def relu_layer(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
 ) -> Tensor:
-    """Computes a layer; see `Layer` for the arguments.
+    """Computes a layer's output, including the ReLU; see `Layer` for the arguments.
 
     The ReLU is computed in place, because the gradient needs only its output.
     """
@@ -137,6 +137,6 @@ def as_array(output: Tensor) -> Array:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Returns an array from `as_array` as a tensor of the original dtype that shares its memory."""
+    """Returns a tensor of the original dtype that shares the memory of an array from `as_array`."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor

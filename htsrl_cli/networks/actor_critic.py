@@ -20,9 +20,9 @@ class ActorCritic(nn.Module):
 
     A trunk is a module that maps observations as stored in the slot (uint8 or float32
     [N, *obs_shape]) to features [N, num_features]. It has an attribute `num_features` and casts
-    observations to the dtype of its parameters. If its attribute `computes_by_layer` is True, its
-    `forward` takes a `Layer` as second argument and computes its layers with it. The outputs of
-    these layers can then be kept for the learner.
+    observations to the dtype of its parameters. If a trunk's attribute `computes_by_layer` is True,
+    its `forward` takes a `Layer` as second argument and calls it to compute each layer. The outputs
+    of these layers can then be kept for the learner.
 
     Trunks compute in the configured precision, heads in float32. Advantages and probability ratios
     come from small differences between values and between logits. The 8 significant bits of bf16
@@ -52,7 +52,7 @@ class ActorCritic(nn.Module):
         """Maps observations [N, *obs_shape] to distribution parameters [N, P] and values [N].
 
         Args:
-            layer: the `Layer` that computes the layers of trunks with `computes_by_layer`.
+            layer: the `Layer` that trunks with `computes_by_layer` call for each of their layers.
         """
         features = _features(self.trunk, obs, layer)
         value_features = features

@@ -27,8 +27,8 @@ _OPTIONS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD:
 def set_up_torch() -> None:
     """Makes torch deterministic and single-threaded, and keeps freed memory mapped.
 
-    The bits of a result depend on the number of threads inside the operation. Operations therefore
-    use one thread, and the learner parallelizes over micro-batches instead.
+    The bits of an operation's result depend on its number of threads. Every operation therefore
+    uses one thread, and the learner parallelizes over micro-batches instead.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
@@ -104,8 +104,8 @@ def record(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda
     would take longer than running them.
 
     Args:
-        work: a function that starts work on the current stream. Its inputs and outputs have fixed
-            addresses.
+        work: a function that starts work on the current stream. Its inputs and outputs must have
+            fixed addresses.
         stream: the stream to record on.
 
     Returns:

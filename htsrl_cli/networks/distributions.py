@@ -44,19 +44,19 @@ def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, 
 
 
 def _cumulative(probabilities: Tensor) -> Tensor:
-    """Returns cumulative sums along the rows of [N, n].
+    """Returns the cumulative sums of each row of `probabilities` [N, n].
 
-    On CUDA, torch has no deterministic `cumsum`.
+    On CUDA, torch has no deterministic `cumsum`, so `running_sums` is used instead.
     """
     on_cuda = probabilities.device.type == "cuda"
     return running_sums(probabilities) if on_cuda else probabilities.cumsum(dim=1)
 
 
 def running_sums(numbers: Tensor) -> Tensor:
-    """Returns cumulative sums along the rows of [N, n], computed column by column.
+    """Returns the cumulative sums of each row of `numbers` [N, n], added from left to right.
 
-    If the additions were in another order, rounding could make a sum decrease, or increase where 0
-    is added. An action of probability 0 could then be drawn.
+    In another order, rounding could make a sum smaller than the sum before it, or larger although
+    the added number is 0. An action of probability 0 could then be drawn.
     """
     sums = list(numbers.unbind(dim=1))
     for column in range(1, len(sums)):

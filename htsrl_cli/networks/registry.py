@@ -119,7 +119,7 @@ def initial_policies(
 
 @torch.no_grad()
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
-    """Returns the shape and dtype of one row of each layer's output.
+    """Returns the shape and dtype of one row of each layer output that actors can keep.
 
     The list is empty unless a trunk has `computes_by_layer`.
     """

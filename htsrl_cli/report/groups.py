@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in the seed, and the keys that tell groups apart."""
+"""Groups of comparable runs, and the keys that tell groups apart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NUM_POINTS = 200
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one environment with equal `treatment`; the seed and some other keys may differ.
+    """Runs of one environment with equal `StoredRun.treatment`, for example with different seeds.
 
     Attributes:
         environment: name of the environment.
@@ -39,9 +39,9 @@ class Group:
     score: str
 
     def final(self) -> tuple[float, float | None, float | None]:
-        """Returns the mean of the runs' last scores, and its confidence interval (low, high).
+        """Returns the mean of the runs' last scores, and the ends of its confidence interval.
 
-        `low` and `high` are None for a single run.
+        The ends are None for a single run.
         """
         scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
@@ -106,7 +106,7 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
 
 
 def group(runs: Sequence[StoredRun]) -> list[Group]:
-    """Groups runs by environment and configuration, both in order of first appearance."""
+    """Groups runs by environment, then by configuration, in order of first appearance."""
     groups = []
     for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
@@ -136,8 +136,7 @@ def _telling_keys(runs: Sequence[StoredRun]) -> list[str]:
     """Returns the keys that tell groups apart: keys of `_FIRST`, and then other keys.
 
     A key that is not in `_FIRST` is included only if it differs among runs with equal values of the
-    keys of `_FIRST`. This leaves out an algorithm's own keys and defaults, which follow from its
-    name.
+    keys of `_FIRST`. A key that differs only because a key of `_FIRST` differs is left out.
     """
     chosen: list[str] = []
     for key in _FIRST:

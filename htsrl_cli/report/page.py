@@ -27,10 +27,11 @@ img {{ max-width: 100% }}
 code {{ font-size: .85em; word-break: break-all }}
 </style></head><body>
 <h1>htsrl report</h1>
-<p>A run's score is its final metric: the mean over all games of the last ten evaluated policies.
-If any run of an environment was not evaluated, the score of all its runs is instead the mean raw
-return of the last 100 training episodes. Intervals are 95 % bootstrap confidence intervals of the
-mean over the runs of a group. Rates and times are medians over these runs.</p>
+<p>A run's score is its final metric: the mean raw score over all games of the last ten evaluated
+policies. If any run of an environment was not evaluated, the score of every run of this environment
+is instead the mean raw return of the last 100 training episodes. Intervals are 95 % bootstrap
+confidence intervals of the mean over the runs of a group. Rates and times are medians over these
+runs.</p>
 {groups}
 <img alt="learning curves" src="data:image/png;base64,{figure}">
 <h2>Runs</h2>
@@ -85,7 +86,7 @@ def terminal_table(rows: Sequence[dict[str, str]]) -> Table:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Draws the learning curves of each environment in a row: over env steps and over minutes."""
+    """Draws a row of two plots for each environment: its curves over env steps and over minutes."""
     from matplotlib.figure import Figure
 
     environments = list(dict.fromkeys(g.environment for g in groups))

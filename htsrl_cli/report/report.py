@@ -2,12 +2,14 @@
 
 Runs that differ only in the seed form a group. The report shows the mean score of each group, with
 a 95 % bootstrap confidence interval over its runs. Runs with the same configuration and seed should
-have the same results, so only the longest of them counts. Environments are not compared with each
-other. The score is the final metric if all runs of an environment were evaluated. Otherwise,
-it is the mean raw return of the last 100 training episodes.
+have the same results, so only the run with the most env steps counts. Runs in different
+environments are not compared with each other. The score is the final metric if all runs in an
+environment have a final metric. Otherwise, it is the mean raw return of the last 100 training
+episodes.
 
-Runs of a group may also differ in `checkpoint`, `log` and `eval`. They may differ in `total_steps`
-unless a schedule, such as an annealed learning rate, spans the run.
+The configurations of a group's runs may also differ in the sections `checkpoint`, `log` and `eval`.
+They may differ in `total_steps` unless a schedule, such as an annealed learning rate, spans the
+run.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
         output: the folder to write to.
 
     Raises:
-        UsageError: no run has a score, matplotlib is missing, or `output` cannot be written to.
+        UsageError: a path contains no run, no run has a score, matplotlib is missing, or `output`
+            cannot be written to.
     """
     try:
         import matplotlib  # noqa: F401

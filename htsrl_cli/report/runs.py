@@ -31,7 +31,7 @@ class Curve(NamedTuple):
     """A learning curve: scores of a run at N times, sorted by env steps.
 
     Attributes:
-        env_steps: env steps before each score, [N].
+        env_steps: env steps of training before each score, [N].
         seconds: seconds of training before each score, [N].
         scores: the scores, [N].
     """
@@ -51,8 +51,8 @@ class StoredRun:
         curves: learning curves by name of the score: FINAL_SCORE, RECENT_SCORE, or both.
         env_steps: env steps of training so far.
         seconds: seconds of training so far.
-        params_sha256: digest of the parameters in `summary.json`, which a run writes when it ends;
-            None if there is no such file.
+        params_sha256: SHA-256 of the parameters, read from `summary.json`; None if the run has not
+            written this file, which it does when it ends.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class StoredRun:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Returns the run folders at and below `paths`, in order and without duplicates.
+    """Returns the run folders at and below each path, sorted within a path, without duplicates.
 
     Raises:
         UsageError: a path has no run folder at or below it.
@@ -90,7 +90,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
         if not runs:
             raise UsageError(
-                f"{path}: there is no run here with {CONFIG_FILE} and {METRICS_FILE}; give a run "
+                f"{path}: there is no run here (no {CONFIG_FILE} with {METRICS_FILE}); give a run "
                 "folder, or a folder that contains run folders"
             )
         found |= dict.fromkeys(folder.resolve() for folder in runs)

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class Evaluations:
     """The link between a run and its evaluator.
 
-    It submits policies at barriers, logs their scores, and derives the checkpoints' metrics from
-    the scores.
+    The link submits policies at barriers, logs their scores, and sets the metrics of checkpoints
+    from the scores.
 
     Args:
         env_steps: env steps at which this process starts: 0 for a new run, those of the checkpoint
@@ -52,8 +52,8 @@ class Evaluations:
 
         Args:
             env_steps: env steps of the run at this barrier.
-            policy: a function that returns a checkpoint of the policy just published. It adds the
-                given entries to the checkpoint's `meta`.
+            policy: a function that returns a checkpoint of the policy just published. Its argument
+                is a mapping of entries for the checkpoint's `meta`.
 
         Raises:
             HtsrlError: an evaluation failed.
@@ -69,7 +69,7 @@ class Evaluations:
         self._log_scores()
 
     def flush(self) -> None:
-        """Blocks until no policy is being written; logs an error if a policy could not be written.
+        """Blocks until the writes of all submitted policies end; logs an error for a failed write.
 
         Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
         earlier policies again.
@@ -110,18 +110,23 @@ class Evaluations:
         self._evaluator.close()
 
     def _is_filmed(self, env_steps: int) -> bool:
-        """Returns True if a multiple of `eval.video_interval` was crossed since the last policy."""
+        """Returns True if the policy at `env_steps` is to be filmed.
+
+        This is the first policy at or after each multiple of `eval.video_interval`.
+        """
         config, steps = self._config, self._plan.steps_per_rollout
         if config.video_interval == 0:
             return False
-        # The last policy was submitted at the first barrier at or after the preceding multiple of
-        # `eval.interval`.
+        # The previous policy was submitted at the first barrier at or after the preceding multiple
+        # of `eval.interval`.
         multiple = (env_steps - steps) // config.interval * config.interval
         previous = -(-multiple // steps) * steps
         return env_steps // config.video_interval > previous // config.video_interval
 
     def _log_scores(self) -> bool:
-        """Logs scores that have arrived, then sets the metrics of checkpoints with complete scores.
+        """Logs scores that have arrived, and sets the metrics of checkpoints.
+
+        A checkpoint's metric is set once every policy up to its env steps has been scored.
 
         Returns:
             False if the scores could not be written.

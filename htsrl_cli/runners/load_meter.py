@@ -11,8 +11,8 @@ class LoadMeter:
     """A meter of the load of executors, actors and the learner; it starts when it is constructed.
 
     Args:
-        num_steppers: number of executors. The first lines of the board belong to executors, the
-            other lines to actors.
+        board: the load counters: one line for each executor, then one line for each actor.
+        num_steppers: number of executors.
 
     Attributes:
         started_at: `time.monotonic()` at the start.
@@ -30,12 +30,12 @@ class LoadMeter:
         return time.monotonic() - self.started_at
 
     def shares(self, learner_s: float) -> dict[str, float]:
-        """Returns the load since the start, by metric name without `time/`.
+        """Returns the load since the start, by the metric's name without `time/`.
 
         `<role>_busy` and `<role>_waiting` are seconds, averaged over the role's workers.
         `collecting` is the time from the start until the slot was full, in seconds.
-        `inference_passes_per_second` is a count of forward passes here: the log divides all of
-        these values by the elapsed time.
+        `inference_passes_per_second` is not yet a rate but a number of forward passes. The log
+        divides all values by the elapsed time.
 
         Args:
             learner_s: seconds that the learner was busy.

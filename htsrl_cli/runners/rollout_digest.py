@@ -29,7 +29,7 @@ class RolloutDigest:
         return self._thread.submit(slot.sha256, self._sha256)
 
     def add(self, begun: Future[str]) -> None:
-        """Waits for the next slot's hash, which becomes the run's digest so far."""
+        """Waits for the hash that `begin` started, and makes it the run's digest so far."""
         self._sha256 = begun.result()
 
     def with_slot(self, slot: Slot | None) -> str | None:

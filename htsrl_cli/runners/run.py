@@ -5,10 +5,10 @@
     learn         -      D0 → θ2      D1 → θ3      D2 → θ4
 
 Rollout j fills slot Dj, using version θj of the parameters. The runners `hts` and `serial` follow
-this schedule, with the same result: `hts` collects and learns at the same time, `serial` does one
-after the other in the main process. The runner `sync` learns from each slot before it collects the
-next. Everything else happens at the barriers: slots are swapped, parameters are published, metrics
-and checkpoints are written, and the first stop signal takes effect.
+this schedule, with the same result: `hts` learns while it collects, and `serial` first learns and
+then collects, in the main process. The runner `sync` learns from each rollout before it collects
+the next rollout. Everything else happens at the barriers: slots are swapped, parameters are
+published, metrics and checkpoints are written, and the first stop signal takes effect.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        metric: the measure by which runs are compared; see `RunLog.metric`.
+        metric: the score by which runs are compared; see `RunLog.metric`.
         signum: number of the signal that stopped the run early; None if the run is complete.
     """
 
@@ -137,8 +137,8 @@ class Run:
                 config, self._plan, run_dir, self.log, self._checkpoints, self._env_steps
             )
             stack.enter_context(closing(self._evaluations))
-        # The log is entered last, so that it is closed first, which restores the terminal. This
-        # must not wait until the other parts have closed: another signal ends the process at once.
+        # Closing the log restores the terminal. The log is entered last, so that it closes first: a
+        # second signal may end the process while the other parts close.
         stack.enter_context(self.log)
         self._saved_at = -1
         if checkpoint is None:
@@ -177,7 +177,7 @@ class Run:
             self._save_checkpoint()
         if self._rollout == self._plan.num_rollouts:
             # The log finishes after the checkpoint is saved. If the run is later resumed with a
-            # higher `total_steps`, it then writes the same lines as if it had not ended here.
+            # higher `total_steps`, the run then writes the same lines as if it had not ended here.
             self.log.finish()
             if self._evaluations:
                 self._evaluations.finish(signals)
@@ -186,8 +186,8 @@ class Run:
     def _run_rollout(self, check: Callable[[], None]) -> None:
         """Collects one rollout, makes the update that is due, and opens the next rollout's slot.
 
-        Under policy lag, the update learns from the previous rollout, so rollout 0 makes no update.
-        Without lag, the update learns from this rollout.
+        With policy lag, the update learns from the previous rollout, so rollout 0 makes no update.
+        Without policy lag, the update learns from this rollout.
         """
         collector, ring = self._roles.collector, self._roles.ring
         watch = LoadMeter(collector.board, collector.num_steppers)
@@ -227,7 +227,7 @@ class Run:
         roles.rollouts.add(digest)
 
     def _write_parameters(self, version: int) -> None:
-        """Writes the learner's parameters to the half of the store that holds `version`."""
+        """Writes the learner's parameters to the store, as version `version`."""
         self._roles.learner.write_parameters(self._roles.store.half(version))
 
     def _open_rollout(self, rollout: int, obs: Array) -> None:
@@ -251,7 +251,7 @@ class Run:
             self._saved_at = self._rollout
 
     def _end(self) -> None:
-        """Writes the summary.
+        """Writes the summary, then checks that the last checkpoint is on disk.
 
         Raises:
             RunError: the summary or the last checkpoint could not be written.

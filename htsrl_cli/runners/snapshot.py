@@ -1,4 +1,4 @@
-"""Checkpoints of a run: taking one at a barrier, and restoring a run from one."""
+"""Checkpoints of a run: how they are taken at a barrier, and how they restore a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
-    """Returns the entries of `meta` for the environment, the configuration and the packages."""
+    """Returns entries of a checkpoint's `meta`: environment, configuration and package versions."""
     return {
         "env_spec": asdict(spec),
         "config": to_plain(config),
@@ -39,7 +39,7 @@ def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
 def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
     """Returns a checkpoint of the current parameters only, which `htsrl eval` can read.
 
-    Its arrays are copies: the learner's next update does not change them.
+    The checkpoint's arrays are copies: the learner's next update does not change them.
 
     Args:
         meta: entries to add to the checkpoint's `meta`.
@@ -50,7 +50,7 @@ def policy_checkpoint(roles: Roles, meta: Mapping[str, Any]) -> Checkpoint:
 
 
 def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
-    """Returns the full slot that the learner still has to use when rollout `rollout` begins.
+    """Returns the full slot that waits for the learner when rollout `rollout` begins.
 
     Returns None if there is no such slot: before the first rollout, and always with `runner=sync`.
     """
@@ -58,7 +58,7 @@ def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
 
 
 def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
-    """Returns a checkpoint from which a run continues exactly at the start of rollout `rollout`."""
+    """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume."""
     slot = unlearned_slot(roles, rollout)
     whole = join(
         {
@@ -74,7 +74,7 @@ def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
 
 
 def restore(roles: Roles, checkpoint: Checkpoint) -> int:
-    """Restores the roles from a checkpoint that `take` returned; returns the next rollout's number.
+    """Restores the roles from a checkpoint of `take`; returns the number of the next rollout.
 
     The log's state is restored later, after the log has been created; see `log_state`.
     """
@@ -96,7 +96,7 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> int:
 
 
 def log_state(checkpoint: Checkpoint) -> State:
-    """Returns the state of the run's log that a checkpoint holds."""
+    """Returns the state of the run's log, read from a checkpoint of `take`."""
     return split(State({}, checkpoint.meta["parts"]), "log")
 
 
@@ -139,7 +139,7 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
 
 
 def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> None:
-    """Restores the slot that the learner still has to use.
+    """Restores the slot of rollout `rollout`, which waits for the learner.
 
     Checkpoints contain no activations, so these are recomputed here if the learner needs them.
     """

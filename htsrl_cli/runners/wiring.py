@@ -39,7 +39,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
     Executors write observations and rewards into a slot of the ring. Actors read the store's
     parameters and write actions and values into the same slot. The learner reads a full slot and
-    computes the next version of the parameters. The collector connects executors and actors.
+    computes the next version of the parameters. The collector hosts the executors and actors.
 
     Args:
         checkpoint: the checkpoint to continue from; it is checked here and restored later.
@@ -81,9 +81,9 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> InferenceSetup:
-    """Returns the set-up, with fixed rows if a row's bits depend on more than the row itself.
+    """Returns the set-up, with fixed rows if a row's results depend on more than its own inputs.
 
-    Logs a warning if a row's bits depend on other rows, because fixed rows do not help then.
+    Logs a warning if a row's results depend on other rows, because fixed rows do not prevent this.
     """
     if has_free_rows(inference, parameters):
         return inference
@@ -115,7 +115,7 @@ def probe(config: EnvConfig) -> EnvSpec:
     if not config.restores_exactly and not restores_exactly(config):
         key = config.label_key
         logger.warning(
-            "env.%s=%s continued differently after its state was saved and restored: "
+            "env.%s=%s: a test could not restore a saved state of the environment exactly, so "
             "resumes of this run will not be exact",
             key,
             getattr(config, key),
@@ -129,7 +129,7 @@ def build_ring(
     """Builds the ring, whose two slots are in shared memory.
 
     Args:
-        activations: shape and dtype of one row of each activation array; see `Ring`.
+        activations: shape and dtype of a cell of each activation array; see `Ring`.
 
     Raises:
         ConfigError: there is not enough memory.

@@ -1,7 +1,7 @@
 """The actor: batched inference for the columns whose requests have arrived.
 
-The results of a row do not depend on the other rows of its pass, so requests can be batched as they
-arrive. With `runner=sync`, the actor instead waits for the requests of all columns.
+The results of a row do not depend on the other rows of its forward pass, so the actor batches
+requests as they arrive. With `runner=sync`, it instead waits for the requests of all columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Actor:
     """A server of requests, which reads observations from the slot and writes actions and values.
 
     If there are K policies, policy c % K serves column c. With `setup.fixed_rows`, column c always
-    takes row (c // K) % batch of a pass.
+    takes row (c // K) % `setup.batch` of a forward pass.
 
     Args:
         worker: index of the actor's line on the board.

@@ -38,7 +38,8 @@ class Collector(Protocol):
         board: the workers' load counters and heartbeats. The first lines belong to executors, the
             other lines to actors.
         num_steppers: number of executors.
-        obs: [B, *obs_shape]; the environments' observations, set by `reset` and `load_state`.
+        obs: [B, *obs_shape], with B columns; the environments' observations after the last call of
+            `reset` or `load_state`.
     """
 
     board: Board
@@ -244,7 +245,7 @@ def _stack(observations: Sequence[Array], ring: Ring) -> Array:
 
 
 def _pack(states: Sequence[EnvState], ring: Ring) -> State:
-    """Packs environment states, in order, and the current observations into a `State`."""
+    """Packs environment states, in order, and the open slot's first observations into a `State`."""
     arrays = {str(i): np.frombuffer(state.data, np.uint8) for i, state in enumerate(states)}
     values = {
         "num_episodes": [state.num_episodes for state in states],

@@ -224,7 +224,7 @@ class ExecutorSetup:
             and rewards.
         board: the load counters and heartbeats.
         requests: the pipe through which requests reach whichever actor is free.
-        answers: the pipe through which actors send the columns that they have served.
+        answers: the pipe through which actors send the indices of the columns they have served.
         one_by_one: True to send an environment's requests as soon as it has been stepped. False to
             step all environments whose answers arrived together, and then send all their requests.
             True starts passes earlier, but with fewer rows. This pays off if actors are on a GPU,
@@ -272,7 +272,7 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
 def _run_rollout(
     executor: Executor, control: Connection, worker: int, setup: ExecutorSetup
 ) -> bool:
-    """Steps environments until their columns are full; returns False if told to stop first."""
+    """Steps environments until their columns are full; returns False if told to stop earlier."""
     board, answers = setup.board, setup.answers
     poll = select.poll()
     poll.register(answers, select.POLLIN)

@@ -1,8 +1,8 @@
 """Batched forward passes of constant shape, for actors and for evaluation.
 
 The bits of a row's results depend on the shape of its batch. Every forward pass therefore has
-`inference_batch` rows, whatever the number of requests. At a constant shape, a row's bits should
-depend neither on its position nor on the other rows. `has_free_rows` tests this for the network,
+`inference_batch` rows, whatever the number of requests. At a constant shape, the bits should depend
+neither on the row's position nor on the other rows. `has_free_rows` tests this for the network,
 precision and device of the run.
 """
 
@@ -70,7 +70,7 @@ class InferenceSetup:
 
 
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
-    """Returns the shape and dtype of one row of each activation that actors keep for the learner.
+    """Returns, for each activation that actors keep for the learner, shape and dtype of one row.
 
     The list is empty unless the learner's forward pass would repeat the actors' passes: both must
     use the same parameters, the same precision and the CPU. See `htsrl_cli.networks.activations`.
@@ -99,7 +99,7 @@ class Inference:
     Attributes:
         policies: the `ActorCritic` networks.
         obs: array [batch, *obs_shape] to fill before `run`.
-        noise: array float32 [batch, D] to fill before `run`.
+        noise: array float32 [batch, D] to fill before `run`, with D action dimensions.
         activations: activations of the last `run`, each [batch, ...]; empty if they are not kept.
     """
 
@@ -131,7 +131,7 @@ class Inference:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Array]) -> None:
-        """Copies `values` into the policies' parameters and buffers, rounded to their precision.
+        """Copies `values` into the policies, rounded to the policies' precision.
 
         Args:
             values: parameters and buffers by name.
@@ -191,7 +191,7 @@ _TRIALS = 8
 
 
 def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
-    """Returns True if a row's bits depend neither on its position in the batch nor on other rows.
+    """Returns True if the bits of a row's results depend on neither its position nor other rows.
 
     Args:
         values: the policies' parameters and buffers by name; random values replace the weights.
@@ -202,7 +202,9 @@ def has_free_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
 
 
 def has_independent_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> bool:
-    """Returns True if a row's bits do not depend on other rows; they may depend on its position.
+    """Returns True if the bits of a row's results do not depend on other rows.
+
+    They may depend on the row's position in the batch.
 
     Args:
         values: the policies' parameters and buffers by name; random values replace the weights.
@@ -213,7 +215,7 @@ def has_independent_rows(setup: InferenceSetup, values: Mapping[str, Array]) -> 
 def _keeps_bits(
     setup: InferenceSetup, values: Mapping[str, Array], changes: Sequence[tuple[int, int]]
 ) -> bool:
-    """Returns True if rows keep their bits when they move or other rows change.
+    """Returns True if a row's results keep their bits when the row moves or other rows change.
 
     Args:
         changes: pairs of numbers (shift, first). All rows move by `shift` positions, and every

@@ -1,6 +1,7 @@
 """The requests that executors send to actors, and their encoding as numbers for a pipe.
 
-A request is a pair (column, step). If a rollout has T env steps, the requests are:
+A request is a pair (column, step). If each environment takes T env steps in a rollout, the requests
+are:
 
     choose an action for the observation in row t     step = t, from 0 to T - 1
     compute the value of the observation in row T     step = T
@@ -21,7 +22,7 @@ WIDTH = 2
 
 
 def final_request(column: int, t: int) -> Request:
-    """Returns the request for the value of `final_obs`, after env step `t` truncated an episode."""
+    """Returns the request for the value of the final observation of `column` after env step `t`."""
     return column, -1 - t
 
 

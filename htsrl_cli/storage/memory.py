@@ -2,7 +2,7 @@
 
 The memory has no name: it is a memfd on Linux, and an unlinked temporary file on other systems.
 Spawned processes inherit its descriptor. The kernel frees the memory when the last process that
-holds it ends, for whatever reason. The memory does not count against /dev/shm, which is small in
+uses it ends or is killed. The memory does not count against /dev/shm, which is small in
 containers.
 """
 
@@ -31,7 +31,7 @@ ALIGNMENT = 64
 
 
 class NotEnoughMemoryError(OSError):
-    """The error for arrays that are larger than the free memory.
+    """The error raised when arrays need more memory than is free.
 
     Attributes:
         needed: bytes that the arrays need.
@@ -122,7 +122,7 @@ def _padded(shape: tuple[int, ...], dtype: str) -> int:
 def _anonymous_file(size: int) -> int:
     """Returns the descriptor of a new unnamed file of `size` bytes.
 
-    Where the system supports it, the space is reserved, so that no page fault fails later (SIGBUS).
+    Where the system can, it reserves the space, so that a later access does not fail with SIGBUS.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("htsrl", os.MFD_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The parameter store: the published version of the parameters, and the next one."""
+"""The parameter store: the published version of the parameters, and the next version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ParameterStore:
         return self.half(self.version)
 
     def half(self, version: int) -> dict[str, Array]:
-        """Returns the arrays of `version`, which must be the published version or the next one."""
+        """Returns the arrays of `version`, which must be the published or the next version."""
         return self._halves[version % 2]
 
     @property

@@ -4,7 +4,8 @@ The ring consists of NumPy arrays in anonymous shared memory, without locks. Eac
 writer at a time. Messages through pipes order writes before reads, because the system calls on both
 sides are full memory barriers on every platform that Linux or macOS supports.
 
-In shapes, T is the number of env steps in a rollout and B is the number of columns.
+In shapes, T is the number of env steps of each environment in a rollout, and B is the number of
+columns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Ring:
 
     Args:
         spec: shapes and dtypes of a column's observations and actions.
-        num_steps: T, the number of env steps in a rollout.
+        num_steps: T, the number of env steps of each environment in a rollout.
         num_columns: B, the number of columns.
         activation_layout: shape and dtype of a cell of each array that `activations` returns.
 
@@ -97,7 +98,7 @@ class Ring:
         return self.slots[rollout % 2]
 
     def activations(self, rollout: int) -> list[Array]:
-        """Returns the arrays of activations that actors keep for the learner, each [T, B, ...].
+        """Returns the activations that actors keep for the learner, arrays [T, B, ...].
 
         The list is empty unless actors keep activations; see `htsrl_cli.networks.activations`.
         Activations can be recomputed from observations and parameters, so they are not part of the
@@ -106,7 +107,7 @@ class Ring:
         return self._activations[rollout % 2]
 
     def begin(self, rollout: int, obs: Array, noise: Array) -> None:
-        """Begins rollout number `rollout`.
+        """Opens the slot of rollout number `rollout`; writes its first observations and its noise.
 
         Args:
             obs: [B, *obs_shape]; the first observations.

@@ -1,7 +1,7 @@
 """A slot: the named arrays of one rollout.
 
-In shapes, T is the number of env steps in a rollout, B is the number of columns and D is the number
-of action dimensions.
+In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
+and D is the number of action dimensions.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Field:
         name: name of the array in the slot.
         shape: shape of a cell.
         dtype: NumPy's name of the dtype.
-        num_extra_rows: number of rows beyond T; 1 if the array also has a row for the observation
-            after the last env step.
+        num_extra_rows: number of rows in addition to the rows of the T env steps; 1 if the array
+            also has a row for the observation after the last env step.
     """
 
     name: str
@@ -98,7 +98,8 @@ class Slot:
         terminated: bool [T, B]; True where the env step terminated its episode.
         truncated: bool [T, B]; True where the env step truncated its episode, even if
             `terminated` is also True.
-        final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.
+        final_values: float32 [T, B]; the value estimate of the last observation of an episode that
+            was truncated but not terminated; 0 in all other cells.
         episode_returns: float64 [T, B]; the raw score of the game that ended with the env step, in
             the environment's first column; 0 in all other cells.
         training_returns: float64 [T, B]; the sum of the ended game's training rewards, averaged
@@ -137,8 +138,9 @@ class Slot:
     def check_filled(self) -> None:
         """Checks that every boolean cell has been written.
 
-        Other arrays are not checked: NaN spreads to the loss, and the integer that marks unwritten
-        cells is not a valid action, version or length. Unwritten uint8 observations go unnoticed.
+        Other arrays need no check: an unwritten NaN spreads to the loss, and the integer that marks
+        unwritten cells is not a valid action, version or length. Unwritten uint8 observations go
+        unnoticed.
 
         Raises:
             AssertionError: a boolean cell has never been written.

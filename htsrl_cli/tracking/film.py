@@ -11,7 +11,7 @@ _GIF_FRAMES = 300  # at most
 
 
 def film_path(run_dir: Path, env_steps: int) -> Path:
-    """Returns the path of the video that shows an evaluated policy's first game."""
+    """Returns the path of the video of the policy that was trained for `env_steps` env steps."""
     return run_dir / EVALUATIONS_FOLDER / "videos" / f"policy_{env_steps:012d}.mp4"
 
 

@@ -17,7 +17,9 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LineFile:
-    """A file of JSON lines. One call writes a whole line, so that a kill leaves only whole lines.
+    """A file of JSON lines.
+
+    One system call writes a whole line, so a kill leaves only whole lines.
 
     Args:
         path: the file; created if it does not exist.
@@ -69,7 +71,7 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the lines about training, without the lines of evaluated policies."""
+    """Returns the complete lines of `metrics.jsonl`, without the lines of evaluated policies."""
     return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
 
 

@@ -1,4 +1,4 @@
-"""The registry of metrics, the type of a line, and the names that more than one module uses.
+"""The registry of metrics, the type of a line, and metric names that several modules use.
 
 `METRICS` describes every metric that a line of `metrics.jsonl` can contain. TensorBoard and other
 trackers show the same metrics. The reference page of the metrics is generated from this registry,
@@ -50,7 +50,8 @@ METRICS: Mapping[str, Metric] = {
     "episode/count": Metric(
         "episodes",
         "Number of episodes that ended since the previous line. The means, minima and maxima "
-        "below are over these episodes; they are `null` if no episode ended.",
+        "below are over these episodes, except for `episode/return_mean_100`. They are `null` if "
+        "no episode ended.",
         "More than 0. If it is often 0, raise `log.interval`.",
     ),
     "episode/return_mean": Metric(
@@ -63,7 +64,7 @@ METRICS: Mapping[str, Metric] = {
     "episode/return_min": Metric(
         "score",
         "Lowest raw return of an episode.",
-        "Rises. If only the mean rises, the policy still fails in some episodes.",
+        "Rises. If only `episode/return_mean` rises, the policy still fails in some episodes.",
     ),
     "episode/return_max": Metric(
         "score",
@@ -83,20 +84,21 @@ METRICS: Mapping[str, Metric] = {
     "episode/length_mean": Metric(
         "env steps",
         "Mean length of an episode.",
-        "Depends on the task: it rises if survival earns rewards, and falls if speed does.",
+        "Depends on the task: it rises if survival earns rewards, and falls if the policy learns "
+        "to finish sooner.",
     ),
     "episode/length_min": Metric("env steps", "Length of the shortest episode."),
     "episode/length_max": Metric(
         "env steps",
         "Length of the longest episode.",
-        "If the value never changes, it is often the time limit.",
+        "If the value never changes, it is probably the time limit of an episode.",
     ),
     RECENT_RETURN: Metric(
         "score",
         f"Mean raw return of the last {RECENT_EPISODES} episodes, including episodes that ended "
         "before the previous line. If no policies are evaluated (`eval.interval=0`), it is the "
         "`metric` of the run: `summary.json` reports it, the best checkpoint is chosen by it, and "
-        "sweeps optimize it.",
+        "searches maximize it.",
         "Rises. Look at this curve first.",
     ),
     "episode/total": Metric("episodes", "Number of episodes that ended since the run began."),
@@ -109,8 +111,9 @@ METRICS: Mapping[str, Metric] = {
     "loss/value": Metric(
         "squared return",
         "Value part of the loss, before it is multiplied by `algo.value_coef`. A2C: the mean "
-        "squared error of the value estimates. PPO: half of this error, after clipping if "
-        "`algo.clip_value_loss=true`.",
+        "squared error of the value estimates. PPO: half of this error. With "
+        "`algo.clip_value_loss=true`, each squared error is the larger of two: that of the value "
+        "estimate and that of the clipped value estimate.",
         "Falls, but rises again when returns grow. `loss/explained_variance` is easier to "
         "interpret.",
     ),
@@ -124,10 +127,12 @@ METRICS: Mapping[str, Metric] = {
     ),
     "loss/kl": Metric(
         "nats",
-        "PPO only: approximate KL divergence from the old policy to the policy that is updated, "
-        "computed as the mean of ratio - 1 - log(ratio) (`approx_kl` in other libraries). With "
-        "`algo.reevaluate=false`, the old policy is the behavior policy. With `runner=hts` and "
-        "`runner=serial`, the value then includes the change that the previous update made.",
+        "PPO only: approximate KL divergence from the old policy to the current policy, computed "
+        "as the mean of ratio - 1 - log(ratio) (`approx_kl` in other libraries). With "
+        "`algo.reevaluate=true`, the old policy is the policy at the start of the update. With "
+        "`algo.reevaluate=false`, it is the behavior policy, which collected the rollout: with "
+        "`runner=hts` and `runner=serial`, the value then includes the change that the previous "
+        "update made.",
         "Small and steady, often between 0.001 and 0.02. If it grows, updates are too large: "
         "lower `algo.learning_rate` or `algo.update_epochs`.",
     ),
@@ -146,8 +151,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "loss/PART": Metric(
         "set by the algorithm",
-        "Another part of the loss, which an algorithm from another package returns under its own "
-        "name.",
+        "A part of the loss of an algorithm from another package. PART stands for the name that "
+        "the algorithm gives to this part.",
     ),
     "learner/grad_norm": Metric(
         "L2 norm",
@@ -162,8 +167,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "learner/lag": Metric(
         "updates",
-        "Policy lag: the version of the parameters from which an update starts, minus the version "
-        "that collected the rollout of this update.",
+        "Policy lag: the version of the parameters at the start of an update, minus the version "
+        "that collected the rollout from which the update learns.",
         "Always 1 with `runner=hts` and `runner=serial`, always 0 with `runner=sync`.",
     ),
     "eval/episodes": Metric(
@@ -185,22 +190,22 @@ METRICS: Mapping[str, Metric] = {
     "eval/return_max": Metric("score", "Highest raw return of the evaluated policy's episodes."),
     FINAL_METRIC: Metric(
         "score",
-        "Mean raw return over all episodes of the last ten evaluated policies, or of all of them "
-        "if there are fewer. It is the `metric` of the run: `summary.json` reports it, the best "
-        "checkpoint is chosen by it, and sweeps optimize it.",
+        "Mean raw return over all episodes of the last ten evaluated policies, or of all evaluated "
+        "policies if there are fewer than ten. It is the `metric` of the run: `summary.json` "
+        "reports it, the best checkpoint is chosen by it, and searches maximize it.",
         "Rises. Compare runs by this metric.",
     ),
     "eval/env_steps_to_TARGET": Metric(
         "env steps",
-        "`env_steps` of the evaluated policy with which `eval/final_metric` first reached the "
-        "target; `null` until then.",
+        "`env_steps` on the first line whose `eval/final_metric` reached the target; `null` before "
+        "that line.",
         "The lower, the better: the run needed less experience.",
     ),
     "time/seconds": Metric(
         "s",
-        "Wall-clock time of the training. If the run was resumed, it includes the time of earlier "
-        "processes up to the checkpoint. On the line of an evaluated policy: the time of the "
-        "training up to this policy.",
+        "Wall-clock time of the training. If the run was resumed, this includes the time of "
+        "earlier processes up to the checkpoint from which the run was resumed. On the line of an "
+        "evaluated policy: the time at the barrier that published the policy.",
     ),
     "time/env_steps_per_second": Metric(
         "env steps / s",
@@ -239,8 +244,9 @@ METRICS: Mapping[str, Metric] = {
     "time/learner_busy": Metric(
         "fraction",
         "Fraction of the time in which the learner makes updates.",
-        "With `runner=hts`: close to `time/collecting`, so that neither side waits long for the "
-        "other. If it is near 1 and `time/collecting` is low, the learner is the bottleneck.",
+        "With `runner=hts`: close to `time/collecting`, so that learning and collecting hardly "
+        "wait for each other. If `time/learner_busy` is near 1 and `time/collecting` is low, the "
+        "learner is the bottleneck.",
     ),
     "time/learner_waiting": Metric(
         "fraction",
@@ -249,28 +255,29 @@ METRICS: Mapping[str, Metric] = {
     ),
     "time/collecting": Metric(
         "fraction",
-        "Fraction of the time that passes between a barrier and the moment at which the slot is "
-        "full. With `runner=serial`, this includes the update.",
-        "With `runner=hts`: close to `time/learner_busy`. If it is lower, the learner is the "
-        "bottleneck.",
+        "Fraction of the time in which a slot is being filled: from a barrier until the slot is "
+        "full. With `runner=serial`, this includes the time of the update.",
+        "With `runner=hts`: close to `time/learner_busy`. If it is much lower than "
+        "`time/learner_busy`, the learner is the bottleneck.",
     ),
     "time/barrier": Metric(
         "fraction",
-        "Fraction of the time that the run spends at barriers, where it publishes parameters, "
+        "Fraction of the time in which the run is at a barrier, where it publishes parameters, "
         "writes metrics and saves checkpoints.",
         "Low. If it is high, raise `runner.sync_interval`, `log.interval` or "
         "`checkpoint.interval`.",
     ),
     "time/inference_passes_per_second": Metric(
         "passes / s",
-        "Forward passes of all actors per second. The number of observations per second, divided "
-        "by this rate, is the mean number of rows that a pass uses.",
-        "Low compared with `time/env_steps_per_second`: the passes are then full.",
+        "Number of forward passes of all actors per second. To get the mean number of observations "
+        "in a pass, multiply `time/env_steps_per_second` by the number of players of an "
+        "environment, and divide by this rate.",
+        "Low compared with `time/env_steps_per_second`: each pass then serves many environments.",
     ),
     "time/seconds_to_TARGET": Metric(
         "s",
-        "`time/seconds` of the evaluated policy with which `eval/final_metric` first reached the "
-        "target; `null` until then.",
+        "`time/seconds` on the first line whose `eval/final_metric` reached the target; `null` "
+        "before that line.",
         "The lower, the better: the run needed less time.",
     ),
 }

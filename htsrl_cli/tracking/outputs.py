@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 class Outputs:
-    """The destinations of a run's lines. A failed write is logged as an error, not raised.
+    """The destinations of a run's lines of metrics.
 
-    The constructor deletes the stored lines that are not kept.
+    A failed write is logged as an error, not raised. The constructor deletes the stored lines that
+    `last_line` and `evaluated` do not keep.
 
     Args:
         run_dir: the run's folder.
         config: selects the trackers to write to.
-        hyperparameters: plain values, possibly nested.
+        hyperparameters: plain values, possibly nested, for TensorBoard and other trackers.
         metric: the metric by which TensorBoard compares runs.
         last_line: env steps of the last training line that is kept.
         evaluated: env steps of the evaluated policies whose lines are kept.

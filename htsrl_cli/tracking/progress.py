@@ -41,7 +41,7 @@ class Status:
 
 
 class Display(Protocol):
-    """A display of a run's status; `close` is called however the run ends."""
+    """A display of a run's status, which the run closes even if it fails."""
 
     def barrier(self, status: Status) -> None:
         """Shows the status at a barrier."""
@@ -56,7 +56,7 @@ class Display(Protocol):
 class TerminalBar:
     """A progress bar that is redrawn at every barrier.
 
-    No thread redraws it between barriers. It hides the cursor until `close`.
+    No thread redraws the bar between barriers. The bar hides the cursor until `close`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -98,5 +98,5 @@ class PlainLines:
 
 
 def open_display(stream: TextIO) -> Display:
-    """Returns a progress bar on `stream` if it is a terminal, otherwise plain log lines."""
+    """Returns a progress bar if `stream` is a terminal, otherwise a display of plain log lines."""
     return TerminalBar(stream) if stream.isatty() else PlainLines()

@@ -37,11 +37,11 @@ from htsrl_cli.tracking.window import Stopwatch, Window, mean
 class RunLog:
     """The log of a run's metrics, which collects them at barriers and writes them as lines.
 
-    The first call of `rollout` or `evaluation`, or `finish` if it writes the first line, opens
-    `metrics.jsonl` and the event files. On a resume, this call also removes the lines that will be
-    written again. A process that fails during start-up therefore changes none of these files.
-    Close the log, or use it as a context manager, so that the terminal is restored however the run
-    ends.
+    The first call of `rollout` or `evaluation` opens `metrics.jsonl` and the event files of
+    TensorBoard. If there was no such call, `finish` opens them, but only to write a line. On a
+    resume, opening the files also removes the lines that will be written again. A process that
+    fails during start-up therefore changes none of these files. Close the log, or use it as a
+    context manager, so that the terminal is restored even if the run fails.
 
     Args:
         run_dir: the run's folder.
@@ -93,7 +93,7 @@ class RunLog:
 
     @property
     def metric(self) -> float | None:
-        """The measure by which runs are compared; None until there is a score.
+        """The score by which runs are compared; None until there is a score.
 
         If policies are evaluated, it is the final metric of the evaluated policies. Otherwise, it
         is the mean raw return of the last 100 games.
@@ -127,15 +127,15 @@ class RunLog:
         episodes: Sequence[Episode],
         seconds: Mapping[str, float],
     ) -> None:
-        """Adds a rollout and shows the progress; writes a line if it is due.
+        """Adds a rollout and shows the progress; writes a line if a line is due.
 
         A line is due if a multiple of `log.interval` was crossed since the previous line.
 
         Args:
             env_steps: env steps of the run at the end of the rollout.
-            scalars: values by name; a rollout may lack some of the names. Each line has their means
-                over the rollouts since the previous line.
-            episodes: the games that ended in the rollout, in order of step and column.
+            scalars: values by name; a rollout may lack some names. A line has the mean of each
+                value over the rollouts since the previous line.
+            episodes: the games that ended in the rollout, in order of env step and column.
             seconds: seconds spent (means over the workers) or counts, by name. Both are divided by
                 the wall-clock time since the previous line, and logged as fractions or rates.
         """
@@ -155,7 +155,7 @@ class RunLog:
         episodes: Sequence[Episode],
         animation: bytes | None = None,
     ) -> bool:
-        """Writes the line of an evaluated policy and its GIF; call it in the order of the policies.
+        """Writes an evaluated policy's line and GIF; call it for the policies in training order.
 
         Args:
             env_steps: env steps for which the policy was trained.

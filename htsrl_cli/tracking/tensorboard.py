@@ -43,14 +43,15 @@ LAYOUT = {
 class EventFiles:
     """The TensorBoard events of a run: scalars, GIFs, hyperparameters and the layout of charts.
 
-    Hyperparameters and layout are written only if no line is kept or no event file exists yet.
+    The constructor writes hyperparameters and layout only if `env_steps` is 0 or the folder holds
+    no event file yet.
 
     Args:
         run_dir: the run's folder; a resume adds a file to the earlier ones.
         hyperparameters: values by dotted name.
         metric: the tag by which TensorBoard compares runs.
-        env_steps: env steps of the last line that is kept; TensorBoard hides later events of
-            earlier processes.
+        env_steps: env steps at the last training line of metrics that is kept; 0 if there is none.
+            TensorBoard hides later events that earlier processes wrote.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class EventFiles:
             self._write_hyperparameters(hyperparameters, metric)
 
     def write(self, line: Mapping[str, float | None]) -> None:
-        """Adds the line's scalars and flushes them to disk; leaves out those that are None.
+        """Adds the scalars of a line of metrics, except None values, and flushes them to disk.
 
         Raises:
             OSError: the file cannot be written.
@@ -76,7 +77,7 @@ class EventFiles:
         self._writer.flush()
 
     def write_animation(self, gif: bytes, env_steps: int) -> None:
-        """Adds a GIF of an evaluated game, which TensorBoard plays.
+        """Adds an animated GIF of an evaluated game, for TensorBoard to play.
 
         Raises:
             OSError: the file cannot be written.
@@ -89,7 +90,7 @@ class EventFiles:
         self._writer.flush()
 
     def close(self, is_complete: bool) -> None:
-        """Closes the file and ends the writer's thread."""
+        """Closes the event file and ends the writer's thread; `is_complete` has no effect."""
         self._writer.close()
 
     def _write_hyperparameters(self, values: Mapping[str, Plain], metric: str) -> None:

@@ -1,8 +1,8 @@
-"""Experiment trackers that can receive a run's lines: Weights & Biases and MLflow.
+"""Experiment trackers that receive a run's lines of metrics: Weights & Biases and MLflow.
 
-Server, folder and user are set by these packages' own environment variables, such as WANDB_MODE and
-MLFLOW_TRACKING_URI. A resumed run continues its entry in the tracker. It may send some lines a
-second time, with the same values outside `time/`.
+The packages' own environment variables, such as WANDB_MODE and MLFLOW_TRACKING_URI, set the server,
+folder and user. A resumed run continues its entry, which is the tracker's record of the run. A
+resumed run may send some lines a second time; only their values in `time/` can differ.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Tracker(Protocol):
-    """A service that receives a run's lines. Its methods may raise any exception."""
+    """A service that receives a run's lines of metrics. Its methods may raise any exception."""
 
     def write(self, line: Mapping[str, float | None]) -> None:
-        """Sends the line's values, with its `env_steps` as the step; leaves out values of None."""
+        """Sends the values of a line, except None, with the line's `env_steps` as the step."""
 
     def close(self, is_complete: bool) -> None:
-        """Marks the entry as finished if the run is complete, otherwise as interrupted."""
+        """Marks the run's entry as finished if `is_complete` is True, otherwise as interrupted."""
 
 
 class WandbTracker:
@@ -39,9 +39,8 @@ class WandbTracker:
 
     Args:
         project: the name of the W&B project.
-        run_dir: the run's folder, after which the W&B run is named and which holds W&B's local
-            files.
-        hyperparameters: plain values, possibly nested.
+        run_dir: the run's folder, which holds W&B's local files. The W&B run is named after it.
+        hyperparameters: values by name, possibly nested.
     """
 
     def __init__(self, project: str, run_dir: Path, hyperparameters: Mapping[str, object]) -> None:
@@ -119,7 +118,7 @@ class MlflowTracker:
     def _experiment_id(self, name: str) -> str:
         """Returns the experiment's id; creates the experiment if it does not exist.
 
-        Another job of a sweep may create it at the same time.
+        If another job of a sweep creates the experiment at the same time, its id is returned.
         """
         from mlflow.exceptions import MlflowException
 
@@ -135,7 +134,7 @@ class MlflowTracker:
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:
-    """Returns the file's content; if there is no file, first stores the result of `make` in it."""
+    """Returns the content of the file; if it does not exist, first creates it from `make()`."""
     if not path.exists():
         identifier = make().encode()
         write_durably(path, lambda file: file.write(identifier))

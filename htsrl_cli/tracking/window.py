@@ -47,7 +47,7 @@ class Window:
 
 
 class Stopwatch:
-    """Wall-clock measurements of this process, and of the whole run.
+    """Wall-clock times and rates of this process and of the whole run.
 
     Args:
         clock: a monotonic clock that returns seconds.
@@ -67,7 +67,7 @@ class Stopwatch:
         self.seconds_before = 0.0
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Adds the seconds (or counts) of a rollout, by name."""
+        """Adds the amounts of a rollout (seconds or counts), by metric name without `time/`."""
         for name, value in seconds.items():
             self._busy[name] = self._busy.get(name, 0.0) + value
 
@@ -80,11 +80,14 @@ class Stopwatch:
         return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:
-        """Returns the mean rate since this process began; 0 at its beginning."""
+        """Returns the mean rate since this process began; 0 if no time has passed."""
         return _rate(env_steps - self._first_steps, self._now() - self._started)
 
     def line(self, env_steps: int) -> Line:
-        """Returns the `time/` values of the next line, and begins a new window."""
+        """Returns the `time/` values of the next line and starts to measure for the line after it.
+
+        Each amount from `add` is divided by the seconds since the last line.
+        """
         now = self._now()
         elapsed = now - self._line_started
         line: Line = {

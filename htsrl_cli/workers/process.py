@@ -1,8 +1,9 @@
 """Workers: how they start, receive commands, and end.
 
 A worker is a spawned process or a thread. A worker process ignores stop signals, because the runner
-decides when to stop. It ends when the runner's process ends. When it receives SIGUSR1, it writes
-its stack to a file. This module imports neither torch nor hydra, because executors import it.
+decides when to stop. A worker process ends when the main process ends, and writes its stack to a
+file when it receives SIGUSR1. This module imports neither torch nor hydra, because executors import
+it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Pipe:
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """Returns the numbers of at most `most` messages; an empty list if there are none."""
+        """Returns the numbers of up to `most` messages, in one list; empty if none is waiting."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -84,9 +85,10 @@ class Worker:
         timeout_s: seconds that one piece of work may take before the worker counts as hung.
         host: the process or thread that runs the worker.
         sentinel: an object that becomes readable when the worker ends.
-        control: the connection for commands to the worker and its answers. Only the main thread
-            reads from it.
-        stack: the file to which a process writes its stack when it crashes or gets SIGUSR1.
+        control: the connection that carries commands to the worker and its answers back. Only the
+            main thread reads from it.
+        stack: the file to which a worker process writes its stack when it crashes or gets SIGUSR1;
+            it stays empty for a thread.
         owes: True from the time a command is sent until its answer has been read.
     """
 
@@ -102,7 +104,7 @@ class Worker:
     def send(self, command: str, *args: object) -> None:
         """Sends a command.
 
-        If the worker is gone, nothing is sent; `Watcher.receive` then raises the error.
+        If the worker has ended, nothing is sent; `Watcher.receive` then raises the error for it.
         """
         self.owes = True
         with suppress(OSError):
@@ -137,7 +139,8 @@ def _stop_signals_held() -> Iterator[None]:
     the block. Blocking the signals alone does not ensure this: another thread (of BLAS, for
     example) may receive a signal, and Python would still run the handler in the main thread. The
     handlers are therefore replaced as well, and signals that arrive are raised again at the end.
-    The new process starts with these signals blocked; it ignores them, and then unblocks them.
+    The new process starts with these signals blocked. It first sets itself to ignore them, and then
+    unblocks them.
     """
     caught: list[int] = []
 
@@ -199,7 +202,10 @@ def _detach(fd: Any) -> int:
 def _process_main(
     main: Callable[..., None], control: Connection, stack_fd: int, index: int, args: tuple[Any, ...]
 ) -> None:
-    """Runs a worker process; if it raises, sends the error or traceback to the runner and exits."""
+    """Runs `main` in this worker process.
+
+    If `main` raises, the process sends the error or its traceback to the runner, and ends.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -226,7 +232,7 @@ def _say_last_words(control: Connection, words: object) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Makes this process end with its parent, even inside a call that never returns."""
+    """Makes this process end when its parent ends, even during a call that never returns."""
     ask_to_end_with_parent()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -251,9 +257,9 @@ def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
 def settle_in_launcher() -> None:
     """Prepares a process of a sweep's launcher (joblib) for a run.
 
-    If the sweep is killed, the run receives SIGTERM (on Linux) and stops with a checkpoint. The
-    start method of worker processes is set to "spawn": they would otherwise inherit joblib's own
-    start method, which they do not know. Does nothing in a process that no launcher started.
+    If the sweep is killed, the run receives SIGTERM (on Linux) and stops with a checkpoint. Worker
+    processes start by "spawn": they would otherwise inherit joblib's own start method, which is not
+    registered in them. Does nothing in a process that no launcher started.
     """
     if multiprocessing.current_process().name != "MainProcess":
         ask_to_end_with_parent(signal.SIGTERM)

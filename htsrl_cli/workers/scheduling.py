@@ -40,7 +40,7 @@ class _SchedAttr(ctypes.Structure):
 
 
 def stay_in_background() -> None:
-    """Lowers this thread's priority to niceness 10 on Linux, unless it is already lower."""
+    """Raises this thread's niceness to at least 10 on Linux, which lowers its priority."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         niceness = max(_BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
@@ -50,9 +50,9 @@ def stay_in_background() -> None:
 def wake_promptly() -> None:
     """Asks for short time slices, so that this thread runs as soon as it wakes up.
 
-    Without this request, another thread could keep the core for a slice of several milliseconds,
-    as long as several env steps. This thread's share of CPU time does not change. Kernels before
-    Linux 6.12 ignore the request.
+    Without this request, another thread could keep the core for several milliseconds, the time of
+    several env steps. This thread's share of CPU time does not change. Kernels before Linux 6.12
+    ignore the request.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:

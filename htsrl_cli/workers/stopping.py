@@ -1,7 +1,7 @@
 """Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-In a sweep on Slurm, SIGUSR2 announces the end of a job's time. If submitit has installed a handler
-that requeues the job, this handler is called once the run has stopped.
+In a sweep on Slurm, SIGUSR2 announces that the job's time limit is near. If submitit has installed
+a handler that requeues the job, this handler is called after the run has stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StopSignals:
     It can be used in the main thread only.
 
     Args:
-        grace_s: seconds that the current rollout may still take after the signal.
+        grace_s: seconds that the current rollout may still take after the first stop signal.
 
     Attributes:
         signum: number of the first stop signal; None until one arrives.
@@ -52,10 +52,10 @@ class StopSignals:
             signal.raise_signal(signal.SIGUSR2)
 
     def check(self) -> None:
-        """Ends the run without another checkpoint if `grace_s` has passed since the signal.
+        """Ends the run without saving if `grace_s` seconds have passed since the first stop signal.
 
         Raises:
-            SystemExit: `grace_s` has passed; the exit code is 128 plus the signal's number.
+            SystemExit: the time has passed; the exit code is 128 plus the signal's number.
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(

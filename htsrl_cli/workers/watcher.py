@@ -27,7 +27,7 @@ from htsrl_cli.workers.scheduling import core_wait_s
 # Seconds between two checks, and seconds that a hung worker has to write its stack.
 WATCH_PERIOD_S = 0.25
 STACK_GRACE_S = 1.0
-NO_STACK = "  (no answer: it is stopped, or stuck in the kernel)"
+NO_STACK = "  (no answer: the worker is stopped, or stuck in the kernel)"
 # A worker first loads its libraries, which may take many seconds on a busy machine.
 START_TIMEOUT_S = 300.0
 
@@ -38,10 +38,10 @@ class Watcher:
     The learner keeps the main thread busy for seconds at a time, so it calls `check` between
     minibatches. Code that waits for workers also waits for `failed`.
 
-    A worker hangs if one piece of work takes longer than its timeout. The workers stall if one of
-    them owes an answer, but all of them have been waiting for longer than the shortest timeout. A
-    stall means that a worker has missed a message or does not wake up, for example because it was
-    stopped (SIGSTOP) while it waited.
+    A worker hangs if one piece of work takes longer than the worker's timeout. The workers stall if
+    one of them owes an answer, but all of them have been waiting for longer than the shortest
+    timeout. A stall means that a worker has missed a message or does not wake up, for example
+    because it was stopped (SIGSTOP) while it waited.
 
     Args:
         workers: the workers to watch. A worker with several lines on the board appears once for
@@ -87,7 +87,7 @@ class Watcher:
         """Waits for the worker's answer to `command` and returns it; for the main thread only.
 
         Raises:
-            HtsrlError: the worker raised an error, or a worker died or hangs.
+            HtsrlError: this or another worker has raised an error, has died, or hangs.
         """
         if worker.control not in connection.wait([worker.control, self.failed]):
             self.check()
@@ -162,8 +162,8 @@ class Watcher:
     def _find_stall(self) -> WorkerError | None:
         """Returns the error for a stall, in which all workers wait although one owes an answer.
 
-        The error names the workers that do not write their stacks, or all workers if all of them
-        do. The result is None if there is no stall.
+        The error names the workers that do not write their stacks. If all workers write their
+        stacks, it names all of them. The result is None if there is no stall.
         """
         still_s = float(self._still_s.min())
         if self._since.any() or still_s <= self._stall_timeout_s():

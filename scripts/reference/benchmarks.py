@@ -180,7 +180,7 @@ def asynchrony(folder: Path = RESULTS) -> str:
 
 
 def paper_claims(folder: Path = RESULTS) -> str:
-    """Returns the plots that repeat the throughput measurements of the HTS-RL paper."""
+    """Returns the plots of the HTS-RL paper's throughput measurements, repeated with htsrl."""
     return _join(
         result.with_origin(
             "\n\n".join(

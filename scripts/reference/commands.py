@@ -49,7 +49,7 @@ def examples(verb: str) -> str:
 def tool_help(verb: str) -> str:
     """Returns the text of `htsrl VERB --help` for a verb without a configuration."""
     output = io.StringIO()
-    # Otherwise, help texts would depend on the terminal's width, and might be colored.
+    # Without these, help texts would depend on the terminal's width, and might be colored.
     environment = {"COLUMNS": "80", "NO_COLOR": "1"}
     with (
         mock.patch.dict("os.environ", environment),

@@ -89,7 +89,7 @@ class Key(NamedTuple):
 
 
 def general_keys() -> list[Key]:
-    """Returns the keys of `htsrl train` outside the sections."""
+    """Returns the keys of `htsrl train` that belong to no section."""
     plain = [field for field in fields(sections.TrainConfig) if field not in {*BASES, *FILES}]
     values = options_values("base/run")
     return [Key(field, sections.TrainConfig, field, {"": values[field]}) for field in plain]
@@ -140,7 +140,7 @@ def kind_keys(section: str, kind: str) -> list[Key]:
 
 
 def own_network_keys() -> list[Key]:
-    """Returns the keys of `network.name=module:name`, with the defaults of the dataclass."""
+    """Returns the keys of a user-defined network, with the defaults of their dataclass."""
     schema = kinds.OwnNetworkConfig
     defaults = vars(schema("module:name"))
     own = [field for field in fields(schema) if field not in fields(kinds.NetworkConfig)]
@@ -214,7 +214,7 @@ def key_table(keys: Sequence[Key]) -> str:
 
 
 def values_of(key: Key) -> str:
-    """Returns the type of a key's values and their range."""
+    """Returns a description of the values that a key takes: their type and range."""
     rule = getattr(key.schema, "rules", {}).get(key.field)
     if rule is DEVICE:
         return "`auto`, `cpu` or `cuda:N`"
@@ -230,6 +230,7 @@ def values_of(key: Key) -> str:
         more = ["`null`"]
     text = f"list of {_TYPES[arguments[0]]}s" if get_origin(hint) is tuple else _type(hint)
     if rule is not None:
+        # Remedies are, for example:
         # "must be null, or 1 or more", "must not be empty", "must be finite and greater than 0"
         demand = re.sub("^must (not )?be (null, or |finite and )?", r"\1", rule.remedy)
         text = demand if demand.startswith("a list") else f"{text}, {demand}"
@@ -237,7 +238,11 @@ def values_of(key: Key) -> str:
 
 
 def default(key: Key) -> str:
-    """Returns a key's default; if options differ, their defaults or "set by the option"."""
+    """Returns the text of a key's default.
+
+    If the options have different defaults, the text lists them, or is "set by the option" if they
+    are too many or if the key names a kind.
+    """
     options: dict[str, list[str]] = {}
     for option, value in key.defaults.items():
         options.setdefault(typed(value), []).append(option)
@@ -256,7 +261,7 @@ def meaning(key: Key) -> str:
     """
     texts = attributes(key.schema)
     if key.field not in texts:
-        raise LookupError(f"the docstring of {key.schema.__name__} has no attribute {key.field}")
+        raise LookupError(f"the docstring of {key.schema.__name__} does not describe {key.field}")
     return sentence(texts[key.field])
 
 
@@ -277,7 +282,7 @@ def _any_of(words: Sequence[str]) -> str:
 
 
 def kinds_text(section: str) -> str:
-    """Returns the table of the section's common keys, and a table under a heading for each kind."""
+    """Returns a table of the kinds' common keys, then a heading and a table for each kind."""
     parts = [key_table(common_keys(section))]
     for kind, schema in own_kinds(section).items():
         keys = kind_keys(section, kind)

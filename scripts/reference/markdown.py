@@ -24,7 +24,7 @@ def anchored(name: str, prefix: str = "") -> str:
 
 
 def typed(value: object) -> str:
-    """Returns a value as it is typed on the command line, as code."""
+    """Returns a value as it is typed on the command line, as code; "required" for "???"."""
     if value == "???":
         return "required"
     return f"`{_typed(value)}`"
@@ -38,7 +38,7 @@ def sentence(text: str) -> str:
 
 
 def attributes(schema: type) -> dict[str, str]:
-    """Returns the text of each name in the sections `Attributes` of a class and its bases."""
+    """Returns the attributes' descriptions in the docstrings of a class and its bases, by name."""
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         found |= _attributes(inspect.cleandoc(base.__dict__.get("__doc__") or ""))

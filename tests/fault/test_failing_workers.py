@@ -121,7 +121,7 @@ def test_stopped_worker(train: Train, role: str) -> None:
     run.wait_for_steps(200)
     worker_of(run, role).suspend()
     stopped = time.monotonic()
-    expect_failure(run, f"{role} hangs: .*no answer: it is stopped")
+    expect_failure(run, f"{role} hangs: .*no answer: the worker is stopped")
     assert time.monotonic() - stopped > 3
 
 
@@ -134,7 +134,7 @@ def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int
     run.wait_for_steps(1000)
     time.sleep(random.uniform(0, 0.2))
     worker_of(run, role).suspend()
-    expect_failure(run, f"{role} hangs: .*no answer: it is stopped")
+    expect_failure(run, f"{role} hangs: .*no answer: the worker is stopped")
 
 
 @slow

@@ -12,7 +12,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class A2cConfig(AlgoConfig):
-    """Advantage actor-critic (Mnih et al., 2016), with one step of RMSprop for each slot.
+    """Advantage actor-critic (Mnih et al., 2016), with one step of RMSprop for each rollout.
 
     Returns are bootstrapped at the end of the slot. The gradient is computed at the parameters of
     the behavior policy. With the runners `hts` and `serial`, this is HTS-RL's one-step delayed

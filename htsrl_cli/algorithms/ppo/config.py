@@ -19,15 +19,17 @@ class PpoConfig(AlgoConfig):
         gae_lambda: the λ of generalized advantage estimation (Schulman et al., 2016).
         clip_coef: range of the clipping; the probability ratio is clipped to 1 ± `clip_coef`.
         anneal_clip_coef: decrease `clip_coef` linearly to 0 over the run.
-        clip_value_loss: also clip the change of the value estimate to ± `clip_coef`.
+        clip_value_loss: also clip the change of the value estimate to ± `clip_coef`; the value loss
+            then uses the larger of the clipped and the unclipped squared error.
         normalize_advantage: normalize advantages to mean 0 and standard deviation 1 in every
             minibatch.
-        update_epochs: number of epochs (passes over a slot) in one update.
+        update_epochs: number of epochs (passes over the rollout) in one update.
         num_minibatches: number of minibatches in an epoch; each minibatch gives one optimizer step.
-        reevaluate: recompute a slot's log-probabilities and values with the parameters that the
-            update starts from. With the runners `hts` and `serial`, these parameters are one update
-            newer than those of the behavior policy. As with the runner `sync`, the probability
-            ratio then starts at 1. This costs one more forward pass over the slot, and helps if a
+        reevaluate: recompute a rollout's log-probabilities and values at the start of the update,
+            with the current parameters. With the runners `hts` and `serial`, these parameters are
+            one update newer than those of the behavior policy, which collected the rollout. After
+            the recomputation, the probability ratio starts at 1, as it always does with the runner
+            `sync`. The recomputation costs one more forward pass over the rollout. It helps if a
             single update changes the policy a lot. If false, the log-probabilities and values of
             the behavior policy are used, as in the HTS-RL paper.
         adam_eps: Adam's epsilon.
@@ -61,7 +63,7 @@ class PpoConfig(AlgoConfig):
         """Checks that the rows of a slot can be divided into minibatches of equal size.
 
         Args:
-            num_rows: number of rows of a slot that each policy learns from.
+            num_rows: how many of a slot's rows each policy learns from.
             product: the keys whose product is `num_rows`, for the error message.
 
         Raises:

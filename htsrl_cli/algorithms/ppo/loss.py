@@ -27,7 +27,7 @@ def ppo_loss(
         now: outputs of the current policy, with gradients, float32 [n].
         old: outputs of the old policy, float32 [n].
         targets: advantages and returns, float32 [n]; treated as constants.
-        clip_coef: range of the clipping; the ratio is clipped to 1 ± `clip_coef`.
+        clip_coef: range of the clipping; the probability ratio is clipped to 1 ± `clip_coef`.
         clip_value_loss: True to use the larger of two squared errors, as in the authors'
             implementation: the error of the value, and the error of the value clipped to
             `old.values` ± `clip_coef`.

@@ -26,9 +26,11 @@ class AtariConfig(EnvConfig):
     Attributes:
         game: name of the ROM in snake case, for example `space_invaders`.
         frame_skip: emulator frames per env step.
-        screen_size: side of the square grayscale observation, in pixels.
-        frame_stack: number of screens in an observation, uint8 [H, W, frame_stack].
-        noop_max: a game begins with a random number of no-op frames, uniform from 0 to `noop_max`.
+        screen_size: width and height of the grayscale observation, in pixels.
+        frame_stack: number of latest screens in an observation, whose shape is
+            [H, W, `frame_stack`].
+        noop_max: maximum number of no-op frames at the beginning of a game; the actual number is
+            sampled uniformly from 0 to `noop_max`.
         fire_on_reset: press FIRE after every reset and every lost life, if FIRE is in the game's
             minimal action set.
         repeat_action_probability: probability that a frame repeats the action of the frame before
@@ -36,7 +38,7 @@ class AtariConfig(EnvConfig):
         full_action_space: use all 18 actions instead of the game's minimal set.
         max_num_frames_per_episode: number of emulator frames after which a game is truncated.
         reward_clipping: train on the sign of the reward (-1, 0 or 1).
-        terminal_on_life_loss: a lost life terminates the training episode, but not the game.
+        terminal_on_life_loss: let a lost life terminate the training episode, but not the game.
     """
 
     rules: ClassVar[Rules] = {

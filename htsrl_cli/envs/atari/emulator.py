@@ -13,7 +13,7 @@ Facts about the emulator (ale-py 0.12, all 57 games) that shape this file:
 Therefore, every game starts from the same state, which is saved a few frames after the boot.
 `get_state` does not return the emulator's current state. It returns a *keyframe* (an earlier state
 of the emulator) and the actions played since the keyframe. When a keyframe is taken, the running
-game itself is restored from it, so that it continues exactly as it would after a later restore.
+game itself is restored from it, so that the game continues exactly as after a later restore.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ cv2.setNumThreads(0)
 class Emulator:
     """A running game, which repeats actions, pools and resizes screens, and saves its state.
 
-    Sticky actions are drawn here, frame by frame, not by the emulator: its memory of the last
-    action survives a reset and is missing from saved states.
+    This class itself samples the sticky actions, frame by frame. The Arcade Learning Environment
+    would not sample them reproducibly: its memory of the last action survives a reset and is
+    missing from saved states.
 
     Args:
         config: the section `env`.
@@ -149,7 +150,10 @@ class Emulator:
         return reward
 
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """Returns a JSON-serializable dictionary and two blobs; the caller also saves `screen`."""
+        """Returns the state, without `screen`, as a JSON-serializable dictionary and two blobs.
+
+        The caller saves `screen` in addition.
+        """
         meta = {"rng": generator_state(self.rng), "last_action": self._last_action}
         return meta, [self._keyframe.serialize(), bytes(self._played)]
 
@@ -195,7 +199,7 @@ class Emulator:
         self._played.clear()
 
     def _sticky(self, action: int, num_frames: int) -> list[int]:
-        """Draws the actions of the next frames, each of which may repeat the previous action."""
+        """Samples the actions of the next frames; each may repeat the action before it."""
         if self._repeat_probability == 0:
             return [action] * num_frames
         played = []

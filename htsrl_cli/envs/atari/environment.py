@@ -65,7 +65,7 @@ class AtariEnv:
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Begins an episode: a new game that `seed` determines, or the next life of the same game.
 
-        In both cases, the sticky actions that follow are drawn from `seed`.
+        In both cases, `seed` also determines which of the following actions are sticky.
         """
         if self._starts_game:
             self._start_game(seed)
@@ -148,7 +148,10 @@ class AtariEnv:
         return int(self._emulator.rng.integers(self._config.noop_max + 1))
 
     def _fire(self) -> int:
-        """Presses FIRE for the frames of one env step if the game needs it; returns the reward."""
+        """Presses FIRE for the frames of one env step if `fire_on_reset` applies.
+
+        Returns the raw reward; 0 if FIRE is not pressed.
+        """
         return self._emulator.run(FIRE, self._config.frame_skip) if self._fires else 0
 
     def _life_lost(self) -> bool:
@@ -186,7 +189,7 @@ class AtariEnv:
 
 
 def make_atari_env(config: AtariConfig, index: int, renderer: str | None) -> AtariEnv:
-    """Builds a game; `index` has no effect.
+    """Builds an `AtariEnv`; `index` has no effect.
 
     Raises:
         ConfigError: as for `AtariEnv`.

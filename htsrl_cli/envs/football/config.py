@@ -43,11 +43,13 @@ class FootballConfig(EnvConfig):
             picture, [72, 96, 1] or [72, 96, 3]).
         frame_stack: number of latest frames in an observation, joined along the last axis.
         rewards: `scoring` (+1 for a goal, -1 for a goal conceded), or `scoring,checkpoints` (in
-            addition, 0.1 the first time that the player has the ball within each of ten distances
-            of the opponents' goal).
-        num_left_players, num_right_players: number of controlled players on this side. Each
-            controlled player is a column. Players on the right see the pitch rotated, as if they
-            played from left to right.
+            addition, +0.1 for each of ten distances to the opponents' goal, when the player first
+            has the ball at this distance or closer; a goal also pays for the distances not yet
+            reached).
+        num_left_players: number of controlled players on the left side; each controlled player is a
+            column.
+        num_right_players: number of controlled players on the right side; each controlled player is
+            a column. These players see the pitch rotated, as if they played from left to right.
     """
 
     rules: ClassVar[Rules] = {
@@ -62,7 +64,7 @@ class FootballConfig(EnvConfig):
     label_key: ClassVar[str] = "scenario"
     restores_exactly: ClassVar[bool] = True
     install_hint: ClassVar[str] = (
-        "run `make football` in a checkout of htsrl, which builds it from source "
+        "run `make football` in a checkout of htsrl to build the package from source "
         "(see docs/guides/football.md)"
     )
     # `pitch` is a drawing of the pitch from above; `engine` is the engine's own picture.

@@ -2,7 +2,7 @@
 
 A saved state is a *keyframe* (an earlier state of the match) and the actions played since the
 keyframe. The engine's states are incomplete. When a keyframe is taken, the running match itself is
-therefore restored from it, so that it continues exactly as it would after a later restore.
+therefore restored from it, so that the match continues exactly as after a later restore.
 
 Observations and rewards are those of gfootball's own wrappers (Kurach et al., 2020).
 """
@@ -174,7 +174,7 @@ class FootballEnv:
             self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
-        """Takes a keyframe and restores it; the match then continues as after a later restore."""
+        """Takes a keyframe and restores it; the match continues as it would after a resume."""
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
         self._keyframe = (meta, [engine, self._stacked().tobytes()])
@@ -261,7 +261,7 @@ class FootballEnv:
 
 
 def make_football_env(config: FootballConfig, index: int, renderer: str | None) -> FootballEnv:
-    """Builds a scenario; `index` has no effect.
+    """Builds a `FootballEnv`; `index` has no effect.
 
     Raises:
         ConfigError: as for `FootballEnv`.
@@ -272,8 +272,8 @@ def make_football_env(config: FootballConfig, index: int, renderer: str | None) 
 def _reached(view: View) -> int:
     """Returns the number of checkpoints that the ball has reached.
 
-    Each of the ten checkpoints is a distance to the opponents' goal. The ball reaches it when it is
-    at this distance or closer.
+    Each of the ten checkpoints is a distance to the opponents' goal. The ball has reached a
+    checkpoint if the ball is at this distance or closer.
     """
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))

@@ -309,7 +309,7 @@ def _check_players(config: FootballConfig, scenario: Any) -> None:
 
 
 def _team(players: Any) -> tuple[Array, Array]:
-    """Returns the players' positions and directions, each float64 [players, 2]."""
+    """Returns the players' positions and movements per env step, float64 [players, 2] each."""
     seen = [(player.position, player.direction) for player in players]
     table = np.array([(at[0], at[1], to[0], to[1]) for at, to in seen])
     return table[:, :2], table[:, 2:]

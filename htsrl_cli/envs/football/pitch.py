@@ -89,7 +89,7 @@ def _draw_side(
 
 
 def _draw_ball(image: Array, ball: Array) -> None:
-    """Draws the ball: the higher it is, the larger it is and the farther from its shadow."""
+    """Draws the ball; a higher ball is drawn larger and farther from its shadow."""
     at, height = ball[:2] * _METRES, max(0.0, float(ball[2]))
     _disc(image, at + 0.25, _BALL + 0.1, _SHADOW)
     near = _BALL * (1 + min(height, 12.0) / 12.0)

@@ -15,8 +15,8 @@ class GymConfig(EnvConfig):
     """Any registered Gymnasium environment.
 
     Attributes:
-        id: a Gymnasium id, or `module:id` to import the module first, in every process that builds
-            the environment.
+        id: a Gymnasium id, or `module:id`: every process that builds the environment then imports
+            the module first.
         kwargs: keyword arguments for `gymnasium.make`.
         max_episode_steps: time limit of an episode in env steps; null keeps the limit with which
             the environment is registered.

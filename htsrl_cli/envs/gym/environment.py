@@ -31,7 +31,9 @@ ToAction = Callable[[Array], Any]
 
 
 class GymEnv:
-    """An `Env` around a Gymnasium environment, whose saved state is a replay.
+    """An `Env` that wraps a Gymnasium environment.
+
+    A saved state is a replay: the seed of the last reset and all actions since then.
 
     Images (uint8 with 2 or 3 axes) become observations of uint8 [H, W, channels]: channels-first
     images are transposed, and images without a channel axis get one. Vectors of uint8 stay uint8
@@ -171,7 +173,7 @@ def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
 
 
 def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    """Builds the environment in Gymnasium's render mode `rgb_array`, which it must declare."""
+    """Builds the environment in render mode `rgb_array`, which the environment must declare."""
     env = _make(config)
     modes = env.metadata.get("render_modes") or ()
     env.close()

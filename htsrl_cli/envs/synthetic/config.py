@@ -15,19 +15,19 @@ class SyntheticConfig(EnvConfig):
     """An environment for tests and benchmarks.
 
     Attributes:
-        name: `sleep` (random observations), `count` (the observation encodes column, episode and
-            env step) or `faulty` (like `count`, but fails on demand).
+        name: `sleep` (observations are random), `count` (observations encode column, episode and
+            env step) or `faulty` (like `count`, but environment `fault_env` fails).
         distribution: distribution of an env step's sleep time: `constant`, `exponential` or
             `gamma`.
-        mean_ms: mean sleep time in milliseconds.
+        mean_ms: mean sleep time of an env step in milliseconds.
         shape: shape parameter of the gamma distribution.
         episode_length: env steps per episode.
         truncate: end episodes by truncation instead of termination.
         fault: how `faulty` fails: `raise` (an exception), `crash` (SIGSEGV), `exit` (with status 3)
             or `hang`.
-        fault_step: the env step at which environment `fault_env` fails, counted from 0 over all its
-            episodes. If negative, the environment fails when it is built.
-        fault_env: index of the environment that fails.
+        fault_step: the env step at which environment `fault_env` fails, counted from 0 over all
+            episodes of this environment. If negative, the environment fails when it is built.
+        fault_env: index of the environment that fails, counted from 0.
         num_players: number of players in each environment; each player is a column.
     """
 
@@ -58,7 +58,7 @@ class SyntheticConfig(EnvConfig):
 
     @property
     def is_tried(self) -> bool:
-        """True if an environment is built before the run starts.
+        """True if an environment is built before the run starts, to report mistakes early.
 
         False for `faulty`, which may crash when it is built.
         """

@@ -1,4 +1,7 @@
-"""Environments for tests and benchmarks: they sleep, count or fail."""
+"""Environments for tests and benchmarks: they sleep, count or fail.
+
+In shapes, P is the number of players.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +42,13 @@ class SyntheticEnv(ABC):
         self._total_steps = 0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins the next episode."""
+        """Begins the next episode; returns its first observation and an empty `info`."""
         self._episode += 1
         self._begin(seed)
         return self._shown[0], {}
 
     def _begin(self, seed: int) -> None:
-        """Draws the random numbers of episode `_episode`."""
+        """Draws the random numbers of episode `_episode` and resets the episode's counters."""
         length, num_players = self._config.episode_length, self._config.num_players
         self._seed = seed
         self._length = 0
@@ -59,7 +62,7 @@ class SyntheticEnv(ABC):
         self._shown = self._obs[:, 0] if num_players == 1 else self._obs
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Takes one env step, which sleeps; `action` can affect only the reward."""
+        """Sleeps, then takes one env step; `action` can affect only the reward."""
         time.sleep(self._seconds[self._length])
         self._total_steps += 1
         rewards = self._rewards(action.reshape(-1))
@@ -74,7 +77,7 @@ class SyntheticEnv(ABC):
         return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """Returns the seed, which determines the episode, and the counters."""
+        """Returns the counters and the seed of the episode's random numbers, packed as bytes."""
         meta = {
             "name": self._config.name,
             "seed": self._seed,
@@ -86,7 +89,7 @@ class SyntheticEnv(ABC):
         return pack_state(_STATE_KIND, meta)
 
     def set_state(self, state: bytes) -> Array:
-        """Restores a state that `get_state` returned; returns the observation.
+        """Restores a state that `get_state` returned; returns the observation of this state.
 
         Raises:
             CheckpointError: the bytes are damaged or belong to another environment.
@@ -128,7 +131,7 @@ class SyntheticEnv(ABC):
 
 
 class SleepEnv(SyntheticEnv):
-    """An environment whose observations are four uniform random numbers.
+    """An environment whose observation is a vector of four uniform random numbers.
 
     The reward is 1 if the action is the index of the largest number, otherwise 0.
     """
@@ -150,8 +153,9 @@ class SleepEnv(SyntheticEnv):
 class CountEnv(SyntheticEnv):
     """An environment whose observation is (column, episode, env step), each counted from 0.
 
-    The reward of the env step that leads to (c, k, t) is 10,000 c + 100 k + t. It is exact in
-    float32 below 2**24, and can be decoded while k and t are at most 99.
+    The reward of the env step that leads to observation (c, k, t) is 10,000 c + 100 k + t. This
+    number is exact in float32 below 2**24. The observation can be recovered from it while k and t
+    are at most 99.
     """
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:
@@ -179,7 +183,7 @@ class FaultyEnv(CountEnv):
             self._fail_if_chosen()
 
     def step(self, action: Array) -> tuple[Array, float | Array, bool, bool, dict[str, Any]]:
-        """Fails if `env.fault_env` and `env.fault_step` say so, otherwise steps as usual."""
+        """Takes one env step; environment `env.fault_env` fails at env step `env.fault_step`."""
         if self._total_steps == self._config.fault_step:
             self._fail_if_chosen()
         return super().step(action)
@@ -193,7 +197,7 @@ class FaultyEnv(CountEnv):
             os._exit(EXIT_CODE)
         while self._config.fault == "hang":
             time.sleep(1)
-        raise RuntimeError(f"asked to fail at env step {self._config.fault_step}")
+        raise RuntimeError(f"asked to fail at env step {self._config.fault_step} (env.fault=raise)")
 
 
 _ENVS: dict[str, type[SleepEnv] | type[CountEnv]] = {
@@ -204,5 +208,5 @@ _ENVS: dict[str, type[SleepEnv] | type[CountEnv]] = {
 
 
 def make_synthetic_env(config: SyntheticConfig, index: int, renderer: str | None) -> SyntheticEnv:
-    """Builds environment number `index` of the kind `env.name`; it cannot be rendered."""
+    """Builds environment number `index`, of type `config.name`; ignores `renderer`."""
     return _ENVS[config.name](config, index)

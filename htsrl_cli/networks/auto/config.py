@@ -12,10 +12,11 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class AutoConfig(MlpConfig):
-    """The choice of `nature_cnn` for images of at least 36 x 36 pixels, and of `mlp` otherwise.
+    """`nature_cnn` for images of at least 36 x 36 pixels, otherwise `mlp`.
 
     Attributes:
-        linear_kernel: a key of `nature_cnn`; `mlp` does not use it.
+        hidden_sizes: see `network=mlp`; `nature_cnn` does not use this key.
+        linear_kernel: see `network=nature_cnn`; `mlp` does not use this key.
     """
 
     rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **MlpConfig.rules}

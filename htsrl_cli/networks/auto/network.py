@@ -1,4 +1,4 @@
-"""The choice between the Nature CNN and perceptrons, by the shape of the observations."""
+"""The choice between the Nature CNN and MLPs, by the shape of the observations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from htsrl_cli.networks.nature_cnn.network import NatureCnn
 
 
 def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | tuple[Mlp, Mlp]:
-    """Builds the Nature CNN if observations are large images, and two perceptrons otherwise."""
+    """Builds the Nature CNN if observations are large images, and two MLPs otherwise."""
     if is_large_image(spec.obs_shape):
         return NatureCnn(spec.obs_shape, config.linear_kernel)
     return make_mlps(config, spec)

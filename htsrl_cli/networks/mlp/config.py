@@ -12,10 +12,10 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class MlpConfig(NetworkConfig):
-    """Two separate perceptrons with tanh, one for the policy and one for the value.
+    """Two separate multilayer perceptrons with tanh, one for the policy and one for the value.
 
     Attributes:
-        hidden_sizes: number of outputs of each layer, in order.
+        hidden_sizes: number of units of each hidden layer, in order.
     """
 
     rules: ClassVar[Rules] = {"hidden_sizes": SIZES, **NetworkConfig.rules}

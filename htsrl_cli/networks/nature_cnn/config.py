@@ -20,8 +20,8 @@ class NatureCnnConfig(NetworkConfig):
 
     Attributes:
         linear_kernel: how a CPU computes the linear layer in fp32: as a matrix `product` (MKL) or
-            as a `convolution` (oneDNN). They round differently, and which one is faster depends on
-            the processor.
+            as a `convolution` (oneDNN). The two kernels round differently. The processor determines
+            which kernel is faster; `auto` chooses by the processor.
     """
 
     rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}

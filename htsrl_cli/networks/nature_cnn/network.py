@@ -14,9 +14,10 @@ from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
 
 
 class NatureCnn(nn.Module):
-    """The convolutional trunk of Mnih et al. (2015): uint8 [N, H, W, C] to [N, 512].
+    """The convolutional trunk of Mnih et al. (2015), from uint8 [N, H, W, C] to float [N, 512].
 
-    The slot's [H, W, C] arrays, viewed as [C, H, W], are channels-last: no transposition is needed.
+    Images in the slot are [H, W, C]. Viewed as [C, H, W], they already have the channels-last
+    memory layout, so they need not be transposed in memory.
 
     Args:
         obs_shape: shape [H, W, C] of an observation.

@@ -28,7 +28,7 @@ class CorridorEnv:
         self._return = 0.0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode in a cell that `seed` determines; the cell is not the door's.
+        """Begins an episode in a cell that `seed` determines, never in the cell with the door.
 
         Returns:
             The first observation, and an empty `info`.
@@ -96,5 +96,8 @@ class CorridorEnv:
 
 
 def make_corridor(config: CorridorConfig, index: int, renderer: str | None) -> CorridorEnv:
-    """Builds a corridor, which cannot be rendered and does not depend on `index`."""
+    """Builds a corridor; ignores `index` and `renderer`.
+
+    All environments of a run are alike, and a corridor cannot be rendered.
+    """
     return CorridorEnv(config)

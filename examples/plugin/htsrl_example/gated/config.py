@@ -12,7 +12,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class GatedConfig(NetworkConfig):
-    """A layer whose outputs are gated by another layer, shared by policy and value.
+    """A gated layer, shared by policy and value: a second layer computes a gate for each unit.
 
     Attributes:
         width: number of units in the layer.

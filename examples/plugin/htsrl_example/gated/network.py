@@ -1,4 +1,4 @@
-"""A gated layer (Dauphin et al., 2017)."""
+"""A gated layer: tanh units with sigmoid gates (van den Oord et al., 2016)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from htsrl_example.gated.config import GatedConfig
 
 
 class Gated(nn.Module):
-    """A gated layer, from observations [N, *obs_shape] to features [N, width] for N rows."""
+    """A gated layer that maps observations [N, *obs_shape] to features [N, width], for N rows."""
 
     def __init__(self, config: GatedConfig, spec: EnvSpec) -> None:
         super().__init__()

@@ -14,7 +14,10 @@ from htsrl_example.reinforce.config import ReinforceConfig
 
 
 class Reinforce(WholeSlot):
-    """REINFORCE: one gradient step for each rollout, at the behavior policy's parameters."""
+    """REINFORCE with a learned baseline: one optimizer step for each slot.
+
+    The gradient is computed at the parameters of the behavior policy.
+    """
 
     def __init__(self, config: ReinforceConfig) -> None:
         self._config = config
