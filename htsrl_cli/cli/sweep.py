@@ -24,7 +24,8 @@ def failure(error: Exception) -> RunError | None:
         )
     if _has_no_best_trial(error):
         return RunError(
-            f"no trial of {HydraConfig.get().sweep.dir} gave a metric: see the warnings above, and "
+            f"no trial of {HydraConfig.get().sweep.dir} gave a metric: each of them failed, or was "
+            "complete before an episode ended (raise total_steps); see the warnings above, and "
             "train.log in the trials' folders"
         )
     return None
