@@ -21,8 +21,8 @@ class Rollout(NamedTuple):
 
     Attributes:
         rewards: float32 [T, B]; the training rewards.
-        terminated: bool [T, B]; True if the episode terminated with this env step.
-        truncated: bool [T, B]; True if the episode was truncated after this env step.
+        terminated: bool [T, B]; True where an env step terminated an episode.
+        truncated: bool [T, B]; True where an env step truncated an episode.
         values: float32 [T + 1, B]; value of the observation before each env step and, in row T, of
             the observation after the last env step.
         final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.

@@ -29,7 +29,7 @@ _PARTS = {
 def upgrade(
     version: int, arrays: dict[str, Array], meta: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Converts a checkpoint's arrays and document from `version` to the current version."""
+    """Converts a checkpoint's arrays and `meta` from format `version` to the current format."""
     new = dict(meta)
     if "config" in new:
         new["config"] = upgrade_config(new["config"])

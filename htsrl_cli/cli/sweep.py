@@ -34,8 +34,8 @@ def failure(error: Exception) -> RunError | None:
 def _has_no_best_trial(error: Exception) -> bool:
     """Returns True if Optuna raised `error` because no trial of the search gave a metric.
 
-    Optuna's study is found as the `self` of a call in the traceback. The result is True if all
-    trials of the study have ended and none of them has a value.
+    Optuna's study is the local variable `self` of a function in the traceback. The result is True
+    if all trials of the study have ended and none of them has a value.
     """
     if "optuna" not in sys.modules:
         return False

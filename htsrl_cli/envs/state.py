@@ -39,7 +39,10 @@ def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """
     header, body = _read(state)
     if header["kind"] != kind:
-        raise CheckpointError(f"the environment state is of kind {header['kind']!r}, not {kind!r}")
+        raise CheckpointError(
+            f"the saved environment is of kind {header['kind']!r}, but the run's environment is of "
+            f"kind {kind!r}"
+        )
     blobs: list[bytes] = []
     for length in header["blobs"]:
         blobs.append(body[:length])

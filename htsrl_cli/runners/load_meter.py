@@ -8,10 +8,10 @@ from htsrl_cli.workers.board import Board
 
 
 class LoadMeter:
-    """A meter of the load of executors, actors and the learner; it starts when it is constructed.
+    """A meter of the time that executors, actors and the learner work, from its construction on.
 
     Args:
-        board: the load counters: one line for each executor, then one line for each actor.
+        board: counters of the work of executors and actors; the executors come first.
         num_steppers: number of executors.
 
     Attributes:

@@ -49,8 +49,9 @@ class _Seat:
         columns: columns of the environment's players, in order.
         where: the same columns as an array index: an integer for one player, a slice for several.
         t: number of env steps taken in this rollout.
-        pending: number of requests not yet answered. A truncated episode causes two requests for
-            each column.
+        pending: number of requests not yet answered. After most env steps, each column makes one
+            request, for its next action. When an episode is truncated, each column makes a second
+            request, for the value of the episode's last observation.
     """
 
     def __init__(self, env: Env, index: int) -> None:

@@ -218,8 +218,9 @@ def _keeps_bits(
     """Returns True if a row's results keep their bits when the row moves or other rows change.
 
     Args:
-        changes: pairs of numbers (shift, first). All rows move by `shift` positions, and every
-            second row, starting with row `first`, is then replaced by random content.
+        changes: pairs of numbers (shift, first), each of which is one test. A test rotates the rows
+            by `shift` positions. It then replaces every second row, starting with row `first`, by
+            random content, and compares the results of the other rows.
     """
     inference = Inference(setup)
     rng = np.random.default_rng(0)

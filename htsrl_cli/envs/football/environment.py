@@ -216,7 +216,7 @@ class FootballEnv:
         return rewards
 
     def _seen(self) -> Iterator[tuple[View, int]]:
-        """Yields, for each controlled player, its side's view and its index within the side."""
+        """Yields the view of each controlled player's side, and the player's index in its team."""
         sides = {is_left: self._match.view(is_left) for is_left in set(self._is_left)}
         counts = {True: 0, False: 0}
         for is_left in self._is_left:

@@ -77,7 +77,7 @@ class SyntheticEnv(ABC):
         return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """Returns the counters and the seed of the episode's random numbers, packed as bytes."""
+        """Returns the episode's counters and the seed of its random numbers, packed as bytes."""
         meta = {
             "name": self._config.name,
             "seed": self._seed,
