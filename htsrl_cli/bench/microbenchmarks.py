@@ -85,7 +85,7 @@ class OneThread:
 
     @property
     def cost_ms(self) -> tuple[float, float, float]:
-        """Milliseconds of one thread per env step, for stepping, inference and training."""
+        """Milliseconds that one thread needs per env step: for stepping, inference and training."""
         rows = 1000 * self.players
         return 1000 / self.env, rows / self.inference, rows * self.epochs / self.train
 

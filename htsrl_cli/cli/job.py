@@ -70,7 +70,7 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
     Raises:
         UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` already
-            holds a run that is not to be resumed.
+            holds a run, which `resume` does not name.
     """
     resume = cfg.get("resume")
     if resume is None or (resume == AUTO and not holds_run(run_dir)):

@@ -61,7 +61,7 @@ class Timeouts(NamedTuple):
 
     Attributes:
         env_s: limit for an env step, a reset, or the construction of an environment.
-        pass_s: limit for the forward passes that choose the next action of every game.
+        pass_s: limit for choosing the next action of every game, in one or more forward passes.
     """
 
     env_s: float

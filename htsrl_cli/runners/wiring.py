@@ -89,8 +89,8 @@ def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> Infer
         return inference
     if has_independent_rows(inference, parameters):
         logger.info(
-            "the rounding of an output depends on the observation's position in the batch: each "
-            "environment gets fixed positions"
+            "the network rounds differently at different positions in a batch; to keep results "
+            "reproducible, each environment always gets the same positions"
         )
     else:
         logger.warning(

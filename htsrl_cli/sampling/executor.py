@@ -140,10 +140,11 @@ class Executor:
     def advance(self, answered: Sequence[int]) -> list[Request]:
         """Steps the environments whose requests are all answered; returns the next requests.
 
-        An environment whose columns are full is not stepped.
+        An environment that has taken all env steps of the rollout is not stepped.
 
         Args:
-            answered: columns of the answered requests; a column appears once for each request.
+            answered: the column of each answered request; a column appears twice if two of its requests were
+                answered.
         """
         requests: list[Request] = []
         for c in answered:

@@ -37,7 +37,7 @@ def truncating_step(step: Any) -> Any:
 
 
 def encode(requests: Iterable[Request]) -> list[int]:
-    """Returns the numbers of all requests in one list, for a pipe."""
+    """Returns a flat list of both numbers of each request, to be sent through a pipe."""
     return [number for request in requests for number in request]
 
 

@@ -96,7 +96,7 @@ def general_keys() -> list[Key]:
 
 
 def section_keys(section: str) -> list[Key]:
-    """Returns the keys of a section that chooses no kind."""
+    """Returns the keys of a section whose keys are always the same (not `env`, `algo`, `network`)."""
     schema, values = _SCHEMAS[section], options_values(FILES[section])
     values = values.get(section, values)
     return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]

@@ -78,7 +78,7 @@ def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stri
 
 
 def join_columns(x: Tensor, number: int) -> Tensor:
-    """Views every `number` adjacent columns of channels-last images as one column.
+    """Joins every `number` adjacent pixel columns of channels-last images, as a view.
 
     The shape [N, C, H, W] becomes [N, number * C, H, W / number].
     """
