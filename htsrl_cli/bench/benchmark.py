@@ -252,7 +252,7 @@ def run_benchmark(
         num_envs = train.actors.num_envs
         env_alone.append(all_cores_env_rate(train.env, num_envs, config.micro_seconds))
         logger.info(
-            "round %d: upper bound %.1f env steps/s, stepping environments alone %.1f env steps/s",
+            "round %d: upper bound %.1f env steps/s, only stepping environments %.1f env steps/s",
             number + 1,
             one_thread[-1].bound,
             env_alone[-1],

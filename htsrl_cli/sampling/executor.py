@@ -143,8 +143,8 @@ class Executor:
         An environment that has taken all env steps of the rollout is not stepped.
 
         Args:
-            answered: the column of each answered request; a column appears twice if two of its requests were
-                answered.
+            answered: the column of each answered request; a column appears twice if two of its
+                requests were answered.
         """
         requests: list[Request] = []
         for c in answered:

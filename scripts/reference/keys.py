@@ -96,7 +96,7 @@ def general_keys() -> list[Key]:
 
 
 def section_keys(section: str) -> list[Key]:
-    """Returns the keys of a section whose keys are always the same (not `env`, `algo`, `network`)."""
+    """Returns the keys of a section other than `env`, `algo` and `network`."""
     schema, values = _SCHEMAS[section], options_values(FILES[section])
     values = values.get(section, values)
     return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]
