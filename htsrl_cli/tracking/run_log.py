@@ -106,7 +106,7 @@ class RunLog:
         return self._evaluated.keys()
 
     def final_metric_at(self, env_steps: int) -> float | None:
-        """Returns `eval/final_metric` as of `env_steps`; None if no policy was evaluated by then."""
+        """Returns `eval/final_metric` as of `env_steps`; None if no policy is evaluated by then."""
         values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
         return values[-1] if values else None
 
