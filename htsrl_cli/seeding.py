@@ -16,7 +16,8 @@ import numpy.typing as npt
 class Purpose(IntEnum):
     """Purpose of a stream of random numbers.
 
-    The integer is part of the generator's key: never change or reuse an integer.
+    A purpose's integer is part of the generator's key: never change it, and never reuse it for
+    another purpose.
     """
 
     PARAMETERS = 0
@@ -55,7 +56,7 @@ def action_noise(
 def draw_noise(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[np.float32]:
-    """Draws the noise from which actions are sampled, float32 of `shape`; see `action_noise`."""
+    """Draws float32 noise of shape `shape` for sampling actions; for `kind`, see `action_noise`."""
     if kind == "gaussian":
         return rng.standard_normal(shape, dtype=np.float32)
     return rng.random(shape, dtype=np.float32)
@@ -72,7 +73,8 @@ def minibatch_orders(
     """Returns a random order of row indices for each epoch of an update, int64 [epochs, rows].
 
     Args:
-        num_rows: number of rows of a slot that each policy learns from.
+        num_rows: number of rows (one for each env step and column) of a slot that each policy
+            learns from.
     """
     rng = generator(seed, Purpose.SHUFFLES, update)
     return np.stack([rng.permutation(num_rows) for _ in range(num_epochs)])

@@ -53,7 +53,7 @@ def claim_1_seconds(
     actor_s: float,
     shape: float = 1.0,
 ) -> float:
-    """Returns the expected seconds to collect `num_states` env steps of `num_envs` environments.
+    """Returns the expected seconds until all environments together take `num_states` env steps.
 
     This is Claim 1 of the HTS-RL paper (arXiv 2012.09849). Step times follow a gamma distribution.
     The total time of `sync_interval` env steps then also follows a gamma distribution, whose shape
@@ -74,9 +74,10 @@ def claim_1_seconds(
 
 
 def lockstep_seconds(num_states: int, num_envs: int, mean_s: float, step_s: float) -> float:
-    """Returns the expected seconds to collect `num_states` env steps in lockstep.
+    """Returns the expected seconds until all environments together take `num_states` env steps.
 
-    The expected maximum of n exponential step times is the n-th harmonic number times their mean.
+    In lockstep, all environments wait for the slowest one at every env step. The expected maximum
+    of n exponential step times is the n-th harmonic number times their mean.
 
     Args:
         mean_s: mean step time in seconds.
@@ -125,7 +126,7 @@ class Bench:
 
 
 def measure_step_cost(bench: Bench) -> dict[str, float]:
-    """Measures c, the cost of an env step beyond its step time; returns seconds by runner."""
+    """Measures c, the cost of an env step beyond its step time; returns each runner's seconds."""
     print("Cost of an env step beyond its step time (c), measured with steps of 10 ms:")
     costs = {}
     for runner, num_envs in (("hts", 1), ("sync", NUM_ENVS)):
@@ -139,7 +140,7 @@ def measure_step_cost(bench: Bench) -> dict[str, float]:
 
 
 def _show_parts() -> None:
-    """Prints the two parts of c that can be measured separately."""
+    """Measures and prints two parts of c: the time of a forward pass, and how late a sleep ends."""
     config = compose(["env=synthetic/sleep", f"env.mean_ms={1000 * MEAN_S:g}", *LIGHT])
     batch = config.actors.inference_batch
     rates = OneThread.measure(config, 1.0)
@@ -177,7 +178,7 @@ def equal_training_cost(
     """Measures part 2 or 3, in which an update takes as long as an asynchronous rollout.
 
     Returns:
-        The runs, and the ratio of `hts` to `sync`.
+        The runs, and the median rate of `hts` divided by the median rate of `sync`.
     """
     print(f"{distribution} step times; an update takes as long as a rollout of hts; {list(words)}")
     rollout_s = _interval_s(calibration.run("rollout", "hts", distribution, LIGHT))
@@ -199,7 +200,10 @@ def equal_training_cost(
 
 
 def _interval_s(run: MeasuredRun) -> float:
-    """Returns the seconds that a rollout takes in a run with `NUM_ENVS` environments."""
+    """Returns the mean seconds from the end of a rollout to the end of the next one.
+
+    With `sync`, they include an update. The run must have `NUM_ENVS` environments.
+    """
     return NUM_ENVS * SYNC_INTERVAL / run.rate
 
 

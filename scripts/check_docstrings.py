@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def fragments(source: str) -> list[tuple[int, str]]:
-    """Returns line and description of each violation in a file, sorted by line."""
+    """Returns the line number and the description of each violation, sorted by line number."""
     nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, Documented))
     return sorted(problem for node in nodes for problem in _problems(node))
 
@@ -66,7 +66,7 @@ def _problems(node: Documented) -> Iterator[tuple[int, str]]:
 
 
 def _decorators(node: Function) -> set[str]:
-    """Returns the last names of a function's decorators, such as `fixture`."""
+    """Returns the names of a function's decorators: for `@pytest.fixture`, this is `fixture`."""
     named = [entry.func if isinstance(entry, ast.Call) else entry for entry in node.decorator_list]
     return {ast.unparse(entry).rpartition(".")[2] for entry in named}
 

@@ -116,7 +116,10 @@ def difference(
 
 
 def means_table(runs: Sequence[Trained]) -> str:
-    """Returns a Markdown table of the means and standard deviations over seeds."""
+    """Returns a Markdown table with a row for each combination of task and variant.
+
+    It shows the mean and the standard deviation, over seeds, of `whole` and of `last`.
+    """
     rows = []
     for task, variant in dict.fromkeys((run.task, run.variant) for run in runs):
         own = [run for run in runs if (run.task, run.variant) == (task, variant)]

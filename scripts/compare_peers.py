@@ -2,8 +2,9 @@
 
     python -m scripts.compare_peers pong_ppo --sb3 SB3_VENV/bin/python --sample-factory ...
 
-Each run is a fresh process, and the variants take turns. All variants have the same game, network,
-algorithm and number of passes over each sample (see scripts/peer_*.py). Rollouts have these sizes:
+Each run is a fresh process. The variants of htsrl take turns with the other libraries. All of them
+use the same game, network, algorithm and number of passes over each sample (see
+scripts/peer_*.py). Rollouts have these sizes:
 
     pong_ppo   PPO, 4 epochs. htsrl: 16 environments x 128 env steps. Stable-Baselines3 with its
                published Atari settings: 8 x 128. Sample Factory, asynchronous: 16 x 128
@@ -58,7 +59,8 @@ class Peer:
     """A library that htsrl is compared with.
 
     Attributes:
-        library: `sb3` or `sample_factory`, the argument that gives this library's interpreter.
+        library: `sb3` or `sample_factory`, the parsed argument that holds the path of the Python
+            interpreter with this library.
         script: the file in this folder that runs the library.
         tasks: names of the tasks that the script can run.
         variables: additional environment variables of the process.
@@ -87,7 +89,8 @@ class Variant:
     Attributes:
         words: overrides in addition to the task's.
         target: minimum ratio of the variant's median rate to the fastest peer's.
-        of_bound: minimum fraction of the machine's bound; if 0, the bound is not measured.
+        of_bound: minimum ratio of the variant's median rate to the machine's bound; if 0, the bound
+            is not measured.
     """
 
     words: tuple[str, ...]
@@ -151,7 +154,11 @@ def run_peer(name: str, args: argparse.Namespace) -> MeasuredRun:
 def show_bounds(
     variants: dict[str, Variant], one_thread: dict[str, list[OneThread]], runs: list[MeasuredRun]
 ) -> list[Comparison]:
-    """Prints one-thread rates and bounds; returns comparisons of the runs with their bounds."""
+    """Prints one-thread rates and the bound computed from them, for each variant and round.
+
+    Returns:
+        The ratio of each variant's median rate to the median of its bounds, with its target.
+    """
     print("The machine's bound, from one-thread rates per second")
     comparisons = []
     for name, rounds in one_thread.items():

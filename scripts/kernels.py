@@ -143,7 +143,7 @@ class Timing:
 
     Attributes:
         work: `forward` or `gradient`.
-        microseconds: time per row: the lowest of the rounds' medians.
+        microseconds: time per row. Every round gives a median time; this is the lowest of them.
         is_row_free: True if the kernel passes the checks of the function `is_row_free`; None for
             gradients.
     """
@@ -164,7 +164,10 @@ def _tensor(rows: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) ->
 
 
 def _microseconds(work: Callable[[], Any], rows: int) -> float:
-    """Returns the median time per row over at least `SECONDS` seconds and three calls."""
+    """Returns the median time of a call of `work`, in microseconds, divided by `rows`.
+
+    The calls are repeated for at least `SECONDS` seconds, and at least three times.
+    """
     work()
     times: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -239,7 +242,7 @@ def _gradient(
 
 
 def timings_table(timings: list[Timing]) -> str:
-    """Returns a Markdown table with a row for each layer, precision and kernel."""
+    """Returns a Markdown table: a row for each combination of layer, precision and kernel."""
     sizes = [("forward", n) for n in FORWARD_ROWS] + [("gradient", n) for n in GRADIENT_ROWS]
     rows = []
     for key in dict.fromkeys((t.layer, t.precision, t.kernel) for t in timings):

@@ -49,7 +49,7 @@ class Point:
 
 
 def read_points(run_dir: Path) -> list[Point]:
-    """Returns a point for each training line of a run, from the end of its first game on."""
+    """Returns a point for each line of training metrics from the end of the first game on."""
     return [
         Point(line["env_steps"], line["time/seconds"], line["episode/total"], line[RECENT_RETURN])
         for line in training_lines(run_dir)
@@ -58,7 +58,10 @@ def read_points(run_dir: Path) -> list[Point]:
 
 
 def evenly_spaced(points: Sequence[Point], most: int) -> list[Point]:
-    """Returns at most `most` points at about equal distances, including the first and the last."""
+    """Returns at most `most` of the points, at about equal distances in the sequence.
+
+    The first and the last point are included.
+    """
     chosen = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
     return [points[i] for i in chosen]
 
@@ -90,7 +93,11 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
 
 
 def _step(env: Env, action: Array) -> tuple[float | None, bool]:
-    """Takes an env step; returns an ended game's score (else None) and True if a reset is due."""
+    """Takes an env step.
+
+    Returns:
+        The score if a game has ended, else None; and True if the environment needs a reset.
+    """
     _, _, terminated, truncated, info = env.step(action)
     game = info.get("episode")
     return (float(game["r"]) if game else None), terminated or truncated

@@ -35,12 +35,15 @@ def median(runs: Sequence[MeasuredRun], name: str) -> float:
 
 
 def rates(runs: Sequence[MeasuredRun], name: str) -> list[float]:
-    """Returns the rates of the runs called `name`, in order."""
+    """Returns the rates of the runs called `name`, in the order of `runs`."""
     return [run.rate for run in runs if run.name == name]
 
 
 def show_medians(runs: Sequence[MeasuredRun]) -> None:
-    """Prints, for each name, the median and the spread of the rates; warns of disturbed runs."""
+    """Prints the median and the spread of the rates of each name.
+
+    Also prints a warning if other processes were busy before a run.
+    """
     for name in dict.fromkeys(run.name for run in runs):
         values = rates(runs, name)
         middle = statistics.median(values)

@@ -34,7 +34,12 @@ FRAME_SKIP = 4
 
 
 class Reports(logging.Handler):
-    """Log handler that prints reports as JSON lines, and stops the training after `seconds`."""
+    """Log handler that prints reports of progress as JSON lines, and ends the training.
+
+    Args:
+        seconds: the training ends with the first report that is at least this many seconds after
+            the first one.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

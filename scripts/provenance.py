@@ -24,10 +24,10 @@ _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def result_path(name: str) -> Path:
-    """Returns the path at which a result of this machine is published.
+    """Returns the path of the published result `name` that was measured on this machine.
 
-    The folder has the name of the last of `instruction_sets()`. If there are none, it has the name
-    of the processor's architecture.
+    The folder is named after the strongest of `instruction_sets()`. If there are none, it is named
+    after the processor's architecture.
     """
     kind = (instruction_sets() or [platform.machine()])[-1]
     return RESULTS / kind / f"{name}.json"

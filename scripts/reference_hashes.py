@@ -91,7 +91,10 @@ def main() -> int:
 def measure(
     names: Sequence[str], checkout: Path, more: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Makes all runs that this machine can make; prints and yields their names and digests."""
+    """Makes the runs of each kind in `names`; prints and yields the name and digests of each run.
+
+    Kinds that cannot run on this machine are skipped. The overrides `more` apply to all runs.
+    """
     for name in names:
         if reason := missing(name):
             print(f"{name}: skipped: {reason}", flush=True)

@@ -83,12 +83,13 @@ class Algorithm(Protocol):
         """Computes the advantages and returns of a slot, float32 [T, B]."""
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        """Yields the minibatches of update `update` as row indices, int64 [rows].
+        """Yields the row indices of each minibatch of update `update`, int64 [rows].
 
-        The learner makes one optimizer step for each minibatch.
+        The learner makes one optimizer step for each minibatch. The indices count only the rows of
+        one policy; every policy uses the same indices.
 
         Args:
-            seed: the run's seed, which determines random orders.
+            seed: the run's seed; a random order of rows is derived from it and `update`.
             num_rows: how many of a slot's rows each policy learns from.
         """
 
@@ -110,7 +111,7 @@ class Algorithm(Protocol):
 
 
 class WholeSlot:
-    """The base class of algorithms that make one optimizer step for each slot, on all its rows.
+    """The base class of algorithms that make one optimizer step for each rollout, on all its rows.
 
     The gradient is computed at the parameters of the behavior policy.
     """

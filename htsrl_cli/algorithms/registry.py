@@ -1,8 +1,8 @@
 """The registry of algorithms.
 
-Each kind of algorithm has a folder with its keys (a subclass of `AlgoConfig`), its loss and its
-class. An entry point in the group `htsrl.algorithms` refers to the algorithm's `Kind`. The kind's
-factory is called as `factory(config)` and returns an `Algorithm`.
+Each algorithm has a folder with its keys (a subclass of `AlgoConfig`), its loss and its class. An
+entry point in the group `htsrl.algorithms` refers to the algorithm's `Kind`, which names its keys
+and its factory. The factory is called as `factory(config)` and returns an `Algorithm`.
 """
 
 from __future__ import annotations

@@ -23,9 +23,10 @@ class Rollout(NamedTuple):
         rewards: float32 [T, B]; the training rewards.
         terminated: bool [T, B]; True where an env step terminated an episode.
         truncated: bool [T, B]; True where an env step truncated an episode.
-        values: float32 [T + 1, B]; value of the observation before each env step and, in row T, of
-            the observation after the last env step.
-        final_values: float32 [T, B]; the value of a truncated episode's last observation, else 0.
+        values: float32 [T + 1, B]; value of the observation before each env step and, at index T,
+            of the observation after the last env step.
+        final_values: float32 [T, B]; where `truncated` is True, the value of the episode's last
+            observation; elsewhere 0.
     """
 
     rewards: Tensor

@@ -69,7 +69,8 @@ class MeasuredRun:
         rate: env steps per second.
         env_steps: number of env steps over which `rate` was measured.
         seconds: seconds over which `rate` was measured.
-        times: mean of each `time/` metric over all lines but the first, by name without `time/`.
+        times: mean of each `time/` metric over all lines of metrics but the first, by name without
+            `time/`.
         cpu_ms: CPU milliseconds per env step, by role. The learner's value covers the main process,
             including actors that run in it as threads, and all processes without a role.
         pss_mb: memory of all processes at the end, in MiB; shared pages are counted once.
@@ -289,7 +290,7 @@ def _table(
     one_thread: Sequence[OneThread],
     env_alone: Sequence[float],
 ) -> Table:
-    """Returns a table with columns for the bound, for stepping alone, and for each runner."""
+    """Returns a table of medians, with columns for the bound, stepping alone and each runner."""
     bound = statistics.median(rates.bound for rates in one_thread)
     stepped = statistics.median(env_alone)
     alone = [statistics.median(rates.cost_ms[k] for rates in one_thread) for k in range(len(ROLES))]
@@ -314,7 +315,12 @@ def _table(
 
 
 def _own_kernel(train: TrainConfig, fastest: str, excess_ms: float) -> str:
-    """Returns the configured kernel, with its extra cost per env step if it is not the fastest."""
+    """Returns the name of the configured kernel and, if it is not the fastest, its extra cost.
+
+    Args:
+        fastest: name of the fastest kernel.
+        excess_ms: extra milliseconds per env step with the configured kernel.
+    """
     own = getattr(train.network, "linear_kernel", "")
     return f"{own}: +{excess_ms:.3f} ms" if own != fastest else own
 
@@ -336,7 +342,7 @@ _ROWS = (
 
 
 def _measured_alone(rate: float, costs: Sequence[float]) -> list[str]:
-    """Returns the table column of a rate that was not measured in a training run.
+    """Returns the cells of a column of the table, for a rate not measured in a training run.
 
     Args:
         rate: env steps per second.

@@ -47,7 +47,7 @@ class OneThread:
         kernel: name of the fastest kernel for the network's linear layer: the kernel with the
             smallest sum of `cost_ms`. The rates are measured with this kernel. Empty if the choice
             of kernel makes no difference.
-        excess_ms: extra milliseconds per env step with the configured kernel instead of `kernel`.
+        excess_ms: sum of `cost_ms` with the configured kernel, minus this sum with `kernel`.
     """
 
     env: float

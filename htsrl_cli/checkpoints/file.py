@@ -204,7 +204,7 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _decompress(file: BinaryIO, size: int = -1) -> bytes:
-    """Decompresses the frame at the file's position: all bytes, or the first `size` bytes."""
+    """Decompresses the frame at the file's position into the payload, or its first `size` bytes."""
     position = file.tell()
     if size < 0:
         # The frame's header contains the payload's size, so a single allocation is enough.

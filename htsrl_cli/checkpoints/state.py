@@ -65,7 +65,7 @@ def split(whole: State, part: str) -> State:
 
 
 def digest(arrays: Mapping[str, Array]) -> str:
-    """Returns the SHA-256 of the bytes of all arrays, sorted by name, as hexadecimal digits."""
+    """Returns one SHA-256 of all arrays, in the order of their names, as hexadecimal digits."""
     sha256 = hashlib.sha256()
     for _, array in sorted(arrays.items()):
         sha256.update(array.tobytes())

@@ -67,7 +67,7 @@ class CheckpointStore:
 
     @property
     def waiting(self) -> list[int]:
-        """Sorted env steps of the checkpoints that wait for a call of `set_metric`.
+        """Checkpoints that wait for a call of `set_metric`, as their env steps in ascending order.
 
         A waiting checkpoint is kept.
         """
@@ -80,7 +80,8 @@ class CheckpointStore:
     def set_metric(self, env_steps: int, metric: float | None) -> None:
         """Sets the metric of a waiting checkpoint, then deletes checkpoints that are not needed.
 
-        The newest checkpoints, the best one and those that wait for `set_metric` are needed.
+        The newest checkpoints, the best one and those that wait for `set_metric` are needed. The
+        metric that is stored in the file does not change.
 
         Raises:
             KeyError: the checkpoint is not waiting.
@@ -129,7 +130,7 @@ class CheckpointStore:
         return self._folder / f"step_{env_steps:012d}.ckpt"
 
     def discard_after(self, env_steps: int) -> None:
-        """Deletes the checkpoints after `env_steps`; a run resumed there writes them again."""
+        """Deletes the checkpoints of more than `env_steps` env steps; the run writes them again."""
         for steps, path in _files(self._folder).items():
             if steps > env_steps:
                 path.unlink(missing_ok=True)
@@ -145,9 +146,10 @@ class CheckpointStore:
         self._metrics = {steps: self._metrics[steps] for steps in kept}
 
     def _best(self) -> set[int]:
-        """Returns the env steps of the best checkpoint; an empty set if none has a final metric.
+        """Returns the env steps of the best checkpoint as a set, which is empty if there is none.
 
-        If several checkpoints have the highest metric, the earliest of them is the best.
+        The best checkpoint is the one with the highest final metric. If there are several, it is
+        the earliest of them. Metrics that are None or NaN do not count.
         """
         ranked = [
             (metric, -steps)

@@ -1,6 +1,6 @@
 """Conversion of checkpoints from earlier format versions to the current version.
 
-* Version 1, up to htsrl 0.1.0 of November 2026: names of arrays begin with the names in `_PARTS`,
+* Version 1, up to htsrl 0.1.0 of November 2026: names of arrays begin with the keys of `_PARTS`,
   not with the name of a part. The configuration has no section `network`, and the sizes of hidden
   layers are in the key `algo.hidden_sizes`.
 * Version 2: names of arrays begin with the name of their part (`htsrl_cli.checkpoints.state`). The

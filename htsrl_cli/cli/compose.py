@@ -131,7 +131,7 @@ def resolved(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, A
 
 
 def typed_words(hydra: Any, kind: str) -> list[str]:
-    """Returns overrides as typed, without resolving interpolations.
+    """Returns overrides in the form in which they were given, with unresolved interpolations.
 
     Args:
         hydra: the section `hydra` of a composed configuration.
@@ -195,7 +195,7 @@ class Composer:
         """Composes the configuration of a multirun and the configurations of its jobs.
 
         Hydra's basic sweeper knows its jobs in advance. Other sweepers choose values while they
-        run; for these sweepers, `_samples` returns representative jobs.
+        run; for these sweepers, `_samples` chooses representative jobs.
 
         Raises:
             UsageError: an override is wrong (see `job`), or the sweeper cannot use it.
@@ -223,7 +223,7 @@ class Composer:
         return sorted(names)
 
     def _batches(self, master: DictConfig) -> list[list[str]]:
-        """Returns the overrides of each job of a multirun."""
+        """Returns the overrides of each job of a multirun, or of its representative jobs."""
         params = master.hydra.sweeper.get("params") or {}
         words = [f"{key}={value}" for key, value in params.items()]
         parsed = parse_overrides(words + typed_words(master.hydra, "task"))
@@ -291,7 +291,7 @@ class Composer:
     def _load_unexplained(
         self, overrides: Sequence[str], mode: RunMode = RunMode.RUN
     ) -> DictConfig:
-        """Composes like Hydra; raises one of `REFUSALS` if Hydra cannot compose."""
+        """Composes like Hydra; if Hydra cannot compose, raises its error, one of `REFUSALS`."""
         return self._loader.load_configuration(
             self._config_name, list(overrides), mode, validate_sweep_overrides=False
         )

@@ -56,7 +56,7 @@ class Explainer:
         return UsageError(first_line(error))
 
     def _group_problem(self, override: Override) -> ConfigError | None:
-        """Returns the error for an unknown option, or for a nested group (`env/atari=pong`)."""
+        """Returns an error if the option is unknown or the group is nested (`env/atari=pong`)."""
         group, value = override.key_or_group, override.value()
         options = self.group_options(group)
         if not options or override.is_delete() or isinstance(value, dict):
@@ -71,7 +71,7 @@ class Explainer:
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
 
     def _group_again(self, override: Override) -> ConfigError | None:
-        """Returns the error for adding (`+`) a group that is already in the defaults list."""
+        """Returns an error if the override adds (`+`) a group that the defaults list contains."""
         plus, group, value = _plus(override), override.key_or_group, override.value()
         if not plus or isinstance(value, dict):
             return None
@@ -80,7 +80,11 @@ class Explainer:
         return ConfigError(group, shown(value), f"write it without the {plus}")
 
     def _key_problem(self, override: Override, groups: list[Override]) -> ConfigError | None:
-        """Returns the error for an unknown key, or for a value of the wrong type."""
+        """Returns an error if the override has an unknown key, or a value that Hydra refuses.
+
+        Args:
+            groups: the overrides that choose an option of a group.
+        """
         words = [group.input_line or "" for group in groups]
         try:
             base = self.compose(words)

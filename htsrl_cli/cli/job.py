@@ -69,8 +69,8 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
         cwd: folder against which a relative path in `resume` is resolved.
 
     Raises:
-        UsageError: a key or value is invalid, there is nothing to resume, or `run_dir` already
-            holds a run, which `resume` does not name.
+        UsageError: a key or value is invalid, there is nothing to resume, or the job would
+            write a second run to `run_dir`.
     """
     resume = cfg.get("resume")
     if resume is None or (resume == AUTO and not holds_run(run_dir)):
@@ -141,14 +141,14 @@ def write_config(config: TrainConfig, run_dir: Path) -> None:
 
 
 def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
-    """Returns the run folder or checkpoint file that `resume` names."""
+    """Returns the run folder or checkpoint file that `resume` names; `auto` names `run_dir`."""
     if not isinstance(resume, str) or not resume:
         raise ConfigError("resume", shown(resume), "must be a run folder, a checkpoint or auto")
     return run_dir if resume == AUTO else cwd / resume
 
 
 def _run_folder(source: Path) -> Path | None:
-    """Returns the run folder of `source`; None for a checkpoint file outside a run folder."""
+    """Returns the run folder that `source` is or lies in; None for a file outside a run folder."""
     if source.is_dir():
         return source
     folder = source.resolve().parent
@@ -162,7 +162,7 @@ def _refuse_other_run(run_dir: Path) -> None:
 
 
 def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
-    """Returns the stored configuration, changed by the typed overrides."""
+    """Returns the configuration in `checkpoint`, with the changes that the user typed."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # `runner=NAME` asks only for another runner, but the runner's YAML file also sets other keys.
     sections = {"runner.name" if key == "runner" else key for key in keys}

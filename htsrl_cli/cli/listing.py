@@ -20,7 +20,7 @@ _PATHS = {"train": "resume", "eval": "checkpoint"}
 
 
 def groups(config_dir: str | None = None) -> list[str]:
-    """Returns the sorted names of the groups that offer a choice.
+    """Returns the sorted names of the groups from which a user can choose an option.
 
     Args:
         config_dir: the user's additional folder of YAML files (`--config-dir`).
@@ -37,10 +37,10 @@ def groups(config_dir: str | None = None) -> list[str]:
 
 
 def lines(group: str, config_dir: str | None = None) -> list[str]:
-    """Returns one line for each option of a group, sorted: its name, then its description.
+    """Returns a line for each option of a group, with the option's name and description, sorted.
 
     Raises:
-        UsageError: the group does not exist, or it offers no choice.
+        UsageError: the group does not exist, or a user cannot choose from it.
     """
     known = groups(config_dir)
     if group not in known:
@@ -52,7 +52,7 @@ def lines(group: str, config_dir: str | None = None) -> list[str]:
 
 
 def options(group: str, config_dir: str | None = None) -> dict[str, str]:
-    """Returns the descriptions of a group's options, by name, sorted by name."""
+    """Returns a dict from the sorted names of a group's options to their descriptions."""
     found: dict[str, str] = {}
     for folder in _folders(config_dir):
         for path in (folder / group).rglob("*.yaml"):
@@ -81,7 +81,7 @@ def completions(verb: str, word: str, config_dir: str | None = None) -> list[str
 
 
 def is_fixed(word: str) -> bool:
-    """Returns True if `word` is an override with a single value."""
+    """Returns True if `word` is an override with one value, and not a sweep such as `seed=1,2`."""
     try:
         (override,) = parse_overrides([word])
     except UsageError:
@@ -90,7 +90,7 @@ def is_fixed(word: str) -> bool:
 
 
 def _folders(config_dir: str | None) -> list[Path]:
-    """Returns all folders of YAML files: the user's, htsrl's, and those of other packages."""
+    """Returns all folders of YAML files: first `config_dir`, then htsrl's, then other packages'."""
     if config_dir is None:
         return [configs_dir(), *config_folders()]
     if not Path(config_dir).is_dir():

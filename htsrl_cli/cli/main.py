@@ -335,7 +335,7 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _config_dir(words: Sequence[str]) -> str | None:
-    """Returns the folder that `--config-dir` names; None if the flag or the folder is missing."""
+    """Returns the folder that `--config-dir` names; None if there is no such flag or folder."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):

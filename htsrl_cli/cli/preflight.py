@@ -40,7 +40,7 @@ Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
 def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Plans every job of `htsrl train`; tests environments, packages and the output folder.
+    """Checks every job of `htsrl train`; tests environments, packages and the output folder.
 
     Each distinct environment is built and closed again. The output folder is created, and a
     temporary file is written to it.
@@ -110,9 +110,10 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
 
 
 def check_environments(configs: Iterable[TrainConfig]) -> None:
-    """Builds each distinct environment once and checks that the network fits it.
+    """Builds the environments and checks that the networks fit them.
 
-    Skips environments for which `EnvConfig.is_tried` is False.
+    A pair of environment and network that occurs in several configurations is checked only once.
+    Environments for which `EnvConfig.is_tried` is False are skipped.
 
     Raises:
         UsageError: an environment or network does not exist or is not supported, its package is
@@ -219,7 +220,7 @@ def _plan(cfg: DictConfig, folder: Path) -> Job:
 
 
 def _is_fixed(cfg: DictConfig, key: str) -> bool:
-    """Returns True if the folder name in the key `key` does not contain the start time."""
+    """Returns True if the value of `key`, a folder name, does not depend on the start time."""
     section, _, name = key.rpartition(".")
     names = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
     return isinstance(names, dict) and "${now:" not in str(names[name])

@@ -43,7 +43,7 @@ _LINEAR_KERNELS: Sequence[tuple[set[str], str]] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The rule for the value of a key that is set to `auto`.
+    """The way in which the value of a key that is set to `auto` is chosen.
 
     Attributes:
         choose: function that returns the value; it must not read any key in CHOICES, because these
@@ -58,9 +58,9 @@ class Choice:
 def _num_executors(config: TrainConfig) -> int:
     """Returns the largest divisor of `actors.num_envs` for which there are enough cores.
 
-    An executor needs `env.cores_per_executor` cores. It needs only one core if the learner leaves
-    its cores to the executors. The learner does so if it runs on a GPU, if `runner=sync` (it then
-    waits while environments step), or if it makes only one pass over a rollout on a processor with
+    An executor needs `env.cores_per_executor` cores, but only one core if the learner leaves its
+    cores to the executors. The learner does so if it runs on a GPU, if `runner=sync` (it then waits
+    while environments step), or if it makes only one pass over a rollout on a processor with
     AVX-512. If a process can hold only one environment, the result is `actors.num_envs`.
     """
     num_envs = config.actors.num_envs

@@ -80,7 +80,7 @@ def _check_processes(config: TrainConfig) -> None:
 
 
 def _check_sizes(config: TrainConfig) -> None:
-    """Checks that a slot's number of rows suits the algorithm, and that the run makes an update."""
+    """Checks that the algorithm can use a slot's rows, and that the run makes an update at all."""
     plan = RunPlan.of(config)
     players = " x players" if plan.rows_per_policy > plan.steps_per_rollout else ""
     config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")

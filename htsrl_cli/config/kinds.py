@@ -115,8 +115,8 @@ class AlgoConfig:
     Attributes:
         rules: rules of the keys, by key name.
         name: name of the algorithm.
-        policies: `shared` (one network for all players of an environment) or `independent` (one
-            network for each player).
+        policies: `shared` (one network for all players) or `independent` (one network for each
+            player of an environment; all environments use the same networks).
         learning_rate: learning rate of the optimizer at the start of the run.
         anneal_learning_rate: decrease the learning rate linearly to 0 over the run.
         gamma: discount factor.
@@ -157,7 +157,7 @@ class AlgoConfig:
         """Checks combinations of this section's keys.
 
         Args:
-            num_rows: number of rows of a slot that each policy learns from.
+            num_rows: how many of a slot's rows each policy learns from.
             product: the keys whose product is `num_rows`, for the error message.
 
         Raises:

@@ -22,14 +22,14 @@ class RunPlan:
             each player of each environment.
         sync_interval: env steps of each environment in a rollout (T, the length of a slot's first
             axis).
-        steps_per_rollout: env steps of all environments in a rollout.
+        steps_per_rollout: env steps in a rollout, summed over all environments.
         num_policies: number of trained policies; column c uses policy c % num_policies.
         rows_per_policy: how many of a slot's rows each policy learns from.
         num_rollouts: number of rollouts in the run.
         num_updates: number of updates in the run. Annealed values, such as the learning rate, fall
             over these updates.
-        lag: policy lag: the number of the policy version from which an update starts, minus the
-            number of the version that collected the rollout from which the update learns.
+        lag: policy lag, which is i - j: an update starts from version i of the parameters, and
+            learns from a rollout that was collected with version j.
     """
 
     num_columns: int
@@ -63,7 +63,7 @@ class RunPlan:
         """Returns True at the first barrier at or after each multiple of `period` env steps.
 
         Args:
-            env_steps: env steps of the run at this barrier.
-            period: env steps, 1 or more.
+            env_steps: env steps of the run up to this barrier, summed over all environments.
+            period: length of the period in env steps, 1 or more.
         """
         return env_steps // period > (env_steps - self.steps_per_rollout) // period

@@ -25,7 +25,7 @@ class Rule:
     Attributes:
         holds: function that returns True if the value is valid.
         remedy: text for the error message that says what the value must be.
-        choices: words to choose from; empty if the rule allows other values.
+        choices: the valid words; empty if the rule is not a list of words.
     """
 
     holds: Callable[[Any], bool]

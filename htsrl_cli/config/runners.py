@@ -11,8 +11,8 @@ class Runner:
     """Schedule of executors, actors and the learner.
 
     Attributes:
-        lag: policy lag: the number of the policy version from which an update starts, minus the
-            number of the version that collected the rollout from which the update learns.
+        lag: policy lag, which is i - j: an update starts from version i of the parameters, and
+            learns from a rollout that was collected with version j.
         lockstep: True if the actor waits for the requests of all columns before it serves any
             request.
         inline: True if executors, actors and the learner take turns in the main process; False if

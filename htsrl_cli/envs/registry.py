@@ -3,7 +3,7 @@
 Each kind has a folder, with its configuration keys (a subclass of `EnvConfig`) and its environment
 class. An entry point in the group `htsrl.envs` refers to the kind's `Kind` (htsrl_cli.plugins).
 `make_env` calls the factory of this `Kind` as `factory(config, index, renderer)`; the factory must
-return an `Env`. Executors import this module.
+return an `Env`. Executors import this module, so it imports little.
 """
 
 from __future__ import annotations

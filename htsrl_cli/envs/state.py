@@ -64,7 +64,7 @@ def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> No
 
 
 def state_packages(config: EnvConfig) -> dict[str, str]:
-    """Returns the name and version of the package that defines the format of saved states.
+    """Returns the package that defines the format of saved states, as `{name: version}`.
 
     The result is empty if no package defines this format, or if the package is not installed.
     """
@@ -78,12 +78,12 @@ def state_packages(config: EnvConfig) -> dict[str, str]:
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
-    """Returns a generator's JSON-serializable state, for `restore_generator`."""
+    """Returns the JSON-serializable state of a random generator, for `restore_generator`."""
     return dict(rng.bit_generator.state)
 
 
 def restore_generator(rng: np.random.Generator, state: dict[str, Any]) -> None:
-    """Restores a generator, in place, to a state from `generator_state`.
+    """Sets the random generator `rng` to a state that `generator_state` returned.
 
     Raises:
         CheckpointError: the state does not fit the generator.

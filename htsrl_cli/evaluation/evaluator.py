@@ -9,9 +9,9 @@ process is killed. Evaluation does not change what is learned. If the evaluator 
 dies, it is restarted and plays the policy again. The run fails after the third failure with the
 same policy.
 
-Policies are played in order. The number of env steps for which a policy was trained is the seed of
-the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`. If
-`eval.video_interval` is not 0, the first game of some policies is filmed. The video is
+Policies are played in order of their env steps. The number of env steps for which a policy was
+trained is the seed of the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`.
+If `eval.video_interval` is not 0, the first game of some policies is filmed. The video is
 `evaluations/videos/policy_<env steps>.mp4`; TensorBoard shows the beginning of this video.
 """
 
@@ -93,7 +93,7 @@ class Evaluator:
 
     Args:
         run_dir: the run's folder.
-        config: section `eval`, which sets the number of episodes.
+        config: section `eval`, which sets the number of games for each policy.
         env_steps: env steps at which the run starts or resumes.
         logged: env steps of the policies whose scores are in the log.
         timeouts: limits for the operations of the process.
@@ -148,7 +148,7 @@ class Evaluator:
             self._take_written()
 
     def finished(self) -> list[Evaluated]:
-        """Returns the scores of all played policies that `forget_first` has not removed, in order.
+        """Returns the scores of played policies that `forget_first` has not removed, oldest first.
 
         Restarts the process if it has died or hangs.
 
@@ -186,7 +186,7 @@ class Evaluator:
 
     @property
     def waiting(self) -> list[int]:
-        """The env steps of all submitted policies that `forget_first` has not removed, in order."""
+        """The env steps of each policy whose scores are still to be logged, oldest first."""
         played = (done.env_steps for done in self._played)
         return [*played, *self._queue, *(steps for steps, _ in self._writing)]
 
@@ -230,7 +230,7 @@ class Evaluator:
         self._ask()
 
     def _ask(self) -> None:
-        """Sends the next policies of the queue until `_MOST_ASKED` policies await an answer."""
+        """Sends queued policies to the process until `_MOST_ASKED` of them await an answer."""
         for env_steps in islice(self._queue, self._asked, _MOST_ASKED):
             self._worker.send("play", str(self._path(env_steps)))
             self._asked += 1

@@ -16,7 +16,8 @@ class Marks:
     """The marks that an evaluation sets on a `Board`, to show a watcher its current operation.
 
     Args:
-        board: a board of `NUM_LINES` lines; None to create a board that no watcher reads.
+        board: a board with a line for each of the `NUM_LINES` kinds of operation; None to create a
+            board that no watcher reads.
     """
 
     def __init__(self, board: Board | None = None) -> None:
@@ -26,7 +27,8 @@ class Marks:
     def evaluation(self) -> Iterator[None]:
         """Marks the `with` block as an evaluation.
 
-        Line `OTHER` is busy during the block, except inside `env` and `forward_pass` blocks.
+        The board's line `OTHER` is busy during the block, except inside the blocks of `env` and
+        `forward_pass`.
         """
         self._board.enter(OTHER)
         try:

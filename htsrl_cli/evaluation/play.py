@@ -54,8 +54,8 @@ class EvalResult:
         seed: seed of the resets and of the sampled actions.
         greedy: True if the most likely actions were taken instead of sampled actions.
         returns: raw score of each game, in order of the games' numbers.
-        training_returns: sum of the training rewards, which may be clipped, in each game; averaged
-            over the players.
+        training_returns: for each game, the sum of the training rewards (which may be clipped),
+            averaged over the players.
         lengths: number of env steps of each game.
         mean: mean of `returns`.
         std: sample standard deviation of `returns` (ddof 1); None for a single game.
@@ -209,7 +209,7 @@ class _Game:
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
     def step(self, actions: Array) -> Episode | None:
-        """Takes one env step with actions [P, D]; returns the result when the game ends."""
+        """Takes one env step with actions [P, D]; returns the result if the game has ended."""
         taken = actions if len(actions) > 1 else actions[0]
         with self._marks.env():
             self.obs, reward, terminated, truncated, info = self._env.step(taken)
@@ -319,7 +319,7 @@ def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
 def _load_batch(
     checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
 ) -> _Batch:
-    """Returns the checkpoint's policies, with forward passes like those of the run's actors.
+    """Returns forward passes like those of the run's actors, with the checkpoint's policies.
 
     Raises:
         CheckpointError: the checkpoint does not fit the environment or the network.
@@ -376,6 +376,10 @@ def _write(result: EvalResult, checkpoint: Path) -> None:
 
 
 def _result_folder(checkpoint: Path) -> Path:
-    """Returns the run's folder, or the checkpoint's folder if it is not named `checkpoints`."""
+    """Returns the folder for the results of an evaluation.
+
+    This is the folder that contains the checkpoint. If that folder is named `checkpoints`, it is
+    the folder above: the run's folder.
+    """
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

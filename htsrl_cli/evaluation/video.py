@@ -176,7 +176,7 @@ def check_picture(env: Env, key: str, value: object) -> PicturedEnv:
 
 
 def _remove_numbered(folder: Path, name: str) -> None:
-    """Deletes the videos in `folder` whose names have the form `name` with any number.
+    """Deletes the files in `folder` whose names are `name` with a number in place of `{:04}`.
 
     Does nothing if `name` has no `{:04}`.
     """
@@ -209,10 +209,10 @@ def _start_ffmpeg(path: Path, frame: Array, frame_rate: float) -> Generator[None
 
 
 def _check_whole(path: Path, num_frames: int) -> None:
-    """Checks that the file has all frames.
+    """Checks that a video file has all `num_frames` frames.
 
-    ffmpeg writes many of the frames only when it ends. imageio-ffmpeg does not report a failure of
-    these writes, for example because the disk is full.
+    ffmpeg writes many of the frames only when it ends. If these writes fail, for example because
+    the disk is full, imageio-ffmpeg reports nothing.
 
     Raises:
         OSError: frames are missing.
@@ -225,9 +225,9 @@ def _check_whole(path: Path, num_frames: int) -> None:
 
 
 def _enlarge(frame: Array) -> Array:
-    """Enlarges a small frame by an integer factor, and pads each odd side by one pixel.
+    """Enlarges a small frame by an integer factor; pads an odd height or width by one pixel.
 
-    Sides must be even, because the video's colors have half the resolution (4:2:0).
+    Both must be even, because the video's colors have half the resolution (4:2:0).
 
     Args:
         frame: uint8 [H, W, 3].

@@ -72,9 +72,9 @@ class Gradient(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A micro-batch: the index of its policy, its rows in the batch [n], and their advantages [n].
+    """A micro-batch: index of its policy, indices of its rows in the batch [n], and advantages [n].
 
-    The advantages are those that `Algorithm.weigh` returns.
+    The advantages are those of its rows, as returned by `Algorithm.weigh`.
     """
 
     policy: int
@@ -136,8 +136,8 @@ class GradientEngine(ABC):
 
         Args:
             batch: a batch that `hold` returned.
-            rows: the minibatch's row indices, int64 [n]. They count only the rows of one policy;
-                every policy uses the same indices.
+            rows: the minibatch's row indices, int64 [n], which all policies use. Index i stands for
+                row i of the policy's own rows, not of all rows of the batch.
             remaining: fraction of the run's updates not yet made, 1 for the first update.
 
         Returns:
@@ -171,7 +171,9 @@ class GradientEngine(ABC):
         return Gradient(gradients, norms, [*parts], torch.stack(losses))
 
     def evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
-        """Returns log-probabilities [N] and values [N + B] of a slot under the loaded parameters.
+        """Returns log-probabilities [N] of a slot's actions and values [N + B] of its observations.
+
+        Both are computed with the loaded parameters.
 
         Args:
             obs: observations [N + B, *obs_shape]; the last B rows have no action.
@@ -274,7 +276,7 @@ class GpuEngine(GradientEngine):
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:
-        """Returns the batch of the first call, with the content of `batch` copied into it.
+        """Returns the batch of the first call, with `batch.tensors()` copied into its tensors.
 
         The recording always reads the same memory. If the loss function changes from update to
         update, nothing is recorded, and `batch` itself is returned.

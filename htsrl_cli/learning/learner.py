@@ -98,7 +98,7 @@ class Learner:
 
         Returns:
             Metrics by name: losses and gradient norm (means over the minibatches), the explained
-            variance of the slot, and the learning rate.
+            variance of the slot's values, and the learning rate.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite. The gradient of this minibatch has not
@@ -124,7 +124,7 @@ class Learner:
         return means
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """Makes one optimizer step; returns the metrics.
+        """Makes one optimizer step with a minibatch; returns the minibatch's metrics by name.
 
         Args:
             rows: row indices of the minibatch; see `GradientEngine.gradient`.
@@ -229,7 +229,10 @@ class Learner:
         return {name: _numpy(t) for name, t in zip(names, self._previous, strict=True)}
 
     def optimizer_state(self) -> dict[str, Array]:
-        """Returns the optimizer's arrays, named `<quantity>/<parameter>`."""
+        """Returns the optimizer's arrays, named `<quantity>/<parameter>`.
+
+        The quantities are the keys of the torch optimizer's state, for example `step`.
+        """
         return {
             f"{key}/{name}": _numpy(value)
             for name, parameter in self.policies.named_parameters()

@@ -27,7 +27,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "uint16"}
 
 
 class Layer(Protocol):
-    """A function that returns the output of a network's layer, computed or kept."""
+    """A function that computes the output of a network's layer, or returns one that was kept."""
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1)
@@ -38,7 +38,7 @@ class Layer(Protocol):
             x: vectors [N, I] for a linear layer, or images [N, C, H, W] for a convolution.
             weight: the linear layer's weights [O, I], or the convolution's kernels [O, C, h, w].
             bias: the biases [O]; None if the layer has no bias.
-            stride: the convolution's strides over rows and columns.
+            stride: the convolution's strides along the height and along the width.
         """
 
 
@@ -126,7 +126,7 @@ class _CachedLayer(torch.autograd.Function):
 
 
 def layout_of(outputs: Sequence[Tensor]) -> list[ArrayType]:
-    """Returns the shape and NumPy dtype of one row of each output."""
+    """Returns, for each output, the shape and NumPy dtype of one of its rows."""
     return [(tuple(y.shape[1:]), _DTYPES[y.dtype]) for y in outputs]
 
 

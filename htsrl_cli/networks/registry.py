@@ -6,8 +6,8 @@ factory. The factory is called as `factory(config, spec)`. It returns one trunk 
 value share, or a pair of trunks: the policy's and the value's. `ActorCritic` defines what a
 trunk is.
 
-`network.name=module:name` names a factory directly, for example a class. No package is needed, and
-`config` is an `OwnNetworkConfig`.
+`network.name=module:name` names a factory directly, for example a class. This factory needs no
+entry point, and its `config` is an `OwnNetworkConfig`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def build_policies(
 def initial_policies(
     spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, seed: int
 ) -> nn.ModuleList:
-    """Builds the policies of version 0 in float32 on the CPU; `seed` determines the parameters.
+    """Builds a run's policies, with initial parameters (version 0) that `seed` determines.
+
+    The policies are in float32 and on the CPU.
 
     Raises:
         ConfigError: see `build_policy`.
@@ -119,9 +121,9 @@ def initial_policies(
 
 @torch.no_grad()
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
-    """Returns the shape and dtype of one row of each layer output that actors can keep.
+    """Returns, for each layer output that actors can keep, the shape and dtype of one of its rows.
 
-    The list is empty unless a trunk has `computes_by_layer`.
+    The list is empty if no trunk has a `computes_by_layer` that is True.
     """
     policy = build_policy(spec, network, precision, torch.device("cpu"))
     layers = CachingLayers()

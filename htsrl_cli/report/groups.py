@@ -106,7 +106,10 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
 
 
 def group(runs: Sequence[StoredRun]) -> list[Group]:
-    """Groups runs by environment, then by configuration, in order of first appearance."""
+    """Groups the runs of each environment by `StoredRun.treatment`.
+
+    Environments are in order of first appearance, and so are the groups of an environment.
+    """
     groups = []
     for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
@@ -133,10 +136,10 @@ def _scores(runs: Collection[StoredRun]) -> dict[str, str]:
 
 
 def _telling_keys(runs: Sequence[StoredRun]) -> list[str]:
-    """Returns the keys that tell groups apart: keys of `_FIRST`, and then other keys.
+    """Returns the keys that tell groups apart: first those of `_FIRST`, then others.
 
-    A key that is not in `_FIRST` is included only if it differs among runs with equal values of the
-    keys of `_FIRST`. A key that differs only because a key of `_FIRST` differs is left out.
+    A key of `_FIRST` is included if it tells apart runs that the keys before it do not. Any other
+    key is included if it differs between runs that are equal in all included keys of `_FIRST`.
     """
     chosen: list[str] = []
     for key in _FIRST:

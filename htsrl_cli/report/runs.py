@@ -125,7 +125,11 @@ def load_run(folder: Path) -> StoredRun | None:
 
 
 def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
-    """Returns the learning curve of a score; None if no line has a value of the score."""
+    """Returns the learning curve of the metric `score`; None if no line has a value of the metric.
+
+    Args:
+        lines: lines of `metrics.jsonl` that have the key `score`; its value may be None.
+    """
     scored = sorted(
         (line["env_steps"], line["time/seconds"], line[score])
         for line in lines

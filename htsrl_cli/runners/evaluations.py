@@ -69,7 +69,7 @@ class Evaluations:
         self._log_scores()
 
     def flush(self) -> None:
-        """Blocks until the writes of all submitted policies end; logs an error for a failed write.
+        """Blocks until no policy is being written; logs an error if a policy could not be written.
 
         Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
         earlier policies again.
@@ -112,7 +112,8 @@ class Evaluations:
     def _is_filmed(self, env_steps: int) -> bool:
         """Returns True if the policy at `env_steps` is to be filmed.
 
-        This is the first policy at or after each multiple of `eval.video_interval`.
+        For each multiple of `eval.video_interval`, the first policy submitted at or after it is
+        filmed.
         """
         config, steps = self._config, self._plan.steps_per_rollout
         if config.video_interval == 0:

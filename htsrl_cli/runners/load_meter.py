@@ -8,14 +8,14 @@ from htsrl_cli.workers.board import Board
 
 
 class LoadMeter:
-    """A meter of the time that executors, actors and the learner work, from its construction on.
+    """A meter of how long executors, actors and the learner have worked since its creation.
 
     Args:
         board: counters of the work of executors and actors; the executors come first.
         num_steppers: number of executors.
 
     Attributes:
-        started_at: `time.monotonic()` at the start.
+        started_at: `time.monotonic()` when the meter was created.
     """
 
     def __init__(self, board: Board, num_steppers: int) -> None:
@@ -30,10 +30,10 @@ class LoadMeter:
         return time.monotonic() - self.started_at
 
     def shares(self, learner_s: float) -> dict[str, float]:
-        """Returns the load since the start, by the metric's name without `time/`.
+        """Returns the load since `started_at`: metrics by name, without the prefix `time/`.
 
         `<role>_busy` and `<role>_waiting` are seconds, averaged over the role's workers.
-        `collecting` is the time from the start until the slot was full, in seconds.
+        `collecting` is the time from `started_at` until the slot was full, in seconds.
         `inference_passes_per_second` is not yet a rate but a number of forward passes. The log
         divides all values by the elapsed time.
 

@@ -56,7 +56,8 @@ class Outcome:
 
     Attributes:
         metric: the score by which runs are compared; see `RunLog.metric`.
-        signum: number of the signal that stopped the run early; None if the run is complete.
+        signum: number of the first stop signal; None if none arrived. After a signal, the run may
+            still be complete, if the signal arrived during the last rollout or later.
     """
 
     metric: float | None
@@ -231,7 +232,11 @@ class Run:
         self._roles.learner.write_parameters(self._roles.store.half(version))
 
     def _open_rollout(self, rollout: int, obs: Array) -> None:
-        """Publishes parameter version `rollout` and opens the slot of rollout number `rollout`."""
+        """Publishes parameter version `rollout` and opens the slot of rollout number `rollout`.
+
+        Args:
+            obs: the rollout's first observations, one for each column.
+        """
         self._rollout = rollout
         ring = self._roles.ring
         self._roles.store.publish(rollout)

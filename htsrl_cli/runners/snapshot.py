@@ -161,7 +161,11 @@ def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:
 
 
 def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
-    """Recomputes the actors' results for rollout `rollout`, with that rollout's parameters."""
+    """Recomputes what actors compute from the observations in the slot of rollout `rollout`.
+
+    These are actions, log-probabilities, values and activations. They are computed with the
+    parameters of that rollout, and written to the ring.
+    """
     ring, store = roles.ring, roles.store
     for name, array in roles.learner.previous_parameters().items():
         store.half(rollout)[name][...] = array

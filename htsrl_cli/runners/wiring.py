@@ -81,9 +81,9 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
 
 
 def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> InferenceSetup:
-    """Returns the set-up, with fixed rows if a row's results depend on more than its own inputs.
+    """Returns the set-up, with fixed rows if results depend on a row's position or on other rows.
 
-    Logs a warning if a row's results depend on other rows, because fixed rows do not prevent this.
+    Logs a warning if they depend on other rows, because fixed rows do not prevent this.
     """
     if has_free_rows(inference, parameters):
         return inference
@@ -129,7 +129,8 @@ def build_ring(
     """Builds the ring, whose two slots are in shared memory.
 
     Args:
-        activations: shape and dtype of a cell of each activation array; see `Ring`.
+        activations: for each activation array, shape and dtype of the activations of one column at
+            one env step; see `Ring`.
 
     Raises:
         ConfigError: there is not enough memory.

@@ -68,7 +68,10 @@ class Actor:
             self._version = self._store.version
 
     def _passes(self, requests: Sequence[Request]) -> Iterator[tuple[Array, Sequence[Request]]]:
-        """Splits one policy's requests into passes; yields rows [n] and requests [n] per pass."""
+        """Splits one policy's requests into passes; yields row indices and requests of each pass.
+
+        A pass with n requests has n row indices: request i takes row `rows[i]`.
+        """
         batch = self._setup.batch
         if not self._setup.fixed_rows:
             for start in range(0, len(requests), batch):
@@ -108,7 +111,7 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Copies the observations and noise of n cells into rows of the next pass.
+        """Copies the observations and noise of n requests into rows of the next pass.
 
         The arrays `rows`, `columns` and `steps` have shape [n]. Final observations come from the
         ring, because they are not in the slot. Rows without a request hold arbitrary values.

@@ -38,8 +38,8 @@ class Collector(Protocol):
         board: the workers' load counters and heartbeats. The first lines belong to executors, the
             other lines to actors.
         num_steppers: number of executors.
-        obs: [B, *obs_shape], with B columns; the environments' observations after the last call of
-            `reset` or `load_state`.
+        obs: [B, *obs_shape], with B columns; the environments' observations at the last call of
+            `reset` or `load_state`, not updated by rollouts.
     """
 
     board: Board
@@ -167,7 +167,14 @@ class ProcessCollector:
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 
     def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
-        """Sends each executor a command and its element of `args`, if any; returns the answers."""
+        """Sends `command` to every executor and returns the answers.
+
+        Args:
+            args: one argument for each executor, sent with the command; empty for no arguments.
+
+        Returns:
+            A list for each executor, which contains one result for each of its environments.
+        """
         for i, worker in enumerate(self._executors):
             worker.send(command, *args[i : i + 1])
         return [self._watcher.receive(worker, command) for worker in self._executors]
@@ -240,7 +247,7 @@ class InlineCollector:
 
 
 def _stack(observations: Sequence[Array], ring: Ring) -> Array:
-    """Returns the environments' observations as an array [B, *obs_shape], a row per player."""
+    """Returns the environments' observations as one array [B, *obs_shape], with B columns."""
     return np.stack(observations).reshape(ring.final_obs.shape)
 
 

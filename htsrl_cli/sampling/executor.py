@@ -28,7 +28,7 @@ from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
 
 @dataclass(frozen=True)
 class EnvState:
-    """The state of an environment, with the counters that its executor keeps for it.
+    """The state of an environment, with the values that its executor keeps for it.
 
     Attributes:
         data: the environment's own state.
@@ -49,8 +49,9 @@ class _Seat:
         columns: columns of the environment's players, in order.
         where: the same columns as an array index: an integer for one player, a slice for several.
         t: number of env steps taken in this rollout.
-        pending: number of requests not yet answered. After most env steps, each column makes one
-            request, for its next action. When an episode is truncated, each column makes a second
+        pending: number of requests not yet answered. After an env step, each column makes one
+            request: for its next action or, after the last env step of the rollout, for a value.
+            If the env step truncated but did not terminate the episode, each column makes a second
             request, for the value of the episode's last observation.
     """
 
@@ -105,18 +106,18 @@ class Executor:
         return self._unfinished == 0
 
     def reset(self) -> list[Array]:
-        """Starts the first episode of every environment; returns the observations."""
+        """Starts the first episode of every environment; returns the first observations of each."""
         return [self._reset(seat).copy() for seat in self._seats]
 
     def get_states(self) -> list[EnvState]:
-        """Returns the environments' states, in order."""
+        """Returns the environments' states, in the order of their indices."""
         return [
             EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
             for seat in self._seats
         ]
 
     def set_states(self, states: Sequence[EnvState]) -> list[Array]:
-        """Restores states from `get_states`; returns the current observations."""
+        """Restores states from `get_states`; returns each environment's current observations."""
         observations = []
         for seat, state in zip(self._seats, states, strict=True):
             self._board.enter(self._worker)
@@ -127,7 +128,7 @@ class Executor:
         return observations
 
     def begin(self) -> list[Request]:
-        """Starts filling the slot that is open in the ring; returns the first requests."""
+        """Starts filling the slot of the current rollout; returns each column's first request."""
         self._slot = self._ring.slot(self._ring.rollout)
         self._unfinished = len(self._seats)
         requests: list[Request] = []
@@ -190,10 +191,10 @@ class Executor:
     def _record_episode(
         self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
-        """Adds the reward to the training return; writes the results of a game that has ended.
+        """Adds the reward to the training return; if the game has ended, writes its results.
 
         With several players, the mean of their rewards is added. The results are written to the
-        environment's first column; cells without a result are set to 0.
+        environment's first column. Cells of this env step that get no result are set to 0.
         """
         t, where, slot = seat.t, seat.where, self._slot
         seat.training_return += reward if isinstance(reward, float) else float(reward.mean())
@@ -209,7 +210,7 @@ class Executor:
 
 
 def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
-    """Adds an environment's requests to `requests` and counts them as pending."""
+    """Adds `asked`, the requests of an environment, to `requests`; counts them as pending."""
     seat.pending += len(asked)
     requests += asked
 

@@ -52,7 +52,7 @@ class InferenceSetup:
     def of(
         cls, spec: EnvSpec, config: TrainConfig, keeps_activations: bool = False
     ) -> InferenceSetup:
-        """Derives the set-up from a run's configuration, without fixed rows.
+        """Derives the set-up from a run's configuration, with `fixed_rows` set to False.
 
         Raises:
             ConfigError: the device does not exist.
@@ -70,7 +70,7 @@ class InferenceSetup:
 
 
 def activations_to_keep(spec: EnvSpec, config: TrainConfig) -> list[ArrayType]:
-    """Returns, for each activation that actors keep for the learner, shape and dtype of one row.
+    """Returns the shape and dtype of one cell of each activation that actors keep for the learner.
 
     The list is empty unless the learner's forward pass would repeat the actors' passes: both must
     use the same parameters, the same precision and the CPU. See `htsrl_cli.networks.activations`.
@@ -167,7 +167,7 @@ class Inference:
     # the learner's recordings could not change tensors that were made in inference mode.
     @torch.no_grad()
     def _record(self, policy: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-        """Records a policy's pass; returns the recording and the tensors that it writes to."""
+        """Records a policy's pass as a CUDA graph; returns the graph and its result tensors."""
         found: list[Tensor] = []
 
         def work() -> None:
@@ -218,9 +218,9 @@ def _keeps_bits(
     """Returns True if a row's results keep their bits when the row moves or other rows change.
 
     Args:
-        changes: pairs of numbers (shift, first), each of which is one test. A test rotates the rows
-            by `shift` positions. It then replaces every second row, starting with row `first`, by
-            random content, and compares the results of the other rows.
+        changes: pairs of integers (shift, first); each pair is one test. A test rotates the rows by
+            `shift` positions. It then replaces the observations of every second row, starting with
+            row `first`, by random values. The results of the other rows must not have changed.
     """
     inference = Inference(setup)
     rng = np.random.default_rng(0)

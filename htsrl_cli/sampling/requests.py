@@ -22,17 +22,28 @@ WIDTH = 2
 
 
 def final_request(column: int, t: int) -> Request:
-    """Returns the request for the value of the final observation of `column` after env step `t`."""
+    """Returns the request for the value of the column's `final_obs`.
+
+    Args:
+        column: the column.
+        t: the env step that truncated the episode.
+    """
     return column, -1 - t
 
 
 def is_final(step: Any) -> Any:
-    """Returns True where a request is for a final observation; `step` is a number or an array."""
+    """Returns True if a request with this `step` is for the value of a `final_obs`.
+
+    For an array of steps, the result is an array.
+    """
     return step < 0
 
 
 def truncating_step(step: Any) -> Any:
-    """Returns t, the env step that truncated the episode; `step` is a number or an array."""
+    """Returns the env step that truncated the episode, given the `step` of a `final_obs` request.
+
+    For an array of steps, the result is an array.
+    """
     return -1 - step
 
 
@@ -42,5 +53,5 @@ def encode(requests: Iterable[Request]) -> list[int]:
 
 
 def decode(numbers: Sequence[int]) -> list[Request]:
-    """Returns the requests from numbers that `encode` returned."""
+    """Returns the requests whose numbers are in a flat list; the inverse of `encode`."""
     return list(zip(numbers[::WIDTH], numbers[1::WIDTH], strict=True))

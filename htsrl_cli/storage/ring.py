@@ -98,7 +98,7 @@ class Ring:
         return self.slots[rollout % 2]
 
     def activations(self, rollout: int) -> list[Array]:
-        """Returns the activations that actors keep for the learner, arrays [T, B, ...].
+        """Returns the activations that actors keep in rollout number `rollout`, each [T, B, ...].
 
         The list is empty unless actors keep activations; see `htsrl_cli.networks.activations`.
         Activations can be recomputed from observations and parameters, so they are not part of the

@@ -36,7 +36,7 @@ class Episode(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a slot.
+    """The description of an array of a slot.
 
     Attributes:
         name: name of the array in the slot.
@@ -57,7 +57,7 @@ class Field:
 
 
 def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
-    """Returns the arrays of a slot, in the order in which they are hashed.
+    """Returns the descriptions of a slot's arrays, in the order in which the arrays are hashed.
 
     To add an array, add a line here and an attribute to `Slot`. Executors, actors and the learner
     then find it by its name, and it is saved, hashed and restored like the other arrays. Slots in
@@ -102,10 +102,10 @@ class Slot:
             was truncated but not terminated; 0 in all other cells.
         episode_returns: float64 [T, B]; the raw score of the game that ended with the env step, in
             the environment's first column; 0 in all other cells.
-        training_returns: float64 [T, B]; the sum of the ended game's training rewards, averaged
-            over the players; 0 in all other cells.
-        episode_lengths: int64 [T, B]; the number of env steps of the ended game; 0 in all other
-            cells.
+        training_returns: float64 [T, B]; the sum of that game's training rewards, averaged over the
+            players, in the same cell; 0 in all other cells.
+        episode_lengths: int64 [T, B]; the number of env steps of that game, in the same cell; 0 in
+            all other cells.
     """
 
     obs: Array
@@ -150,7 +150,7 @@ class Slot:
                 raise AssertionError(f"slot.{name} has cells that were never written")
 
     def sha256(self, previous: str = "") -> str:
-        """Returns the SHA-256 of the digest `previous` and every byte of the slot, as hex digits.
+        """Returns one SHA-256 (hex digits) of the digest `previous` followed by the slot's bytes.
 
         If each call gets the result of the previous call, the last result covers all rollouts.
         """
@@ -160,7 +160,7 @@ class Slot:
         return digest.hexdigest()
 
     def episodes(self) -> Iterator[Episode]:
-        """Yields every game that ended, in order of env step and column."""
+        """Yields the results of every game that ended, in order of env step and column."""
         for t, c in np.argwhere(self.episode_lengths > 0):
             yield Episode(
                 float(self.episode_returns[t, c]),

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Outputs:
     """The destinations of a run's lines of metrics.
 
-    A failed write is logged as an error, not raised. The constructor deletes the stored lines that
-    `last_line` and `evaluated` do not keep.
+    A failed write is logged as an error, not raised. The constructor deletes the lines of
+    `metrics.jsonl` that `last_line` and `evaluated` do not keep.
 
     Args:
         run_dir: the run's folder.
@@ -113,7 +113,7 @@ class Outputs:
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
-        """Logs an exception that a tracker raises, and stops using this tracker."""
+        """Logs a tracker's exception in the `with` block, and stops using the tracker."""
         try:
             yield
         except Exception as error:
@@ -125,7 +125,7 @@ class Outputs:
 
 
 def _write_hidden(events: EventFiles, run_dir: Path, last_line: int) -> None:
-    """Rewrites the evaluation lines and GIFs that a resume hides in TensorBoard.
+    """Writes again the lines and GIFs of evaluated policies that a resume hides in TensorBoard.
 
     A resume hides all events after `last_line`, but `metrics.jsonl` may keep later lines of
     evaluated policies.

@@ -20,8 +20,8 @@ class Status:
     Attributes:
         env_steps: env steps so far.
         total_steps: env steps at the end of the run.
-        env_steps_per_second: the rate of this process; 0 before it is known.
-        mean_return: mean raw return of the last 100 games; None before the first one has ended.
+        env_steps_per_second: the mean rate since this process began; 0 before it is known.
+        mean_return: mean raw return of the last 100 games; None before a game has ended.
     """
 
     env_steps: int
@@ -41,13 +41,13 @@ class Status:
 
 
 class Display(Protocol):
-    """A display of a run's status, which the run closes even if it fails."""
+    """A display of a run's status. The run closes its display even if the run fails."""
 
     def barrier(self, status: Status) -> None:
         """Shows the status at a barrier."""
 
     def line(self, status: Status) -> None:
-        """Shows the status after a line of metrics."""
+        """Shows the status after a line of metrics has been written."""
 
     def close(self) -> None:
         """Restores the terminal."""

@@ -38,7 +38,7 @@ class RunLog:
     """The log of a run's metrics, which collects them at barriers and writes them as lines.
 
     The first call of `rollout` or `evaluation` opens `metrics.jsonl` and the event files of
-    TensorBoard. If there was no such call, `finish` opens them, but only to write a line. On a
+    TensorBoard. If there was no such call, `finish` opens them if it has a line to write. On a
     resume, opening the files also removes the lines that will be written again. A process that
     fails during start-up therefore changes none of these files. Close the log, or use it as a
     context manager, so that the terminal is restored even if the run fails.
@@ -102,11 +102,14 @@ class RunLog:
 
     @property
     def evaluated(self) -> Collection[int]:
-        """Env steps of the evaluated policies, in the order of their lines."""
+        """The env steps for which each evaluated policy was trained, in the order of the lines."""
         return self._evaluated.keys()
 
     def final_metric_at(self, env_steps: int) -> float | None:
-        """Returns `eval/final_metric` as of `env_steps`; None if no policy is evaluated by then."""
+        """Returns the final metric as of the last evaluated policy at or before `env_steps`.
+
+        None if there is no such policy.
+        """
         values = [value for steps, value in self._evaluated.items() if steps <= env_steps]
         return values[-1] if values else None
 
@@ -117,7 +120,7 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of training, including earlier processes up to their checkpoint."""
+        """Wall-clock seconds of training, including those before the resumed checkpoint."""
         return self._stopwatch.seconds()
 
     def rollout(
@@ -155,7 +158,7 @@ class RunLog:
         episodes: Sequence[Episode],
         animation: bytes | None = None,
     ) -> bool:
-        """Writes an evaluated policy's line and GIF; call it for the policies in training order.
+        """Writes the line and GIF of an evaluated policy; call it in the order of `env_steps`.
 
         Args:
             env_steps: env steps for which the policy was trained.
@@ -209,7 +212,7 @@ class RunLog:
             self._write_line()
 
     def state(self) -> State:
-        """Returns the state that a resumed run needs to write the same lines."""
+        """Returns what a resumed run needs to write the same lines as an uninterrupted run."""
         values = {
             "env_steps": self._env_steps,
             "last_line": self._last_line,

@@ -51,7 +51,7 @@ class EventFiles:
         hyperparameters: values by dotted name.
         metric: the tag by which TensorBoard compares runs.
         env_steps: env steps at the last training line of metrics that is kept; 0 if there is none.
-            TensorBoard hides later events that earlier processes wrote.
+            TensorBoard hides the events of earlier processes that have more env steps.
     """
 
     def __init__(

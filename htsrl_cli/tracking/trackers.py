@@ -118,7 +118,7 @@ class MlflowTracker:
     def _experiment_id(self, name: str) -> str:
         """Returns the experiment's id; creates the experiment if it does not exist.
 
-        If another job of a sweep creates the experiment at the same time, its id is returned.
+        If another job of a sweep creates it at the same time, that experiment's id is returned.
         """
         from mlflow.exceptions import MlflowException
 
@@ -134,7 +134,7 @@ class MlflowTracker:
 
 
 def _stored(path: Path, make: Callable[[], str]) -> str:
-    """Returns the content of the file; if it does not exist, first creates it from `make()`."""
+    """Returns the text of the file; a missing file is first created with the text from `make()`."""
     if not path.exists():
         identifier = make().encode()
         write_durably(path, lambda file: file.write(identifier))

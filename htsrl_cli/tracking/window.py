@@ -29,7 +29,7 @@ class Window:
         self.episodes += episodes
 
     def means(self) -> Line:
-        """Returns the mean of each scalar, sorted by name."""
+        """Returns each scalar's mean over the rollouts that reported it, sorted by name."""
         return {name: total / count for name, (total, count) in sorted(self.sums.items())}
 
     def episode_statistics(self) -> Line:
@@ -80,11 +80,11 @@ class Stopwatch:
         return self.seconds_before + self._now() - self._started
 
     def env_steps_per_second(self, env_steps: int) -> float:
-        """Returns the mean rate since this process began; 0 if no time has passed."""
+        """Returns the env steps per second since this process began; 0 if no time has passed."""
         return _rate(env_steps - self._first_steps, self._now() - self._started)
 
     def line(self, env_steps: int) -> Line:
-        """Returns the `time/` values of the next line and starts to measure for the line after it.
+        """Returns the `time/` values of a line; then starts to measure for the line after it.
 
         Each amount from `add` is divided by the seconds since the last line.
         """

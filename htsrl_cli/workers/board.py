@@ -18,6 +18,8 @@ _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 class Board:
     """The counters of all workers, one line each; every worker writes only its own line.
 
+    The evaluator has a board of its own, with several lines; see `htsrl_cli.evaluation.marks`.
+
     Times are seconds of `time.monotonic`, which all processes of a machine share.
     """
 

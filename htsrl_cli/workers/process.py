@@ -59,7 +59,7 @@ class Pipe:
         return self._reader.fileno()
 
     def read(self, most: int) -> list[int]:
-        """Returns the numbers of up to `most` messages, in one list; empty if none is waiting."""
+        """Returns a flat list of the numbers in up to `most` messages; empty if none is waiting."""
         try:
             data = os.read(self._reader.fileno(), 4 * self._width * most)
         except BlockingIOError:
@@ -68,7 +68,7 @@ class Pipe:
         return numbers
 
     def write(self, numbers: Sequence[int]) -> None:
-        """Sends the numbers of one or more messages; blocks while the pipe is full."""
+        """Sends messages, given as a flat list of their numbers; blocks while the pipe is full."""
         data = np.array(numbers, np.int32).tobytes()
         chunk = select.PIPE_BUF - select.PIPE_BUF % (4 * self._width)
         for start in range(0, len(data), chunk):
@@ -80,7 +80,7 @@ class Worker:
     """The runner's view of a worker, which is a process or a thread of the main process.
 
     Attributes:
-        name: the worker's role and index, for messages.
+        name: the worker's role and index, for error messages.
         index: index of the worker's line on the board.
         timeout_s: seconds that one piece of work may take before the worker counts as hung.
         host: the process or thread that runs the worker.
@@ -88,7 +88,7 @@ class Worker:
         control: the connection that carries commands to the worker and its answers back. Only the
             main thread reads from it.
         stack: the file to which a worker process writes its stack when it crashes or gets SIGUSR1;
-            it stays empty for a thread.
+            the file stays empty for a thread.
         owes: True from the time a command is sent until its answer has been read.
     """
 
@@ -104,7 +104,7 @@ class Worker:
     def send(self, command: str, *args: object) -> None:
         """Sends a command.
 
-        If the worker has ended, nothing is sent; `Watcher.receive` then raises the error for it.
+        If the worker has ended, nothing is sent; `Watcher.receive` then raises the worker's error.
         """
         self.owes = True
         with suppress(OSError):
@@ -204,7 +204,8 @@ def _process_main(
 ) -> None:
     """Runs `main` in this worker process.
 
-    If `main` raises, the process sends the error or its traceback to the runner, and ends.
+    If `main` raises an `HtsrlError`, the process sends this error to the runner, and ends. After
+    any other exception, it sends the traceback and ends.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

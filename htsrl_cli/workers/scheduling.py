@@ -65,7 +65,10 @@ def wake_promptly() -> None:
 
 
 def core_wait_s(pid: int) -> float:
-    """Returns the seconds that a process's main thread has waited for a core; 0 if unknown."""
+    """Returns the seconds that a process's main thread has waited for a core since it started.
+
+    The result is 0 if this time is unknown.
+    """
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):

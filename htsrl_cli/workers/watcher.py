@@ -44,12 +44,12 @@ class Watcher:
     because it was stopped (SIGSTOP) while it waited.
 
     Args:
-        workers: the workers to watch. A worker with several lines on the board appears once for
-            each line, under the same name.
-        board: the workers' counters.
-        stand_back: True if the workers have a low priority. The time that they wait for a core then
-            does not count towards their timeouts, except that at least a tenth of the elapsed time
-            always counts.
+        workers: the workers to watch. A worker that writes several lines of `board` appears once
+            for each line, under the same name.
+        board: the counters of the workers.
+        stand_back: True if the workers have a low priority. The time that they wait for a core,
+            summed over the workers, then does not count towards their timeouts, except that at
+            least a tenth of the elapsed time always counts.
 
     Attributes:
         failed: a connection that becomes readable when a worker has failed.
@@ -133,7 +133,10 @@ class Watcher:
         self._since, self._busy_s = since, busy_s
 
     def _new_core_wait_s(self) -> float:
-        """Returns the seconds that low-priority workers waited for a core since the last call."""
+        """Returns the seconds that all workers together waited for a core since the last call.
+
+        The result is 0 unless the workers have a low priority (`stand_back`).
+        """
         before, self._core_wait_s = self._core_wait_s, self._total_core_wait_s()
         return self._core_wait_s - before
 
@@ -162,8 +165,8 @@ class Watcher:
     def _find_stall(self) -> WorkerError | None:
         """Returns the error for a stall, in which all workers wait although one owes an answer.
 
-        The error names the workers that do not write their stacks. If all workers write their
-        stacks, it names all of them. The result is None if there is no stall.
+        Each worker is asked for its stack. The error names the workers that do not answer. If all
+        workers answer, it names all of them. The result is None if there is no stall.
         """
         still_s = float(self._still_s.min())
         if self._since.any() or still_s <= self._stall_timeout_s():
@@ -186,7 +189,10 @@ class Watcher:
 
 
 def _cause_of_death(dead: list[Worker]) -> HtsrlError:
-    """Returns the error that a dead worker sent, or else an error that says how it ended."""
+    """Returns the error that one of the dead workers sent before it died.
+
+    If none of them sent an error, the result is an error that says how the first one ended.
+    """
     for worker in dead:
         with suppress(EOFError, OSError):
             while worker.control.poll():

@@ -41,7 +41,8 @@ class Result:
 
     Attributes:
         path: the result's JSON file, which is in the same folder as its plots.
-        content: content of the file; its entry `measured` describes the machine and the versions.
+        content: the JSON object in the file; its key `measured` holds the date, commit, machine and
+            package versions.
     """
 
     path: Path
@@ -55,13 +56,16 @@ class Result:
         return f"{measured['processor']} ({', '.join(sets)})"
 
     def figure(self, root: Path, title: str, suffix: str = "") -> str:
-        """Returns the Markdown link to a plot of this result, for a page in the folder `root`."""
+        """Returns Markdown that shows a plot of this result, for a page in the folder `root`.
+
+        The name of the plot's file is the name of the result, followed by `suffix`.
+        """
         path = self.path.with_name(f"{self.path.stem}{suffix}.png")
         return f"![{title}]({path.relative_to(root)})"
 
     @property
     def origin(self) -> str:
-        """The line that says where and when the result was measured."""
+        """A Markdown line with the machine, package versions, date and commit of the result."""
         measured = self.content["measured"]
         parts = [
             f"{self.processor}, {measured['cores']} cores",
@@ -180,7 +184,7 @@ def asynchrony(folder: Path = RESULTS) -> str:
 
 
 def paper_claims(folder: Path = RESULTS) -> str:
-    """Returns the plots of the HTS-RL paper's throughput measurements, repeated with htsrl."""
+    """Returns Markdown that shows the plots of `scripts.paper_claims`, for each processor."""
     return _join(
         result.with_origin(
             "\n\n".join(
@@ -192,7 +196,10 @@ def paper_claims(folder: Path = RESULTS) -> str:
 
 
 def step_times(folder: Path = RESULTS) -> str:
-    """Returns the README's plots: throughput against step-time variation and environment count."""
+    """Returns Markdown for the README that shows one plot for each processor.
+
+    Each plot shows throughput against the variation of step times and the number of environments.
+    """
     return _join(
         result.with_origin(result.figure(folder.parents[1], "Env steps per second", "_steps"))
         for result in find("paper_claims", folder)

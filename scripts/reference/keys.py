@@ -72,9 +72,9 @@ class Key(NamedTuple):
 
     Attributes:
         name: the key as it is typed, including its section.
-        schema, field: the dataclass and its field.
-        defaults: for each option, the key's value in that option's YAML file; a single entry under
-            "" if there are no options.
+        schema, field: the dataclass that has the key as a field, and the name of this field.
+        defaults: the key's default values, by option, or by kind if all kinds of the section have
+            the key; a single value under "" if there are no options.
         prefix: prefix of the key's anchor, needed where several keys share a name.
     """
 
@@ -162,7 +162,7 @@ def verb_keys(schema: type, file: str, section: str = "") -> list[Key]:
 
 @cache
 def own_kinds(section: str) -> dict[str, type]:
-    """Returns the dataclasses of the section's kinds that belong to htsrl itself, by kind."""
+    """Returns the dataclasses of a section's kinds, by kind, without those of other packages."""
     found = {name: plugins.find(section, name).config for name in plugins.names(section)}
     return {n: schema for n, schema in found.items() if schema.__module__.startswith("htsrl_cli.")}
 
@@ -187,7 +187,10 @@ def options_of(section: str, kind: str) -> dict[str, dict[str, Any]]:
 
 @cache
 def options_values(name: str) -> dict[str, Any]:
-    """Returns the values of a YAML file and of the file that it extends (`/base/...@_here_`)."""
+    """Returns a YAML file's values, including those from the file it extends (`/base/...@_here_`).
+
+    Its own values replace those of the file that it extends.
+    """
     plain = OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{name}.yaml"))
     assert isinstance(plain, dict)
     values: dict[str, Any] = {}
@@ -295,7 +298,7 @@ def kinds_text(section: str) -> str:
 
 
 def options_text() -> str:
-    """Returns a table of the options of `GROUPS`, with the comment at the top of each file."""
+    """Returns a table of the options of `GROUPS`, with the comment at the top of each YAML file."""
     rows = [
         [f"`{group}={path.stem}`", description(path)]
         for group in GROUPS
@@ -305,7 +308,7 @@ def options_text() -> str:
 
 
 def environments_text() -> str:
-    """Returns the options of `env`, by kind."""
+    """Returns a Markdown list of the options of `env`, with one item for each kind."""
     parts = []
     for kind in own_kinds("env"):
         names = ", ".join(f"`{name}`" for name in options_of("env", kind))
@@ -324,7 +327,7 @@ def _choice(section: str, kind: str) -> str:
 
 
 def section_text(section: str) -> str:
-    """Returns the table of a section that chooses no kind."""
+    """Returns the table of the keys of a section that chooses no kind."""
     return key_table(section_keys(section))
 
 

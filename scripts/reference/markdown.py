@@ -24,7 +24,10 @@ def anchored(name: str, prefix: str = "") -> str:
 
 
 def typed(value: object) -> str:
-    """Returns a value as it is typed on the command line, as code; "required" for "???"."""
+    """Returns a value as it is typed on the command line, as Markdown code.
+
+    For a key without a default (the value "???"), it returns "required".
+    """
     if value == "???":
         return "required"
     return f"`{_typed(value)}`"
@@ -38,7 +41,7 @@ def sentence(text: str) -> str:
 
 
 def attributes(schema: type) -> dict[str, str]:
-    """Returns the attributes' descriptions in the docstrings of a class and its bases, by name."""
+    """Returns the text of each attribute in the docstrings of a class and its bases, by name."""
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         found |= _attributes(inspect.cleandoc(base.__dict__.get("__doc__") or ""))

@@ -33,7 +33,7 @@ def generated_pages() -> dict[Path, str]:
 
 
 def fill(text: str, regions: Mapping[str, Callable[..., str]]) -> str:
-    """Returns a page's text with each region's content replaced.
+    """Returns a page's text with each region filled by the function of that name in `regions`.
 
     Raises:
         ValueError: the page lacks a region, or has a region that no function fills.

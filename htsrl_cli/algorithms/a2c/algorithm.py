@@ -15,7 +15,7 @@ from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns
 
 
 class A2c(WholeSlot):
-    """Advantage actor-critic (Mnih et al., 2016) with one optimizer step for each slot."""
+    """Advantage actor-critic (Mnih et al., 2016) with one optimizer step for each rollout."""
 
     def __init__(self, config: A2cConfig) -> None:
         self._config = config

@@ -14,8 +14,8 @@ from htsrl_cli.plugins import Kind
 class A2cConfig(AlgoConfig):
     """Advantage actor-critic (Mnih et al., 2016), with one step of RMSprop for each rollout.
 
-    Returns are bootstrapped at the end of the slot. The gradient is computed at the parameters of
-    the behavior policy. With the runners `hts` and `serial`, this is HTS-RL's one-step delayed
+    Returns are bootstrapped at the end of the rollout. The gradient is computed at the parameters
+    of the behavior policy. With the runners `hts` and `serial`, this is HTS-RL's one-step delayed
     gradient.
 
     Attributes:

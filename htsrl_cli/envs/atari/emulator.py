@@ -122,7 +122,7 @@ class Emulator:
         self.rng = np.random.default_rng(seed)
 
     def run(self, action: int, num_frames: int) -> int:
-        """Plays `action` for `num_frames` frames; returns the raw reward.
+        """Plays `action` for `num_frames` frames; returns the sum of their raw rewards.
 
         The screen becomes the pixelwise maximum of the last two of these frames. After the end of a
         game, nothing is played and the reward is 0, because the emulator draws no more frames.
@@ -152,7 +152,8 @@ class Emulator:
     def get_state(self) -> tuple[dict[str, Any], list[bytes]]:
         """Returns the state, without `screen`, as a JSON-serializable dictionary and two blobs.
 
-        The caller saves `screen` in addition.
+        The blobs are the keyframe and the actions played since the keyframe. The caller saves
+        `screen` in addition.
         """
         meta = {"rng": generator_state(self.rng), "last_action": self._last_action}
         return meta, [self._keyframe.serialize(), bytes(self._played)]
@@ -199,7 +200,7 @@ class Emulator:
         self._played.clear()
 
     def _sticky(self, action: int, num_frames: int) -> list[int]:
-        """Samples the actions of the next frames; each may repeat the action before it."""
+        """Returns the sampled action of each frame: `action` or that of the frame before it."""
         if self._repeat_probability == 0:
             return [action] * num_frames
         played = []

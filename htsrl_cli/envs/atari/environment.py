@@ -148,9 +148,9 @@ class AtariEnv:
         return int(self._emulator.rng.integers(self._config.noop_max + 1))
 
     def _fire(self) -> int:
-        """Presses FIRE for the frames of one env step if `fire_on_reset` applies.
+        """Presses FIRE for `frame_skip` frames if `fire_on_reset` is set and the game uses FIRE.
 
-        Returns the raw reward; 0 if FIRE is not pressed.
+        Returns the sum of the raw rewards of these frames; 0 if FIRE is not pressed.
         """
         return self._emulator.run(FIRE, self._config.frame_skip) if self._fires else 0
 

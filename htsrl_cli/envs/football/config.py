@@ -90,7 +90,7 @@ class FootballConfig(EnvConfig):
 
     @property
     def one_per_process(self) -> str:
-        """The reason why a process can hold only one such environment; empty if it can hold many.
+        """The reason why a process can hold only one environment; empty if it can hold several.
 
         Only one engine per process can render.
         """
@@ -102,7 +102,7 @@ class FootballConfig(EnvConfig):
         )
 
     def is_alone(self, renderer: str | None) -> bool:
-        """Returns True if the engine renders: a process can hold only one such environment."""
+        """Returns True if the engine renders; only one engine per process can render."""
         return self.is_rendered or renderer == "engine"
 
     def check(self) -> None:

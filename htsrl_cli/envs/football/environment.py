@@ -156,7 +156,7 @@ class FootballEnv:
         self._frames = [self._observe()] * self._config.frame_stack
 
     def _play(self, actions: list[int]) -> Array:
-        """Plays one env step; returns the rewards, float32 [P]."""
+        """Plays one env step; returns the rewards of the P controlled players, float32 [P]."""
         difference = self._goal_difference()
         self._match.play(actions)
         self._played += bytes(actions)
@@ -174,7 +174,10 @@ class FootballEnv:
             self._frame = self._match.frame()
 
     def _take_keyframe(self) -> None:
-        """Takes a keyframe and restores it; the match continues as it would after a resume."""
+        """Takes a keyframe and restores the match from it.
+
+        The match then continues exactly as it would after a later restore of this keyframe.
+        """
         meta, engine = self._match.get_state()
         meta |= {"collected": list(self._collected), "length": self._length}
         self._keyframe = (meta, [engine, self._stacked().tobytes()])
@@ -195,7 +198,7 @@ class FootballEnv:
         return left - right
 
     def _rewards(self, scored: int) -> Array:
-        """Returns the rewards, float32 [P], of an env step.
+        """Returns the rewards of the P controlled players for one env step, float32 [P].
 
         Args:
             scored: change of the left side's goal difference in this env step.
@@ -224,7 +227,7 @@ class FootballEnv:
             counts[is_left] += 1
 
     def _observe(self) -> Array:
-        """Returns the newest frame of every player, [P, *shape, depth]."""
+        """Returns the newest frame of each of the P controlled players, [P, *shape, depth]."""
         representation = self._config.representation
         if representation == "extracted":
             return np.stack([_minimap(view, active) for view, active in self._seen()])
@@ -237,14 +240,18 @@ class FootballEnv:
         return np.stack([small.reshape(HEIGHT, WIDTH, self._depth)] * len(self._is_left))
 
     def _stacked(self) -> Array:
-        """Returns the joined frames, [P, *shape, depth * frame_stack]."""
+        """Returns the last `frame_stack` frames of each player, joined along the last axis.
+
+        Returns:
+            [P, *shape, depth * frame_stack], newest frame last.
+        """
         dtype = np.dtype(self.env_spec.obs_dtype)
         # Each pixel is viewed as one item: otherwise, NumPy would copy its values one by one.
         pixel = np.dtype((np.void, self._depth * dtype.itemsize))
         return np.concatenate([frame.view(pixel) for frame in self._frames], axis=-1).view(dtype)
 
     def _shown(self) -> Array:
-        """Returns the joined frames, without the players' axis if there is only one player."""
+        """Returns `_stacked()`, without the players' axis if there is only one player."""
         stacked = self._stacked()
         return stacked if len(stacked) > 1 else stacked[0]
 
@@ -270,10 +277,10 @@ def make_football_env(config: FootballConfig, index: int, renderer: str | None) 
 
 
 def _reached(view: View) -> int:
-    """Returns the number of checkpoints that the ball has reached.
+    """Returns how many of the ten reward checkpoints the ball has reached.
 
-    Each of the ten checkpoints is a distance to the opponents' goal. The ball has reached a
-    checkpoint if the ball is at this distance or closer.
+    A reward checkpoint is a distance to the opponents' goal. The ball has reached it if the ball is
+    now at this distance or closer.
     """
     distance = ((view.ball[0] - 1) ** 2 + view.ball[1] ** 2) ** 0.5
     thresholds = (0.99 - 0.8 / (_NUM_CHECKPOINTS - 1) * i for i in range(_NUM_CHECKPOINTS))
@@ -281,7 +288,10 @@ def _reached(view: View) -> int:
 
 
 def _minimap(view: View, active: int) -> Array:
-    """Draws the super minimap, uint8 [72, 96, 4]: own side, other side, ball, observing player."""
+    """Draws the super minimap of player `active`, uint8 [72, 96, 4].
+
+    The channels show, in this order: the own side, the other side, the ball, and player `active`.
+    """
     image = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     itself = view.own[[active]] if active != NOBODY else view.own[:0]
     layers = (view.own, view.other, view.ball[None, :2], itself)
@@ -292,7 +302,7 @@ def _minimap(view: View, active: int) -> Array:
 
 
 def _features(view: View, active: int) -> Array:
-    """Returns the vector `simple115v2`, float32 [115]."""
+    """Returns the observation `simple115v2` of player `active`, float32 [115]."""
     teams = np.full((4, 2 * _MOST_PLAYERS), -1.0)
     for row, points in enumerate((view.own, view.own_direction, view.other, view.other_direction)):
         teams[row, : points.size] = points.reshape(-1)

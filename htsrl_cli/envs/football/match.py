@@ -77,7 +77,7 @@ class View:
     game_mode: int
 
     def rotated(self, controlled: tuple[int, ...]) -> View:
-        """Returns the other side's view, in which `controlled` are the controlled players."""
+        """Returns the other side's view; `controlled` are the indices of its controlled players."""
         half_turn = np.array([-1.0, -1.0, 1.0])
         owner = self.ball_owned_team
         return replace(
@@ -162,7 +162,7 @@ class Match:
         self._judge()
 
     def view(self, is_left: bool) -> View:
-        """Returns a side's view after the last env step."""
+        """Returns the view of the left or of the right side after the last env step."""
         return self._view if is_left else self._view.rotated(self._right_controlled)
 
     def frame(self) -> Array:
@@ -206,7 +206,11 @@ class Match:
         _IDLE[self._rendered].append(self._engine)
 
     def _unless_waiting(self, action: Any, is_left: bool, index: int) -> Any:
-        """Returns `action`, or an action that ends a long wait for the ball to be in play."""
+        """Returns the action that the engine plays for a player: normally `action`.
+
+        If normal play has been interrupted for many env steps (for a kick-off, a corner kick and so
+        on), `action` is replaced so that normal play resumes.
+        """
         waiting, view = self._engine.waiting_for_game_count, self._view
         if waiting < _PATIENCE:
             return action
@@ -221,14 +225,14 @@ class Match:
         return football_action_set.action_right
 
     def _look(self) -> bool:
-        """Returns True if the ball is in play; if so, also reads the state of the match."""
+        """Returns True if the ball is in play; if so, passes the engine's report to `_read`."""
         info = self._engine.get_info()
         if info.is_in_play:
             self._read(info)
         return bool(info.is_in_play)
 
     def _read(self, info: Any) -> None:
-        """Reads the engine's report into `score`, the views and the count of steps."""
+        """Updates `score`, both sides' views and the step count from the engine's report."""
         own, own_direction = _team(info.left_team)
         other, other_direction = _team(info.right_team)
         left, right = self._scenario.left_agents, self._scenario.right_agents
@@ -250,10 +254,10 @@ class Match:
         self._step = info.step
 
     def _judge(self) -> None:
-        """Applies the scenario's end-of-episode rules.
+        """Sets `over` and `out_of_time` by the scenario's rules for the end of an episode.
 
-        Also counts the consecutive env steps that are not in normal play (kick-offs, corners and
-        so on).
+        Also counts the consecutive env steps for which normal play has been interrupted (for a
+        kick-off, a corner kick and so on).
         """
         rules, mode, owner = self._scenario, self._view.game_mode, self._view.ball_owned_team
         stopped = mode != _NORMAL and self._mode_before == _NORMAL

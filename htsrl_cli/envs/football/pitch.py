@@ -112,7 +112,10 @@ def _write_banner(image: Array, score: tuple[int, int], step: int) -> None:
 
 @functools.cache
 def _empty_pitch() -> Array:
-    """Draws the fixed parts: grass, lines (in meters, from the Laws of the Game), goals, banner."""
+    """Draws the parts that are the same in every picture: grass, lines, goals, empty banner.
+
+    The numbers for the lines are meters, from the Laws of the Game.
+    """
     image = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     image[...] = _SURROUNDINGS
     image[:54] = _BANNER
@@ -143,7 +146,7 @@ def _pixel(metres: Array) -> tuple[float, float]:
 
 
 def _metres(x: float, y: float) -> Array:
-    """Converts pixels to meters: the inverse of `_pixel`."""
+    """Converts a position in the picture to a position on the pitch: the inverse of `_pixel`."""
     return np.asarray((np.array([x, y]) - _CENTRE) / _PIXELS)
 
 

@@ -67,7 +67,7 @@ class GymEnv:
         self._length = 0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode and a new replay."""
+        """Begins an episode, and forgets the stored actions of the previous episode."""
         obs, _ = self._env.reset(seed=seed)
         self._seed = seed
         self._actions.clear()
@@ -76,7 +76,7 @@ class GymEnv:
         return self._to_obs(obs), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Takes one env step; the reward is the environment's own."""
+        """Takes one env step; the reward is that of the Gymnasium environment, unchanged."""
         taken = np.asarray(action, self.env_spec.actions.dtype)
         self._actions += taken.tobytes()
         obs, reward, terminated, truncated, _ = self._env.step(self._to_action(taken))
@@ -92,14 +92,14 @@ class GymEnv:
         return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
 
     def set_state(self, state: bytes) -> Array:
-        """Replays a state that `get_state` returned in any process; returns the observation.
+        """Restores a state that `get_state` returned in any process; returns the observation.
 
-        The replay steps through the whole saved part of the episode. It is exact if the
-        environment does not depend on anything other than the reset seed and the actions.
+        Resets the environment with the saved seed and takes all saved actions again. The result is
+        exact if the environment depends only on the reset seed and the actions.
 
         Raises:
-            CheckpointError: the bytes are damaged or belong to another environment, or the replay
-                ends earlier than the saved episode.
+            CheckpointError: the bytes are damaged or belong to another environment, or the episode
+                ends before all saved actions are taken.
         """
         meta, (actions,) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
@@ -199,7 +199,7 @@ def _not_pictured(env_id: str, why: str) -> ConfigError:
 
 
 def _import_module(env_id: str) -> str:
-    """Imports the module of `module:id`, if there is one, and returns the id alone.
+    """Returns the id without the module; if `env_id` is `module:id`, first imports the module.
 
     The module may be in the working directory.
     """
@@ -225,7 +225,7 @@ def _closest(name: str) -> str:
 def _observations(
     config: GymConfig, space: spaces.Space[Any]
 ) -> tuple[tuple[int, ...], str, ToObs]:
-    """Returns the shape and dtype of observations, and the function that converts them."""
+    """Returns the shape and dtype of converted observations, and the conversion function."""
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
         remedy = f"its observation space {space} must be a Box, with at most 3 axes if it is uint8"
         raise ConfigError("env.id", config.id, remedy)
@@ -254,7 +254,7 @@ def _channels_last(obs: Any) -> Array:
 
 
 def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:
-    """Returns the form of actions, and the function that converts them for the environment."""
+    """Returns the form of htsrl's actions, and the function that converts them for Gymnasium."""
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
         spec = ActionSpec("categorical", sizes=(int(space.n),))

@@ -48,7 +48,7 @@ class SyntheticEnv(ABC):
         return self._shown[0], {}
 
     def _begin(self, seed: int) -> None:
-        """Draws the random numbers of episode `_episode` and resets the episode's counters."""
+        """Draws the random numbers of episode `_episode`; sets its env steps and return to 0."""
         length, num_players = self._config.episode_length, self._config.num_players
         self._seed = seed
         self._length = 0
@@ -77,7 +77,7 @@ class SyntheticEnv(ABC):
         return obs, reward, not self._config.truncate, self._config.truncate, info
 
     def get_state(self) -> bytes:
-        """Returns the episode's counters and the seed of its random numbers, packed as bytes."""
+        """Returns the environment's counters and the seed of the current episode, as bytes."""
         meta = {
             "name": self._config.name,
             "seed": self._seed,
@@ -153,9 +153,9 @@ class SleepEnv(SyntheticEnv):
 class CountEnv(SyntheticEnv):
     """An environment whose observation is (column, episode, env step), each counted from 0.
 
-    The reward of the env step that leads to observation (c, k, t) is 10,000 c + 100 k + t. This
-    number is exact in float32 below 2**24. The observation can be recovered from it while k and t
-    are at most 99.
+    The reward of the env step that leads to observation (c, k, t) is 10,000 c + 100 k + t. The
+    reward is exact in float32 below 2**24. It determines the observation while k and t are at most
+    99.
     """
 
     def __init__(self, config: SyntheticConfig, index: int) -> None:

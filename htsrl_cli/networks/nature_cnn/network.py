@@ -68,19 +68,20 @@ def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
 
 
 def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Convolves channels-last images, with the stride over columns moved into the channels.
+    """Convolves channels-last images, after joining pixel columns to make the convolution faster.
 
-    In the images and in the kernels, every `stride` adjacent columns are viewed as one column with
-    `stride` times as many channels. The products are the same, and no memory moves. The stride over
-    columns is then 1, and the larger number of channels fills vector registers better.
+    In the images and in the kernels, each group of `stride` adjacent pixel columns is viewed as one
+    pixel column with `stride` times as many channels. The convolution multiplies the same numbers
+    as before, and no memory is copied. Its stride along the width is then 1, and the larger number
+    of channels fills vector registers better.
     """
     return layer(join_columns(x, stride), join_columns(weight, stride), bias, (stride, 1))
 
 
 def join_columns(x: Tensor, number: int) -> Tensor:
-    """Joins every `number` adjacent pixel columns of channels-last images, as a view.
+    """Joins each group of `number` adjacent pixel columns of channels-last images into one.
 
-    The shape [N, C, H, W] becomes [N, number * C, H, W / number].
+    The result is a view. The shape [N, C, H, W] becomes [N, number * C, H, W / number].
     """
     n, channels, height, width = x.shape
     joined = x.permute(0, 2, 3, 1).reshape(n, height, width // number, number * channels)

@@ -12,7 +12,7 @@ from htsrl_cli.plugins import Kind
 
 @dataclass(frozen=True)
 class GatedConfig(NetworkConfig):
-    """A gated layer, shared by policy and value: a second layer computes a gate for each unit.
+    """A layer of gated units, shared by policy and value; a linear layer computes the gates.
 
     Attributes:
         width: number of units in the layer.

@@ -14,7 +14,7 @@ from htsrl_example.reinforce.config import ReinforceConfig
 
 
 class Reinforce(WholeSlot):
-    """REINFORCE with a learned baseline: one optimizer step for each slot.
+    """REINFORCE with a learned baseline: one optimizer step for each rollout.
 
     The gradient is computed at the parameters of the behavior policy.
     """
