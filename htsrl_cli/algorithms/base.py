@@ -39,8 +39,8 @@ class OldPolicy(NamedTuple):
 class Prediction(NamedTuple):
     """Outputs of the differentiated policy for n rows, float32 [n], with gradients.
 
-    The differentiated policy has the parameters at which the gradient is computed; see
-    `Algorithm.at_behaviour`.
+    The differentiated policy is the learner's current policy or, if `Algorithm.at_behaviour` is
+    True, the behavior policy.
 
     Attributes:
         log_probs: log-probabilities of the actions taken.

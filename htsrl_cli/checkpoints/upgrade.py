@@ -1,8 +1,8 @@
 """Conversion of checkpoints from earlier format versions to the current version.
 
-* Version 1, up to htsrl 0.1.0 of November 2026: names of arrays begin with the keys of `_PARTS`,
-  not with the name of a part. The configuration has no section `network`, and the sizes of hidden
-  layers are in the key `algo.hidden_sizes`.
+* Version 1, up to htsrl 0.1.0 of November 2026: the name of an array begins with an older prefix,
+  a key of `_PREFIXES`; version 2 has the value of this key there. The configuration has no section
+  `network`, and the sizes of hidden layers are in the key `algo.hidden_sizes`.
 * Version 2: names of arrays begin with the name of their part (`htsrl_cli.checkpoints.state`). The
   configuration has the section `network`.
 * Version 3, the current version: the section `network` of a Nature CNN has the key `linear_kernel`.
@@ -16,7 +16,7 @@ from typing import Any
 from htsrl_cli.checkpoints.state import Array
 
 # First components of array names in version 1, and the text that replaces them in version 2.
-_PARTS = {
+_PREFIXES = {
     "params": "learner/params",
     "optimizer": "learner/optimizer",
     "previous": "learner/previous",
@@ -38,7 +38,7 @@ def upgrade(
     renamed = {}
     for name, array in arrays.items():
         first, slash, rest = name.partition("/")
-        renamed[f"{_PARTS.get(first, first)}{slash}{rest}"] = array
+        renamed[f"{_PREFIXES.get(first, first)}{slash}{rest}"] = array
     return renamed, _by_part(new)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -48,11 +49,15 @@ def output_dir(cfg: DictConfig, multirun: bool) -> Path:
     """
     HydraConfig.instance().set_config(cfg)
     keys = ["hydra.sweep.dir", "hydra.sweep.subdir"] if multirun else ["hydra.run.dir"]
-    try:
-        parts = [OmegaConf.select(cfg, key, throw_on_missing=True) for key in keys]
-    except OmegaConfBaseException as error:
-        raise ConfigError(keys[0], "???", first_line(error)) from error
-    if None in parts:
-        key = keys[parts.index(None)]
-        raise ConfigError(key, "null", f"a folder is needed: {key}=DIR")
-    return Path(*map(str, parts))
+    parts = []
+    for key in keys:
+        try:
+            part = OmegaConf.select(cfg, key, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            section, _, name = key.rpartition(".")
+            sources: Any = OmegaConf.to_container(OmegaConf.select(cfg, section), resolve=False)
+            raise ConfigError(key, sources[name], first_line(error)) from error
+        if part is None:
+            raise ConfigError(key, "null", f"a folder is needed: {key}=DIR")
+        parts.append(str(part))
+    return Path(*parts)

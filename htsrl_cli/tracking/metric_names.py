@@ -130,9 +130,9 @@ METRICS: Mapping[str, Metric] = {
         "PPO only: approximate KL divergence from the old policy to the current policy, computed "
         "as the mean of ratio - 1 - log(ratio) (`approx_kl` in other libraries). With "
         "`algo.reevaluate=true`, the old policy is the policy at the start of the update. With "
-        "`algo.reevaluate=false`, it is the behavior policy, which collected the rollout: with "
-        "`runner=hts` and `runner=serial`, the value then includes the change that the previous "
-        "update made.",
+        "`algo.reevaluate=false`, it is the behavior policy, which collected the rollout. With "
+        "`runner=hts` and `runner=serial`, the behavior policy is one update older, so the "
+        "divergence also includes the change that the previous update made.",
         "Small and steady, often between 0.001 and 0.02. If it grows, updates are too large: "
         "lower `algo.learning_rate` or `algo.update_epochs`.",
     ),
@@ -157,7 +157,7 @@ METRICS: Mapping[str, Metric] = {
     "learner/grad_norm": Metric(
         "L2 norm",
         "Norm of a minibatch's gradient before it is clipped to `algo.max_grad_norm`, averaged "
-        "over minibatches and policies.",
+        "over minibatches and, with `algo.policies=independent`, over the players' policies.",
         "Steady. A growing norm often precedes a loss that is NaN or infinite, which ends the run.",
     ),
     "learner/learning_rate": Metric(

@@ -40,5 +40,5 @@ def fill(text: str, regions: Mapping[str, Callable[..., str]]) -> str:
     """
     found = [match["name"] for match in _REGION.finditer(text)]
     if sorted(found) != sorted(regions):
-        raise ValueError(f"a page has regions {sorted(found)}; `PAGES` lists {sorted(regions)}")
+        raise ValueError(f"a page has regions {sorted(found)}, `PAGES` lists {sorted(regions)}")
     return _REGION.sub(lambda match: f"{match[1]}\n{regions[match['name']]()}\n\n{match[3]}", text)

@@ -223,6 +223,7 @@ TRAIN = {
     ),
     "broken interpolation": (["seed=${sede}"], "seed=${sede}", "sede"),
     "nothing to resume": (["resume=nowhere"], "nowhere", "does not exist"),
+    "unknown name in a folder": (["hydra.run.dir=a/${nope}"], "hydra.run.dir=a/${nope}", "'nope'"),
     "automatic resume without a folder": (["resume=auto"], "resume=auto", "hydra.run.dir=RUN_DIR"),
     "resume in a sweep": (["-m", "seed=1,2", "resume=x"], "resume=x", "resume=auto"),
     "folder below a file": (
