@@ -5,6 +5,7 @@ HtsrlError
 │   ├── ConfigError       invalid value of a configuration key
 │   └── CheckpointError   missing, damaged or incompatible checkpoint
 └── RunError              failure during a run: exit code 1
+    ├── EnvError          exception or invalid result of an environment's own code
     ├── WorkerError       worker that died, raised an exception or hung
     └── NonFiniteError    NaN or infinite loss or gradient
 """
@@ -51,6 +52,10 @@ class CheckpointError(UsageError):
 
 class RunError(HtsrlError):
     """Failure during a run."""
+
+
+class EnvError(RunError):
+    """Exception or invalid result of an environment's own code; the message names the place."""
 
 
 class WorkerError(RunError):

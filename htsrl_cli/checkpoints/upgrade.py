@@ -61,4 +61,6 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
     if network.get("name") in ("auto", "nature_cnn"):
         network.setdefault("linear_kernel", "convolution")
-    return {**config, "algo": algo, "network": network} if network else config
+    evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
+    new = {**config, "eval": evaluation} if "eval" in config else config
+    return {**new, "algo": algo, "network": network} if network else new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from htsrl_cli.config.wording import did_you_mean, shown, unknown_key
+from htsrl_cli.config.wording import atari_game, closest, did_you_mean, shown, unknown_key
 from htsrl_cli.errors import ConfigError, UsageError
 
 # Errors that Hydra raises if it cannot compose a configuration.
@@ -66,6 +67,8 @@ class Explainer:
             if not nested or top == "hydra":
                 return None
             return ConfigError(group, shown(value), f"write it as {top}={folder}/{value}")
+        if group == "env" and (words := _as_environment(str(value), options)):
+            return ConfigError(group, shown(value), f"write it as {words}")
         few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self.config_name} --help"
         hint = did_you_mean(str(value), options) or f" ({few})"
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
@@ -91,12 +94,11 @@ class Explainer:
         except REFUSALS:
             return None
         key, value = override.key_or_group, shown(override.value())
-        known = _key_names(base)
+        known = key_names(base)
         if key not in known and not (override.is_add() or override.is_force_add()):
             if key.startswith("env.kwargs."):
                 return ConfigError(key, value, f"to add a new argument, write +{key}={value}")
-            own = [name for name in known if not name.startswith("hydra.")]
-            return unknown_key(key, value, known if key.startswith("hydra") else own)
+            return unknown_key(key, value, known if key.startswith("hydra") else own_keys(base))
         try:
             self.compose([*words, override.input_line or ""])
         except REFUSALS as error:
@@ -113,6 +115,34 @@ def _plus(override: Override) -> str:
     return "+" if override.is_add() else ""
 
 
+def _as_environment(name: str, options: Sequence[str]) -> str | None:
+    """Returns the overrides that choose the Gymnasium id `name`; None if it does not look like one.
+
+    Args:
+        options: the options of the group `env`.
+    """
+    if not re.fullmatch(r"[\w.:/-]+-v\d+", name):
+        return None
+    game = f"atari/{atari_game(name)}"
+    return f"env={game}" if game in options else f"env=gym env.id={name}"
+
+
+def flag_as_override(flag: str, following: str, known: Sequence[str]) -> str | None:
+    """Returns the override that a user means by an unknown flag; None if no key is close.
+
+    Args:
+        flag: a flag such as `--seed` or `--total-steps=1000`.
+        following: the word after the flag; empty if there is none.
+        known: names of all keys.
+    """
+    name, equals, value = flag.removeprefix("--").partition("=")
+    key = closest(name.replace("-", "_"), known)
+    if key is None:
+        return None
+    is_value = following and "=" not in following and not following.startswith("--")
+    return f"{key}={value if equals else following if is_value else 'VALUE'}"
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first nonblank line of an error's message, or `repr(error)` if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
@@ -123,11 +153,17 @@ def _is_plugin(name: str | None) -> bool:
     return name in _PLUGINS
 
 
-def _key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
+def key_names(cfg: DictConfig, prefix: str = "") -> list[str]:
     """Returns the dotted names of all keys and sections of a configuration."""
     names = []
     for key, value in cfg.items_ex(resolve=False):
         names.append(f"{prefix}{key!s}")
         if isinstance(value, DictConfig) and not (value._is_missing() or value._is_none()):
-            names += _key_names(value, f"{prefix}{key!s}.")
+            names += key_names(value, f"{prefix}{key!s}.")
     return names
+
+
+def own_keys(cfg: DictConfig) -> list[str]:
+    """Returns the names of htsrl's keys and sections, and of the folder of a run."""
+    own = [name for name in key_names(cfg) if not name.startswith("hydra.")]
+    return [*own, "hydra.run.dir"]

@@ -10,6 +10,7 @@ import argparse
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -144,6 +145,7 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from hydra.core.hydra_config import HydraConfig
 
+    from htsrl_cli.cli import farewell
     from htsrl_cli.cli.compose import typed_words
     from htsrl_cli.cli.job import hold_folder, plan_job, write_config
     from htsrl_cli.runners import run as runner
@@ -163,6 +165,8 @@ def train(cfg: DictConfig) -> float | None:
         job = plan()
         write_config(job.config, job.run_dir)
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
+        for line in farewell.lines(job.config, job.run_dir):
+            logging.getLogger(__name__).info("%s", line)
     if outcome.signum is not None:
         raise SystemExit(128 + outcome.signum)
     return outcome.metric
@@ -258,7 +262,7 @@ def _run_verb(verb: str, words: list[str]) -> None:
 
     # Discards the warnings of the checks: each job logs them again once logging is configured.
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
-    args, flags = _parse_flags(words)
+    args, flags = _parse_flags(verb, words)
     added: list[str] = []
     if not (args.hydra_help or args.shell_completion):
         composer = compose.Composer(args.config_name or verb, args.config_dir)
@@ -301,7 +305,7 @@ def _run_hydra(verb: str, words: Sequence[str]) -> None:
         raise failure from error
 
 
-def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse_flags(verb: str, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses Hydra's flags; overrides may come before, between and after the flags.
 
     Returns:
@@ -313,7 +317,7 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     from hydra._internal.utils import get_args_parser
 
     def fail(message: str) -> NoReturn:
-        raise UsageError(f"{message} (see --hydra-help)")
+        raise UsageError(f"{_key_of_flag(verb, message, words) or message} (see --hydra-help)")
 
     parser = get_args_parser()
     parser.error = fail  # type: ignore[method-assign]
@@ -332,6 +336,24 @@ def _parse_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         else:
             flags.append(word)
     return args, flags
+
+
+def _key_of_flag(verb: str, message: str, words: list[str]) -> str | None:
+    """Returns the error for a key that was typed as a flag (`--seed 1`), else None.
+
+    Args:
+        message: the message of the parser of flags.
+        words: the words after the verb.
+    """
+    from htsrl_cli.cli import compose, explain
+
+    unknown = re.search(r"unrecognized arguments: (--\S+)", message)
+    if unknown is None or unknown[1] not in words:
+        return None
+    following = [*words, ""][words.index(unknown[1]) + 1]
+    known = explain.own_keys(compose.Composer(verb).job([]))
+    override = explain.flag_as_override(unknown[1], following, known)
+    return f"{unknown[1]}: keys are no flags: write {override}" if override else None
 
 
 def _config_dir(words: Sequence[str]) -> str | None:

@@ -29,7 +29,7 @@ from htsrl_cli.config.checks import check_combinations
 from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.errors import ConfigError, HtsrlError
+from htsrl_cli.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +125,8 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
     for config in distinct.values():
         if not config.env.is_tried:
             continue
-        try:
-            with closing(make_env(config.env, 0)) as env:
-                _check_network(config.network, env.env_spec)
-        except HtsrlError:
-            raise
-        except Exception:
-            # The environment's own code failed: the run will report this, with more details.
-            logger.debug("%r cannot be built here", config.env, exc_info=True)
+        with closing(make_env(config.env, 0)) as env:
+            _check_network(config.network, env.env_spec)
 
 
 def _check_network(network: NetworkConfig, spec: EnvSpec) -> None:

@@ -165,6 +165,8 @@ class PeriodicEvalConfig:
     Attributes:
         interval: env steps between two evaluations of the policy; 0 turns evaluation off.
         episodes: number of whole games in each evaluation.
+        max_episode_steps: maximum number of env steps of a game in an evaluation. A longer game is
+            stopped, and its score is the return so far.
         video_interval: env steps between two evaluations whose first game is filmed; 0 films none.
         targets: target scores of the final metric, which is the mean over all games of the last ten
             evaluated policies. For each target, the run logs the env steps and the seconds of
@@ -174,12 +176,14 @@ class PeriodicEvalConfig:
     rules: ClassVar[Rules] = {
         "interval": INDEX,
         "episodes": COUNT,
+        "max_episode_steps": COUNT,
         "video_interval": INDEX,
         "targets": SCORES,
     }
 
     interval: int
     episodes: int
+    max_episode_steps: int
     video_interval: int
     targets: tuple[float, ...]
 
@@ -218,16 +222,24 @@ class EvalConfig:
         checkpoint: checkpoint file or run folder; of a run folder, the newest intact checkpoint is
             used.
         episodes: number of whole games to play.
+        max_episode_steps: maximum number of env steps of a game. A longer game is stopped, and its
+            score is the return so far.
         seed: seed of the environments' resets and of the sampled actions.
         greedy: take the most likely action instead of a sampled action.
         video: write a video of every game.
         renderer: renderer of the videos; null chooses the environment's default.
     """
 
-    rules: ClassVar[Rules] = {"checkpoint": NOT_EMPTY, "episodes": COUNT, "seed": SEED}
+    rules: ClassVar[Rules] = {
+        "checkpoint": NOT_EMPTY,
+        "episodes": COUNT,
+        "max_episode_steps": COUNT,
+        "seed": SEED,
+    }
 
     checkpoint: str
     episodes: int
+    max_episode_steps: int
     seed: int
     greedy: bool
     video: bool

@@ -205,7 +205,7 @@ class Evaluator:
     def _start(self) -> None:
         board = Board(NUM_LINES)
         self._worker = start_process(
-            "evaluator", OTHER, START_TIMEOUT_S, run_evaluator, self._config.episodes, board
+            "evaluator", OTHER, START_TIMEOUT_S, run_evaluator, self._config, board
         )
         lines = [
             self._worker,
@@ -279,12 +279,12 @@ def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
     )
 
 
-def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> None:
+def run_evaluator(control: Connection, _: int, config: PeriodicEvalConfig, board: Board) -> None:
     """Runs the evaluator process: plays the policies sent on `control`, sends back their scores.
 
     Args:
         control: the connection for commands and answers.
-        episodes: number of games to play with each policy.
+        config: section `eval`.
         board: the board on which the process marks its current operation.
     """
     os.nice(_NICE)
@@ -293,11 +293,13 @@ def run_evaluator(control: Connection, _: int, episodes: int, board: Board) -> N
     while True:
         _, path = control.recv()
         with marks.evaluation():
-            result = _evaluate(Path(path), episodes, marks)
+            result = _evaluate(Path(path), config, marks)
             control.send(("play", result))
 
 
-def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Episode], bytes | None]:
+def _evaluate(
+    path: Path, periodic: PeriodicEvalConfig, marks: Marks
+) -> tuple[float, list[Episode], bytes | None]:
     """Plays the policy stored at `path`; returns the fields of `Evaluated` except `env_steps`."""
     # Imported here, because the main process imports this module but needs neither of these.
     from htsrl_cli.evaluation import play as evaluation
@@ -306,7 +308,13 @@ def _evaluate(path: Path, episodes: int, marks: Marks) -> tuple[float, list[Epis
     checkpoint = load_checkpoint(path)
     env_steps, seconds = checkpoint.meta["env_steps"], checkpoint.meta["seconds"]
     config = EvalConfig(
-        str(path), episodes, seed=env_steps, greedy=False, video=False, renderer=None
+        str(path),
+        periodic.episodes,
+        periodic.max_episode_steps,
+        seed=env_steps,
+        greedy=False,
+        video=False,
+        renderer=None,
     )
     if checkpoint.meta["filmed"]:
         film = film_path(path.parent.parent, env_steps)

@@ -12,67 +12,32 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
-from htsrl_cli.durable import write_durably
 from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.marks import Marks
+from htsrl_cli.evaluation.result import EvalResult, result_folder, spread, table, write
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
-from htsrl_cli.tracking.bootstrap import confidence_interval
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "eval.json"
 VIDEO_FOLDER = "videos"
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """The scores of an evaluation.
-
-    Attributes:
-        checkpoint: path of the evaluated checkpoint.
-        env_steps: env steps for which the policy was trained.
-        seed: seed of the resets and of the sampled actions.
-        greedy: True if the most likely actions were taken instead of sampled actions.
-        returns: raw score of each game, in order of the games' numbers.
-        training_returns: for each game, the sum of the training rewards (which may be clipped),
-            averaged over the players.
-        lengths: number of env steps of each game.
-        mean: mean of `returns`.
-        std: sample standard deviation of `returns` (ddof 1); None for a single game.
-        interval: ends of the 95 % bootstrap confidence interval of the mean; None for a single
-            game.
-    """
-
-    checkpoint: str
-    env_steps: int
-    seed: int
-    greedy: bool
-    returns: tuple[float, ...]
-    training_returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    mean: float
-    std: float | None
-    interval: tuple[float, float] | None
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
@@ -93,7 +58,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     with ExitStack() as stack:
         videos = None
         if config.video:
-            videos = stack.enter_context(VideoFolder(_result_folder(path) / VIDEO_FOLDER))
+            videos = stack.enter_context(VideoFolder(result_folder(path) / VIDEO_FOLDER))
         episodes = play(checkpoint, config, path, videos=videos)
     returns, training_returns, lengths = zip(*episodes, strict=True)
     std, interval = spread(returns, config.seed)
@@ -109,8 +74,8 @@ def evaluate(config: EvalConfig) -> EvalResult:
         std=std,
         interval=interval,
     )
-    Console().print(_table(result))
-    _write(result, path)
+    Console().print(table(result))
+    write(result, path)
     return result
 
 
@@ -142,34 +107,23 @@ def play(
         train_config.env.check_renderer(config.renderer)
     renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
     num_envs = min(config.episodes, side_by_side or _most_games(train_config, renderer))
-    with ExitStack() as stack:
+
+    def build() -> Env:
         # All environments have index 0. An environment may behave differently with another index,
         # but scores must not depend on which environment plays a game.
-        envs = []
+        with marks.env():
+            return make_env(train_config.env, 0, renderer)
+
+    envs: list[Env] = []
+    try:
         for _ in range(num_envs):
-            with marks.env():
-                env = make_env(train_config.env, 0, renderer)
-            envs.append(stack.enter_context(closing(env)))
+            envs.append(build())
         spec = envs[0].env_spec
         batch = _load_batch(checkpoint, train_config, spec, path, config.greedy)
-        return _play_games(envs, batch, config, videos, marks)
-
-
-def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
-    """Returns the spread of scores: their standard deviation and a confidence interval.
-
-    Args:
-        returns: the scores.
-        seed: seed of the bootstrap.
-
-    Returns:
-        The sample standard deviation (ddof 1), and the ends of the 95 % percentile bootstrap
-        confidence interval of the mean. Both are None for fewer than two scores.
-    """
-    if len(returns) < 2:
-        return None, None
-    low, high = confidence_interval(np.asarray(returns), seed)
-    return float(np.std(returns, ddof=1)), (float(low), float(high))
+        return _play_games(envs, build, batch, config, videos, marks)
+    finally:
+        for env in envs:
+            env.close()
 
 
 def _most_games(train_config: TrainConfig, renderer: str | None) -> int:
@@ -189,15 +143,23 @@ class _Game:
 
     If a lost life ends a training episode, the game continues after a reset. The video has no frame
     for such a reset.
+
+    Attributes:
+        is_stopped: True if the game was stopped at the maximum number of env steps.
     """
 
-    def __init__(self, env: Env, number: int, seed: int, video: Video | None, marks: Marks) -> None:
+    def __init__(
+        self, env: Env, number: int, config: EvalConfig, video: Video | None, marks: Marks
+    ) -> None:
         self.number = number
+        self._max_steps = config.max_episode_steps
+        self._num_steps = 0
+        self.is_stopped = False
         self._env = env
         self._marks = marks
-        self._seed = seed
+        self._seed = config.seed
         self._num_resets = 0
-        self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, number)
+        self._rng = generator(config.seed, Purpose.EVALUATION_ACTIONS, number)
         self._training_return = 0.0
         self.obs = self._reset()
         self._video = video
@@ -209,16 +171,30 @@ class _Game:
         return draw_noise(self._rng, (spec.num_players, spec.actions.num_dims), spec.actions.kind)
 
     def step(self, actions: Array) -> Episode | None:
-        """Takes one env step with actions [P, D]; returns the result if the game has ended."""
+        """Takes one env step with actions [P, D]; returns the result if the game has ended.
+
+        A game also ends at the maximum number of env steps. Its raw score is then not known, so the
+        training return takes its place.
+        """
         taken = actions if len(actions) > 1 else actions[0]
         with self._marks.env():
             self.obs, reward, terminated, truncated, info = self._env.step(taken)
         self._training_return += float(np.mean(reward))
         self._add_frame()
-        if "episode" in info:
+        self._num_steps += 1
+        ended = info.get("episode")
+        if ended is None and self._num_steps == self._max_steps:
+            logger.warning(
+                "game %d: stopped after %d env steps (max_episode_steps); its score is its "
+                "training return so far",
+                self.number,
+                self._num_steps,
+            )
+            self.is_stopped = True
+            ended = {"r": self._training_return, "l": self._num_steps}
+        if ended is not None:
             if self._video:
                 self._video.finish()
-            ended = info["episode"]
             return Episode(float(ended["r"]), self._training_return, int(ended["l"]))
         if terminated or truncated:
             self.obs = self._reset()
@@ -275,7 +251,8 @@ class _Batch:
 
 
 def _play_games(
-    envs: Sequence[Env],
+    envs: list[Env],
+    build: Callable[[], Env],
     batch: _Batch,
     config: EvalConfig,
     videos: VideoFolder | None,
@@ -283,7 +260,7 @@ def _play_games(
 ) -> list[Episode]:
     def begin(env: Env, number: int) -> _Game:
         video = videos.video(env, number) if videos else None
-        return _Game(env, number, config.seed, video, marks)
+        return _Game(env, number, config, video, marks)
 
     games = {row: begin(env, row) for row, env in enumerate(envs)}
     started = len(games)
@@ -301,6 +278,10 @@ def _play_games(
             )
             del games[row]
             if started < config.episodes:
+                if game.is_stopped:
+                    # The next reset of this environment could continue the stopped game.
+                    envs[row].close()
+                    envs[row] = build()
                 games[row] = begin(envs[row], started)
                 started += 1
     return [results[number] for number in range(config.episodes)]
@@ -344,42 +325,3 @@ def _load_batch(
         values[name] = array
     inference.load(values)
     return _Batch(inference, spec, one_by_one=not has_free_rows(setup, values))
-
-
-def _table(result: EvalResult) -> Table:
-    table = Table("", "score", title=f"{result.checkpoint} after {result.env_steps:,} env steps")
-    how = "most likely" if result.greedy else "sampled"
-    rows: dict[str, Any] = {
-        "games": f"{len(result.returns)} (seed {result.seed}, {how} actions)",
-        "mean": f"{result.mean:.2f}",
-        "95 % confidence interval": "-"
-        if result.interval is None
-        else "{:.2f} to {:.2f}".format(*result.interval),
-        "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
-        "lowest": f"{min(result.returns):g}",
-        "highest": f"{max(result.returns):g}",
-        "mean training return": f"{np.mean(result.training_returns):.2f}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def _write(result: EvalResult, checkpoint: Path) -> None:
-    """Writes `eval.json`; logs a failure instead of raising it: the scores are already printed."""
-    folder = _result_folder(checkpoint)
-    content = json.dumps(asdict(result), indent=2).encode() + b"\n"
-    try:
-        write_durably(folder / RESULT_FILE, lambda file: file.write(content))
-    except OSError as error:
-        logger.error("%s: %s; the scores are not stored", folder / RESULT_FILE, error.strerror)
-
-
-def _result_folder(checkpoint: Path) -> Path:
-    """Returns the folder for the results of an evaluation.
-
-    This is the folder that contains the checkpoint. If that folder is named `checkpoints`, it is
-    the folder above: the run's folder.
-    """
-    folder = checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder

@@ -80,20 +80,45 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
     with ExitStack() as stack:
         roles = connect(config, stored, stack)
         run = Run(roles, run_dir, stored, stack)
-        logger.info(
-            "%s (%s), %d learner threads (%s)",
-            "executors and actors in this process"
-            if config.runner.schedule.inline
-            else f"{config.actors.num_executors} executors, {config.actors.num_actors} actors",
-            config.actors.precision,
-            config.learner.num_threads,
-            config.learner.precision,
-        )
+        _introduce(roles, run_dir)
         # Signals are caught only from here on: before the first rollout there is nothing to save,
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
     return Outcome(run.log.metric, signals.signum)
+
+
+def _introduce(roles: Roles, run_dir: Path) -> None:
+    """Logs what is trained, and with which workers."""
+    config, spec = roles.config, roles.spec
+    num_parameters = sum(p.numel() for p in roles.learner.policies.parameters())
+    logger.info("run folder: %s", run_dir)
+    logger.info(
+        "env.%s=%s: %d environments, observations %s%s, %s actions%s",
+        config.env.label_key,
+        getattr(config.env, config.env.label_key),
+        config.actors.num_envs,
+        spec.obs_dtype,
+        list(spec.obs_shape),
+        spec.actions.kind,
+        list(spec.actions.sizes or spec.actions.low),
+    )
+    logger.info(
+        "algo %s, network %s: %s parameters, seed %d",
+        config.algo.name,
+        config.network.name,
+        f"{num_parameters:,}",
+        config.seed,
+    )
+    logger.info(
+        "%s (%s), %d learner threads (%s)",
+        "executors and actors in this process"
+        if config.runner.schedule.inline
+        else f"{config.actors.num_executors} executors, {config.actors.num_actors} actors",
+        config.actors.precision,
+        config.learner.num_threads,
+        config.learner.precision,
+    )
 
 
 class Run:

@@ -19,6 +19,49 @@ from tests.harness import NO_FOOTBALL
 TRAIN = {
     "mistyped key": (["algo.learning_rat=1"], "algo.learning_rat=1", "algo.learning_rate?"),
     "key without its section": (["gamma=0.9"], "gamma=0.9", "did you mean algo.gamma?"),
+    "another library's name of a key": (
+        ["lr=1e-3"],
+        "lr=0.001",
+        "did you mean algo.learning_rate?",
+    ),
+    "another library's name in a section": (
+        ["algo.ent_coef=0.1"],
+        "algo.ent_coef=0.1",
+        "did you mean algo.entropy_coef?",
+    ),
+    "another library's length of a run": (
+        ["total_timesteps=1000"],
+        "total_timesteps=1000",
+        "did you mean total_steps?",
+    ),
+    "key as a flag": (["--seed", "1"], "--seed", "seed=1"),
+    "key as a flag with its value": (["--total-steps=1000"], "--total-steps", "total_steps=1000"),
+    "another library's flag": (["--learning-rate", "1e-3"], "--lear", "algo.learning_rate=1e-3"),
+    "Gymnasium id as an option": (
+        ["env=CartPole-v1"],
+        "env=CartPole-v1",
+        "write it as env=gym env.id=CartPole-v1",
+    ),
+    "id with a module as an option": (
+        ["env=my_envs:Mine-v0"],
+        "env=my_envs:Mine-v0",
+        "write it as env=gym env.id=my_envs:Mine-v0",
+    ),
+    "id of an Atari game as an option": (
+        ["env=ALE/SpaceInvaders-v5"],
+        "env=ALE/SpaceInvaders-v5",
+        "write it as env=atari/space_invaders",
+    ),
+    "unknown version of an Atari game": (
+        ["env=gym", "env.id=PongNoFrameskip-v4"],
+        "env.id=PongNoFrameskip-v4",
+        "env=atari/pong",
+    ),
+    "deleted key": (["~seed"], "seed", ""),
+    "deleted group": (["~env"], "env", ""),
+    "deleted group with a value": (["~algo=ppo"], "algo", ""),
+    "deleted preset": (["~experiment"], "experiment", ""),
+    "deleted unknown key": (["~sede"], "sede", ""),
     "key of another environment": (["env.id=Pong-v5"], "env.id=Pong-v5", "no such key"),
     "key of another algorithm": (
         ["algo=a2c", "algo.clip_coef=0.1"],
@@ -292,6 +335,33 @@ def run_dir(tmp_path: Path) -> Path:
         Checkpoint({"learner/params/weight": np.zeros(1000, np.float32)}, meta),
     )
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("mine:Nope-v0", "the module mine registers Mine-v0, Mine-v1"),
+        ("empty:Mine-v0", "the module empty registers no environment: call gymnasium.register"),
+    ],
+)
+def test_unknown_id_of_a_module(htsrl: Htsrl, tmp_path: Path, env_id: str, words: str) -> None:
+    register = "gymnasium.register('Mine-v{}', 'mine:Mine')\n"
+    text = "import gymnasium\n" + "".join(register.format(version) for version in range(2))
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "empty.py").write_text("")
+    refused = htsrl("train", "env=gym", f"env.id={env_id}")
+    assert_refused(refused, f"env.id={env_id}", words)
+
+
+def test_environment_that_cannot_be_built_leaves_no_folder(htsrl: Htsrl, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("1 / 0\n")
+    run = htsrl("train", "env=gym", "env.id=mine:Mine-v0", cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    assert f'File "{tmp_path / "mine.py"}", line 1' in run.stderr
+    assert run.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert not (tmp_path / "runs").exists()
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -25,6 +25,7 @@ from htsrl_cli.envs.base import Array, PicturedEnv
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.evaluation.result import EvalResult
 from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
 from htsrl_cli.tracking.film import animation
 from tests import sections
@@ -60,7 +61,7 @@ def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
     return np.stack(frames), meta
 
 
-def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> evaluation.EvalResult:
+def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> EvalResult:
     CheckpointStore(folder, keep=1).save(1234, 0.5, make_checkpoint(config, inference_batch=2))
     return evaluation.evaluate(sections.eval(str(folder), **keys))
 

@@ -130,7 +130,7 @@ def test_commands_compose(command: str, error: str, monkeypatch: pytest.MonkeyPa
 
 def compose(verb: str, words: list[str]) -> None:
     """Composes `htsrl VERB WORDS ...` and checks its configuration, without running it."""
-    args, _ = cli._parse_flags(words)
+    args, _ = cli._parse_flags(verb, words)
     if args.help or args.hydra_help:
         return
     composer = Composer(args.config_name or verb)

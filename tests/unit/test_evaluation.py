@@ -22,6 +22,7 @@ from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.evaluation import play as evaluation
+from htsrl_cli.evaluation.result import spread
 from htsrl_cli.networks.activations import Layer, relu_layer
 from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.distributions import sample
@@ -209,6 +210,24 @@ def test_lost_lives_do_not_end_a_game(lives_envs: list[LivesEnv]) -> None:
     assert play(checkpoint, 4, episodes=5, seed=3) == results
 
 
+def test_endless_games_are_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
+    env = sections.synthetic(name="count", episode_length=1_000_000)
+    checkpoint = make_checkpoint(env)
+    games = play(checkpoint, episodes=3, side_by_side=2, max_episode_steps=7)
+    assert [game.length for game in games] == [7, 7, 7]
+    assert all(game.raw_return == game.training_return for game in games)
+    assert caplog.text.count("stopped after 7 env steps (max_episode_steps)") == 3
+
+
+def test_a_stopped_atari_game_is_not_continued() -> None:
+    checkpoint = make_checkpoint(sections.atari("breakout"))
+    together = play(checkpoint, episodes=2, side_by_side=1, max_episode_steps=60)
+    apart = play(checkpoint, episodes=2, side_by_side=2, max_episode_steps=60)
+    assert together == apart
+    assert [game.length for game in together] == [60, 60]
+
+
 def test_every_forward_pass_has_the_constant_shape(
     lives_envs: list[LivesEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +260,7 @@ def test_the_actors_precision_is_used(
 
 
 def test_spread_by_hand() -> None:
-    std, interval = evaluation.spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0], seed=0)
+    std, interval = spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0], seed=0)
     assert std == pytest.approx(math.sqrt(32 / 7))
     assert interval is not None
     # A second implementation: percentiles of the means of resamples, in a loop.
@@ -252,13 +271,13 @@ def test_spread_by_hand() -> None:
 
 def test_spread_is_seeded() -> None:
     scores = list(np.random.default_rng(0).standard_normal(30))
-    assert evaluation.spread(scores, seed=1) == evaluation.spread(scores, seed=1)
-    assert evaluation.spread(scores, seed=1) != evaluation.spread(scores, seed=2)
+    assert spread(scores, seed=1) == spread(scores, seed=1)
+    assert spread(scores, seed=1) != spread(scores, seed=2)
 
 
 def test_spread_of_one_game_and_of_equal_scores() -> None:
-    assert evaluation.spread([3.0], seed=0) == (None, None)
-    assert evaluation.spread([21.0] * 10, seed=0) == (0.0, (21.0, 21.0))
+    assert spread([3.0], seed=0) == (None, None)
+    assert spread([21.0] * 10, seed=0) == (0.0, (21.0, 21.0))
 
 
 def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

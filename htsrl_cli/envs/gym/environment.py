@@ -7,6 +7,8 @@ and all actions since then.
 from __future__ import annotations
 
 import difflib
+import importlib
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -16,12 +18,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import error, spaces
+from gymnasium.envs import registration
 
+from htsrl_cli.config.wording import atari_game
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.failure import FAILURES, failure
+from htsrl_cli.envs.gym import results
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
-from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.errors import CheckpointError, ConfigError, HtsrlError
 from htsrl_cli.plugins import import_here
+
+logger = logging.getLogger(__name__)
 
 # Frames per second of videos of environments that do not declare `render_fps`.
 _FRAME_RATE = 30
@@ -42,6 +50,7 @@ class GymEnv:
 
     Args:
         config: the section `env`.
+        index: index of the environment in the run, for error messages.
         pictured: True if `render` will be called.
 
     Attributes:
@@ -51,11 +60,18 @@ class GymEnv:
     Raises:
         ConfigError: the environment does not exist, needs a missing package, has unsupported
             spaces, or cannot be rendered.
+        EnvError: the environment's constructor raises an exception.
     """
 
-    def __init__(self, config: GymConfig, pictured: bool = False) -> None:
-        self._env = _make_pictured(config) if pictured else _make(config)
+    def __init__(self, config: GymConfig, index: int = 0, pictured: bool = False) -> None:
         self._id = config.id
+        self._name = f"environment {max(index, 0)} (env.id={config.id})"
+        try:
+            self._env = _make_pictured(config) if pictured else _make(config)
+        except HtsrlError:
+            raise
+        except FAILURES as cause:
+            raise failure(f"{self._name}: its construction", cause) from cause
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
         actions, self._to_action = _actions(config, self._env.action_space)
@@ -67,24 +83,41 @@ class GymEnv:
         self._length = 0
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Begins an episode, and forgets the stored actions of the previous episode."""
-        obs, _ = self._env.reset(seed=seed)
+        """Begins an episode, and forgets the stored actions of the previous episode.
+
+        Raises:
+            EnvError: the environment raises an exception, or returns something invalid.
+        """
         self._seed = seed
         self._actions.clear()
         self.score = 0.0
         self._length = 0
-        return self._to_obs(obs), {}
+        try:
+            obs, _ = results.of_reset(self._env.reset(seed=seed))
+            return self._to_obs(obs), {}
+        except FAILURES as cause:
+            raise failure(f"{self._name}: reset(seed={seed})", cause) from cause
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Takes one env step; the reward is that of the Gymnasium environment, unchanged."""
+        """Takes one env step; the reward is that of the Gymnasium environment, unchanged.
+
+        Raises:
+            EnvError: the environment raises an exception, or returns something invalid.
+        """
         taken = np.asarray(action, self.env_spec.actions.dtype)
         self._actions += taken.tobytes()
-        obs, reward, terminated, truncated, _ = self._env.step(self._to_action(taken))
-        self.score += float(reward)
+        try:
+            result = self._env.step(self._to_action(taken))
+            obs, reward, terminated, truncated = results.of_step(result)
+            converted = self._to_obs(obs)
+        except FAILURES as cause:
+            where = f"{self._name}: env step {self._length} after reset(seed={self._seed})"
+            raise failure(where, cause) from cause
+        self.score += reward
         self._length += 1
         ended = terminated or truncated
         info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
-        return self._to_obs(obs), float(reward), bool(terminated), bool(truncated), info
+        return converted, reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
         """Returns the seed and the actions of the current episode; call `reset` first."""
@@ -133,17 +166,20 @@ class GymEnv:
         return image
 
     def close(self) -> None:
-        """Closes the Gymnasium environment."""
-        self._env.close()
+        """Closes the Gymnasium environment; an exception is logged, because nothing is lost."""
+        try:
+            self._env.close()
+        except FAILURES as cause:
+            logger.warning("%s", failure(f"{self._name}: close()", cause))
 
 
 def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
-    """Builds the environment `env.id`; `index` has no effect.
+    """Builds the environment `env.id`.
 
     Raises:
-        ConfigError: as for `GymEnv`.
+        HtsrlError: as for `GymEnv`.
     """
-    return GymEnv(config, pictured=renderer is not None)
+    return GymEnv(config, index, pictured=renderer is not None)
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
@@ -160,7 +196,7 @@ def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
                 **config.kwargs,
             )
         except (error.UnregisteredEnv, error.DeprecatedEnv) as cause:
-            raise ConfigError("env.id", config.id, _closest(name)) from cause
+            raise ConfigError("env.id", config.id, _remedy(config.id)) from cause
         except error.Error as cause:
             raise ConfigError("env.id", config.id, str(cause)) from cause
         except ModuleNotFoundError as cause:
@@ -201,10 +237,12 @@ def _not_pictured(env_id: str, why: str) -> ConfigError:
 def _import_module(env_id: str) -> str:
     """Returns the id without the module; if `env_id` is `module:id`, first imports the module.
 
-    The module may be in the working directory.
+    The module may be in the working directory. ale-py registers the ids that begin with `ALE/`.
     """
     module, colon, name = env_id.rpartition(":")
     if not colon:
+        if env_id.startswith("ALE/"):
+            importlib.import_module("ale_py")
         return env_id
     try:
         import_here(module)
@@ -216,41 +254,51 @@ def _import_module(env_id: str) -> str:
     return name
 
 
-def _closest(name: str) -> str:
-    known = list(gymnasium.registry)
-    closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+def _remedy(env_id: str) -> str:
+    """Returns the remedy for an id that Gymnasium does not know, or not any more."""
+    from ale_py import roms
+
+    if (game := atari_game(env_id)) in roms.get_all_rom_ids():
+        return f"for this game, use env=atari/{game}"
+    module, _, name = env_id.rpartition(":")
+    if module:
+        own = [spec.id for spec in gymnasium.registry.values() if _is_from(spec, module)]
+        if own:
+            return f"the module {module} registers {', '.join(own)}"
+        return f"the module {module} registers no environment: call gymnasium.register in it"
+    closest = difflib.get_close_matches(name, list(gymnasium.registry), n=1, cutoff=0.0)
     return f"Gymnasium has no such environment; the closest is {closest[0]}"
+
+
+def _is_from(spec: registration.EnvSpec, module: str) -> bool:
+    """Returns True if the class or function that builds the environment is in `module`."""
+    entry = spec.entry_point
+    source = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return source.partition(":")[0] == module
 
 
 def _observations(
     config: GymConfig, space: spaces.Space[Any]
 ) -> tuple[tuple[int, ...], str, ToObs]:
-    """Returns the shape and dtype of converted observations, and the conversion function."""
+    """Returns the shape and dtype of converted observations, and the conversion function.
+
+    The function raises `ValueError` for an observation that does not fit the space.
+    """
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
         remedy = f"its observation space {space} must be a Box, with at most 3 axes if it is uint8"
         raise ConfigError("env.id", config.id, remedy)
+    shape = space.shape
     if space.dtype != np.uint8:
-        return (int(np.prod(space.shape)),), "float32", _to_vector
-    if len(space.shape) < 2:
-        return (int(np.prod(space.shape)),), "uint8", np.ravel
-    if len(space.shape) == 2:
-        return (*space.shape, 1), "uint8", _add_channel
-    if space.shape[0] < min(space.shape[1:]):
-        channels, height, width = space.shape
-        return (height, width, channels), "uint8", _channels_last
-    return space.shape, "uint8", np.asarray
-
-
-def _to_vector(obs: Any) -> Array:
-    return np.asarray(obs, np.float32).ravel()
-
-
-def _add_channel(obs: Any) -> Array:
-    return np.asarray(obs)[..., None]
-
-
-def _channels_last(obs: Any) -> Array:
-    return np.moveaxis(np.asarray(obs), 0, -1)
+        return (int(np.prod(shape)),), "float32", lambda obs: results.floats(obs, shape)
+    if len(shape) < 2:
+        return (int(np.prod(shape)),), "uint8", lambda obs: results.bytes_of(obs, shape).ravel()
+    if len(shape) == 2:
+        return (*shape, 1), "uint8", lambda obs: results.bytes_of(obs, shape)[..., None]
+    if shape[0] < min(shape[1:]):
+        channels, height, width = shape
+        to_obs: ToObs = lambda obs: np.moveaxis(results.bytes_of(obs, shape), 0, -1)  # noqa: E731
+        return (height, width, channels), "uint8", to_obs
+    return shape, "uint8", lambda obs: results.bytes_of(obs, shape)
 
 
 def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:

@@ -1,0 +1,35 @@
+"""The last lines of `htsrl train`: the result of the run, and the commands that use it."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import timedelta
+from pathlib import Path
+
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.tracking.summary import read_summary
+
+
+def lines(config: TrainConfig, run_dir: Path) -> list[str]:
+    """Returns the lines for a run that is complete or was stopped, from its `summary.json`."""
+    summary = read_summary(run_dir)
+    is_complete = summary["env_steps"] >= config.total_steps
+    folder = shlex.quote(str(run_dir))
+    longer = f" total_steps={2 * config.total_steps}" if is_complete else ""
+    return [
+        f"{'complete' if is_complete else 'stopped'} after {summary['env_steps']:,} env steps and "
+        f"{timedelta(seconds=round(summary['seconds']))} of training "
+        f"({summary['env_steps_per_second']:,.0f} env steps/s)",
+        _score(summary["metric"], is_evaluated=bool(config.eval.interval)),
+        f"run folder: {run_dir}",
+        f"  play games:  htsrl eval checkpoint={folder}",
+        f"  see curves:  htsrl report {folder}",
+        f"  {'train longer' if is_complete else 'go on'}: htsrl train resume={folder}{longer}",
+    ]
+
+
+def _score(metric: float | None, is_evaluated: bool) -> str:
+    if metric is None:
+        return "score: none, because no episode has ended"
+    source = "games of the last ten evaluations" if is_evaluated else "last 100 training episodes"
+    return f"score: {metric:.4g} (mean return of the {source})"

@@ -1,0 +1,81 @@
+"""Checks of what a Gymnasium environment returns: an invalid result is an error where it enters.
+
+The functions raise `ValueError` with a message that says what was returned and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.envs.base import Array
+
+_RESET = "reset() must return (observation, info)"
+_STEP = "step() must return (observation, reward, terminated, truncated, info)"
+
+
+def of_reset(result: Any) -> tuple[Any, Any]:
+    """Returns the observation and the info that `reset` returned."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"{_RESET}, but returned {_described(result)}")
+    return result
+
+
+def of_step(result: Any) -> tuple[Any, float, bool, bool]:
+    """Returns the observation, reward, `terminated` and `truncated` that `step` returned."""
+    if not isinstance(result, tuple) or len(result) != 5:
+        raise ValueError(f"{_STEP}, but returned {_described(result)}")
+    obs, reward, terminated, truncated, _ = result
+    try:
+        number = float(reward)
+    except (TypeError, ValueError):
+        raise ValueError(f"the reward must be a number, but is {reward!r:.80}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"the reward must be finite, but is {number}")
+    return obs, number, bool(terminated), bool(truncated)
+
+
+def floats(obs: Any, shape: tuple[int, ...]) -> Array:
+    """Returns an observation of the shape `shape` as a vector float32, checked."""
+    if isinstance(obs, np.ndarray) and obs.dtype == np.float32:
+        array: Array = obs
+    else:
+        with np.errstate(over="ignore"):
+            array = np.asarray(obs, np.float32)
+    _check_shape(array, shape)
+    vector = array.ravel()
+    if not np.isfinite(vector).all():
+        wrong = np.asarray(obs).ravel()[~np.isfinite(vector)][0]
+        raise ValueError(f"the observation must be finite in float32, but contains {wrong}")
+    return vector
+
+
+def bytes_of(obs: Any, shape: tuple[int, ...]) -> Array:
+    """Returns an observation as uint8 of the shape `shape`, checked."""
+    array = np.asarray(obs)
+    _check_shape(array, shape)
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_ or (
+        np.issubdtype(array.dtype, np.integer) and array.min() >= 0 and array.max() <= 255
+    ):
+        return array.astype(np.uint8)
+    raise ValueError(
+        "the observation must be integers from 0 to 255, as in the observation space, but is "
+        f"{array.dtype} from {array.min()} to {array.max()}"
+    )
+
+
+def _check_shape(array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(
+            f"the observation has the shape {array.shape}, but the observation space has {shape}"
+        )
+
+
+def _described(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return f"a {type(result).__name__}"

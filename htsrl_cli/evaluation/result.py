@@ -1,0 +1,108 @@
+"""The scores of an evaluation: their statistics, the table that shows them, and `eval.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from htsrl_cli.durable import write_durably
+from htsrl_cli.tracking.bootstrap import confidence_interval
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILE = "eval.json"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The scores of an evaluation.
+
+    Attributes:
+        checkpoint: path of the evaluated checkpoint.
+        env_steps: env steps for which the policy was trained.
+        seed: seed of the resets and of the sampled actions.
+        greedy: True if the most likely actions were taken instead of sampled actions.
+        returns: raw score of each game, in order of the games' numbers.
+        training_returns: for each game, the sum of the training rewards (which may be clipped),
+            averaged over the players.
+        lengths: number of env steps of each game.
+        mean: mean of `returns`.
+        std: sample standard deviation of `returns` (ddof 1); None for a single game.
+        interval: ends of the 95 % bootstrap confidence interval of the mean; None for a single
+            game.
+    """
+
+    checkpoint: str
+    env_steps: int
+    seed: int
+    greedy: bool
+    returns: tuple[float, ...]
+    training_returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+
+
+def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
+    """Returns the spread of scores: their standard deviation and a confidence interval.
+
+    Args:
+        returns: the scores.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The sample standard deviation (ddof 1), and the ends of the 95 % percentile bootstrap
+        confidence interval of the mean. Both are None for fewer than two scores.
+    """
+    if len(returns) < 2:
+        return None, None
+    low, high = confidence_interval(np.asarray(returns), seed)
+    return float(np.std(returns, ddof=1)), (float(low), float(high))
+
+
+def table(result: EvalResult) -> Table:
+    """Returns the table of the scores that `htsrl eval` prints."""
+    lines = Table("", "score", title=f"{result.checkpoint} after {result.env_steps:,} env steps")
+    how = "most likely" if result.greedy else "sampled"
+    rows: dict[str, Any] = {
+        "games": f"{len(result.returns)} (seed {result.seed}, {how} actions)",
+        "mean": f"{result.mean:.2f}",
+        "95 % confidence interval": "-"
+        if result.interval is None
+        else "{:.2f} to {:.2f}".format(*result.interval),
+        "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
+        "lowest": f"{min(result.returns):g}",
+        "highest": f"{max(result.returns):g}",
+        "mean training return": f"{np.mean(result.training_returns):.2f}",
+    }
+    for name, value in rows.items():
+        lines.add_row(name, value)
+    return lines
+
+
+def write(result: EvalResult, checkpoint: Path) -> None:
+    """Writes `eval.json`; logs a failure instead of raising it: the scores are already printed."""
+    folder = result_folder(checkpoint)
+    content = json.dumps(asdict(result), indent=2).encode() + b"\n"
+    try:
+        write_durably(folder / RESULT_FILE, lambda file: file.write(content))
+    except OSError as error:
+        logger.error("%s: %s; the scores are not stored", folder / RESULT_FILE, error.strerror)
+
+
+def result_folder(checkpoint: Path) -> Path:
+    """Returns the folder for the results of an evaluation.
+
+    This is the folder that contains the checkpoint. If that folder is named `checkpoints`, it is
+    the folder above: the run's folder.
+    """
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
