@@ -9,6 +9,7 @@ policy has a line of its own, which is written when its scores arrive.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,8 @@ from htsrl_cli.tracking.metric_names import (
 from htsrl_cli.tracking.outputs import Outputs
 from htsrl_cli.tracking.progress import Status
 from htsrl_cli.tracking.window import Stopwatch, Window, mean
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -187,6 +190,14 @@ class RunLog:
             return False
         if animation is not None:
             self._open().show(animation, env_steps)
+        logger.info(
+            "evaluated at %s env steps: score %.4g (%g to %g), final metric %.4g",
+            f"{env_steps:,}",
+            line[EVAL_RETURN],
+            line["eval/return_min"],
+            line["eval/return_max"],
+            line[FINAL_METRIC],
+        )
         return True
 
     def _take_in(self, line: Mapping[str, Any]) -> None:
@@ -273,8 +284,15 @@ class RunLog:
         outputs.write(line)
         self._window = Window()
         self._last_line = self._env_steps
-        outputs.display.line(self._status())
+        logger.info("%s", self._status())
 
     def _status(self) -> Status:
         rate = self._stopwatch.env_steps_per_second(self._env_steps)
-        return Status(self._env_steps, self._total_steps, rate, mean(self._recent))
+        return Status(
+            self._env_steps,
+            self._total_steps,
+            rate,
+            mean(self._recent),
+            self.seconds,
+            self.final_metric.value,
+        )
