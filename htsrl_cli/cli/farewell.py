@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +15,16 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
     """Returns the lines for a run that is complete or was stopped, from its `summary.json`."""
     summary = read_summary(run_dir)
     is_complete = summary["env_steps"] >= config.total_steps
-    folder = shlex.quote(str(run_dir))
+    relative = os.path.relpath(run_dir)
+    path = str(run_dir) if relative.startswith("..") else relative
+    folder = shlex.quote(path)
     longer = f" total_steps={2 * config.total_steps}" if is_complete else ""
     return [
         f"{'complete' if is_complete else 'stopped'} after {summary['env_steps']:,} env steps and "
         f"{timedelta(seconds=round(summary['seconds']))} of training "
         f"({summary['env_steps_per_second']:,.0f} env steps/s)",
         _score(summary["metric"], is_evaluated=bool(config.eval.interval)),
-        f"run folder: {run_dir}",
+        f"run folder: {path}",
         f"  play games:  htsrl eval checkpoint={folder}",
         f"  see curves:  htsrl report {folder}",
         f"  {'train longer' if is_complete else 'go on'}: htsrl train resume={folder}{longer}",

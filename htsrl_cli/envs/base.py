@@ -5,6 +5,7 @@ Executors import this module, so it imports little.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -106,6 +107,21 @@ class Env(Protocol):
 
     def close(self) -> None:
         """Releases resources other than memory."""
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """An `Env` whose `set_state` replays the env steps of an episode, which may take long.
+
+    Attributes:
+        on_replayed_step: function that `set_state` calls after each replayed env step. It shows the
+            watcher of the workers that the replay makes progress.
+        begins_again: True if the last call of `set_state` could not replay the episode, and began
+            it again instead.
+    """
+
+    on_replayed_step: Callable[[], object]
+    begins_again: bool
 
 
 @runtime_checkable

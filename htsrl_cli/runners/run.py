@@ -79,8 +79,12 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
     stored = None if checkpoint is None else load_checkpoint(checkpoint)
     with ExitStack() as stack:
         roles = connect(config, stored, stack)
-        run = Run(roles, run_dir, stored, stack)
         _introduce(roles, run_dir)
+        run = Run(roles, run_dir, stored, stack)
+        if stored is not None:
+            logger.info(
+                "resumed from %s, at %s env steps", checkpoint, f"{stored.meta['env_steps']:,}"
+            )
         # Signals are caught only from here on: before the first rollout there is nothing to save,
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
@@ -140,11 +144,12 @@ class Run:
         self._config = config
         self._plan = roles.plan
         self._barrier_began = time.monotonic()
+        self._is_exact = True
         if checkpoint is None:
             roles.collector.reset()
             rollout = 0
         else:
-            rollout = restore(roles, checkpoint)
+            rollout, self._is_exact = restore(roles, checkpoint)
         self._write_parameters(rollout)
         self._open_rollout(rollout, roles.collector.obs)
         self._checkpoints = CheckpointStore(run_dir, config.checkpoint.keep)
@@ -172,7 +177,6 @@ class Run:
         else:
             self.log.load_state(log_state(checkpoint))
             self._saved_at = rollout
-            logger.info("resumed at %d env steps", self._env_steps)
 
     @property
     def _env_steps(self) -> int:
@@ -273,7 +277,7 @@ class Run:
         self.log.rollout(self._env_steps, self._logged, episodes, self._seconds)
 
     def _save_checkpoint(self) -> None:
-        checkpoint = take(self._roles, self.log, self._rollout)
+        checkpoint = take(self._roles, self.log, self._rollout, self._is_exact)
         if self._evaluations:
             self._evaluations.flush()
         is_final = self._evaluations is None
@@ -307,6 +311,7 @@ class Run:
             "updates": learner.num_updates_done,
             "episodes": self.log.num_episodes,
             "metric": self.log.metric,
+            "is_exact": self._is_exact,
             **(self._evaluations.summary() if self._evaluations else {}),
             "params_sha256": digest(learner.parameters()),
             "optimizer_sha256": digest(learner.optimizer_state()),

@@ -57,8 +57,12 @@ def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
-def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
-    """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume."""
+def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoint:
+    """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume.
+
+    Args:
+        is_exact: False if an earlier resume of the run was not exact.
+    """
     slot = unlearned_slot(roles, rollout)
     whole = join(
         {
@@ -69,30 +73,36 @@ def take(roles: Roles, log: Stateful, rollout: int) -> Checkpoint:
             "slot": State({} if slot is None else slot.arrays(), {}),
         }
     )
-    meta = {"interval": rollout, "parts": whole.values}
+    meta = {"interval": rollout, "is_exact": is_exact, "parts": whole.values}
     return Checkpoint(whole.arrays, meta | identity(roles.config, roles.spec))
 
 
-def restore(roles: Roles, checkpoint: Checkpoint) -> int:
-    """Restores the roles from a checkpoint of `take`; returns the number of the next rollout.
+def restore(roles: Roles, checkpoint: Checkpoint) -> tuple[int, bool]:
+    """Restores the roles from a checkpoint of `take`.
 
     The log's state is restored later, after the log has been created; see `log_state`.
+
+    Returns:
+        The number of the next rollout; and True if this and all earlier resumes of the run were
+        exact.
     """
+    is_exact: bool = checkpoint.meta.get("is_exact", True)
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     rollout: int = checkpoint.meta["interval"]
     roles.rollouts.load_state(split(whole, "rollouts"))
     roles.learner.load_state(split(whole, "learner"))
     slot = unlearned_slot(roles, rollout)
     if slot is not None:
-        _restore_slot(roles, slot, rollout - 1, split(whole, "slot").arrays)
+        is_exact &= _restore_slot(roles, slot, rollout - 1, split(whole, "slot").arrays)
     envs = split(whole, "envs")
     roles.collector.load_state(envs)
     if not np.array_equal(roles.collector.obs, envs.arrays["obs"]):
         logger.warning(
             "the restored environments' observations differ from the saved ones: from here on, "
-            "this run differs from an uninterrupted run"
+            "this run differs from an uninterrupted run (is_exact in summary.json)"
         )
-    return rollout
+        is_exact = False
+    return rollout, is_exact
 
 
 def log_state(checkpoint: Checkpoint) -> State:
@@ -138,21 +148,27 @@ def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
             )
 
 
-def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> None:
+def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> bool:
     """Restores the slot of rollout `rollout`, which waits for the learner.
 
     Checkpoints contain no activations, so these are recomputed here if the learner needs them.
+
+    Returns:
+        False if the recomputed outputs of the policy differ from the saved outputs.
     """
     _fill(slot, stored)
     if not roles.inference.keeps_activations:
-        return
+        return True
     _serve_again(roles, slot, rollout)
     if any(a.tobytes() != stored[name].tobytes() for name, a in slot.arrays().items()):
         logger.warning(
             "the policy's recomputed outputs for the saved observations differ from the saved "
-            "outputs: from here on, this run may differ from an uninterrupted run"
+            "outputs: from here on, this run may differ from an uninterrupted run (is_exact in "
+            "summary.json)"
         )
         _fill(slot, stored)
+        return False
+    return True
 
 
 def _fill(slot: Slot, stored: Mapping[str, Any]) -> None:

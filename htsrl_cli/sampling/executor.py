@@ -10,12 +10,13 @@ from __future__ import annotations
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.base import Env, Replayable
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
@@ -89,8 +90,10 @@ class Executor:
         self._board = board
         self._worker = worker
         self._seed = seed
-        board.enter(worker)
-        self._seats = [_Seat(make_env(env, index), index) for index in indices]
+        self._seats = []
+        for index in indices:
+            board.enter(worker)
+            self._seats.append(_Seat(make_env(env, index), index))
         self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
@@ -123,7 +126,11 @@ class Executor:
             self._board.enter(self._worker)
             seat.num_episodes = state.num_episodes
             seat.training_return = state.training_return
+            if isinstance(seat.env, Replayable):
+                seat.env.on_replayed_step = partial(self._board.enter, self._worker)
             observations.append(np.array(seat.env.set_state(state.data)))
+            if isinstance(seat.env, Replayable) and seat.env.begins_again:
+                seat.training_return = 0.0
         self._board.leave(self._worker)
         return observations
 

@@ -36,7 +36,8 @@ def test_every_bit_is_restored() -> None:
     checkpoint = load_checkpoint(PATH)
     with ExitStack() as stack:
         roles = connect(stored_config("serial"), checkpoint, stack)
-        rollout = restore(roles, checkpoint)
+        rollout, is_exact = restore(roles, checkpoint)
+        assert is_exact
         assert rollout * roles.plan.steps_per_rollout == expected["env_steps"]
         assert roles.learner.num_updates_done == expected["updates"]
         assert digest(roles.learner.parameters()) == expected["params_sha256"]

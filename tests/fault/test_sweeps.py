@@ -199,7 +199,7 @@ def test_timeout_of_a_batch_system(
     assert run.wait() == 0, run.stderr
     said = (run.folder / "train.log").read_text()
     assert "SIGUSR2: stopping after this rollout" in said
-    assert "resumed at" in said
+    assert "resumed from" in said
     assert fingerprint(run.folder) == uninterrupted
 
 

@@ -319,15 +319,21 @@ def test_damaged_and_foreign_states_are_refused() -> None:
         GymEnv(sections.gym("Pendulum-v1")).set_state(state)
 
 
-def test_episode_that_ends_earlier_is_refused() -> None:
+def test_episode_that_ends_earlier_begins_again() -> None:
     env, shorter = (
         GymEnv(sections.gym("Pendulum-v1", max_episode_steps=limit)) for limit in (9, 3)
     )
     env.reset(seed=0)
     for _ in range(5):
         env.step(np.zeros(1, np.float32))
-    with pytest.raises(CheckpointError, match="ends early"):
-        shorter.set_state(env.get_state())
+    replayed: list[int] = []
+    shorter.on_replayed_step = lambda: replayed.append(0)
+    obs = shorter.set_state(env.get_state())
+    assert shorter.begins_again
+    assert len(replayed) == 3
+    assert np.array_equal(obs, shorter.reset(seed=0)[0])
+    env.set_state(env.get_state())
+    assert not env.begins_again
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])

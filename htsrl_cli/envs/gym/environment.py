@@ -26,7 +26,7 @@ from htsrl_cli.envs.failure import FAILURES, failure
 from htsrl_cli.envs.gym import results
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
-from htsrl_cli.errors import CheckpointError, ConfigError, HtsrlError
+from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.plugins import import_here
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class GymEnv:
 
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
+        on_replayed_step, begins_again: see `Replayable`.
         score: the raw score of the episode so far.
 
     Raises:
@@ -79,6 +80,8 @@ class GymEnv:
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
         self._seed: int | None = None
         self._actions = bytearray()
+        self.on_replayed_step: Callable[[], object] = lambda: None
+        self.begins_again = False
         self.score = 0.0
         self._length = 0
 
@@ -128,26 +131,25 @@ class GymEnv:
         """Restores a state that `get_state` returned in any process; returns the observation.
 
         Resets the environment with the saved seed and takes all saved actions again. The result is
-        exact if the environment depends only on the reset seed and the actions.
+        exact if the environment depends only on the reset seed and the actions. If the episode ends
+        before all saved actions are taken, the episode begins again instead (`begins_again`).
 
         Raises:
-            CheckpointError: the bytes are damaged or belong to another environment, or the episode
-                ends before all saved actions are taken.
+            CheckpointError: the bytes are damaged or belong to another environment.
+            EnvError: the environment raises an exception, or returns something invalid.
         """
         meta, (actions,) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
         spec = self.env_spec.actions
         obs, _ = self.reset(seed=meta["seed"])
-        ended = False
+        ended = self.begins_again = False
         for action in np.frombuffer(actions, spec.dtype).reshape(-1, spec.num_dims):
             if ended:
-                raise CheckpointError(
-                    f"env.id={self._id}: the replay of the saved episode ends early, because the "
-                    "environment depends on something other than the reset seed and the actions; "
-                    "start a new run"
-                )
+                self.begins_again = True
+                return self.reset(seed=meta["seed"])[0]
             obs, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
+            self.on_replayed_step()
         return obs
 
     def render(self) -> Array:
