@@ -141,8 +141,8 @@ class Evaluator:
     def flush(self) -> None:
         """Blocks until no policy is being written; logs an error if a policy could not be written.
 
-        Call it before saving a checkpoint: a run that resumes from the checkpoint does not submit
-        earlier policies again.
+        Call it before saving a checkpoint. A run that resumes from the checkpoint does not submit
+        earlier policies again, so a policy that had not been written would not be evaluated.
         """
         while self._writing:
             self._take_written()

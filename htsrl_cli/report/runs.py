@@ -90,8 +90,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
         if not runs:
             raise UsageError(
-                f"{path}: there is no run here (no {CONFIG_FILE} with {METRICS_FILE}); give a run "
-                "folder, or a folder that contains run folders"
+                f"{path}: there is no run here (no folder with both {CONFIG_FILE} and "
+                f"{METRICS_FILE}); give a run folder, or a folder that contains run folders"
             )
         found |= dict.fromkeys(folder.resolve() for folder in runs)
     return list(found)

@@ -16,11 +16,10 @@ _SINCE, _BUSY_S, _LEFT_AT, _PASSES = range(4)
 
 
 class Board:
-    """The counters of all workers, one line each; every worker writes only its own line.
+    """Times and counts of the work of executors and actors; each of them writes its own line.
 
     The evaluator has a board of its own, with several lines; see `htsrl_cli.evaluation.marks`.
-
-    Times are seconds of `time.monotonic`, which all processes of a machine share.
+    Times are in seconds of `time.monotonic`, which all processes of a machine share.
     """
 
     def __init__(self, num_workers: int) -> None:

@@ -159,7 +159,7 @@ def kernels(folder: Path = RESULTS) -> str:
 def _limit(result: Result) -> str:
     limit = result.content["limit"]
     return (
-        f"**As if the processor had no instructions beyond {limit.upper()}**\n\n" if limit else ""
+        f"**The same processor, limited to {limit.upper()} by `--isa`**\n\n" if limit else ""
     )
 
 

@@ -65,7 +65,7 @@ class AtariEnv:
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Begins an episode: a new game that `seed` determines, or the next life of the same game.
 
-        In both cases, `seed` also determines which of the following actions are sticky.
+        In both cases, `seed` also determines which actions of the episode are sticky.
         """
         if self._starts_game:
             self._start_game(seed)

@@ -162,7 +162,7 @@ class Match:
         self._judge()
 
     def view(self, is_left: bool) -> View:
-        """Returns the view of the left or of the right side after the last env step."""
+        """Returns what the left or the right side knows of the match after the last env step."""
         return self._view if is_left else self._view.rotated(self._right_controlled)
 
     def frame(self) -> Array:
