@@ -167,6 +167,6 @@ def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """Returns a dict from env steps to the checkpoint files in `folder`, including damaged files."""
+    """Returns a dict from env steps to the checkpoint files in `folder`, also damaged files."""
     names = folder.iterdir() if folder.is_dir() else ()
     return {int(match[1]): path for path in names if (match := _NAME.fullmatch(path.name))}

@@ -74,6 +74,14 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise ConfigError(key, value, remedy) from error
 
 
+def _refuse_removals(overrides: Sequence[Override]) -> None:
+    """Raises `UsageError` for an override that removes a key or group (`~KEY`)."""
+    for override in overrides:
+        if override.is_delete():
+            word = override.input_line
+            raise UsageError(f"{word}: keys and groups cannot be removed: leave this word out")
+
+
 def to_train_config(cfg: DictConfig) -> TrainConfig:
     """Returns the validated configuration of a composed `train.yaml` or `bench.yaml`.
 
@@ -283,6 +291,7 @@ class Composer:
 
     def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
         parsed = parse_overrides(overrides)
+        _refuse_removals(parsed)
         try:
             return self._load_unexplained(overrides, mode)
         except REFUSALS as error:
