@@ -145,7 +145,6 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from hydra.core.hydra_config import HydraConfig
 
-    from htsrl_cli.cli import farewell
     from htsrl_cli.cli.compose import typed_words
     from htsrl_cli.cli.job import hold_folder, plan_job, write_config
     from htsrl_cli.runners import run as runner
@@ -165,8 +164,6 @@ def train(cfg: DictConfig) -> float | None:
         job = plan()
         write_config(job.config, job.run_dir)
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
-        for line in farewell.lines(job.config, job.run_dir):
-            logging.getLogger(__name__).info("%s", line)
     if outcome.signum is not None:
         raise SystemExit(128 + outcome.signum)
     return outcome.metric

@@ -31,6 +31,7 @@ from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.runners import farewell
 from htsrl_cli.runners.evaluations import Evaluations
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
@@ -89,6 +90,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
+    for line in farewell.lines(config, run_dir):
+        logger.info("%s", line)
     return Outcome(run.log.metric, signals.signum)
 
 

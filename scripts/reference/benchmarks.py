@@ -158,9 +158,7 @@ def kernels(folder: Path = RESULTS) -> str:
 
 def _limit(result: Result) -> str:
     limit = result.content["limit"]
-    return (
-        f"**The same processor, limited to {limit.upper()} by `--isa`**\n\n" if limit else ""
-    )
+    return f"**The same processor, limited to {limit.upper()} by `--isa`**\n\n" if limit else ""
 
 
 def _timings(result: Result) -> list[Timing]:

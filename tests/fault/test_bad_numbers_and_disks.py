@@ -18,7 +18,7 @@ from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
-# An environment whose rewards become NaN after 200 env steps.
+# An environment whose rewards become so large after 200 env steps that a loss overflows.
 ENVIRONMENT = """
 import gymnasium, numpy
 class Broken(gymnasium.Env):
@@ -30,7 +30,7 @@ class Broken(gymnasium.Env):
         return numpy.zeros(2, numpy.float32), {}
     def step(self, action):
         self.steps += 1
-        reward = float("nan") if self.steps > 200 else 1.0
+        reward = 1e38 if self.steps > 200 else 1.0
         return numpy.zeros(2, numpy.float32), reward, False, False, {}
 gymnasium.register("Broken-v0", Broken)
 """
