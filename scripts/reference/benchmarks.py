@@ -81,6 +81,10 @@ class Result:
         return f"{text}\n\n{self.origin}"
 
 
+# Lines of one paragraph, which Markdown keeps apart by the backslash.
+_BREAK = "\\\n"
+
+
 def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
     """Yields the published results whose names match the pattern `name`, for all processors.
 
@@ -145,7 +149,7 @@ def compared_throughput(folder: Path = RESULTS) -> str:
         rows.append((task, processor, *shown, f"{peer:,.0f}", f"{best / peer:.1f}x"))
     header = ("env steps/s", "processor", *_SHOWN.values(), "Stable-Baselines3", "ratio")
     origins = dict.fromkeys(result.origin for _, result in results)
-    return "\n\n".join([table(header, rows), *origins])
+    return f"{table(header, rows)}\n\n{_BREAK.join(origins)}"
 
 
 def kernels(folder: Path = RESULTS) -> str:
