@@ -118,6 +118,7 @@ def check_environments(configs: Iterable[TrainConfig]) -> None:
     Raises:
         UsageError: an environment or network does not exist or is not supported, its package is
             missing, or the network does not accept the environment's observations.
+        EnvError: an environment's own code raises an exception.
     """
     from htsrl_cli.envs.registry import make_env
 

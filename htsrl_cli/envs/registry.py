@@ -11,7 +11,8 @@ from __future__ import annotations
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import find_kind
 from htsrl_cli.envs.base import Env
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.envs.failure import FAILURES, failure
+from htsrl_cli.errors import ConfigError, HtsrlError
 
 
 def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
@@ -26,12 +27,19 @@ def make_env(config: EnvConfig, index: int, renderer: str | None = None) -> Env:
     Raises:
         ConfigError: the environment does not exist, needs a missing package, has unsupported
             spaces, cannot be rendered, or rejects the value of a key.
+        EnvError: the environment's own code raises another exception.
     """
+    key = config.label_key
     try:
         factory = find_kind("env", config.kind).load()
     except ModuleNotFoundError as error:
-        key = config.label_key
         remedy = f"needs the package {error.name}: {config.install_hint}"
         raise ConfigError(f"env.{key}", getattr(config, key), remedy) from error
-    env: Env = factory(config, index, renderer)
+    try:
+        env: Env = factory(config, index, renderer)
+    except HtsrlError:
+        raise
+    except FAILURES as cause:
+        name = f"environment {max(index, 0)} (env.{key}={getattr(config, key)})"
+        raise failure(f"{name}: its construction", cause) from cause
     return env

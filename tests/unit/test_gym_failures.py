@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from htsrl_cli.envs.gym.environment import GymEnv
+from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import EnvError
 from tests import sections
 
@@ -161,7 +162,7 @@ def test_a_module_that_fails_is_shown_with_its_place(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(EnvError, match="its construction failed") as caught:
-        GymEnv(sections.gym(f"faulty_{name}:A-v0"))
+        make_env(sections.gym(f"faulty_{name}:A-v0"), 0)
     lines = str(caught.value).splitlines()
     assert len(lines) < 8
     assert error in lines[-1]

@@ -14,7 +14,7 @@ import pytest
 
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.envs.synthetic.environment import EXIT_CODE
-from htsrl_cli.errors import CheckpointError
+from htsrl_cli.errors import CheckpointError, EnvError
 from tests import sections
 
 ACTION = np.array([1])
@@ -128,7 +128,7 @@ def test_fault_comes_at_its_step_over_all_episodes() -> None:
 def test_fault_is_of_one_environment() -> None:
     config = sections.synthetic("faulty", fault_step=-1, fault_env=4)
     make_env(config, index=3)
-    with pytest.raises(RuntimeError, match="env step -1"):
+    with pytest.raises(EnvError, match=r"environment 4 .*construction failed\n.*env step -1"):
         make_env(config, index=4)
 
 

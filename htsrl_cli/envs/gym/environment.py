@@ -26,7 +26,7 @@ from htsrl_cli.envs.failure import FAILURES, failure
 from htsrl_cli.envs.gym import results
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
-from htsrl_cli.errors import ConfigError, HtsrlError
+from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import import_here
 
 logger = logging.getLogger(__name__)
@@ -61,18 +61,12 @@ class GymEnv:
     Raises:
         ConfigError: the environment does not exist, needs a missing package, has unsupported
             spaces, or cannot be rendered.
-        EnvError: the environment's constructor raises an exception.
     """
 
     def __init__(self, config: GymConfig, index: int = 0, pictured: bool = False) -> None:
         self._id = config.id
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
-        try:
-            self._env = _make_pictured(config) if pictured else _make(config)
-        except HtsrlError:
-            raise
-        except FAILURES as cause:
-            raise failure(f"{self._name}: its construction", cause) from cause
+        self._env = _make_pictured(config) if pictured else _make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
         actions, self._to_action = _actions(config, self._env.action_space)
@@ -179,7 +173,7 @@ def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
     """Builds the environment `env.id`.
 
     Raises:
-        HtsrlError: as for `GymEnv`.
+        ConfigError: as for `GymEnv`.
     """
     return GymEnv(config, index, pictured=renderer is not None)
 
