@@ -7,6 +7,9 @@
   configuration has the section `network`.
 * Version 3, the current version: the section `network` of a Nature CNN has the key `linear_kernel`.
   Earlier versions always computed the linear layer of this network as a convolution.
+
+Keys that were added within a version get the value that gives the earlier results: the limit of
+evaluated games, and, for Gymnasium environments, `scale_observations` and `scale_actions`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ def upgrade(
     new = dict(meta)
     if "config" in new:
         new["config"] = upgrade_config(new["config"])
+    if "env_spec" in new:
+        new["env_spec"] = {"obs_max": 255, **new["env_spec"]}
     if version > 1:
         return arrays, new
     renamed = {}
@@ -61,6 +66,11 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
     if network.get("name") in ("auto", "nature_cnn"):
         network.setdefault("linear_kernel", "convolution")
+    env = dict(config.get("env", {}))
+    if env.get("kind") == "gym":
+        env = {"scale_observations": False, "scale_actions": False, **env}
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
-    new = {**config, "eval": evaluation} if "eval" in config else config
+    new = {**config, **({"env": env} if env else {})}
+    if "eval" in config:
+        new["eval"] = evaluation
     return {**new, "algo": algo, "network": network} if network else new

@@ -18,6 +18,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
@@ -29,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from htsrl_cli.cli import tuned
 from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line
 from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
@@ -150,6 +152,29 @@ def typed_words(hydra: Any, kind: str) -> list[str]:
     return [str(word) for word in words[kind]]
 
 
+def tuned_job(cfg: DictConfig) -> tuple[DictConfig, str]:
+    """Returns the configuration of the current job, and its option of the group `tuned`.
+
+    Call this function in a process in which Hydra runs a job. The jobs of a sweep may need
+    different settings, so that `tuned=auto` can be replaced only here.
+
+    Args:
+        cfg: the configuration that Hydra composed for the job.
+    """
+    hydra = HydraConfig.get()
+    composer = Composer(str(hydra.job.config_name), config_dir(hydra))
+    if tuned.choose(cfg, hydra.runtime.choices, composer.group_options(tuned.GROUP)):
+        cfg = composer.job([*typed_words(hydra, "hydra"), *typed_words(hydra, "task")])
+        return cfg, cfg.hydra.runtime.choices[tuned.GROUP]
+    return cfg, hydra.runtime.choices[tuned.GROUP]
+
+
+def config_dir(hydra: Any) -> str | None:
+    """Returns the folder that `--config-dir` named, from the section `hydra`; None if none."""
+    sources = hydra.runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
 def _look_up(plain: Any, key: str) -> object:
     """Returns the value of a dotted key, or None if the key does not exist."""
     for part in key.split("."):
@@ -188,6 +213,8 @@ class Composer:
     def job(self, overrides: Sequence[str]) -> DictConfig:
         """Composes the configuration of a single job, including the section `hydra`.
 
+        `tuned=auto` is replaced by the option that it stands for.
+
         Raises:
             UsageError: an override is malformed, has several values, or names an unknown key or
                 option.
@@ -197,7 +224,10 @@ class Composer:
                 value = override.get_value_string()
                 remedy = "several values need a sweep: add -m, or quote them to make one value"
                 raise ConfigError(override.get_key_element(), value, remedy)
-        return self._load(overrides, RunMode.RUN)
+        cfg = self._load(overrides, RunMode.RUN)
+        choices = cfg.hydra.runtime.choices
+        name = tuned.choose(cfg, choices, self.group_options(tuned.GROUP))
+        return self._load([f"{tuned.GROUP}={name}", *overrides], RunMode.RUN) if name else cfg
 
     def sweep(self, overrides: Sequence[str]) -> tuple[DictConfig, list[DictConfig]]:
         """Composes the configuration of a multirun and the configurations of its jobs.

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from htsrl_cli.checkpoints.file import load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.cli import listing, tuned
 from htsrl_cli.cli.compose import parse_overrides, resolved, to_train_config
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.identity import changes_no_result, equivalent
@@ -34,7 +35,7 @@ from htsrl_cli.plugins import SECTIONS
 logger = logging.getLogger(__name__)
 
 # Groups whose options set keys in any section.
-_PRESETS = ("experiment", "debug")
+_PRESETS = ("experiment", "tuned", "debug")
 _LOCK_FILE = ".lock"
 _LOCK_PERIOD_S = 0.2
 # errno values of flock(2) on file systems without locks.
@@ -140,6 +141,21 @@ def write_config(config: TrainConfig, run_dir: Path) -> None:
     write_durably(run_dir / "config.yaml", lambda file: file.write(content))
 
 
+def tuned_line(name: str, config: TrainConfig, config_dir: str | None) -> str:
+    """Returns what a run's log says about its tuned settings: their source, and what they set.
+
+    Args:
+        name: the option of the group `tuned`.
+        config: the configuration of the run, which may replace some of the settings.
+        config_dir: the user's additional folder of YAML files (`--config-dir`).
+    """
+    path = listing.find(tuned.GROUP, name, config_dir)
+    settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+    values = dict(flatten(to_plain(config)))
+    kept = [f"{key}={shown(value)}" for key, value in flatten(settings) if values[key] == value]
+    return f"tuned={name}: {listing.description(path)} {' '.join(kept)}"
+
+
 def _source(resume: object, run_dir: Path, cwd: Path) -> Path:
     """Returns the run folder or checkpoint file that `resume` names; `auto` names `run_dir`."""
     if not isinstance(resume, str) or not resume:
@@ -180,9 +196,9 @@ def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:
     """Returns `stored`, with the values of `asked` for the keys, sections and groups in `typed`.
 
-    If `typed` contains a preset (`experiment`, `debug`), every key counts as typed, because a
-    preset can set any key. If a key that can change results is set to `auto`, its stored value is
-    kept.
+    If `typed` contains a preset (`experiment`, `tuned`, `debug`), every key counts as typed,
+    because a preset can set any key. If a key that can change results is set to `auto`, its stored
+    value is kept.
 
     Args:
         stored: nested plain values from the checkpoint.

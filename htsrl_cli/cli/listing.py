@@ -61,6 +61,12 @@ def options(group: str, config_dir: str | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def find(group: str, option: str, config_dir: str | None = None) -> Path:
+    """Returns the YAML file of an option, which must exist."""
+    paths = (folder / group / f"{option}.yaml" for folder in _folders(config_dir))
+    return next(path for path in paths if path.exists())
+
+
 def completions(verb: str, word: str, config_dir: str | None = None) -> list[str]:
     """Returns the completions of `word` after `verb` that Hydra does not offer.
 

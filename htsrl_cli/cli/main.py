@@ -43,6 +43,7 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  turn on tab completion
 """
 _EXIT_INTERRUPTED = 130
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,8 +146,9 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from hydra.core.hydra_config import HydraConfig
 
-    from htsrl_cli.cli.compose import typed_words
-    from htsrl_cli.cli.job import hold_folder, plan_job, write_config
+    from htsrl_cli.cli.compose import config_dir, tuned_job, typed_words
+    from htsrl_cli.cli.job import hold_folder, plan_job, tuned_line, write_config
+    from htsrl_cli.config.auto import AUTO
     from htsrl_cli.runners import run as runner
     from htsrl_cli.workers.process import settle_in_launcher
 
@@ -155,6 +157,7 @@ def train(cfg: DictConfig) -> float | None:
     # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
+    cfg, settings = tuned_job(cfg)
     plan = functools.partial(
         plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
     )
@@ -163,6 +166,8 @@ def train(cfg: DictConfig) -> float | None:
         # Another process may have trained in this folder until now, so the plan may be out of date.
         job = plan()
         write_config(job.config, job.run_dir)
+        if job.checkpoint is None and settings != AUTO:
+            logger.info("%s", tuned_line(settings, job.config, config_dir(hydra)))
         outcome = runner.train(job.config, job.run_dir, job.checkpoint)
     if outcome.signum is not None:
         raise SystemExit(128 + outcome.signum)
@@ -185,17 +190,23 @@ def bench(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from htsrl_cli.bench import benchmark
-    from htsrl_cli.cli.compose import to_bench_config, to_train_config, typed_words
+    from htsrl_cli.cli.compose import (
+        config_dir,
+        to_bench_config,
+        to_train_config,
+        tuned_job,
+        typed_words,
+    )
 
     hydra = HydraConfig.get()
     words = benchmark.train_words(typed_words(hydra, "task"))
-    for source in hydra.runtime.config_sources:
-        if source.provider == "command-line":
-            words.append(f"--config-dir={source.path}")
+    if folder := config_dir(hydra):
+        words.append(f"--config-dir={folder}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
-    folder = Path(hydra.runtime.output_dir)
-    return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, folder)
+    cfg, _ = tuned_job(cfg)
+    output = Path(hydra.runtime.output_dir)
+    return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, output)
 
 
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}

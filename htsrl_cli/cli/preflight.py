@@ -15,6 +15,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from htsrl_cli.cli import tuned
 from htsrl_cli.cli.compose import (
     Composer,
     to_bench_config,
@@ -63,8 +64,10 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     check_extras([job.config])
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
-    # A resume must not overwrite the folder `.hydra/` that the first start of the run wrote.
-    return [*added, "hydra.output_subdir=null"] if job.checkpoint else added
+    if job.checkpoint:
+        # A resume must not overwrite the folder `.hydra/` that the first start of the run wrote.
+        return [*added, "hydra.output_subdir=null"]
+    return [*added, f"{tuned.GROUP}={cfg.hydra.runtime.choices[tuned.GROUP]}"]
 
 
 def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:

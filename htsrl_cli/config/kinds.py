@@ -39,6 +39,8 @@ class EnvConfig:
             executor. It is more than 1 for environments whose steps take only a small part of a
             run's processor time. It has no effect if the learner leaves its cores to the
             executors; see `htsrl_cli.config.auto`.
+        has_tuned_settings: True if settings for the environment are chosen from the group `tuned`;
+            False if the defaults of the algorithms suit this kind.
         state_package: package whose version decides whether a saved state can be read; None if no
             package decides this.
         kind: name of the kind of environment.
@@ -51,6 +53,7 @@ class EnvConfig:
     install_hint: ClassVar[str] = "install it"
     renderers: ClassVar[tuple[str, ...]] = ()
     cores_per_executor: ClassVar[int] = 1
+    has_tuned_settings: ClassVar[bool] = False
     state_package: ClassVar[str | None] = None
 
     kind: str

@@ -53,6 +53,23 @@ def build(schema: type[_ConfigT], plain: Mapping[str, Any], prefix: str = "") ->
     return schema(**values)
 
 
+def build_section(key: str, section: Mapping[str, Any]) -> Any:
+    """Builds the section `key` (`env`, `algo` or `network`) as an instance of its kind's dataclass.
+
+    Raises:
+        ConfigError: the kind does not exist, a key is unknown or missing, or a value has the wrong
+            type.
+    """
+    tag, _ = plugins.SECTIONS[key]
+    name = section.get(tag)
+    schema = find_kind(key, name).config
+    known = [field.name for field in dataclasses.fields(schema)]
+    for unknown in section.keys() - set(known):
+        remedy = f"no such key with {key}.{tag}={name}{did_you_mean(unknown, known)}"
+        raise ConfigError(f"{key}.{unknown}", shown(section[unknown]), remedy)
+    return build(schema, section, f"{key}.")
+
+
 def flatten(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields dotted keys and values of nested dicts; an empty dict counts as a value."""
     for key, value in plain.items():
@@ -113,7 +130,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 def _convert(key: str, value: Any, hint: Any) -> Any:
     """Converts plain `value` to the type `hint`; raises `ConfigError` if it does not fit."""
     if key in plugins.SECTIONS:
-        return _build_kind(key, _section(key, value))
+        return build_section(key, _section(key, value))
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
             return None
@@ -126,18 +143,6 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is dict:
         return dict(_section(key, value))
     return _convert_scalar(key, value, hint)
-
-
-def _build_kind(key: str, section: Mapping[str, Any]) -> Any:
-    """Builds the section `key` as an instance of the dataclass of its kind."""
-    tag, _ = plugins.SECTIONS[key]
-    name = section.get(tag)
-    schema = find_kind(key, name).config
-    known = [field.name for field in dataclasses.fields(schema)]
-    for unknown in section.keys() - set(known):
-        remedy = f"no such key with {key}.{tag}={name}{did_you_mean(unknown, known)}"
-        raise ConfigError(f"{key}.{unknown}", shown(section[unknown]), remedy)
-    return build(schema, section, f"{key}.")
 
 
 def _section(key: str, value: Any) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ class ActionSpec:
         kind: `categorical` (one integer for each entry of `sizes`; with several entries, the action
             is multi-categorical) or `gaussian` (one float for each entry of `low`).
         sizes: the number of categories in each dimension; empty for `gaussian`.
-        low, high: the bounds to which the environment clips an action; empty for `categorical`.
+        low, high: the bounds to which an action is clipped; empty for `categorical`.
     """
 
     kind: str
@@ -49,6 +49,8 @@ class EnvSpec:
         obs_shape: shape of an observation; [H, W, channels] for images.
         obs_dtype: NumPy's name of the dtype of an observation; `uint8` for images.
         actions: the form of an action.
+        obs_max: largest possible value of a uint8 observation, by which networks divide; has no
+            meaning for other dtypes.
         num_players: P, the number of players, who act at the same time; each player is a column of
             the slot.
     """
@@ -57,6 +59,12 @@ class EnvSpec:
     obs_dtype: str
     actions: ActionSpec
     num_players: int = 1
+    obs_max: int = 255
+
+    @property
+    def obs_scale(self) -> float:
+        """Factor by which a network multiplies an observation before its first layer."""
+        return 1 / self.obs_max if self.obs_dtype == "uint8" else 1.0
 
 
 class Env(Protocol):

@@ -38,7 +38,7 @@ def test_gradients_are_those_of_a_network_that_computes(
 ) -> None:
     # Bit for bit: the backward operations and their inputs are the same.
     torch.manual_seed(0)
-    cnn = NatureCnn(shape, kernel).to(dtype)
+    cnn = NatureCnn(EnvSpec(shape, "uint8", ActionSpec("categorical", (2,))), kernel).to(dtype)
     obs = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     weights = torch.randn(9, cnn.num_features)
     layers = CachingLayers()

@@ -18,6 +18,10 @@ class GymConfig(EnvConfig):
         id: a Gymnasium id, or `module:id`: every process that builds the environment then imports
             the module first.
         kwargs: keyword arguments for `gymnasium.make`.
+        scale_observations: divide integers and images by the bounds of the observation space; if
+            false, only uint8 arrays are divided, by 255.
+        scale_actions: map -1 and 1 to the bounds of a bounded `Box` of actions; if false, actions
+            are only clipped to the bounds.
         max_episode_steps: time limit of an episode in env steps; null keeps the limit with which
             the environment is registered.
     """
@@ -28,10 +32,13 @@ class GymConfig(EnvConfig):
         **EnvConfig.rules,
     }
     label_key: ClassVar[str] = "id"
+    has_tuned_settings: ClassVar[bool] = True
     renderers: ClassVar[tuple[str, ...]] = ("rgb_array",)
 
     id: str
     kwargs: dict[str, Any]
+    scale_observations: bool
+    scale_actions: bool
     max_episode_steps: int | None
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import error, spaces
+from gymnasium import error
 from gymnasium.envs import registration
 
 from htsrl_cli.config.wording import atari_game
-from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
+from htsrl_cli.envs.base import Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
-from htsrl_cli.envs.gym import results
+from htsrl_cli.envs.gym import results, spaces
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import ConfigError
@@ -34,19 +34,13 @@ logger = logging.getLogger(__name__)
 # Frames per second of videos of environments that do not declare `render_fps`.
 _FRAME_RATE = 30
 
-ToObs = Callable[[Any], Array]
-ToAction = Callable[[Array], Any]
-
 
 class GymEnv:
     """An `Env` that wraps a Gymnasium environment.
 
     A saved state is a replay: the seed of the last reset and all actions since then.
 
-    Images (uint8 with 2 or 3 axes) become observations of uint8 [H, W, channels]: channels-first
-    images are transposed, and images without a channel axis get one. Vectors of uint8 stay uint8
-    [n], and all other observations are flattened to float32 [n]. Gaussian actions are clipped to
-    the bounds of the action space.
+    `htsrl_cli.envs.gym.spaces` converts observations and actions.
 
     Args:
         config: the section `env`.
@@ -55,6 +49,7 @@ class GymEnv:
 
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
+        notes: what happens to the numbers in observations and actions, a sentence for each.
         on_replayed_step, begins_again: see `Replayable`.
         score: the raw score of the episode so far.
 
@@ -68,9 +63,12 @@ class GymEnv:
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
         self._env = _make_pictured(config) if pictured else _make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
-        shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
-        actions, self._to_action = _actions(config, self._env.action_space)
-        self.env_spec = EnvSpec(shape, dtype, actions)
+        obs = spaces.observations(config, self._env.observation_space)
+        action = spaces.actions(config, self._env.action_space)
+        self._to_obs, self._to_action = obs.convert, action.convert
+        actions = action.spec
+        self.env_spec = EnvSpec(obs.shape, obs.dtype, actions, obs_max=obs.obs_max)
+        self.notes = [form.note for form in (obs, action) if form.note]
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
         self._seed: int | None = None
         self._actions = bytearray()
@@ -170,12 +168,16 @@ class GymEnv:
 
 
 def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
-    """Builds the environment `env.id`.
+    """Builds the environment `env.id`; if it is built for its spec, logs its `notes`.
 
     Raises:
         ConfigError: as for `GymEnv`.
     """
-    return GymEnv(config, index, pictured=renderer is not None)
+    env = GymEnv(config, index, pictured=renderer is not None)
+    if index < 0:
+        for note in env.notes:
+            logger.info("env.id=%s: %s", config.id, note)
+    return env
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
@@ -271,56 +273,3 @@ def _is_from(spec: registration.EnvSpec, module: str) -> bool:
     entry = spec.entry_point
     source = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
     return source.partition(":")[0] == module
-
-
-def _observations(
-    config: GymConfig, space: spaces.Space[Any]
-) -> tuple[tuple[int, ...], str, ToObs]:
-    """Returns the shape and dtype of converted observations, and the conversion function.
-
-    The function raises `ValueError` for an observation that does not fit the space.
-    """
-    if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
-        remedy = f"its observation space {space} must be a Box, with at most 3 axes if it is uint8"
-        raise ConfigError("env.id", config.id, remedy)
-    shape = space.shape
-    if space.dtype != np.uint8:
-        return (int(np.prod(shape)),), "float32", lambda obs: results.floats(obs, shape)
-    if len(shape) < 2:
-        return (int(np.prod(shape)),), "uint8", lambda obs: results.bytes_of(obs, shape).ravel()
-    if len(shape) == 2:
-        return (*shape, 1), "uint8", lambda obs: results.bytes_of(obs, shape)[..., None]
-    if shape[0] < min(shape[1:]):
-        channels, height, width = shape
-        to_obs: ToObs = lambda obs: np.moveaxis(results.bytes_of(obs, shape), 0, -1)  # noqa: E731
-        return (height, width, channels), "uint8", to_obs
-    return shape, "uint8", lambda obs: results.bytes_of(obs, shape)
-
-
-def _actions(config: GymConfig, space: spaces.Space[Any]) -> tuple[ActionSpec, ToAction]:
-    """Returns the form of htsrl's actions, and the function that converts them for Gymnasium."""
-    if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        spec = ActionSpec("categorical", sizes=(int(space.n),))
-        return spec, lambda action: int(action[0]) + start
-    if isinstance(space, spaces.MultiDiscrete):
-        multi = space
-        spec = ActionSpec("categorical", sizes=tuple(int(n) for n in multi.nvec.ravel()))
-        return spec, lambda action: (action.reshape(multi.shape) + multi.start).astype(multi.dtype)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return _gaussian(space)
-    remedy = f"its action space {space} must be Discrete, MultiDiscrete or a Box of floats"
-    raise ConfigError("env.id", config.id, remedy)
-
-
-def _gaussian(box: spaces.Box) -> tuple[ActionSpec, ToAction]:
-    spec = ActionSpec(
-        "gaussian",
-        low=tuple(float(bound) for bound in box.low.ravel()),
-        high=tuple(float(bound) for bound in box.high.ravel()),
-    )
-
-    def to_action(action: Array) -> Array:
-        return np.clip(action.reshape(box.shape), box.low, box.high).astype(box.dtype)
-
-    return spec, to_action

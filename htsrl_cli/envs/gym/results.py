@@ -12,6 +12,7 @@ import numpy as np
 
 from htsrl_cli.envs.base import Array
 
+_BYTE = 255
 _RESET = "reset() must return (observation, info)"
 _STEP = "step() must return (observation, reward, terminated, truncated, info)"
 
@@ -38,32 +39,29 @@ def of_step(result: Any) -> tuple[Any, float, bool, bool]:
 
 
 def floats(obs: Any, shape: tuple[int, ...]) -> Array:
-    """Returns an observation of the shape `shape` as a vector float32, checked."""
+    """Returns an observation as float32 of the shape `shape`, checked."""
     if isinstance(obs, np.ndarray) and obs.dtype == np.float32:
         array: Array = obs
     else:
         with np.errstate(over="ignore"):
             array = np.asarray(obs, np.float32)
     _check_shape(array, shape)
-    vector = array.ravel()
-    if not np.isfinite(vector).all():
-        wrong = np.asarray(obs).ravel()[~np.isfinite(vector)][0]
+    if not np.isfinite(array).all():
+        wrong = np.asarray(obs)[~np.isfinite(array)][0]
         raise ValueError(f"the observation must be finite in float32, but contains {wrong}")
-    return vector
+    return array
 
 
-def bytes_of(obs: Any, shape: tuple[int, ...]) -> Array:
-    """Returns an observation as uint8 of the shape `shape`, checked."""
+def bytes_of(obs: Any, shape: tuple[int, ...], most: int) -> Array:
+    """Returns an observation as uint8 of the shape `shape`; checks that no value exceeds `most`."""
     array = np.asarray(obs)
     _check_shape(array, shape)
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_ or (
-        np.issubdtype(array.dtype, np.integer) and array.min() >= 0 and array.max() <= 255
-    ):
+    if array.dtype == np.bool_ or (array.dtype == np.uint8 and most == _BYTE):
+        return array.view(np.uint8)
+    if np.issubdtype(array.dtype, np.integer) and array.min() >= 0 and array.max() <= most:
         return array.astype(np.uint8)
     raise ValueError(
-        "the observation must be integers from 0 to 255, as in the observation space, but is "
+        f"the observation must be integers from 0 to {most}, as in the observation space, but is "
         f"{array.dtype} from {array.min()} to {array.max()}"
     )
 

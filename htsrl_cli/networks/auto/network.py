@@ -12,5 +12,5 @@ from htsrl_cli.networks.nature_cnn.network import NatureCnn
 def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | tuple[Mlp, Mlp]:
     """Builds the Nature CNN if observations are large images, and two MLPs otherwise."""
     if is_large_image(spec.obs_shape):
-        return NatureCnn(spec.obs_shape, config.linear_kernel)
+        return NatureCnn(spec, config.linear_kernel)
     return make_mlps(config, spec)

@@ -25,7 +25,7 @@ class Mlp(nn.Module):
     def __init__(self, spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> None:
         super().__init__()
         sizes = (math.prod(spec.obs_shape), *hidden_sizes)
-        self.scale = 1 / 255 if spec.obs_dtype == "uint8" else 1.0
+        self.scale = spec.obs_scale
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.num_features = hidden_sizes[-1]
 

@@ -14,13 +14,13 @@ from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
 
 
 class NatureCnn(nn.Module):
-    """The convolutional trunk of Mnih et al. (2015), from uint8 [N, H, W, C] to float [N, 512].
+    """The convolutional trunk of Mnih et al. (2015), from [N, H, W, C] to float [N, 512].
 
     Images in the slot are [H, W, C]. Viewed as [C, H, W], they already have the channels-last
     memory layout, so they need not be transposed in memory.
 
     Args:
-        obs_shape: shape [H, W, C] of an observation.
+        spec: the form of observations, whose shape is [H, W, C].
         linear_kernel: see `NatureCnnConfig`.
 
     Attributes:
@@ -30,9 +30,10 @@ class NatureCnn(nn.Module):
 
     computes_by_layer = True
 
-    def __init__(self, obs_shape: tuple[int, ...], linear_kernel: str) -> None:
+    def __init__(self, spec: EnvSpec, linear_kernel: str) -> None:
         super().__init__()
-        height, width, channels = obs_shape
+        height, width, channels = spec.obs_shape
+        self._scale = spec.obs_scale
         self._is_convolution = linear_kernel == "convolution"
         self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
         self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
@@ -49,9 +50,9 @@ class NatureCnn(nn.Module):
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> Tensor:
         x = obs[:, *self.seen].permute(0, 3, 1, 2)
         x = x.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
-        # The weights are scaled by 1/255, not the pixels. This saves a pass over the images, and
-        # bf16 represents the integers 0 to 255 exactly, but not these integers divided by 255.
-        x = _convolve(layer, x, self.conv1.weight * (1 / 255), self.conv1.bias, stride=4)
+        # The weights are scaled, not the pixels. This saves a pass over the images, and bf16
+        # represents the integers 0 to 255 exactly, but not these integers divided by 255.
+        x = _convolve(layer, x, self.conv1.weight * self._scale, self.conv1.bias, stride=4)
         x = _convolve(layer, x, self.conv2.weight, self.conv2.bias, stride=2)
         x = layer(x, self.conv3.weight, self.conv3.bias)
         if self._is_convolution and x.device.type == "cpu" and x.dtype == torch.float32:
@@ -64,7 +65,7 @@ class NatureCnn(nn.Module):
 
 def make_nature_cnn(config: NatureCnnConfig, spec: EnvSpec) -> NatureCnn:
     """Builds the trunk that policy and value share."""
-    return NatureCnn(spec.obs_shape, config.linear_kernel)
+    return NatureCnn(spec, config.linear_kernel)
 
 
 def _convolve(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
