@@ -227,7 +227,7 @@ class Composer:
         cfg = self._load(overrides, RunMode.RUN)
         choices = cfg.hydra.runtime.choices
         name = tuned.choose(cfg, choices, self.group_options(tuned.GROUP))
-        return self._load([f"{tuned.GROUP}={name}", *overrides], RunMode.RUN) if name else cfg
+        return self._load([*overrides, f"{tuned.GROUP}={name}"], RunMode.RUN) if name else cfg
 
     def sweep(self, overrides: Sequence[str]) -> tuple[DictConfig, list[DictConfig]]:
         """Composes the configuration of a multirun and the configurations of its jobs.

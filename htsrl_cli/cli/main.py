@@ -266,7 +266,7 @@ VERBS = (*TASKS, *TOOLS)
 
 def _run_verb(verb: str, words: list[str]) -> None:
     """Prints the help of a verb, or checks the command and starts Hydra."""
-    from htsrl_cli.cli import compose
+    from htsrl_cli.cli import compose, tuned
 
     # Discards the warnings of the checks: each job logs them again once logging is configured.
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
@@ -283,6 +283,7 @@ def _run_verb(verb: str, words: list[str]) -> None:
 
                 print(help.text(cfg, args.config_dir, args.resolve))
                 return
+            added = tuned.words(cfg)
         else:
             from htsrl_cli.cli import preflight
 

@@ -67,7 +67,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     if job.checkpoint:
         # A resume must not overwrite the folder `.hydra/` that the first start of the run wrote.
         return [*added, "hydra.output_subdir=null"]
-    return [*added, f"{tuned.GROUP}={cfg.hydra.runtime.choices[tuned.GROUP]}"]
+    return [*added, *tuned.words(cfg)]
 
 
 def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
@@ -100,7 +100,7 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
         return []
     folder = output_dir(jobs[0], multirun=False)
     claim_folder("hydra.run.dir", folder)
-    return [_assign("hydra.run.dir", folder)]
+    return [_assign("hydra.run.dir", folder), *tuned.words(jobs[0])]
 
 
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}

@@ -55,6 +55,12 @@ def choose(cfg: DictConfig, choices: Mapping[str, str], options: Sequence[str]) 
     return name if name in options else None
 
 
+def words(cfg: DictConfig) -> list[str]:
+    """Returns the override that chooses the same option of this group as `cfg`, if `cfg` has it."""
+    option = cfg.hydra.runtime.choices.get(GROUP)
+    return [] if option is None else [f"{GROUP}={option}"]
+
+
 def _kind(env: EnvConfig) -> str:
     """Returns `image` or `vector`; an empty string if `env` cannot be built."""
     from htsrl_cli.envs.registry import make_env

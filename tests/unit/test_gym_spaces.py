@@ -22,8 +22,9 @@ COIN = ActionSpec("categorical", (2,))
 # Many spaces, always the same ones, and no time limit for one of them.
 MANY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
-INTEGERS = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64]
-FLOATS = [np.float32, np.float64]
+BOOL: Any = np.bool_
+INTEGERS: list[Any] = [BOOL, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64]
+FLOATS: list[Any] = [np.float32, np.float64]
 
 
 @st.composite
@@ -31,8 +32,8 @@ def boxes(draw: st.DrawFn, dtypes: list[Any], max_axes: int = 3) -> spaces.Box:
     """Draws a bounded `Box`, with the same bounds in all entries or others in each entry."""
     dtype = draw(st.sampled_from(dtypes))
     shape = tuple(draw(st.lists(st.integers(1, 5), max_size=max_axes)))
-    if dtype == np.bool_:
-        return spaces.Box(0, 1, shape, np.bool_)
+    if dtype == BOOL:
+        return spaces.Box(0, 1, shape, BOOL)
     least, most = 0, 200
     if not np.issubdtype(dtype, np.unsignedinteger):
         least, most = -100, 100
@@ -123,7 +124,7 @@ def test_scaling_of_actions_can_be_turned_off() -> None:
 @pytest.mark.parametrize(
     ("space", "shape", "dtype", "obs_max"),
     [
-        (spaces.Box(0, 1, (10, 10, 4), np.bool_), (10, 10, 4), "uint8", 1),
+        (spaces.Box(0, 1, (10, 10, 4), BOOL), (10, 10, 4), "uint8", 1),
         (spaces.Box(0, 6, (8, 8), np.int64), (8, 8, 1), "uint8", 6),
         (spaces.Box(0, 255, (210, 160, 3), np.uint8), (210, 160, 3), "uint8", 255),
         (spaces.Box(0, 0, (2, 2), np.uint8), (2, 2, 1), "uint8", 1),
