@@ -109,7 +109,11 @@ def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
         "slot/rewards": "slot/rewards",
     }
     arrays = {old: np.full((2, 3), i) for i, old in enumerate(renamed)}
-    kept = {"env_spec": {"obs_dtype": "uint8", "obs_max": 255}, "packages": {"ale-py": "1"}, "metric": 0.5}
+    kept = {
+        "env_spec": {"obs_dtype": "uint8", "obs_max": 255},
+        "packages": {"ale-py": "1"},
+        "metric": 0.5,
+    }
     log = {"env_steps": 640, "seconds": 0.1 + 0.2, "recent": [1.0]}
     meta = {
         **kept,
