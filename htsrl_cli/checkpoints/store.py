@@ -73,6 +73,23 @@ class CheckpointStore:
         """
         return sorted(self._waiting)
 
+    @property
+    def best(self) -> tuple[Path, float] | None:
+        """The path and the metric of the best checkpoint; None if no checkpoint has a metric.
+
+        The best checkpoint is the one with the highest final metric. If there are several, it is
+        the earliest of them. Metrics that are None or NaN do not count.
+        """
+        ranked = [
+            (metric, -steps)
+            for steps, metric in self._metrics.items()
+            if metric is not None and not math.isnan(metric) and steps not in self._waiting
+        ]
+        if not ranked:
+            return None
+        metric, negative_steps = max(ranked)
+        return self.path(-negative_steps), metric
+
     def forget_metrics(self) -> None:
         """Marks all checkpoints as waiting for `set_metric`, whatever metric they have now."""
         self._waiting = set(self._metrics)
@@ -139,24 +156,14 @@ class CheckpointStore:
         sync_folder(self._folder)
 
     def _prune(self) -> None:
-        kept = set(sorted(self._metrics)[-self._keep :]) | self._best() | self._waiting
-        for steps, path in _files(self._folder).items():
-            if steps not in kept:
+        best, newest = self.best, sorted(self._metrics)[-self._keep :]
+        kept = {self.path(steps) for steps in (*newest, *self._waiting)}
+        if best:
+            kept.add(best[0])
+        for path in _files(self._folder).values():
+            if path not in kept:
                 path.unlink(missing_ok=True)
-        self._metrics = {steps: self._metrics[steps] for steps in kept}
-
-    def _best(self) -> set[int]:
-        """Returns the env steps of the best checkpoint as a set, which is empty if there is none.
-
-        The best checkpoint is the one with the highest final metric. If there are several, it is
-        the earliest of them. Metrics that are None or NaN do not count.
-        """
-        ranked = [
-            (metric, -steps)
-            for steps, metric in self._metrics.items()
-            if metric is not None and not math.isnan(metric) and steps not in self._waiting
-        ]
-        return {-max(ranked)[1]} if ranked else set()
+        self._metrics = {s: metric for s, metric in self._metrics.items() if self.path(s) in kept}
 
 
 def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:

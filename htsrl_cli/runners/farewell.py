@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.tracking.summary import read_summary
@@ -23,7 +25,7 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
         f"{'complete' if is_complete else 'stopped'} after {summary['env_steps']:,} env steps and "
         f"{timedelta(seconds=round(summary['seconds']))} of training "
         f"({summary['env_steps_per_second']:,.0f} env steps/s)",
-        _score(summary["metric"], is_evaluated=bool(config.eval.interval)),
+        *_scores(summary, is_evaluated=bool(config.eval.interval)),
         f"run folder: {path}",
         f"  play games:  htsrl eval checkpoint={folder}",
         f"  see curves:  htsrl report {folder}",
@@ -31,8 +33,14 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
     ]
 
 
-def _score(metric: float | None, is_evaluated: bool) -> str:
-    if metric is None:
-        return "score: none, because no episode has ended"
-    source = "games of the last ten evaluations" if is_evaluated else "last 100 training episodes"
-    return f"score: {metric:.4g} (mean return of the {source})"
+def _scores(summary: Mapping[str, Any], is_evaluated: bool) -> list[str]:
+    """Returns a line for the training score, the score of evaluations and the best checkpoint."""
+    if summary["training_return"] is None:
+        return ["score: none, because no episode has ended"]
+    found = [f"training score: {summary['training_return']:.4g} (mean of the last 100 episodes)"]
+    if is_evaluated and summary["metric"] is not None:
+        found.append(f"evaluation score: {summary['metric']:.4g} (mean of the last ten policies)")
+    if summary["best_checkpoint"] is not None:
+        name = f"checkpoints/{summary['best_checkpoint']}"
+        found.append(f"best checkpoint: {name} ({summary['best_metric']:.4g})")
+    return found

@@ -306,7 +306,7 @@ class Run:
             )
 
     def _summary(self) -> dict[str, object]:
-        learner = self._roles.learner
+        learner, best = self._roles.learner, self._checkpoints.best
         return {
             "env_steps": self._env_steps,
             "seconds": self.log.seconds,
@@ -314,6 +314,9 @@ class Run:
             "updates": learner.num_updates_done,
             "episodes": self.log.num_episodes,
             "metric": self.log.metric,
+            "training_return": self.log.training_return,
+            "best_checkpoint": best and best[0].name,
+            "best_metric": best and best[1],
             "is_exact": self._is_exact,
             **(self._evaluations.summary() if self._evaluations else {}),
             "params_sha256": digest(learner.parameters()),

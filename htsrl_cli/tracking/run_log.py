@@ -101,7 +101,12 @@ class RunLog:
         If policies are evaluated, it is the final metric of the evaluated policies. Otherwise, it
         is the mean raw return of the last 100 games.
         """
-        return self.final_metric.value if self._is_evaluated else mean(self._recent)
+        return self.final_metric.value if self._is_evaluated else self.training_return
+
+    @property
+    def training_return(self) -> float | None:
+        """Mean raw return of the last 100 training episodes; None until an episode ends."""
+        return mean(self._recent)
 
     @property
     def evaluated(self) -> Collection[int]:
