@@ -25,8 +25,8 @@ def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("six_cores")
-@pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
-def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
+@pytest.mark.parametrize(("num_envs", "executors"), [(16, 6), (6, 6), (5, 5), (7, 6), (1, 1)])
+def test_an_executor_for_each_core_or_environment(num_envs: int, executors: int) -> None:
     words = [f"actors.num_envs={num_envs}", "actors.num_executors=auto"]
     assert config("env=synthetic/count", *words).actors.num_executors == executors
 
@@ -54,7 +54,7 @@ def test_atari_leaves_cores_to_a_learner_that_needs_them(
 def test_worker_counts_are_auto_by_default_and_numbers_are_kept() -> None:
     made = config("env=synthetic/count", "learner.device=cpu")
     assert (made.actors.num_executors, made.actors.num_actors, made.learner.num_threads) == (
-        4,
+        6,
         1,
         6,
     )
