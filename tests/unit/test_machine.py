@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from htsrl_cli import machine
@@ -132,17 +130,6 @@ def test_batches_suit_the_device(
     assert team.actors.inference_batch == (24 if device == "cpu" else 48)
     made = config(*devices, "actors.inference_batch=3", "learner.micro_batch=5")
     assert (made.actors.inference_batch, made.learner.micro_batch) == (3, 5)
-
-
-@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1), ("50000 100000", 1)])
-def test_a_container_has_the_cores_of_its_quota(tmp_path: Path, text: str, cores: int) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert machine.num_cores(tmp_path / "cpu.max") == cores
-
-
-def test_without_a_quota_all_cores_count(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("max 100000")
-    assert machine.num_cores(tmp_path / "cpu.max") == machine.num_cores(tmp_path / "none")
 
 
 def test_a_stored_choice_is_kept_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
