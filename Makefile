@@ -14,6 +14,10 @@ STAMP := $(VENV)/.installed
 # The same for the tools of the documentation.
 DOCS_STAMP := $(VENV)/.docs-installed
 
+# On Linux, the package index has PyTorch with CUDA, a download of several GB.
+CPU_TORCH = $(VENV)/bin/python -m pip install $(shell grep ^torch== constraints.txt) \
+	--index-url https://download.pytorch.org/whl/cpu
+
 .PHONY: setup football train test test-unit test-slow coverage check format reference docs \
 	docs-serve clean
 
@@ -21,6 +25,9 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip show --quiet torch 2>/dev/null || echo \
+		"Installing PyTorch, on Linux with CUDA (several GB). For PyTorch without CUDA, press" \
+		"Ctrl-C, run this command and then make again:  $(CPU_TORCH)"
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from htsrl_cli.cgroups import ROOT, group_folders
 
-def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+
+def num_cores(root: Path = ROOT) -> int:
     """Returns the number of cores that this process may use, at least 1.
 
-    This is the smaller of two numbers: the cores in the process's CPU affinity, and the container's
-    CPU quota (if there is one), rounded down.
+    This is the number of cores in the process's CPU affinity, or the smallest CPU quota of its
+    control groups, rounded down, if that is less.
 
     Args:
-        quota_file: cgroup v2 file that holds the quota and its period.
+        root: the folder that contains /proc and the mounted file systems.
     """
-    cores = os.cpu_count() or 1
+    # On a fraction of a core, another worker would gain little: once the group has used up its
+    # quota, the kernel stops all workers until the next period. automaxprocs rounds down, too,
+    # whereas Go, Java and loky round up.
+    quotas = [quota for folder in group_folders("cpu", root) for quota in _quotas(folder)]
+    return max(1, min([_affinity(), *quotas]))
+
+
+def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):
-        # There is no quota: the file does not exist, or the quota in it is `max`.
-        return cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas(group: Path) -> Iterator[int]:
+    """Yields a control group's CPU quota in whole cores; nothing if it has none.
+
+    If there is no quota, the files contain `max` (version 2) or -1 (version 1).
+    """
+    with suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text().split()
+        yield int(quota) // int(period)
+    with suppress(OSError, ValueError):
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            yield int(quota) // int(period)
 
 
 def has_bf16() -> bool:

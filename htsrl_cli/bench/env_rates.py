@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.plan import env_shares
 from htsrl_cli.envs.base import Env
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError
@@ -69,8 +70,8 @@ def all_cores_env_rate(env: EnvConfig, num_envs: int, seconds: float) -> float:
     """
     steppers: list[Worker] = []
     try:
-        for i, share in enumerate(np.array_split(range(num_envs), min(num_envs, num_cores()))):
-            what = _step, env, share.tolist(), seconds
+        for i, share in enumerate(env_shares(num_envs, min(num_envs, num_cores()))):
+            what = _step, env, share, seconds
             steppers.append(start_process(f"stepper {i}", i, env.step_timeout_s, *what))
         for _ in ("ready", "done"):
             answers = [_receive(stepper) for stepper in steppers]

@@ -56,7 +56,7 @@ class Choice:
 
 
 def _num_executors(config: TrainConfig) -> int:
-    """Returns the largest divisor of `actors.num_envs` for which there are enough cores.
+    """Returns the number of executors for which there are enough cores, at most `actors.num_envs`.
 
     An executor needs `env.cores_per_executor` cores, but only one core if the learner leaves its
     cores to the executors. The learner does so if it runs on a GPU, if `runner=sync` (it then waits
@@ -71,8 +71,7 @@ def _num_executors(config: TrainConfig) -> int:
     learns_fast = config.algo.num_epochs == 1 and "avx512f" in machine.cpu_words()
     has_all = config.runner.schedule.lockstep or is_gpu(config.learner.device) or learns_fast
     per_executor = 1 if has_all else config.env.cores_per_executor
-    most = min(num_envs, max(1, machine.num_cores() // per_executor))
-    return max(n for n in range(1, most + 1) if num_envs % n == 0)
+    return min(num_envs, max(1, machine.num_cores() // per_executor))
 
 
 def _num_actors(config: TrainConfig) -> int:

@@ -54,13 +54,9 @@ def _check_workers(config: TrainConfig) -> None:
     actors, schedule = config.actors, config.runner.schedule
     if schedule.inline:
         return
-    if actors.num_envs % actors.num_executors:
-        fitting = max(n for n in range(1, actors.num_executors) if actors.num_envs % n == 0)
-        raise ConfigError(
-            "actors.num_executors",
-            actors.num_executors,
-            f"must divide actors.num_envs={actors.num_envs}, as {fitting} does",
-        )
+    if actors.num_executors > actors.num_envs:
+        remedy = f"must be at most actors.num_envs={actors.num_envs}: each executor needs one"
+        raise ConfigError("actors.num_executors", actors.num_executors, remedy)
     if schedule.lockstep and actors.num_actors != 1:
         remedy = f"must be 1 with runner={config.runner.name}"
         raise ConfigError("actors.num_actors", actors.num_actors, remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.config.sections import TrainConfig
@@ -11,6 +12,17 @@ from htsrl_cli.config.sections import TrainConfig
 def num_policies(algo: AlgoConfig, num_players: int) -> int:
     """Returns the number of trained networks: 1, or `num_players` for independent policies."""
     return num_players if algo.policies == "independent" else 1
+
+
+def env_shares(num_envs: int, num_processes: int) -> list[range]:
+    """Returns the indices of each process's environments.
+
+    A share is a range of consecutive indices. The first shares may be larger than the others, but
+    by no more than one environment.
+    """
+    size, num_larger = divmod(num_envs, num_processes)
+    bounds = [i * size + min(i, num_larger) for i in range(num_processes + 1)]
+    return [range(start, end) for start, end in pairwise(bounds)]
 
 
 @dataclass(frozen=True)

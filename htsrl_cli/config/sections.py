@@ -34,8 +34,8 @@ class ActorsConfig:
 
     Attributes:
         num_envs: number of environments.
-        num_executors: number of executors, the processes that step the environments; it must divide
-            `num_envs`.
+        num_executors: number of executors, the processes that step the environments, at most
+            `num_envs`; their shares of the environments differ by at most one.
         num_actors: number of actors, the workers that compute actions and values.
         inference_batch: number of rows of every forward pass; one row holds one observation.
         device: device of the actors: `auto`, `cpu` or `cuda:N`.

@@ -142,8 +142,7 @@ class ActorSetup:
         board: the load counters and heartbeats.
         requests: the pipe through which all executors send requests.
         answers: the pipes through which the actor answers, one for each executor.
-        columns_per_executor: number of columns of each executor; column c belongs to executor
-            c // columns_per_executor.
+        executor_of: index of each column's executor.
         lockstep: True to wait until every column has sent a request, and then serve all of them.
     """
 
@@ -153,7 +152,7 @@ class ActorSetup:
     board: Board
     requests: Pipe
     answers: Sequence[Pipe]
-    columns_per_executor: int
+    executor_of: Sequence[int]
     lockstep: bool
 
 
@@ -180,6 +179,6 @@ def _answer(requests: Sequence[Request], setup: ActorSetup) -> None:
     """Sends each executor the indices of its columns that were served."""
     answered: dict[int, list[int]] = {}
     for c, _ in requests:
-        answered.setdefault(c // setup.columns_per_executor, []).append(c)
+        answered.setdefault(setup.executor_of[c], []).append(c)
     for executor, columns in answered.items():
         setup.answers[executor].write(columns)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from htsrl_cli.checkpoints.state import State
+from htsrl_cli.config.plan import env_shares
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import HtsrlError, WorkerError
 from htsrl_cli.sampling.actor import Actor, ActorSetup, run_actor
@@ -93,6 +94,7 @@ class ProcessCollector:
         self.num_steppers = actors.num_executors
         self.board = Board(actors.num_executors + actors.num_actors)
         self._ring = ring
+        self._shares = env_shares(actors.num_envs, actors.num_executors)
         self._executors: list[Worker] = []
         self._actors: list[Worker] = []
         requests = Pipe(WIDTH)
@@ -113,11 +115,10 @@ class ProcessCollector:
         answers: Sequence[Pipe],
     ) -> None:
         on_gpu, lockstep = inference.device != "cpu", config.runner.schedule.lockstep
-        per_executor = config.actors.num_envs // len(answers)
-        for i, pipe in enumerate(answers):
+        for i, (share, pipe) in enumerate(zip(self._shares, answers, strict=True)):
             setup = ExecutorSetup(
                 env=config.env,
-                indices=range(i * per_executor, (i + 1) * per_executor),
+                indices=share,
                 seed=config.seed,
                 ring=self._ring,
                 board=self.board,
@@ -137,6 +138,8 @@ class ProcessCollector:
         requests: Pipe,
         answers: Sequence[Pipe],
     ) -> None:
+        num_players = self._ring.num_columns // config.actors.num_envs
+        sizes = [len(share) * num_players for share in self._shares]
         setup = ActorSetup(
             inference=inference,
             ring=self._ring,
@@ -144,7 +147,7 @@ class ProcessCollector:
             board=self.board,
             requests=requests,
             answers=answers,
-            columns_per_executor=self._ring.num_columns // len(answers),
+            executor_of=np.repeat(range(len(sizes)), sizes).tolist(),
             lockstep=config.runner.schedule.lockstep,
         )
         host, on_gpu = config.actors.host, inference.device != "cpu"
@@ -161,8 +164,7 @@ class ProcessCollector:
 
     def load_state(self, state: State) -> None:
         states = _unpack(state)
-        size = len(states) // len(self._executors)
-        parts = [states[i : i + size] for i in range(0, len(states), size)]
+        parts = [[states[i] for i in share] for share in self._shares]
         restored = self._ask("set_states", parts)
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
 

@@ -14,12 +14,15 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from htsrl_cli.cgroups import ROOT, group_folders
 
 Array = npt.NDArray[Any]
 # Shape and dtype.
@@ -28,6 +31,12 @@ Layout = Mapping[str, ArrayType]
 
 # Bytes of a cache line; also a good alignment for vector loads and oneDNN.
 ALIGNMENT = 64
+# Files with the limit and the used bytes of a control group, and the line of memory.stat with the
+# bytes of cached files that the kernel frees first: in versions 2 and 1 of control groups.
+_FILES_OF_GROUP = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 class NotEnoughMemoryError(OSError):
@@ -88,26 +97,34 @@ class SharedArrays(dict[str, Array]):
             os.close(self._fd)
 
 
-def available_memory() -> int:
-    """Returns how many bytes can be allocated without swapping, within the cgroup's limit.
+def available_memory(root: Path = ROOT) -> int:
+    """Returns how many bytes can be allocated without swapping, within the control groups' limits.
 
     On systems without /proc/meminfo, all physical memory counts as free.
+
+    Args:
+        root: the folder that contains /proc and the mounted file systems.
     """
-    limits = [_meminfo_available()]
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        if limit != "max":
-            limits.append(int(limit) - used)
-    except (OSError, ValueError):
-        pass
-    return max(0, min(limits))
+    free = [_meminfo_available(root)]
+    for group in group_folders("memory", root):
+        for names in _FILES_OF_GROUP:
+            # Without a limit, a file does not exist or contains `max`.
+            with suppress(OSError, ValueError):
+                free.append(_free_in_group(group, *names))
+    return max(0, min(free))
 
 
-def _meminfo_available() -> int:
+def _free_in_group(group: Path, limit: str, used: str, cached: str) -> int:
+    """Returns how many bytes are left to a control group; cached files count as free."""
+    lines = (group / "memory.stat").read_text().splitlines()
+    fields = dict(line.split() for line in lines)
+    left = int((group / limit).read_text()) - int((group / used).read_text())
+    return left + int(fields[cached])
+
+
+def _meminfo_available(root: Path) -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines)
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):

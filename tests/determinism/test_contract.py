@@ -133,7 +133,7 @@ class TestContract:
     def test_workers_stopped_at_random(
         self, reference: Reference, combination: Combination, tmp_path: Path
     ) -> None:
-        config = harness.with_workers(harness.small_config(*combination), 2, 2, 1)
+        config = harness.with_workers(harness.small_config(*combination), 3, 2, 1)
         with torment(seed=1) as stopped:
             assert harness.run(config, tmp_path) == reference.of(combination)
         assert len(stopped) > 20
@@ -141,7 +141,7 @@ class TestContract:
 
 @pytest.mark.parametrize(
     ("num_executors", "num_actors", "num_threads"),
-    [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (16, 1, 2), (16, 2, 2)],
+    [(1, 1, 1), (1, 1, 2), (2, 1, 2), (4, 4, 1), (7, 2, 1), (16, 1, 2), (16, 2, 2)],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -166,6 +166,25 @@ def test_number_of_workers_changes_nothing(
     config = harness.small_config(env, algo, precision)
     config = harness.with_workers(config, num_executors, num_actors, num_threads)
     assert harness.run(config, tmp_path) == reference.of((env, algo, precision, "product"))
+
+
+def test_executors_with_unequal_shares_change_nothing(tmp_path: Path) -> None:
+    """Runs 5 environments on 2 executors, then resumes in the middle on 3 and on 4."""
+    steps_per_rollout = 5 * harness.SYNC_INTERVAL
+    config = harness.small_config("truncating", "ppo")
+    config = replace(
+        config,
+        actors=replace(config.actors, num_envs=5),
+        checkpoint=sections.checkpoint(interval=steps_per_rollout, keep=100),
+        total_steps=8 * steps_per_rollout,
+    )
+    serial = replace(config, runner=replace(config.runner, name="serial"))
+    expected = harness.run(serial, tmp_path / "serial")
+    checkpoint = None
+    for num_executors in (2, 3, 4):
+        by_some = harness.with_workers(config, num_executors, 1, 1)
+        assert harness.run(by_some, tmp_path / "hts", checkpoint) == expected
+        checkpoint = sorted((tmp_path / "hts" / "checkpoints").glob("*.ckpt"))[3]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])

@@ -52,11 +52,11 @@ def test_workers_runners_and_resumes_change_nothing(
     assert np.array_equal(truncated, np.repeat(games[..., ::PLAYERS], PLAYERS, axis=-1))
 
     config = team_config(policies, algo, precision)
-    by_others = harness.with_workers(config, 4, 2, 2)
+    by_others = harness.with_workers(config, 3, 2, 2)
     assert harness.run(by_others, tmp_path / "hts") == expected
     files = sorted((tmp_path / "hts" / "checkpoints").glob("*.ckpt"))
-    by_few = harness.with_workers(config, 1, 1, 1)
-    assert harness.run(by_few, tmp_path / "hts", files[13]) == expected
+    by_more = harness.with_workers(config, 5, 1, 1)
+    assert harness.run(by_more, tmp_path / "hts", files[13]) == expected
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def words(config: TrainConfig) -> list[str]:
 def workers(rng: random.Random) -> list[str]:
     """Draws worker counts; returns them as overrides."""
     return [
-        f"actors.num_executors={rng.choice([1, 2, 4, 16])}",
+        f"actors.num_executors={rng.choice([1, 3, 4, 7, 16])}",
         f"actors.num_actors={rng.choice([1, 2])}",
         f"learner.num_threads={rng.choice([1, 2])}",
     ]
@@ -195,7 +195,7 @@ def test_twenty_kills_some_while_writing(tmp_path: Path) -> None:
 
 def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fingerprint) -> None:
     arguments = [*words(STOPPED), "hydra.run.dir=run"]
-    process = start(*arguments, "actors.num_executors=4", cwd=tmp_path)
+    process = start(*arguments, "actors.num_executors=3", cwd=tmp_path)
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert process.poll() is None, (tmp_path / "output").read_text()[-2000:]
         time.sleep(0.1)
@@ -204,7 +204,7 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
     assert 0 < step_of(tmp_path / "run") < STOPPED.total_steps
     # Python's resource tracker ends shortly after the process that it serves.
     wait_until(lambda: no_process_in(tmp_path), "the end of all processes")
-    process = start("resume=run", "actors.num_executors=1", "learner.num_threads=1", cwd=tmp_path)
+    process = start("resume=run", "actors.num_executors=7", "learner.num_threads=1", cwd=tmp_path)
     assert process.wait() == 0, (tmp_path / "output").read_text()[-2000:]
     assert harness.fingerprint(tmp_path / "run") == uninterrupted
 

@@ -137,15 +137,10 @@ TRAIN = {
     "number for a list of targets": (["eval.targets=18"], "eval.targets=18", "[A,B]"),
     "target that is no number": (["eval.targets=[nan]"], "eval.targets=(nan,)", "finite scores"),
     "small screen": (["env.screen_size=20"], "env.screen_size=20", "36 or more"),
-    "executors that do not divide": (
-        ["actors.num_executors=3"],
-        "actors.num_executors=3",
-        "must divide actors.num_envs=16, as 2 does",
-    ),
     "more executors than environments": (
         ["actors.num_envs=2", "actors.num_executors=8"],
         "actors.num_executors=8",
-        "as 2 does",
+        "must be at most actors.num_envs=2: each executor needs one",
     ),
     "actors of the baseline": (
         ["runner=sync", "actors.num_actors=2"],
@@ -380,7 +375,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (["env=gym", "env.id=CartPole-v1"], "env.kind=gym", "the run has synthetic"),
         (["runner=sync"], "runner.name=sync", "the run has hts"),
         (["actors.inference_batch=4"], "actors.inference_batch=4", "the run has 8"),
-        (["actors.num_executors=5"], "actors.num_executors=5", "must divide"),
+        (["actors.num_executors=17"], "actors.num_executors=17", "at most actors.num_envs=16"),
         (["hydra.run.dir=other"], "hydra.run.dir=other", "leave this key out"),
     ],
 )

@@ -38,7 +38,7 @@ def test_cores_share_environments_and_step_at_the_same_time(
     shares: list[Sequence[int]] = []
 
     def start(*args: Any) -> Worker:
-        shares.append(args[5])
+        shares.append(list(args[5]))
         return start_process(*args)
 
     monkeypatch.setattr(env_rates, "start_process", start)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from htsrl_cli import machine
@@ -25,8 +23,8 @@ def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("six_cores")
-@pytest.mark.parametrize(("num_envs", "executors"), [(16, 4), (6, 6), (5, 5), (7, 1), (12, 6)])
-def test_executors_get_equal_shares(num_envs: int, executors: int) -> None:
+@pytest.mark.parametrize(("num_envs", "executors"), [(16, 6), (6, 6), (5, 5), (7, 6), (1, 1)])
+def test_an_executor_for_each_core_or_environment(num_envs: int, executors: int) -> None:
     words = [f"actors.num_envs={num_envs}", "actors.num_executors=auto"]
     assert config("env=synthetic/count", *words).actors.num_executors == executors
 
@@ -54,7 +52,7 @@ def test_atari_leaves_cores_to_a_learner_that_needs_them(
 def test_worker_counts_are_auto_by_default_and_numbers_are_kept() -> None:
     made = config("env=synthetic/count", "learner.device=cpu")
     assert (made.actors.num_executors, made.actors.num_actors, made.learner.num_threads) == (
-        4,
+        6,
         1,
         6,
     )
@@ -132,17 +130,6 @@ def test_batches_suit_the_device(
     assert team.actors.inference_batch == (24 if device == "cpu" else 48)
     made = config(*devices, "actors.inference_batch=3", "learner.micro_batch=5")
     assert (made.actors.inference_batch, made.learner.micro_batch) == (3, 5)
-
-
-@pytest.mark.parametrize(("text", "cores"), [("150000 100000", 1), ("50000 100000", 1)])
-def test_a_container_has_the_cores_of_its_quota(tmp_path: Path, text: str, cores: int) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert machine.num_cores(tmp_path / "cpu.max") == cores
-
-
-def test_without_a_quota_all_cores_count(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("max 100000")
-    assert machine.num_cores(tmp_path / "cpu.max") == machine.num_cores(tmp_path / "none")
 
 
 def test_a_stored_choice_is_kept_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:

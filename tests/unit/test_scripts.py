@@ -1,6 +1,10 @@
-"""Arithmetic of the benchmark scripts against simulations, and the check of docstrings."""
+"""The benchmark scripts' arithmetic against simulations; the check of docstrings; `make setup`."""
 
 from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from scripts.asynchrony import claim_1_seconds, lockstep_seconds
 from scripts.check_docstrings import fragments
 
+ROOT = Path(__file__).parents[2]
 INTERVALS = 4000
 # Lines that end with "# wrong" have a docstring that is a fragment.
 DOCSTRINGS = '''"""Whether it works."""  # wrong
@@ -81,3 +86,19 @@ def test_docstrings_that_are_fragments_are_found() -> None:
     # A docstring of several lines is reported at its first.
     wrong = [i for i, line in enumerate(lines, 1) if line.endswith(("# wrong", "env steps"))]
     assert [line for line, _ in fragments(DOCSTRINGS)] == wrong
+
+
+@pytest.mark.parametrize("has_torch", [False, True])
+def test_setup_says_how_to_get_torch_without_cuda(has_torch: bool, tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    # A stand-in for pip: only `pip show` fails, if torch is not installed.
+    python.write_text(f'#!/bin/sh\n[ "$3" != show ] || exit {int(not has_torch)}\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "setup", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (pin,) = re.findall("^torch==.*", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    hint = f"{python} -m pip install {pin} --index-url https://download.pytorch.org/whl/cpu"
+    assert (hint in done.stdout) is not has_torch
+    assert (tmp_path / ".installed").exists()
