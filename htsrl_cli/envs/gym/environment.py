@@ -161,6 +161,19 @@ class GymEnv:
         image: Array = picture
         return image
 
+    @property
+    def wrapped(self) -> gymnasium.Env[Any, Any]:
+        """See `WrapperEnv`."""
+        return self._env
+
+    def to_obs(self, raw: Any) -> Array:
+        """Converts an observation of `wrapped`; see `WrapperEnv`."""
+        return self._to_obs(raw)
+
+    def to_action(self, action: Array) -> Any:
+        """Converts an action for `wrapped`; see `WrapperEnv`."""
+        return self._to_action(action)
+
     def close(self) -> None:
         """Closes the Gymnasium environment; an exception is logged, because nothing is lost."""
         try:
