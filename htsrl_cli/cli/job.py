@@ -1,7 +1,7 @@
 """Plan of one job of `htsrl train`: its configuration, folder, and checkpoint to resume from.
 
 The command line plans every job before Hydra runs. Each job is planned again in the process that
-runs it, which a launcher may have started. This module does not import torch.
+runs it, which a launcher may have started. At the top level, this module does not import torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from htsrl_cli.checkpoints.file import load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.cli import listing, tuned
-from htsrl_cli.cli.compose import parse_overrides, resolved, to_train_config
+from htsrl_cli.cli.compose import (
+    config_dir,
+    parse_overrides,
+    resolved,
+    to_train_config,
+    tuned_job,
+    typed_words,
+)
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.identity import changes_no_result, equivalent
 from htsrl_cli.config.load import load_train_config
@@ -31,6 +40,9 @@ from htsrl_cli.config.wording import shown
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.plugins import SECTIONS
+
+if TYPE_CHECKING:
+    from htsrl_cli.runners.run import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +69,32 @@ class Job:
     config: TrainConfig
     run_dir: Path
     checkpoint: Path | None
+
+
+def run_job(cfg: DictConfig) -> tuple[Job, Outcome]:
+    """Trains as Hydra's current job; returns the plan and the result.
+
+    Args:
+        cfg: the composed configuration.
+
+    Raises:
+        HtsrlError: the job cannot run as configured, or the run failed; see `plan_job` and
+            `htsrl_cli.runners.run.train`.
+    """
+    from htsrl_cli.runners import run as runner
+
+    hydra = HydraConfig.get()
+    typed = typed_words(hydra, "task")
+    cfg, settings = tuned_job(cfg)
+    plan = partial(plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
+    job = plan()
+    with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
+        # Another process may have trained in this folder until now, so the plan may be out of date.
+        job = plan()
+        write_config(job.config, job.run_dir)
+        if job.checkpoint is None and settings != AUTO:
+            logger.info("%s", tuned_line(settings, job.config, config_dir(hydra)))
+        return job, runner.train(job.config, job.run_dir, job.checkpoint)
 
 
 def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) -> Job:

@@ -43,7 +43,6 @@ htsrl: high-throughput synchronous deep reinforcement learning
   eval "$(htsrl -sc install=bash)"  turn on tab completion
 """
 _EXIT_INTERRUPTED = 130
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     try:
         _dispatch(words)
     except HtsrlError as error:
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+def leave(signum: int, frame: FrameType | None) -> NoReturn:
     """Ends the process at once if a signal arrives while no run is active.
 
     There is nothing to save. If this function raised an exception, an import in progress could
@@ -89,7 +88,7 @@ def _dispatch(words: list[str]) -> None:
     elif first in ("-sc", "--shell-completion"):
         _complete(words)
     elif first in TASKS:
-        _run_verb(first, words[1:])
+        run_verb(first, words[1:], TASKS[first])
     elif first in TOOLS:
         TOOLS[first](words[1:])
     else:
@@ -144,31 +143,13 @@ def _reported(task: Task) -> Task:
 @_reported
 def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from htsrl_cli.cli.compose import config_dir, tuned_job, typed_words
-    from htsrl_cli.cli.job import hold_folder, plan_job, tuned_line, write_config
-    from htsrl_cli.config.auto import AUTO
-    from htsrl_cli.runners import run as runner
+    from htsrl_cli.cli.job import run_job
     from htsrl_cli.workers.process import settle_in_launcher
 
-    hydra = HydraConfig.get()
-    typed = typed_words(hydra, "task")
     # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
-    cfg, settings = tuned_job(cfg)
-    plan = functools.partial(
-        plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd)
-    )
-    job = plan()
-    with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
-        # Another process may have trained in this folder until now, so the plan may be out of date.
-        job = plan()
-        write_config(job.config, job.run_dir)
-        if job.checkpoint is None and settings != AUTO:
-            logger.info("%s", tuned_line(settings, job.config, config_dir(hydra)))
-        outcome = runner.train(job.config, job.run_dir, job.checkpoint)
+    _, outcome = run_job(cfg)
     if outcome.signum is not None:
         raise SystemExit(128 + outcome.signum)
     return outcome.metric
@@ -264,8 +245,12 @@ TOOLS: dict[str, Callable[[list[str]], None]] = {"list": _list, "report": _repor
 VERBS = (*TASKS, *TOOLS)
 
 
-def _run_verb(verb: str, words: list[str]) -> None:
-    """Prints the help of a verb, or checks the command and starts Hydra."""
+def run_verb(verb: str, words: list[str], task: Task) -> None:
+    """Prints the help of a verb, or checks the command and has Hydra run `task` for each job.
+
+    Raises:
+        HtsrlError: the command cannot run as typed.
+    """
     from htsrl_cli.cli import compose, tuned
 
     # Discards the warnings of the checks: each job logs them again once logging is configured.
@@ -288,10 +273,10 @@ def _run_verb(verb: str, words: list[str]) -> None:
             from htsrl_cli.cli import preflight
 
             added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
-    _run_hydra(verb, [*flags, *args.overrides, *added])
+    _run_hydra(verb, [*flags, *args.overrides, *added], task)
 
 
-def _run_hydra(verb: str, words: Sequence[str]) -> None:
+def _run_hydra(verb: str, words: Sequence[str], task: Task) -> None:
     """Starts Hydra, which runs the jobs of a verb or prints what a flag asks for."""
     import hydra
     from hydra.errors import HydraException
@@ -304,7 +289,7 @@ def _run_hydra(verb: str, words: Sequence[str]) -> None:
     configs = str(compose.configs_dir())
     decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
     try:
-        decorate(TASKS[verb])()
+        decorate(task)()
     except HydraException as error:
         raise UsageError(str(error)) from error
     except Exception as error:
@@ -391,7 +376,7 @@ def _complete(words: list[str]) -> None:
         print(separator.join(name for name in VERBS if name.startswith(verb)))
         return
     if not querying:
-        _run_verb("train", words)
+        run_verb("train", words, train)
         return
     from htsrl_cli.cli import listing
 
@@ -404,4 +389,4 @@ def _complete(words: list[str]) -> None:
     known = [word for word in before if listing.is_fixed(word)]
     os.environ["COMP_LINE"] = " ".join([program, *known, last])
     with suppress(Exception):
-        _run_verb(verb, words)
+        run_verb(verb, words, TASKS[verb])

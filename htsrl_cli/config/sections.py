@@ -225,7 +225,8 @@ class EvalConfig:
         max_episode_steps: maximum number of env steps of a game. A longer game is stopped, and its
             score is the return so far.
         seed: seed of the environments' resets and of the sampled actions.
-        greedy: take the most likely action instead of a sampled action.
+        greedy: true plays the games with the most likely actions, false with sampled actions; null
+            plays them once with each.
         video: write a video of every game.
         renderer: renderer of the videos; null chooses the environment's default.
     """
@@ -241,7 +242,7 @@ class EvalConfig:
     episodes: int
     max_episode_steps: int
     seed: int
-    greedy: bool
+    greedy: bool | None
     video: bool
     renderer: str | None
 

@@ -133,6 +133,28 @@ class Replayable(Protocol):
 
 
 @runtime_checkable
+class WrapperEnv(Protocol):
+    """An `Env` that wraps a Gymnasium environment and converts its observations and actions.
+
+    The conversions keep no state, and work after `close`.
+    """
+
+    @property
+    def wrapped(self) -> Any:
+        """The `gymnasium.Env`."""
+
+    def to_obs(self, raw: Any) -> Array:
+        """Converts an observation of `wrapped`.
+
+        Raises:
+            ValueError: the observation does not fit the observation space.
+        """
+
+    def to_action(self, action: Array) -> Any:
+        """Converts an action vector [D] into an action that `wrapped.step` takes."""
+
+
+@runtime_checkable
 class PicturedEnv(Env, Protocol):
     """An environment that can be rendered: the result of `make_env` with a `renderer`.
 

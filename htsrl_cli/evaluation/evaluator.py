@@ -9,10 +9,11 @@ process is killed. Evaluation does not change what is learned. If the evaluator 
 dies, it is restarted and plays the policy again. The run fails after the third failure with the
 same policy.
 
-Policies are played in order of their env steps. The number of env steps for which a policy was
-trained is the seed of the resets and actions in its games, as in `htsrl eval ... seed=<env steps>`.
-If `eval.video_interval` is not 0, the first game of some policies is filmed. The video is
-`evaluations/videos/policy_<env steps>.mp4`; TensorBoard shows the beginning of this video.
+Policies are played in order of their env steps, with sampled actions. The number of env steps for
+which a policy was trained is the seed of the resets and actions in its games, as in
+`htsrl eval ... greedy=false seed=<env steps>`. If `eval.video_interval` is not 0, the first game of
+some policies is filmed. The video is `evaluations/videos/policy_<env steps>.mp4`; TensorBoard shows
+the beginning of this video.
 """
 
 from __future__ import annotations

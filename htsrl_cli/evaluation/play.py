@@ -1,5 +1,8 @@
 """`htsrl eval`: whole games played with a trained policy, their raw scores and videos.
 
+The games are played with the most likely actions (*greedy*), with sampled actions, or once with
+each. Both kinds of actions meet the same resets.
+
 A game is a whole episode of the environment itself, for example all lives in Atari, or a match in
 football. Playing needs only the parameters and `meta` of a checkpoint. The seed and the game's
 number determine the game's resets and action noise. Forward passes have the same constant shape as
@@ -10,11 +13,10 @@ network mixes the observations of a batch.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,21 @@ from rich.console import Console
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
-from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
-from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
-from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.marks import Marks
-from htsrl_cli.evaluation.result import EvalResult, result_folder, spread, table, write
+from htsrl_cli.evaluation.passes import Passes, stored_config
+from htsrl_cli.evaluation.result import (
+    KINDS,
+    EvalResult,
+    result_folder,
+    scores,
+    table,
+    write,
+)
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
 from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
 
@@ -55,25 +62,19 @@ def evaluate(config: EvalConfig) -> EvalResult:
     set_up_torch()
     path = find_checkpoint(Path(config.checkpoint))
     checkpoint = load_checkpoint(path)
-    with ExitStack() as stack:
-        videos = None
-        if config.video:
-            videos = stack.enter_context(VideoFolder(result_folder(path) / VIDEO_FOLDER))
-        episodes = play(checkpoint, config, path, videos=videos)
-    returns, training_returns, lengths = zip(*episodes, strict=True)
-    std, interval = spread(returns, config.seed)
-    result = EvalResult(
-        checkpoint=str(path),
-        env_steps=checkpoint.meta["env_steps"],
-        seed=config.seed,
-        greedy=config.greedy,
-        returns=returns,
-        training_returns=training_returns,
-        lengths=lengths,
-        mean=float(np.mean(returns)),
-        std=std,
-        interval=interval,
-    )
+    found = {}
+    for kind, greedy in KINDS.items():
+        if config.greedy not in (None, greedy):
+            continue
+        with ExitStack() as stack:
+            videos = None
+            if config.video:
+                folder = VideoFolder(result_folder(path) / VIDEO_FOLDER, kind + "_{:04}.mp4")
+                videos = stack.enter_context(folder)
+            own = replace(config, greedy=greedy)
+            episodes = play(checkpoint, own, path, videos=videos)
+        found[kind] = scores(episodes, config.seed)
+    result = EvalResult(str(path), checkpoint.meta["env_steps"], config.seed, found)
     Console().print(table(result))
     write(result, path)
     return result
@@ -91,7 +92,7 @@ def play(
 
     Args:
         checkpoint: a complete checkpoint, or one with only the policy's parameters and `meta`.
-        config: number of games, seed, choice of actions, and renderer of the videos.
+        config: number of games, seed, kind of actions (not null), and renderer of the videos.
         path: path of the checkpoint, for error messages.
         side_by_side: number of games to play at a time; None to choose it by `_most_games`.
         videos: the folder for videos of the games; None to film nothing.
@@ -101,8 +102,9 @@ def play(
         CheckpointError: the checkpoint does not fit the environment or this version of htsrl.
         ConfigError: the environment, the network, the device or the renderer is not available here.
     """
+    assert config.greedy is not None, "play plays one kind of actions"
     marks = marks or Marks()
-    train_config = _train_config(checkpoint, path)
+    train_config = stored_config(checkpoint, path)
     if config.renderer is not None:
         train_config.env.check_renderer(config.renderer)
     renderer = (config.renderer or train_config.env.usual_renderer) if videos else None
@@ -118,9 +120,8 @@ def play(
     try:
         for _ in range(num_envs):
             envs.append(build())
-        spec = envs[0].env_spec
-        batch = _load_batch(checkpoint, train_config, spec, path, config.greedy)
-        return _play_games(envs, build, batch, config, videos, marks)
+        passes = Passes(checkpoint, train_config, envs[0].env_spec, path, config.greedy)
+        return _play_games(envs, build, passes, config, videos, marks)
     finally:
         for env in envs:
             env.close()
@@ -213,47 +214,10 @@ class _Game:
         return obs
 
 
-class _Batch:
-    """Forward passes of constant shape over the players of several games.
-
-    If every player has its own policy, policy k acts for player k of every game.
-
-    Args:
-        one_by_one: True to make separate passes for each game. This is needed if a row's bits
-            depend on its position in the batch. A game's score would otherwise depend on which
-            games are played at the same time.
-    """
-
-    def __init__(self, inference: Inference, spec: EnvSpec, one_by_one: bool) -> None:
-        self._inference = inference
-        self._spec = spec
-        self._one_by_one = one_by_one
-
-    def act(self, games: Sequence[_Game]) -> Array:
-        """Draws the noise of G games and returns their next actions, [G, P, D]."""
-        if self._one_by_one and len(games) > 1:
-            return np.concatenate([self.act([game]) for game in games])
-        spec, inference = self._spec, self._inference
-        obs = np.stack([game.obs for game in games]).reshape(-1, *spec.obs_shape)
-        noise = np.concatenate([game.noise() for game in games])
-        actions = np.empty(noise.shape, spec.actions.dtype)
-        num_policies, num_rows = len(inference.policies), len(inference.obs)
-        for k in range(num_policies):
-            own = range(k, len(obs), num_policies)
-            for start in range(0, len(own), num_rows):
-                rows = own[start : start + num_rows]
-                # The other rows of the pass keep old content, which affects these rows only if the
-                # network mixes the rows of a batch.
-                inference.obs[: len(rows)] = obs[rows]
-                inference.noise[: len(rows)] = noise[rows]
-                actions[rows] = inference.run(k)[0][: len(rows)].numpy()
-        return actions.reshape(len(games), spec.num_players, -1)
-
-
 def _play_games(
     envs: list[Env],
     build: Callable[[], Env],
-    batch: _Batch,
+    passes: Passes,
     config: EvalConfig,
     videos: VideoFolder | None,
     marks: Marks,
@@ -267,14 +231,20 @@ def _play_games(
     results: dict[int, Episode] = {}
     while games:
         with marks.forward_pass():
-            actions = batch.act(list(games.values()))
+            obs = np.stack([game.obs for game in games.values()])
+            noise = np.stack([game.noise() for game in games.values()])
+            actions = passes.act(obs, noise)
         for (row, game), chosen in zip(list(games.items()), actions, strict=True):
             result = game.step(chosen)
             if result is None:
                 continue
             results[game.number] = result
             logger.info(
-                "game %d: score %g in %d env steps", game.number, result.raw_return, result.length
+                "game %d (%s actions): score %g in %d env steps",
+                game.number,
+                "greedy" if config.greedy else "sampled",
+                result.raw_return,
+                result.length,
             )
             del games[row]
             if started < config.episodes:
@@ -285,43 +255,3 @@ def _play_games(
                 games[row] = begin(envs[row], started)
                 started += 1
     return [results[number] for number in range(config.episodes)]
-
-
-def _train_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
-    try:
-        return load_train_config(checkpoint.meta["config"])
-    except (AttributeError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
-            f"({error}); evaluate the checkpoint with the version that saved it"
-        ) from error
-
-
-def _load_batch(
-    checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
-) -> _Batch:
-    """Returns forward passes like those of the run's actors, with the checkpoint's policies.
-
-    Raises:
-        CheckpointError: the checkpoint does not fit the environment or the network.
-        ConfigError: the device is not available, or the network cannot be imported.
-    """
-    if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
-        raise CheckpointError(
-            f"{path} does not fit the installed environment, which has {spec}; install the version "
-            "of the environment's package with which the run was trained"
-        )
-    setup = InferenceSetup.of(spec, config)
-    inference = Inference(setup, greedy)
-    values = {}
-    for name, tensor in inference.policies.state_dict().items():
-        array = checkpoint.arrays.get(f"learner/params/{name}")
-        if array is None or array.shape != tuple(tensor.shape):
-            raise CheckpointError(
-                f"{path} does not fit the network of its configuration: "
-                f"it has no parameter {name} of shape {tuple(tensor.shape)}; use the version "
-                "of the network with which the run was trained"
-            )
-        values[name] = array
-    inference.load(values)
-    return _Batch(inference, spec, one_by_one=not has_free_rows(setup, values))

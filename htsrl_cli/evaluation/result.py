@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from htsrl_cli.durable import write_durably
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.bootstrap import confidence_interval
 
 logger = logging.getLogger(__name__)
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 RESULT_FILE = "eval.json"
 
 
+# Kinds of actions, in the order of the columns; the value is True for the most likely actions.
+KINDS = {"greedy": True, "sampled": False}
+
+
 @dataclass(frozen=True)
-class EvalResult:
-    """The scores of an evaluation.
+class Scores:
+    """The scores of the games that were played with one kind of actions.
 
     Attributes:
-        checkpoint: path of the evaluated checkpoint.
-        env_steps: env steps for which the policy was trained.
-        seed: seed of the resets and of the sampled actions.
-        greedy: True if the most likely actions were taken instead of sampled actions.
         returns: raw score of each game, in order of the games' numbers.
         training_returns: for each game, the sum of the training rewards (which may be clipped),
             averaged over the players.
@@ -39,16 +39,42 @@ class EvalResult:
             game.
     """
 
-    checkpoint: str
-    env_steps: int
-    seed: int
-    greedy: bool
     returns: tuple[float, ...]
     training_returns: tuple[float, ...]
     lengths: tuple[int, ...]
     mean: float
     std: float | None
     interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The result of an evaluation, which `eval.json` holds.
+
+    Attributes:
+        checkpoint: path of the evaluated checkpoint.
+        env_steps: env steps for which the policy was trained.
+        seed: seed of the resets and of the sampled actions.
+        scores: the scores by kind of actions: `greedy` (the most likely actions), `sampled`, or
+            both.
+    """
+
+    checkpoint: str
+    env_steps: int
+    seed: int
+    scores: dict[str, Scores]
+
+
+def scores(episodes: Sequence[Episode], seed: int) -> Scores:
+    """Returns the scores of games.
+
+    Args:
+        episodes: results of the games, in order of the games' numbers.
+        seed: seed of the bootstrap.
+    """
+    returns, training_returns, lengths = zip(*episodes, strict=True)
+    std, interval = spread(returns, seed)
+    return Scores(returns, training_returns, lengths, float(np.mean(returns)), std, interval)
 
 
 def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[float, float] | None]:
@@ -69,23 +95,28 @@ def spread(returns: Sequence[float], seed: int) -> tuple[float | None, tuple[flo
 
 
 def table(result: EvalResult) -> Table:
-    """Returns the table of the scores that `htsrl eval` prints."""
-    lines = Table("", "score", title=f"{result.checkpoint} after {result.env_steps:,} env steps")
-    how = "most likely" if result.greedy else "sampled"
-    rows: dict[str, Any] = {
-        "games": f"{len(result.returns)} (seed {result.seed}, {how} actions)",
-        "mean": f"{result.mean:.2f}",
-        "95 % confidence interval": "-"
-        if result.interval is None
-        else "{:.2f} to {:.2f}".format(*result.interval),
-        "standard deviation": "-" if result.std is None else f"{result.std:.2f}",
-        "lowest": f"{min(result.returns):g}",
-        "highest": f"{max(result.returns):g}",
-        "mean training return": f"{np.mean(result.training_returns):.2f}",
-    }
-    for name, value in rows.items():
-        lines.add_row(name, value)
+    """Returns the table that `htsrl eval` prints, with one column for each kind of actions."""
+    columns = {f"{kind} actions": _column(found) for kind, found in result.scores.items()}
+    title = f"{result.checkpoint} after {result.env_steps:,} env steps (seed {result.seed})"
+    lines = Table("score", *columns, title=title)
+    for name in next(iter(columns.values())):
+        lines.add_row(name, *(column[name] for column in columns.values()))
     return lines
+
+
+def _column(found: Scores) -> dict[str, str]:
+    """Returns the cells of a column by the names of their rows."""
+    return {
+        "games": str(len(found.returns)),
+        "mean": f"{found.mean:.2f}",
+        "95 % confidence interval": "-"
+        if found.interval is None
+        else "{:.2f} to {:.2f}".format(*found.interval),
+        "standard deviation": "-" if found.std is None else f"{found.std:.2f}",
+        "lowest": f"{min(found.returns):g}",
+        "highest": f"{max(found.returns):g}",
+        "mean training return": f"{np.mean(found.training_returns):.2f}",
+    }
 
 
 def write(result: EvalResult, checkpoint: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,14 @@ from htsrl_cli.errors import ConfigError, RunError
 from htsrl_cli.storage.memory import Array
 
 T = TypeVar("T")
+
+# Flags that make results depend on more than the inputs, or cost time.
+_FLAGS: tuple[tuple[Any, str], ...] = (
+    (torch.utils.deterministic, "fill_uninitialized_memory"),
+    (torch.backends.cudnn, "benchmark"),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cudnn, "allow_tf32"),
+)
 
 # Held during a recording. A recording first waits for the whole device, which is forbidden while
 # another thread records.
@@ -30,16 +38,36 @@ def set_up_torch() -> None:
     The bits of an operation's result depend on its number of threads. Every operation therefore
     uses one thread, and the learner parallelizes over micro-batches instead.
     """
+    _make_deterministic()
+    _keep_freed_memory()
+
+
+@contextmanager
+def torch_set_up() -> Iterator[None]:
+    """Makes torch deterministic and single-threaded in a `with` block, then restores its settings.
+
+    For passes in a user's own program. The environment variable CUBLAS_WORKSPACE_CONFIG stays set.
+    """
+    num_threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    flags = [(owner, name, getattr(owner, name)) for owner, name in _FLAGS]
+    _make_deterministic()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.set_deterministic_debug_mode(mode)
+        for owner, name, value in flags:
+            setattr(owner, name, value)
+
+
+def _make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
     # Like use_deterministic_algorithms(True), but without importing torch's compiler, which would
     # add over 2 s to every start.
     torch.set_deterministic_debug_mode("error")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    _keep_freed_memory()
+    for owner, name in _FLAGS:
+        setattr(owner, name, False)
 
 
 def _keep_freed_memory() -> None:

@@ -57,12 +57,14 @@ class Outcome:
 
     Attributes:
         metric: the score by which runs are compared; see `RunLog.metric`.
-        signum: number of the first stop signal; None if none arrived. After a signal, the run may
-            still be complete, if the signal arrived during the last rollout or later.
+        signum: number of the first stop signal; None if none arrived.
+        is_complete: True if the run has made all its env steps. This may also be so after a signal,
+            if it arrived during the last rollout or later.
     """
 
     metric: float | None
     signum: int | None
+    is_complete: bool
 
 
 def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Outcome:
@@ -92,7 +94,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
             run.advance(signals)
     for line in farewell.lines(config, run_dir):
         logger.info("%s", line)
-    return Outcome(run.log.metric, signals.signum)
+    return Outcome(run.log.metric, signals.signum, run.is_complete)
 
 
 def _introduce(roles: Roles, run_dir: Path) -> None:
@@ -185,6 +187,11 @@ class Run:
     def _env_steps(self) -> int:
         return self._rollout * self._plan.steps_per_rollout
 
+    @property
+    def is_complete(self) -> bool:
+        """True if all rollouts have been made."""
+        return self._rollout == self._plan.num_rollouts
+
     def advance(self, signals: StopSignals) -> None:
         """Trains to the end, or to the first barrier after a stop signal.
 
@@ -198,7 +205,7 @@ class Run:
             self._roles.collector.check()
             signals.check()
 
-        while self._rollout < self._plan.num_rollouts and signals.signum is None:
+        while not self.is_complete and signals.signum is None:
             self._run_rollout(check)
             self._log_rollout()
             if self._evaluations:
@@ -208,7 +215,7 @@ class Run:
                 self._save_checkpoint()
         if self._saved_at != self._rollout:
             self._save_checkpoint()
-        if self._rollout == self._plan.num_rollouts:
+        if self.is_complete:
             # The log finishes after the checkpoint is saved. If the run is later resumed with a
             # higher `total_steps`, the run then writes the same lines as if it had not ended here.
             self.log.finish()

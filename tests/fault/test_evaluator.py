@@ -104,10 +104,11 @@ def test_scores_are_those_of_the_verb(evaluated: Path) -> None:
     for line in policies[3::4]:
         steps = line["env_steps"]
         path = f"{evaluated}/checkpoints/step_{steps:012d}.ckpt"
-        run = htsrl("eval", f"checkpoint={path}", "episodes=3", f"seed={steps}", cwd=evaluated)
+        played = ("episodes=3", "greedy=false", f"seed={steps}")
+        run = htsrl("eval", f"checkpoint={path}", *played, cwd=evaluated)
         assert run.returncode == 0, run.stderr
         result = json.loads((evaluated / "eval.json").read_text())
-        assert line["eval/return_mean"] == np.mean(result["returns"])
+        assert line["eval/return_mean"] == np.mean(result["scores"]["sampled"]["returns"])
     scores = [line["eval/return_mean"] for line in policies]
     for number, line in enumerate(policies, start=1):
         last = scores[max(0, number - 10) : number]

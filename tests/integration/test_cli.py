@@ -76,7 +76,7 @@ def test_help_and_version(htsrl: Htsrl, tmp_path: Path) -> None:
     text = htsrl("train", "--help").stdout
     for shown in ("env: atari/alien, ", "algo: a2c, ppo", "learning_rate: 0.00025", "--cfg job"):
         assert shown in text
-    assert "greedy: false" in htsrl("eval", "--help").stdout
+    assert "greedy: null" in htsrl("eval", "--help").stdout
     assert "repeats: 3" in htsrl("bench", "--help").stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -73,4 +73,4 @@ def test_the_same_version_and_checkpoints_of_before_go_on(
 def test_an_evaluation_reads_no_states(stored: Checkpoint, tmp_path: Path) -> None:
     other = Checkpoint(stored.arrays, stored.meta | {"packages": {"ale-py": "0.11.2"}})
     path = tmp_path / "a.ckpt"
-    assert evaluation.play(other, sections.eval(str(path), episodes=1), path)
+    assert evaluation.play(other, sections.eval(str(path), episodes=1, greedy=False), path)

@@ -25,7 +25,7 @@ from htsrl_cli.envs.base import Array, PicturedEnv
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation import play as evaluation
-from htsrl_cli.evaluation.result import EvalResult
+from htsrl_cli.evaluation.result import KINDS, EvalResult
 from htsrl_cli.evaluation.video import CAPTION_HEIGHT, VideoFolder
 from htsrl_cli.tracking.film import animation
 from tests import sections
@@ -63,7 +63,7 @@ def read_back(path: Path) -> tuple[Array, dict[str, Any]]:
 
 def evaluate(folder: Path, config: EnvConfig, **keys: Any) -> EvalResult:
     CheckpointStore(folder, keep=1).save(1234, 0.5, make_checkpoint(config, inference_batch=2))
-    return evaluation.evaluate(sections.eval(str(folder), **keys))
+    return evaluation.evaluate(sections.eval(str(folder), **{"greedy": False} | keys))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_every_game_has_a_video_and_the_same_score_as_without(
     with_videos = evaluate(tmp_path, config, episodes=3, seed=4, video=True)
     assert with_videos == without
     files = sorted((tmp_path / "videos").iterdir())
-    assert [file.name for file in files] == [f"game_{number:04}.mp4" for number in range(3)]
-    for file, length in zip(files, without.lengths, strict=True):
+    assert [file.name for file in files] == [f"sampled_{number:04}.mp4" for number in range(3)]
+    for file, length in zip(files, without.scores["sampled"].lengths, strict=True):
         frames, meta = read_back(file)
         assert frames.shape == (length + 1, size[1] + CAPTION_HEIGHT, size[0], 3)
         assert meta == {"fps": fps, "count": length + 1, "codec": "h264", "pixels": "I420"}
@@ -143,15 +143,15 @@ def test_captions_tell_score_and_step(tmp_path: Path) -> None:
 def test_fewer_games_replace_all_of_before(tmp_path: Path) -> None:
     evaluate(tmp_path, CARTPOLE, episodes=3, video=True)
     videos = tmp_path / "videos"
-    others = {"game_1.mp4", "game_0001.mp4.txt", "my_game_0001.mp4", "policy_000000000064.mp4"}
+    others = {"sampled_1.mp4", "sampled_0001.mp4.txt", "my_sampled_0001.mp4", "greedy_0001.mp4"}
     for name in others:
         (videos / name).write_bytes(b"kept")
-    (videos / "game_12345.mp4").write_bytes(b"of a long evaluation")
+    (videos / "sampled_12345.mp4").write_bytes(b"of a long evaluation")
     evaluate(tmp_path, CARTPOLE, episodes=1, seed=5, video=True)
-    assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
+    assert {path.name for path in videos.iterdir()} == others | {"sampled_0000.mp4"}
     # The evaluator films one policy after the other like this.
     VideoFolder(videos, "policy_000000000128.mp4", most=1)
-    assert {path.name for path in videos.iterdir()} == others | {"game_0000.mp4"}
+    assert {path.name for path in videos.iterdir()} == others | {"sampled_0000.mp4"}
 
 
 def test_only_the_first_games_are_filmed(tmp_path: Path) -> None:
@@ -188,15 +188,16 @@ def test_animation_shows_the_beginning_at_the_same_pace(tmp_path: Path) -> None:
 def test_lost_lives_add_no_pictures(tmp_path: Path) -> None:
     breakout = sections.atari("breakout", max_num_frames_per_episode=1200)
     result = evaluate(tmp_path, breakout, episodes=1, seed=5, video=True)
-    frames, _ = read_back(tmp_path / "videos" / "game_0000.mp4")
-    assert len(frames) == result.lengths[0] + 1
+    frames, _ = read_back(tmp_path / "videos" / "sampled_0000.mp4")
+    assert len(frames) == result.scores["sampled"].lengths[0] + 1
 
 
 def test_a_file_elsewhere_has_its_videos_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
     evaluation.evaluate(sections.eval(str(path), episodes=1, video=True))
-    assert (tmp_path / "videos" / "game_0000.mp4").exists()
+    for kind in KINDS:
+        assert (tmp_path / "videos" / f"{kind}_0000.mp4").exists()
 
 
 def test_atari_is_seen_in_colour_as_the_agent_sees_it_in_gray() -> None:
@@ -341,13 +342,15 @@ def test_a_video_that_cannot_be_stored_costs_no_score(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = evaluate(tmp_path, CARTPOLE, episodes=2)
-    (tmp_path / "videos" / "game_0000.mp4").mkdir(parents=True)
+    (tmp_path / "videos" / "sampled_0000.mp4").mkdir(parents=True)
     with caplog.at_level(logging.ERROR):
         assert evaluate(tmp_path, CARTPOLE, episodes=2, video=True) == expected
-    assert "game_0000.mp4: Is a directory; the video is not stored" in caplog.text
-    assert json.loads((tmp_path / "eval.json").read_text())["lengths"] == list(expected.lengths)
+    assert "sampled_0000.mp4: Is a directory; the video is not stored" in caplog.text
+    assert json.loads((tmp_path / "eval.json").read_text())["scores"]["sampled"]["lengths"] == list(
+        expected.scores["sampled"].lengths
+    )
     names = {path.name for path in (tmp_path / "videos").iterdir()}
-    assert names == {"game_0000.mp4", "game_0001.mp4"}
+    assert names == {"sampled_0000.mp4", "sampled_0001.mp4"}
 
 
 # imageio-ffmpeg leaves the pipe to a dead ffmpeg to the garbage collector.
@@ -360,7 +363,7 @@ def test_a_failing_ffmpeg_is_reported_and_the_game_goes_on(
     program.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(program))
     result = evaluate(tmp_path, PONG, episodes=1, video=True)
-    assert result.lengths[0] > 10
+    assert result.scores["sampled"].lengths[0] > 10
     assert "the video is not stored" in caplog.text
     assert list((tmp_path / "videos").iterdir()) == []
 
@@ -429,7 +432,7 @@ def test_each_kind_of_environment_names_its_renderers(
     meta = {"config": to_plain(replace(small_config("atari", "ppo"), env=config)), "env_steps": 0}
     path = tmp_path / "a.ckpt"
     for video in (False, True):
-        keys = sections.eval(str(path), renderer=renderer, video=video)
+        keys = sections.eval(str(path), greedy=False, renderer=renderer, video=video)
         with pytest.raises(ConfigError, match=f"^renderer={renderer}: {remedy}"):
             evaluation.play(Checkpoint({}, meta), keys, path)
 
@@ -442,8 +445,8 @@ def test_football_rendered_by_the_engine(tmp_path: Path) -> None:
     without = evaluate(tmp_path, config, episodes=2, seed=1)
     keys: dict[str, Any] = {"video": True, "renderer": "engine"}
     assert evaluate(tmp_path, config, episodes=2, seed=1, **keys) == without
-    for number, length in enumerate(without.lengths):
-        frames, _ = read_back(tmp_path / "videos" / f"game_{number:04}.mp4")
+    for number, length in enumerate(without.scores["sampled"].lengths):
+        frames, _ = read_back(tmp_path / "videos" / f"sampled_{number:04}.mp4")
         assert frames.shape == (length + 1, 720 + CAPTION_HEIGHT, 1280, 3)
         red, green, blue = frames[-1].mean(axis=(0, 1))
         assert green > max(red, blue), "no grass"

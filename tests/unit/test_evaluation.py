@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) 
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Any]:
-    return evaluation.play(checkpoint, sections.eval("", **config), PATH, side_by_side)
+    keys = sections.eval("", **{"greedy": False} | config)
+    return evaluation.play(checkpoint, keys, PATH, side_by_side)
 
 
 class LivesEnv:
@@ -280,21 +282,39 @@ def test_spread_of_one_game_and_of_equal_scores() -> None:
     assert spread([21.0] * 10, seed=0) == (0.0, (21.0, 21.0))
 
 
-def test_run_reports_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def table_rows(output: str) -> list[list[str]]:
+    """Returns the cells of a printed table, row by row, with empty first and last cells."""
+    lines = [line for line in output.splitlines() if line[:1] in ("│", "┃")]
+    return [[cell.strip() for cell in re.split("[│┃]", line)] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("greedy", "kinds"),
+    [(None, ["greedy", "sampled"]), (True, ["greedy"]), (False, ["sampled"])],
+)
+def test_each_kind_of_actions_is_played_reported_and_stored(
+    greedy: bool | None, kinds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     store.save(500, 1.0, make_checkpoint(CARTPOLE))
     store.save(1234, 0.5, make_checkpoint(CARTPOLE))
-    result = evaluation.evaluate(sections.eval(str(tmp_path), episodes=5, seed=3))
+    result = evaluation.evaluate(sections.eval(str(tmp_path), episodes=5, seed=3, greedy=greedy))
     assert result.checkpoint == str(store.path(1234))
-    assert result.mean == np.mean(result.returns)
-    games = zip(result.returns, result.training_returns, result.lengths, strict=True)
-    assert list(games) == play(make_checkpoint(CARTPOLE), episodes=5, seed=3)
+    assert list(result.scores) == kinds
     stored = json.loads((tmp_path / "eval.json").read_text())
     assert stored == json.loads(json.dumps(asdict(result)))
     assert stored["env_steps"] == 1234
     output = capsys.readouterr().out
-    assert f"{result.mean:.2f}" in output
-    assert "95 % confidence interval" in output
+    rows = {name.strip(): cells for _, name, *cells, _ in table_rows(output)}
+    assert rows["score"] == [f"{kind} actions" for kind in kinds]
+    for column, (kind, found) in enumerate(result.scores.items()):
+        games = zip(found.returns, found.training_returns, found.lengths, strict=True)
+        expected = play(make_checkpoint(CARTPOLE), episodes=5, seed=3, greedy=kind == "greedy")
+        assert list(games) == expected
+        assert found.mean == np.mean(found.returns)
+        assert rows["mean"][column] == f"{found.mean:.2f}"
+        low, high = found.interval or (math.nan, math.nan)
+        assert rows["95 % confidence interval"][column] == f"{low:.2f} to {high:.2f}"
 
 
 def test_one_episode_of_a_file_elsewhere(
@@ -303,7 +323,8 @@ def test_one_episode_of_a_file_elsewhere(
     path = tmp_path / "best.ckpt"
     save_checkpoint(path, make_checkpoint(CARTPOLE))
     result = evaluation.evaluate(sections.eval(str(path), episodes=1))
-    assert (result.std, result.interval) == (None, None)
+    for found in result.scores.values():
+        assert (found.std, found.interval) == (None, None)
     assert (tmp_path / "eval.json").exists()
     assert "standard deviation" in capsys.readouterr().out
 

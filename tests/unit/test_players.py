@@ -410,7 +410,8 @@ def team_checkpoint(config: TrainConfig) -> Checkpoint:
 
 
 def play(checkpoint: Checkpoint, side_by_side: int | None = None, **config: Any) -> list[Episode]:
-    return evaluation.play(checkpoint, sections.eval("", **config), Path("some.ckpt"), side_by_side)
+    keys = sections.eval("", **{"greedy": False} | config)
+    return evaluation.play(checkpoint, keys, Path("some.ckpt"), side_by_side)
 
 
 def slowly(checkpoint: Checkpoint, config: TrainConfig, number: int) -> Episode:

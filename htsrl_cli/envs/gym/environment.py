@@ -50,6 +50,7 @@ class GymEnv:
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
         notes: what happens to the numbers in observations and actions, a sentence for each.
+        to_obs, to_action: see `WrapperEnv`.
         on_replayed_step, begins_again: see `Replayable`.
         score: the raw score of the episode so far.
 
@@ -65,7 +66,7 @@ class GymEnv:
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         obs = spaces.observations(config, self._env.observation_space)
         action = spaces.actions(config, self._env.action_space)
-        self._to_obs, self._to_action = obs.convert, action.convert
+        self.to_obs, self.to_action = obs.convert, action.convert
         actions = action.spec
         self.env_spec = EnvSpec(obs.shape, obs.dtype, actions, obs_max=obs.obs_max)
         self.notes = [form.note for form in (obs, action) if form.note]
@@ -89,7 +90,7 @@ class GymEnv:
         self._length = 0
         try:
             obs, _ = results.of_reset(self._env.reset(seed=seed))
-            return self._to_obs(obs), {}
+            return self.to_obs(obs), {}
         except FAILURES as cause:
             raise failure(f"{self._name}: reset(seed={seed})", cause) from cause
 
@@ -102,9 +103,9 @@ class GymEnv:
         taken = np.asarray(action, self.env_spec.actions.dtype)
         self._actions += taken.tobytes()
         try:
-            result = self._env.step(self._to_action(taken))
+            result = self._env.step(self.to_action(taken))
             obs, reward, terminated, truncated = results.of_step(result)
-            converted = self._to_obs(obs)
+            converted = self.to_obs(obs)
         except FAILURES as cause:
             where = f"{self._name}: env step {self._length} after reset(seed={self._seed})"
             raise failure(where, cause) from cause
@@ -158,6 +159,11 @@ class GymEnv:
             raise _not_pictured(self._id, "its render() does not return a uint8 array [H, W, 3]")
         image: Array = picture
         return image
+
+    @property
+    def wrapped(self) -> gymnasium.Env[Any, Any]:
+        """See `WrapperEnv`."""
+        return self._env
 
     def close(self) -> None:
         """Closes the Gymnasium environment; an exception is logged, because nothing is lost."""

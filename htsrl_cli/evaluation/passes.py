@@ -1,0 +1,110 @@
+"""Forward passes with the policies of a checkpoint, like those of the run's actors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.load import load_train_config
+from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.envs.base import Array, EnvSpec
+from htsrl_cli.errors import CheckpointError, ConfigError
+from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
+
+
+def stored_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
+    """Returns the configuration of the run that saved a checkpoint.
+
+    Args:
+        path: path of the checkpoint, for the error message.
+
+    Raises:
+        CheckpointError: this version of htsrl cannot use the configuration.
+    """
+    try:
+        return load_train_config(checkpoint.meta["config"])
+    except (AttributeError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
+            f"({error}); evaluate the checkpoint with the version that saved it"
+        ) from error
+
+
+class Passes:
+    """Forward passes of constant shape over the players of several games.
+
+    If every player has its own policy, policy k acts for player k of every game. If a row's bits
+    depend on its position in the batch, each game gets its own passes. Its actions would otherwise
+    depend on the games beside it.
+
+    Args:
+        checkpoint: a complete checkpoint, or one with only the policies' parameters and `meta`.
+        config: the configuration of the run.
+        spec: the form of the environment's observations and actions.
+        path: path of the checkpoint, for error messages.
+        greedy: True to take the most likely actions instead of sampling.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the environment or the network.
+        ConfigError: the device is not available, or the network cannot be imported.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: TrainConfig, spec: EnvSpec, path: Path, greedy: bool
+    ) -> None:
+        if checkpoint.meta.get("env_spec") != json.loads(json.dumps(asdict(spec))):
+            raise CheckpointError(
+                f"{path} does not fit the installed environment, which has {spec}; install the "
+                "version of the environment's package with which the run was trained"
+            )
+        setup = InferenceSetup.of(spec, config)
+        self._inference = Inference(setup, greedy)
+        values = _parameters(checkpoint, self._inference, path)
+        self._inference.load(values)
+        self._spec = spec
+        self._one_by_one = not has_free_rows(setup, values)
+
+    def act(self, obs: Array, noise: Array) -> Array:
+        """Returns the actions of the P players of G games, [G, P, D].
+
+        Args:
+            obs: observations, [G, P, *obs_shape]; with one player, the axis P may be missing.
+            noise: the noise from which actions are sampled, float32 [G, P, D].
+        """
+        if self._one_by_one and len(obs) > 1:
+            pairs = zip(obs, noise, strict=True)
+            return np.concatenate([self.act(one[None], its[None]) for one, its in pairs])
+        inference, shape = self._inference, noise.shape
+        obs = obs.reshape(-1, *self._spec.obs_shape)
+        noise = noise.reshape(len(obs), -1)
+        actions = np.empty(noise.shape, self._spec.actions.dtype)
+        num_policies, num_rows = len(inference.policies), len(inference.obs)
+        for k in range(num_policies):
+            own = range(k, len(obs), num_policies)
+            for start in range(0, len(own), num_rows):
+                rows = own[start : start + num_rows]
+                # The other rows of the pass keep old content, which affects these rows only if the
+                # network mixes the rows of a batch.
+                inference.obs[: len(rows)] = obs[rows]
+                inference.noise[: len(rows)] = noise[rows]
+                actions[rows] = inference.run(k)[0][: len(rows)].numpy()
+        return actions.reshape(shape)
+
+
+def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dict[str, Array]:
+    """Returns the policies' parameters and buffers by name, checked against the networks."""
+    values = {}
+    for name, tensor in inference.policies.state_dict().items():
+        array = checkpoint.arrays.get(f"learner/params/{name}")
+        if array is None or array.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{path} does not fit the network of its configuration: "
+                f"it has no parameter {name} of shape {tuple(tensor.shape)}; use the version "
+                "of the network with which the run was trained"
+            )
+        values[name] = array
+    return values

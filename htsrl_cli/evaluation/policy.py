@@ -1,0 +1,158 @@
+"""A trained policy that acts on the observations of an environment outside htsrl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.envs.base import Array, Env, EnvSpec, WrapperEnv
+from htsrl_cli.envs.registry import make_env
+from htsrl_cli.errors import UsageError
+from htsrl_cli.evaluation.passes import Passes, stored_config
+from htsrl_cli.networks.device import torch_set_up
+from htsrl_cli.seeding import Purpose, draw_noise, generator
+
+
+class Policy:
+    """The trained policy of a checkpoint.
+
+    If the run has several players, the policy acts for all of them. Independent players each have
+    their own network.
+
+    Args:
+        source: a run folder, or a checkpoint file; of a run folder, the newest intact checkpoint is
+            used.
+        seed: seed of the sampled actions.
+
+    Attributes:
+        checkpoint: path of the checkpoint.
+        env_steps: env steps for which the policy was trained.
+
+    Raises:
+        CheckpointError: there is no intact checkpoint, or it does not fit the environment or this
+            version of htsrl.
+        ConfigError: the environment, the network or the device is not available here.
+        EnvError: the environment's own code raises an exception while the environment is built.
+    """
+
+    def __init__(self, source: Path, seed: int) -> None:
+        self.checkpoint = find_checkpoint(source)
+        whole = load_checkpoint(self.checkpoint)
+        self.env_steps: int = whole.meta["env_steps"]
+        self._config = stored_config(whole, self.checkpoint)
+        # Saved states of environments, slots and the optimizer need not stay in memory.
+        own = {name: a for name, a in whole.arrays.items() if name.startswith("learner/params/")}
+        self._stored = Checkpoint(own, whole.meta)
+        with closing(make_env(self._config.env, 0)) as env:
+            self._form = _Form.of(env)
+        # The noise of game 0 of `htsrl eval` with the same seed.
+        self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, 0)
+        self._passes: dict[bool, Passes] = {}
+        # A checkpoint that does not fit is refused here.
+        self._load_passes(greedy=True)
+
+    def act(self, obs: Any, greedy: bool = False) -> Any:
+        """Returns the action for an observation, or the actions for a batch of observations.
+
+        Observations and actions are those of the environment that `make_env` returns. For `env=gym`
+        this is the Gymnasium environment itself: the policy converts its observations as in
+        training, and returns actions that its `step` takes. Sampled actions depend on the `seed`
+        and on the number of actions sampled before. The settings of torch are changed during the
+        call only.
+
+        Args:
+            obs: one observation, or a batch of them with a leading axis; the shape tells which.
+            greedy: True to take the most likely action instead of a sampled action.
+
+        Returns:
+            The action, or an array with one action for each observation of the batch.
+
+        Raises:
+            UsageError: the observation does not fit the environment.
+        """
+        form = self._form
+        try:
+            is_batch = self._is_batch(tuple(np.shape(obs)))
+            rows = np.stack([form.to_obs(one) for one in (obs if is_batch else [obs])])
+        except ValueError as error:
+            raise UsageError(f"act: {error}") from error
+        spec = form.spec
+        shape = (len(rows), spec.num_players, spec.actions.num_dims)
+        if greedy:
+            noise = np.zeros(shape, np.float32)
+        else:
+            noise = draw_noise(self._rng, shape, spec.actions.kind)
+        passes = self._load_passes(greedy)
+        with torch_set_up():
+            chosen = passes.act(rows, noise)
+        actions = [form.to_action(one if spec.num_players > 1 else one[0]) for one in chosen]
+        return np.stack(actions) if is_batch else actions[0]
+
+    def make_env(self) -> Any:
+        """Returns a new environment with the run's settings, whose observations `act` takes.
+
+        For `env=gym`, this is a `gymnasium.Env`. For other kinds, it is an environment of htsrl,
+        with Gymnasium's `reset(seed=...)` and `step`. It makes the observations of the run, such as
+        the stacked frames of Atari, and its rewards are those of training, which may be clipped.
+        """
+        env = make_env(self._config.env, 0)
+        return env.wrapped if isinstance(env, WrapperEnv) else env
+
+    def _is_batch(self, shape: tuple[int, ...]) -> bool:
+        one = self._form.shape
+        if shape == one:
+            return False
+        if shape[1:] == one and len(shape) == len(one) + 1 and shape[0]:
+            return True
+        raise UsageError(
+            f"act: the observation has the shape {shape}, but one observation of this run's "
+            f"environment has {one}, and a batch of N has {('N', *one)}"
+        )
+
+    def _load_passes(self, greedy: bool) -> Passes:
+        if greedy not in self._passes:
+            with torch_set_up():
+                self._passes[greedy] = Passes(
+                    self._stored, self._config, self._form.spec, self.checkpoint, greedy
+                )
+        return self._passes[greedy]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The observations and actions of an environment as its user sees them.
+
+    Attributes:
+        spec: the form of htsrl's observations and actions.
+        shape: shape of one raw observation, of all players.
+        to_obs: converts a raw observation; raises `ValueError` if it does not fit.
+        to_action: converts an action [D], or [P, D] for several players.
+    """
+
+    spec: EnvSpec
+    shape: tuple[int, ...]
+    to_obs: Callable[[Any], Array]
+    to_action: Callable[[Array], Any]
+
+    @classmethod
+    def of(cls, env: Env) -> _Form:
+        spec = env.env_spec
+        if isinstance(env, WrapperEnv):
+            return cls(spec, env.wrapped.observation_space.shape, env.to_obs, env.to_action)
+        players = (spec.num_players,) if spec.num_players > 1 else ()
+        return cls(spec, players + spec.obs_shape, lambda obs: _checked(obs, spec), lambda a: a)
+
+
+def _checked(obs: Any, spec: EnvSpec) -> Array:
+    """Returns an observation of one of htsrl's environments in the run's dtype."""
+    array = np.asarray(obs)
+    if not np.can_cast(array.dtype, spec.obs_dtype, "same_kind"):
+        raise ValueError(f"the observation must be {spec.obs_dtype}, but is {array.dtype}")
+    return array.astype(spec.obs_dtype)
