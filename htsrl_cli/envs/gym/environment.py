@@ -1,7 +1,6 @@
 """An adapter for Gymnasium environments with Box observations.
 
-Actions may be Discrete, MultiDiscrete or Box. A saved state is a replay: the seed of the last reset
-and all actions since then.
+Actions may be Discrete, MultiDiscrete or Box.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -25,8 +25,10 @@ from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
 from htsrl_cli.envs.gym import results
 from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.gym.saving import Snapshots
+from htsrl_cli.envs.probe import restoring_fault
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.plugins import import_here
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,9 @@ ToAction = Callable[[Array], Any]
 class GymEnv:
     """An `Env` that wraps a Gymnasium environment.
 
-    A saved state is a replay: the seed of the last reset and all actions since then.
+    A saved state is a replay: the seed of the last reset and all actions since then. If the
+    environment offers its own state, and if a test shows that this state is restored exactly, the
+    saved state is a snapshot instead.
 
     Images (uint8 with 2 or 3 axes) become observations of uint8 [H, W, channels]: channels-first
     images are transposed, and images without a channel axis get one. Vectors of uint8 stay uint8
@@ -52,6 +56,8 @@ class GymEnv:
         config: the section `env`.
         index: index of the environment in the run, for error messages.
         pictured: True if `render` will be called.
+        snaps: True if saved states are snapshots, False if they are replays; None to decide it by a
+            test when the first state is saved.
 
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
@@ -63,7 +69,14 @@ class GymEnv:
             spaces, or cannot be rendered.
     """
 
-    def __init__(self, config: GymConfig, index: int = 0, pictured: bool = False) -> None:
+    def __init__(
+        self,
+        config: GymConfig,
+        index: int = 0,
+        pictured: bool = False,
+        snaps: bool | None = None,
+    ) -> None:
+        self._config = config
         self._id = config.id
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
         self._env = _make_pictured(config) if pictured else _make(config)
@@ -72,6 +85,8 @@ class GymEnv:
         actions, self._to_action = _actions(config, self._env.action_space)
         self.env_spec = EnvSpec(shape, dtype, actions)
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
+        self._snapshots = Snapshots(self._env)
+        self._snaps = snaps
         self._seed: int | None = None
         self._actions = bytearray()
         self.on_replayed_step: Callable[[], object] = lambda: None
@@ -91,9 +106,10 @@ class GymEnv:
         self._length = 0
         try:
             obs, _ = results.of_reset(self._env.reset(seed=seed))
-            return self._to_obs(obs), {}
+            self._obs = self._to_obs(obs)
         except FAILURES as cause:
             raise failure(f"{self._name}: reset(seed={seed})", cause) from cause
+        return self._obs, {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Takes one env step; the reward is that of the Gymnasium environment, unchanged.
@@ -102,11 +118,12 @@ class GymEnv:
             EnvError: the environment raises an exception, or returns something invalid.
         """
         taken = np.asarray(action, self.env_spec.actions.dtype)
-        self._actions += taken.tobytes()
+        if not self._snaps:
+            self._actions += taken.tobytes()
         try:
             result = self._env.step(self._to_action(taken))
             obs, reward, terminated, truncated = results.of_step(result)
-            converted = self._to_obs(obs)
+            self._obs = self._to_obs(obs)
         except FAILURES as cause:
             where = f"{self._name}: env step {self._length} after reset(seed={self._seed})"
             raise failure(where, cause) from cause
@@ -114,33 +131,66 @@ class GymEnv:
         self._length += 1
         ended = terminated or truncated
         info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
-        return converted, reward, terminated, truncated, info
+        return self._obs, reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """Returns the seed and the actions of the current episode; call `reset` first."""
+        """Returns the state of the current episode; call `reset` first.
+
+        Raises:
+            EnvError: the environment's own `get_state` raises an exception, or returns something
+                that cannot be saved.
+        """
         assert self._seed is not None, "call reset before get_state"
-        return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
+        meta: dict[str, Any] = self._identity | {"seed": self._seed}
+        if self._snaps is None:
+            self._snaps = self._snapshots.method is not None and _snaps_exactly(self._config)
+        if not self._snaps:
+            return pack_state("gym", meta, [bytes(self._actions)])
+        try:
+            snapshot, blobs = self._snapshots.take()
+        except FAILURES as cause:
+            raise failure(f"{self._name}: get_state()", cause) from cause
+        meta |= {"snapshot": snapshot, "score": self.score, "length": self._length}
+        return pack_state("gym", meta, [self._obs.tobytes(), *blobs])
 
     def set_state(self, state: bytes) -> Array:
         """Restores a state that `get_state` returned in any process; returns the observation.
 
-        Resets the environment with the saved seed and takes all saved actions again. The result is
-        exact if the environment depends only on the reset seed and the actions. If the episode ends
-        before all saved actions are taken, the episode begins again instead (`begins_again`).
+        Resets the environment with the saved seed, and then restores the snapshot or takes all
+        saved actions again. A replay is exact if the environment depends only on the reset seed and
+        the actions. If the episode ends before all saved actions are taken, the episode begins
+        again instead (`begins_again`).
 
         Raises:
             CheckpointError: the bytes are damaged or belong to another environment.
             EnvError: the environment raises an exception, or returns something invalid.
         """
-        meta, (actions,) = unpack_state("gym", state)
+        meta, (content, *blobs) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
-        spec = self.env_spec.actions
+        self.begins_again = False
         obs, _ = self.reset(seed=meta["seed"])
-        ended = self.begins_again = False
+        if "snapshot" not in meta:
+            return self._replay(content, obs)
+        try:
+            self._snapshots.restore(meta["snapshot"], blobs)
+        except HtsrlError:
+            raise
+        except FAILURES as cause:
+            raise failure(f"{self._name}: set_state()", cause) from cause
+        # The actions before the snapshot are not known, so the episode cannot be replayed.
+        self._snaps = True
+        self.score, self._length = meta["score"], meta["length"]
+        self._obs = np.frombuffer(content, obs.dtype).reshape(obs.shape)
+        return self._obs
+
+    def _replay(self, actions: bytes, obs: Array) -> Array:
+        """Takes all `actions` again after a reset that returned `obs`; returns the observation."""
+        spec, seed, ended = self.env_spec.actions, self._seed, False
+        assert seed is not None
         for action in np.frombuffer(actions, spec.dtype).reshape(-1, spec.num_dims):
             if ended:
                 self.begins_again = True
-                return self.reset(seed=meta["seed"])[0]
+                return self.reset(seed=seed)[0]
             obs, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
             self.on_replayed_step()
@@ -176,6 +226,26 @@ def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
         ConfigError: as for `GymEnv`.
     """
     return GymEnv(config, index, pictured=renderer is not None)
+
+
+# The answers of `_snaps_exactly` in this process.
+_SNAPS: dict[str, bool] = {}
+
+
+def _snaps_exactly(config: GymConfig) -> bool:
+    """Returns True if a test finds that snapshots of the environment are restored exactly."""
+    key = repr(config)
+    if key not in _SNAPS:
+        fault = restoring_fault(partial(GymEnv, config, snaps=True))
+        _SNAPS[key] = not fault
+        if fault:
+            logger.info(
+                "env.id=%s: a test could not restore the environment's own state exactly, so its "
+                "actions are saved instead: %s",
+                config.id,
+                fault,
+            )
+    return _SNAPS[key]
 
 
 def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
