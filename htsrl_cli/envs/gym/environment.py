@@ -5,11 +5,8 @@ Actions may be Discrete, MultiDiscrete or Box.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,18 +15,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import error, spaces
-from gymnasium.envs import registration
 
-from htsrl_cli.config.wording import atari_game
 from htsrl_cli.envs.base import ActionSpec, Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
 from htsrl_cli.envs.gym import results
 from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.gym.making import make
 from htsrl_cli.envs.gym.saving import Snapshots
 from htsrl_cli.envs.probe import restoring_fault
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
 from htsrl_cli.errors import ConfigError, HtsrlError
-from htsrl_cli.plugins import import_here
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +74,7 @@ class GymEnv:
         self._config = config
         self._id = config.id
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
-        self._env = _make_pictured(config) if pictured else _make(config)
+        self._env = _make_pictured(config) if pictured else make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         shape, dtype, self._to_obs = _observations(config, self._env.observation_space)
         actions, self._to_action = _actions(config, self._env.action_space)
@@ -248,35 +243,9 @@ def _snaps_exactly(config: GymConfig) -> bool:
     return _SNAPS[key]
 
 
-def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    # The warnings of Gymnasium and of environments are hidden: if something stops a run, htsrl
-    # itself reports it on one line.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        name = _import_module(config.id)
-        try:
-            return gymnasium.make(
-                name,
-                max_episode_steps=config.max_episode_steps,
-                disable_env_checker=True,
-                **config.kwargs,
-            )
-        except (error.UnregisteredEnv, error.DeprecatedEnv) as cause:
-            raise ConfigError("env.id", config.id, _remedy(config.id)) from cause
-        except error.Error as cause:
-            raise ConfigError("env.id", config.id, str(cause)) from cause
-        except ModuleNotFoundError as cause:
-            remedy = f"needs the package {cause.name}: pip install {cause.name}"
-            raise ConfigError("env.id", config.id, remedy) from cause
-        except TypeError as cause:
-            if not config.kwargs:
-                raise
-            raise ConfigError("env.kwargs", config.kwargs, str(cause)) from cause
-
-
 def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     """Builds the environment in render mode `rgb_array`, which the environment must declare."""
-    env = _make(config)
+    env = make(config)
     modes = env.metadata.get("render_modes") or ()
     env.close()
     if "rgb_array" not in modes:
@@ -284,7 +253,7 @@ def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     # Without these variables, pygame prints a greeting to standard output and looks for a display.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+    return make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
 
 
 def _is_image(picture: Any) -> bool:
@@ -298,49 +267,6 @@ def _is_image(picture: Any) -> bool:
 
 def _not_pictured(env_id: str, why: str) -> ConfigError:
     return ConfigError("video", "true", f"{env_id} cannot be rendered: {why}")
-
-
-def _import_module(env_id: str) -> str:
-    """Returns the id without the module; if `env_id` is `module:id`, first imports the module.
-
-    The module may be in the working directory. ale-py registers the ids that begin with `ALE/`.
-    """
-    module, colon, name = env_id.rpartition(":")
-    if not colon:
-        if env_id.startswith("ALE/"):
-            importlib.import_module("ale_py")
-        return env_id
-    try:
-        import_here(module)
-    except ModuleNotFoundError as cause:
-        remedy = f"there is no module {module}: install it, or run in the folder that holds it"
-        if not f"{module}.".startswith(f"{cause.name}."):
-            remedy = f"module {module} needs the package {cause.name}: pip install {cause.name}"
-        raise ConfigError("env.id", env_id, remedy) from cause
-    return name
-
-
-def _remedy(env_id: str) -> str:
-    """Returns the remedy for an id that Gymnasium does not know, or not any more."""
-    from ale_py import roms
-
-    if (game := atari_game(env_id)) in roms.get_all_rom_ids():
-        return f"for this game, use env=atari/{game}"
-    module, _, name = env_id.rpartition(":")
-    if module:
-        own = [spec.id for spec in gymnasium.registry.values() if _is_from(spec, module)]
-        if own:
-            return f"the module {module} registers {', '.join(own)}"
-        return f"the module {module} registers no environment: call gymnasium.register in it"
-    closest = difflib.get_close_matches(name, list(gymnasium.registry), n=1, cutoff=0.0)
-    return f"Gymnasium has no such environment; the closest is {closest[0]}"
-
-
-def _is_from(spec: registration.EnvSpec, module: str) -> bool:
-    """Returns True if the class or function that builds the environment is in `module`."""
-    entry = spec.entry_point
-    source = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return source.partition(":")[0] == module
 
 
 def _observations(
