@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from htsrl_cli.cli import tuned
-from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line
+from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line, separate_arguments
 from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
@@ -72,8 +72,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         key, equals, value = error.override.partition("=")
         if not equals:
             raise UsageError(f"{error.override}: write it as KEY=VALUE") from error
-        remedy = "cannot be parsed; quote special characters, as in \"key='a b'\""
-        raise ConfigError(key, value, remedy) from error
+        quotes = "cannot be parsed; quote special characters, as in \"key='a b'\""
+        raise ConfigError(key, value, separate_arguments(key) or quotes) from error
 
 
 def _refuse_removals(overrides: Sequence[Override]) -> None:

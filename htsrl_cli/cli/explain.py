@@ -16,6 +16,8 @@ from htsrl_cli.errors import ConfigError, UsageError
 
 # Errors that Hydra raises if it cannot compose a configuration.
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+# Sections of arguments for the user's code, which have no default values.
+_ARGUMENTS = ("env.kwargs", "network.kwargs")
 # An error message lists the options of a group if there are at most this many.
 _FEW = 8
 _PLUGINS = (
@@ -96,16 +98,35 @@ class Explainer:
         key, value = override.key_or_group, shown(override.value())
         known = key_names(base)
         if key not in known and not (override.is_add() or override.is_force_add()):
-            if key.startswith("env.kwargs."):
-                return ConfigError(key, value, f"to add a new argument, write +{key}={value}")
+            remedy = separate_arguments(key, override.value())
+            if key.startswith(tuple(f"{name}." for name in _ARGUMENTS)):
+                remedy = f"to add a new argument, write +{key}={value}"
+            if remedy:
+                return ConfigError(key, value, remedy)
             return unknown_key(key, value, known if key.startswith("hydra") else own_keys(base))
         try:
             self.compose([*words, override.input_line or ""])
         except REFUSALS as error:
             if override.is_add() and key in known:
                 return ConfigError(key, value, "write it without the +")
-            return ConfigError(key, value, first_line(error.__cause__ or error))
+            remedy = separate_arguments(key, override.value())
+            return ConfigError(key, value, remedy or first_line(error.__cause__ or error))
         return None
+
+
+def separate_arguments(key: str, value: object = None) -> str:
+    """Returns the remedy for arguments that were typed as one value; empty for other keys.
+
+    Args:
+        key: name of the key, perhaps with a `+`.
+        value: the arguments, if the value could be parsed as a dictionary.
+    """
+    key = key.lstrip("+")
+    if key not in _ARGUMENTS:
+        return ""
+    named = value if isinstance(value, dict) and value else {"NAME": "VALUE"}
+    words = " ".join(f"+{key}.{name}={shown(entry)}" for name, entry in named.items())
+    return f"write each argument on its own: {words}"
 
 
 def _plus(override: Override) -> str:

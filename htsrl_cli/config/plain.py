@@ -147,7 +147,10 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 def _section(key: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(key, shown(value), f"must hold keys and values: set {key}.KEY=VALUE")
+        # Arguments for the user's code have no default values to replace.
+        plus = "+" if key.endswith(".kwargs") else ""
+        remedy = f"must hold keys and values: set {plus}{key}.KEY=VALUE"
+        raise ConfigError(key, shown(value), remedy)
     return value
 
 

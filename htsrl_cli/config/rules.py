@@ -55,6 +55,9 @@ FRACTION = between(0.0, 1.0)
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
 OPTIONAL_COUNT = Rule(lambda value: value is None or value >= 1, "must be null, or 1 or more")
 NOT_EMPTY = Rule(bool, "must not be empty")
+ONE_WORD = Rule(
+    lambda value: re.fullmatch(r"\S+", value) is not None, "must be one word, without spaces"
+)
 SIZES = Rule(
     lambda sizes: bool(sizes) and min(sizes) >= 1, "must be a list of one or more positive sizes"
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
-from htsrl_cli.errors import CheckpointError
+from htsrl_cli.errors import CheckpointError, EnvError
 
 _NUM_STEPS = 30
 
@@ -18,25 +20,39 @@ _NUM_STEPS = 30
 def restores_exactly(config: EnvConfig) -> bool:
     """Returns True if a restored environment continues exactly like the saved one.
 
+    Raises:
+        ConfigError, EnvError: as for `make_env`.
+    """
+    return not restoring_fault(partial(make_env, config, 0))
+
+
+def restoring_fault(build: Callable[[], Env]) -> str:
+    """Returns what is wrong with a restored environment; empty if it continues like the saved one.
+
     Plays random actions in one instance, restores its state in a second instance, and compares the
     results of both for further random actions.
 
+    Args:
+        build: function that builds an instance.
+
     Raises:
-        ConfigError: as for `make_env`.
+        EnvError: the environment raises an exception before its state is saved.
     """
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
-        saved, restored = (stack.enter_context(closing(make_env(config, 0))) for _ in range(2))
+        saved, restored = (stack.enter_context(closing(build())) for _ in range(2))
         obs, _ = saved.reset(seed=0)
-        for seed in range(1, _NUM_STEPS + 1):
+        for seed in range(1, 2 * _NUM_STEPS + 1):
             obs, _, terminated, truncated, _ = saved.step(random_action(saved, rng))
-            if terminated or truncated:
+            # What survives a reset shows only after one, and the episode may be long.
+            if terminated or truncated or seed == _NUM_STEPS:
                 obs, _ = saved.reset(seed=seed)
         try:
             found = restored.set_state(saved.get_state())
-        except CheckpointError:
-            return False
-        return _same(obs, found) and _go_on_alike(saved, restored, rng)
+            alike = _same(obs, found) and _go_on_alike(saved, restored, rng)
+        except (CheckpointError, EnvError) as error:
+            return str(error)
+        return "" if alike else "the restored environment continues differently"
 
 
 def random_action(env: Env, rng: np.random.Generator) -> Array:

@@ -63,6 +63,36 @@ def test_gym_keyword_arguments_are_kept_as_they_are() -> None:
     assert config.env == sections.gym("A-v0", kwargs={"render_mode": None, "sizes": [1, 2]})
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["{}={{g: 9.81, size: 3}}"], "+{}.g=9.81 +{}.size=3"),
+        (["{}={{g:9.81}}"], "+{}.g=9.81"),
+        (['{}={{"g": 9.81}}'], "+{}.NAME=VALUE"),
+        (["{}=g=9.81"], "+{}.NAME=VALUE"),
+        (["+{}=g=9.81"], "+{}.NAME=VALUE"),
+        # What a shell makes of {a:1,b:2}.
+        (["{}=a:1", "{}=b:2"], "+{}."),
+        (["{}=3"], "+{}."),
+        (["{}.g=9.81"], "write +{}.g=9.81"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        ("env.kwargs", ["env=gym", "env.id=A-v0"]),
+        ("network.kwargs", ["network.name=a:B"]),
+    ],
+)
+def test_arguments_typed_as_one_value_are_explained(
+    key: str, chosen: list[str], words: list[str], remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_config(*chosen, *(word.format(key) for word in words))
+    assert caught.value.key.lstrip("+").startswith(key)
+    assert remedy.replace("{}", key) in caught.value.remedy
+
+
 @pytest.mark.parametrize("preset", Composer("train").group_options("experiment"))
 def test_presets_are_valid(preset: str) -> None:
     assert train_config(f"experiment={preset}").algo.name in preset.split("_")

@@ -145,10 +145,10 @@ MODULES = {
     "exit": ("import sys\nsys.exit('no licence')\n", "SystemExit: no licence", "line 2"),
     "constructor": (
         "import gymnasium\n\nclass A(gymnasium.Env):\n"
-        "    def __init__(self, size):\n        pass\n\n"
+        "    def __init__(self, size=2):\n        len(size)\n\n"
         "gymnasium.register('A-v0', A)\n",
-        "TypeError",
-        "missing 1 required positional argument: 'size'",
+        "TypeError: object of type 'int' has no len()",
+        "line 5, in __init__",
     ),
 }
 

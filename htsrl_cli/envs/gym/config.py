@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.config.rules import NOT_EMPTY, OPTIONAL_COUNT, Rules
+from htsrl_cli.config.rules import ONE_WORD, OPTIONAL_COUNT, Rules
 from htsrl_cli.plugins import Kind
 
 
@@ -27,7 +27,7 @@ class GymConfig(EnvConfig):
     """
 
     rules: ClassVar[Rules] = {
-        "id": NOT_EMPTY,
+        "id": ONE_WORD,
         "max_episode_steps": OPTIONAL_COUNT,
         **EnvConfig.rules,
     }

@@ -1,33 +1,30 @@
 """An adapter for Gymnasium environments with Box observations.
 
-Actions may be Discrete, MultiDiscrete or Box. A saved state is a replay: the seed of the last reset
-and all actions since then.
+Actions may be Discrete, MultiDiscrete or Box.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import error
-from gymnasium.envs import registration
 
-from htsrl_cli.config.wording import atari_game
 from htsrl_cli.envs.base import Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
 from htsrl_cli.envs.gym import results, spaces
 from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.gym.making import make
+from htsrl_cli.envs.gym.saving import Snapshots
+from htsrl_cli.envs.probe import restoring_fault
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
-from htsrl_cli.errors import ConfigError
-from htsrl_cli.plugins import import_here
+from htsrl_cli.errors import ConfigError, HtsrlError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,9 @@ _FRAME_RATE = 30
 class GymEnv:
     """An `Env` that wraps a Gymnasium environment.
 
-    A saved state is a replay: the seed of the last reset and all actions since then.
+    A saved state is a replay: the seed of the last reset and all actions since then. If the
+    environment offers its own state, and if a test shows that this state is restored exactly, the
+    saved state is a snapshot instead.
 
     `htsrl_cli.envs.gym.spaces` converts observations and actions.
 
@@ -46,6 +45,8 @@ class GymEnv:
         config: the section `env`.
         index: index of the environment in the run, for error messages.
         pictured: True if `render` will be called.
+        snaps: True if saved states are snapshots, False if they are replays; None to decide it by a
+            test when the first state is saved.
 
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
@@ -59,10 +60,17 @@ class GymEnv:
             spaces, or cannot be rendered.
     """
 
-    def __init__(self, config: GymConfig, index: int = 0, pictured: bool = False) -> None:
+    def __init__(
+        self,
+        config: GymConfig,
+        index: int = 0,
+        pictured: bool = False,
+        snaps: bool | None = None,
+    ) -> None:
+        self._config = config
         self._id = config.id
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
-        self._env = _make_pictured(config) if pictured else _make(config)
+        self._env = _make_pictured(config) if pictured else make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         obs = spaces.observations(config, self._env.observation_space)
         action = spaces.actions(config, self._env.action_space)
@@ -71,6 +79,8 @@ class GymEnv:
         self.env_spec = EnvSpec(obs.shape, obs.dtype, actions, obs_max=obs.obs_max)
         self.notes = [form.note for form in (obs, action) if form.note]
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
+        self._snapshots = Snapshots(self._env)
+        self._snaps = snaps
         self._seed: int | None = None
         self._actions = bytearray()
         self.on_replayed_step: Callable[[], object] = lambda: None
@@ -90,9 +100,10 @@ class GymEnv:
         self._length = 0
         try:
             obs, _ = results.of_reset(self._env.reset(seed=seed))
-            return self.to_obs(obs), {}
+            self._obs = self.to_obs(obs)
         except FAILURES as cause:
             raise failure(f"{self._name}: reset(seed={seed})", cause) from cause
+        return self._obs, {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Takes one env step; the reward is that of the Gymnasium environment, unchanged.
@@ -101,11 +112,12 @@ class GymEnv:
             EnvError: the environment raises an exception, or returns something invalid.
         """
         taken = np.asarray(action, self.env_spec.actions.dtype)
-        self._actions += taken.tobytes()
+        if not self._snaps:
+            self._actions += taken.tobytes()
         try:
             result = self._env.step(self.to_action(taken))
             obs, reward, terminated, truncated = results.of_step(result)
-            converted = self.to_obs(obs)
+            self._obs = self.to_obs(obs)
         except FAILURES as cause:
             where = f"{self._name}: env step {self._length} after reset(seed={self._seed})"
             raise failure(where, cause) from cause
@@ -113,33 +125,66 @@ class GymEnv:
         self._length += 1
         ended = terminated or truncated
         info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
-        return converted, reward, terminated, truncated, info
+        return self._obs, reward, terminated, truncated, info
 
     def get_state(self) -> bytes:
-        """Returns the seed and the actions of the current episode; call `reset` first."""
+        """Returns the state of the current episode; call `reset` first.
+
+        Raises:
+            EnvError: the environment's own `get_state` raises an exception, or returns something
+                that cannot be saved.
+        """
         assert self._seed is not None, "call reset before get_state"
-        return pack_state("gym", self._identity | {"seed": self._seed}, [bytes(self._actions)])
+        meta: dict[str, Any] = self._identity | {"seed": self._seed}
+        if self._snaps is None:
+            self._snaps = self._snapshots.method is not None and _snaps_exactly(self._config)
+        if not self._snaps:
+            return pack_state("gym", meta, [bytes(self._actions)])
+        try:
+            snapshot, blobs = self._snapshots.take()
+        except FAILURES as cause:
+            raise failure(f"{self._name}: get_state()", cause) from cause
+        meta |= {"snapshot": snapshot, "score": self.score, "length": self._length}
+        return pack_state("gym", meta, [self._obs.tobytes(), *blobs])
 
     def set_state(self, state: bytes) -> Array:
         """Restores a state that `get_state` returned in any process; returns the observation.
 
-        Resets the environment with the saved seed and takes all saved actions again. The result is
-        exact if the environment depends only on the reset seed and the actions. If the episode ends
-        before all saved actions are taken, the episode begins again instead (`begins_again`).
+        Resets the environment with the saved seed, and then restores the snapshot or takes all
+        saved actions again. A replay is exact if the environment depends only on the reset seed and
+        the actions. If the episode ends before all saved actions are taken, the episode begins
+        again instead (`begins_again`).
 
         Raises:
             CheckpointError: the bytes are damaged or belong to another environment.
             EnvError: the environment raises an exception, or returns something invalid.
         """
-        meta, (actions,) = unpack_state("gym", state)
+        meta, (content, *blobs) = unpack_state("gym", state)
         check_fit("gym", meta, self._identity)
-        spec = self.env_spec.actions
+        self.begins_again = False
         obs, _ = self.reset(seed=meta["seed"])
-        ended = self.begins_again = False
+        if "snapshot" not in meta:
+            return self._replay(content, obs)
+        try:
+            self._snapshots.restore(meta["snapshot"], blobs)
+        except HtsrlError:
+            raise
+        except FAILURES as cause:
+            raise failure(f"{self._name}: set_state()", cause) from cause
+        # The actions before the snapshot are not known, so the episode cannot be replayed.
+        self._snaps = True
+        self.score, self._length = meta["score"], meta["length"]
+        self._obs = np.frombuffer(content, obs.dtype).reshape(obs.shape)
+        return self._obs
+
+    def _replay(self, actions: bytes, obs: Array) -> Array:
+        """Takes all `actions` again after a reset that returned `obs`; returns the observation."""
+        spec, seed, ended = self.env_spec.actions, self._seed, False
+        assert seed is not None
         for action in np.frombuffer(actions, spec.dtype).reshape(-1, spec.num_dims):
             if ended:
                 self.begins_again = True
-                return self.reset(seed=meta["seed"])[0]
+                return self.reset(seed=seed)[0]
             obs, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
             self.on_replayed_step()
@@ -186,35 +231,29 @@ def make_gym_env(config: GymConfig, index: int, renderer: str | None) -> GymEnv:
     return env
 
 
-def _make(config: GymConfig) -> gymnasium.Env[Any, Any]:
-    # The warnings of Gymnasium and of environments are hidden: if something stops a run, htsrl
-    # itself reports it on one line.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        name = _import_module(config.id)
-        try:
-            return gymnasium.make(
-                name,
-                max_episode_steps=config.max_episode_steps,
-                disable_env_checker=True,
-                **config.kwargs,
+# The answers of `_snaps_exactly` in this process.
+_SNAPS: dict[str, bool] = {}
+
+
+def _snaps_exactly(config: GymConfig) -> bool:
+    """Returns True if a test finds that snapshots of the environment are restored exactly."""
+    key = repr(config)
+    if key not in _SNAPS:
+        fault = restoring_fault(partial(GymEnv, config, snaps=True))
+        _SNAPS[key] = not fault
+        if fault:
+            logger.info(
+                "env.id=%s: a test could not restore the environment's own state exactly, so its "
+                "actions are saved instead: %s",
+                config.id,
+                fault,
             )
-        except (error.UnregisteredEnv, error.DeprecatedEnv) as cause:
-            raise ConfigError("env.id", config.id, _remedy(config.id)) from cause
-        except error.Error as cause:
-            raise ConfigError("env.id", config.id, str(cause)) from cause
-        except ModuleNotFoundError as cause:
-            remedy = f"needs the package {cause.name}: pip install {cause.name}"
-            raise ConfigError("env.id", config.id, remedy) from cause
-        except TypeError as cause:
-            if not config.kwargs:
-                raise
-            raise ConfigError("env.kwargs", config.kwargs, str(cause)) from cause
+    return _SNAPS[key]
 
 
 def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     """Builds the environment in render mode `rgb_array`, which the environment must declare."""
-    env = _make(config)
+    env = make(config)
     modes = env.metadata.get("render_modes") or ()
     env.close()
     if "rgb_array" not in modes:
@@ -222,7 +261,7 @@ def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     # Without these variables, pygame prints a greeting to standard output and looks for a display.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    return _make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+    return make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
 
 
 def _is_image(picture: Any) -> bool:
@@ -236,46 +275,3 @@ def _is_image(picture: Any) -> bool:
 
 def _not_pictured(env_id: str, why: str) -> ConfigError:
     return ConfigError("video", "true", f"{env_id} cannot be rendered: {why}")
-
-
-def _import_module(env_id: str) -> str:
-    """Returns the id without the module; if `env_id` is `module:id`, first imports the module.
-
-    The module may be in the working directory. ale-py registers the ids that begin with `ALE/`.
-    """
-    module, colon, name = env_id.rpartition(":")
-    if not colon:
-        if env_id.startswith("ALE/"):
-            importlib.import_module("ale_py")
-        return env_id
-    try:
-        import_here(module)
-    except ModuleNotFoundError as cause:
-        remedy = f"there is no module {module}: install it, or run in the folder that holds it"
-        if not f"{module}.".startswith(f"{cause.name}."):
-            remedy = f"module {module} needs the package {cause.name}: pip install {cause.name}"
-        raise ConfigError("env.id", env_id, remedy) from cause
-    return name
-
-
-def _remedy(env_id: str) -> str:
-    """Returns the remedy for an id that Gymnasium does not know, or not any more."""
-    from ale_py import roms
-
-    if (game := atari_game(env_id)) in roms.get_all_rom_ids():
-        return f"for this game, use env=atari/{game}"
-    module, _, name = env_id.rpartition(":")
-    if module:
-        own = [spec.id for spec in gymnasium.registry.values() if _is_from(spec, module)]
-        if own:
-            return f"the module {module} registers {', '.join(own)}"
-        return f"the module {module} registers no environment: call gymnasium.register in it"
-    closest = difflib.get_close_matches(name, list(gymnasium.registry), n=1, cutoff=0.0)
-    return f"Gymnasium has no such environment; the closest is {closest[0]}"
-
-
-def _is_from(spec: registration.EnvSpec, module: str) -> bool:
-    """Returns True if the class or function that builds the environment is in `module`."""
-    entry = spec.entry_point
-    source = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return source.partition(":")[0] == module
