@@ -1,8 +1,12 @@
-"""Properties of this machine: usable cores, and the processor's vendor and instruction sets."""
+"""Properties of this machine: cores, the processor, and versions of installed packages."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -26,6 +30,22 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def processor(info_file: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the processor's name with its family and model, which identify its generation.
+
+    Args:
+        info_file: Linux's description of the processor.
+    """
+    try:
+        text = info_file.read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = found.get("model name") or platform.machine()
+    family = f"family {found['cpu family']}, model {found['model']}" if "model" in found else ""
+    return f"{name} ({family})" if family else name
+
+
 def has_bf16() -> bool:
     """Returns True if /proc/cpuinfo lists bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
     return not cpu_words().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
@@ -40,3 +60,12 @@ def cpu_words() -> set[str]:
         return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return set()
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Returns the versions of packages by name, without the packages that are not installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
