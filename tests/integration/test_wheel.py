@@ -30,13 +30,13 @@ def call(*words: object, cwd: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_installed_wheel_trains_and_evaluates(tmp_path: Path) -> None:
+def test_installed_wheel_trains_evaluates_and_reports(tmp_path: Path) -> None:
     call(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("htsrl-*.whl")
     call(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     scripts = tmp_path / "venv" / "bin"
     constraints = ROOT / "constraints.txt"
-    call(scripts / "pip", "install", "-q", "-c", constraints, wheel, cwd=tmp_path)
+    call(scripts / "pip", "install", "-q", "-c", constraints, f"{wheel}[report]", cwd=tmp_path)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     call(
@@ -50,3 +50,5 @@ def test_installed_wheel_trains_and_evaluates(tmp_path: Path) -> None:
     printed = call(scripts / "htsrl", "eval", "checkpoint=run", "episodes=2", cwd=folder)
     evaluation = json.loads((folder / "run" / "eval.json").read_text())
     assert f"{evaluation['mean']:.2f}" in printed
+    call(scripts / "htsrl", "report", "run", cwd=folder)
+    assert summary["params_sha256"] in (folder / "report" / "report.html").read_text()
