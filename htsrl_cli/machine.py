@@ -1,10 +1,13 @@
-"""Properties of this machine: usable cores, and the processor's vendor and instruction sets."""
+"""Properties of this machine: cores, the processor, and versions of installed packages."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from htsrl_cli.cgroups import ROOT, group_folders
@@ -46,6 +49,22 @@ def _quotas(group: Path) -> Iterator[int]:
             yield int(quota) // int(period)
 
 
+def processor(info_file: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the processor's name with its family and model, which identify its generation.
+
+    Args:
+        info_file: Linux's description of the processor.
+    """
+    try:
+        text = info_file.read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = found.get("model name") or platform.machine()
+    family = f"family {found['cpu family']}, model {found['model']}" if "model" in found else ""
+    return f"{name} ({family})" if family else name
+
+
 def has_bf16() -> bool:
     """Returns True if /proc/cpuinfo lists bf16 instructions (AVX-512 BF16, AMX or Arm BF16)."""
     return not cpu_words().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
@@ -60,3 +79,12 @@ def cpu_words() -> set[str]:
         return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return set()
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Returns the versions of packages by name, without the packages that are not installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

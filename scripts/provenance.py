@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.machine import cpu_words, num_cores
+from htsrl_cli.machine import cpu_words, num_cores, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 # The folder of published results, with a subfolder for each kind of processor.
@@ -55,7 +54,7 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
-        "processor": _processor(),
+        "processor": processor(),
         "instruction_sets": instruction_sets(),
         "cores": num_cores(),
         "gpu": _gpu(),
@@ -68,18 +67,6 @@ def provenance() -> dict[str, Any]:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    """Returns the processor's name with its family and model, which identify its generation."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
-    name = found.get("model name") or platform.machine()
-    family = f"family {found['cpu family']}, model {found['model']}" if "model" in found else ""
-    return f"{name} ({family})" if family else name
 
 
 def _gpu() -> str | None:

@@ -10,13 +10,13 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.errors import CheckpointError
+from htsrl_cli.machine import package_versions
 
 _MAGIC = b"HTSENV01"
 _PREFIX = struct.Struct("<8sII")
@@ -69,12 +69,7 @@ def state_packages(config: EnvConfig) -> dict[str, str]:
     The result is empty if no package defines this format, or if the package is not installed.
     """
     name = config.state_package
-    if name is None:
-        return {}
-    try:
-        return {name: version(name)}
-    except PackageNotFoundError:
-        return {}
+    return {} if name is None else package_versions(name)
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:

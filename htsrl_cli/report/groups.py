@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,26 @@ from htsrl_cli.tracking.bootstrap import Array, confidence_interval
 
 # Keys that come first in labels if they differ between groups, because readers look for them.
 _FIRST = ("algo.name", "runner.name", "actors.precision", "learner.precision")
-_NUM_POINTS = 200
+# Maximum number of points of a mean curve.
+_MOST_POINTS = 200
+
+
+class MeanCurve(NamedTuple):
+    """The mean learning curve of a group at N times, sorted by env steps.
+
+    Attributes:
+        env_steps: env steps of training, [N].
+        seconds: seconds of training, averaged over the runs, [N].
+        mean: mean score, [N].
+        low: lower end of the mean's confidence interval, [N]; None for a single run.
+        high: upper end of the mean's confidence interval, [N]; None for a single run.
+    """
+
+    env_steps: Array
+    seconds: Array
+    mean: Array
+    low: Array | None
+    high: Array | None
 
 
 @dataclass(frozen=True)
@@ -38,34 +58,35 @@ class Group:
     curves: tuple[Curve, ...]
     score: str
 
-    def final(self) -> tuple[float, float | None, float | None]:
-        """Returns the mean of the runs' last scores, and the ends of its confidence interval.
+    @cached_property
+    def final(self) -> tuple[float, tuple[float, float] | None]:
+        """The mean of the runs' last scores, and the ends of its confidence interval.
 
-        The ends are None for a single run.
+        The interval is None for a single run.
         """
         scores = np.array([curve.scores[-1] for curve in self.curves])
         if len(scores) < 2:
-            return float(scores[0]), None, None
+            return float(scores[0]), None
         low, high = confidence_interval(scores)
-        return float(scores.mean()), float(low), float(high)
+        return float(scores.mean()), (float(low), float(high))
 
-    def curve(self, axis: str) -> tuple[Array, Array, Array | None, Array | None]:
-        """Returns the mean learning curve: positions, mean, low and high, each [N].
+    @cached_property
+    def curve(self) -> MeanCurve:
+        """The mean learning curve over the range of env steps in which all runs have scores.
 
-        The curve covers the range of env steps in which all runs have scores. `low` and `high` are
-        the ends of the mean's confidence interval; both are None for a single run.
-
-        Args:
-            axis: the quantity of the positions: `env_steps`, or `seconds` (averaged over the runs).
+        Its points are the env steps at which any run has a score. If there are more than
+        `_MOST_POINTS` of them, the points are evenly spaced instead.
         """
         starts, ends = zip(*((c.env_steps[0], c.env_steps[-1]) for c in self.curves), strict=True)
-        steps = np.linspace(max(starts), max(*starts, min(ends)), _NUM_POINTS)
-        places = [np.interp(steps, c.env_steps, getattr(c, axis)) for c in self.curves]
+        start, end = max(starts), max(*starts, min(ends))
+        steps = np.unique(np.concatenate([c.env_steps for c in self.curves]))
+        steps = steps[(steps >= start) & (steps <= end)]
+        if len(steps) > _MOST_POINTS:
+            steps = np.linspace(start, end, _MOST_POINTS)
+        times = [np.interp(steps, c.env_steps, c.seconds) for c in self.curves]
         scores = np.array([np.interp(steps, c.env_steps, c.scores) for c in self.curves])
-        x = np.mean(places, axis=0)
-        if len(scores) < 2:
-            return x, scores[0], None, None
-        return x, scores.mean(axis=0), *confidence_interval(scores)
+        interval = confidence_interval(scores) if len(scores) > 1 else (None, None)
+        return MeanCurve(steps, np.mean(times, axis=0), scores.mean(axis=0), *interval)
 
 
 def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], list[str]]:
@@ -94,7 +115,7 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
         if run is None:
             left_out.append(f"{folder} (no episode has ended yet)")
         elif (equal := longest[identity(run)]) is not run:
-            left_out.append(f"{folder} (same configuration and seed as {equal.folder})")
+            left_out.append(f"{folder} ({_repetition(run, equal)})")
         elif scores[run.environment] not in run.curves:
             left_out.append(
                 f"{folder} (no training episode has ended yet, and other runs of {run.environment} "
@@ -108,20 +129,44 @@ def select(found: Mapping[Path, StoredRun | None]) -> tuple[list[StoredRun], lis
 def group(runs: Sequence[StoredRun]) -> list[Group]:
     """Groups the runs of each environment by `StoredRun.treatment`.
 
-    Environments are in order of first appearance, and so are the groups of an environment.
+    Environments are in order of first appearance. The groups of an environment are sorted by score,
+    the highest first.
     """
     groups = []
     for environment, score in _scores(runs).items():
         own = [run for run in runs if run.environment == environment]
         keys = _telling_keys(own)
-        names = dict.fromkeys(_values(run, keys) for run in own)
-        for values in names:
+        found = []
+        for values in dict.fromkeys(_values(run, keys) for run in own):
             members = tuple(run for run in own if _values(run, keys) == values)
             treatment = members[0].treatment
             label = " ".join(f"{key}={_short(treatment[key])}" for key in keys if key in treatment)
             curves = tuple(run.curves[score] for run in members)
-            groups.append(Group(environment, label or environment, members, curves, score))
+            found.append(Group(environment, label or environment, members, curves, score))
+        groups += sorted(found, key=lambda g: -g.final[0])
     return groups
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Returns the keys that differ between groups, with their value in each group as text.
+
+    The value is `-` where a group's configuration does not have the key. Keys of `_FIRST` come
+    first.
+    """
+    treatments = [g.runs[0].treatment for g in groups]
+    keys = sorted({key for treatment in treatments for key in treatment})
+    keys.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
+    found = {key: [shown(t[key]) if key in t else "-" for t in treatments] for key in keys}
+    return {key: values for key, values in found.items() if len(set(values)) > 1}
+
+
+def _repetition(run: StoredRun, longest: StoredRun) -> str:
+    """Returns the reason for which `run` is left out: `longest` has equal treatment and seed."""
+    keys = sorted(run.config.keys() | longest.config.keys())
+    differ = [key for key in keys if str(run.config.get(key)) != str(longest.config.get(key))]
+    if not differ:
+        return f"same configuration and seed as {longest.folder}"
+    return f"same configuration and seed as {longest.folder}, except for {', '.join(differ)}"
 
 
 def _scores(runs: Collection[StoredRun]) -> dict[str, str]:

@@ -7,6 +7,8 @@ environments are not compared with each other. The score is the final metric if 
 environment have a final metric. Otherwise, it is the mean raw return of the last 100 training
 episodes.
 
+The page is one file that needs no network. plotly.js, which draws its curves, is embedded (5 MB).
+
 The configurations of a group's runs may also differ in the sections `checkpoint`, `log` and `eval`.
 They may differ in `total_steps` unless a schedule, such as an annealed learning rate, spans the
 run.
@@ -17,14 +19,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from htsrl_cli.errors import UsageError
+from htsrl_cli.report.curves import draw
 from htsrl_cli.report.groups import group, select
-from htsrl_cli.report.page import draw, page, table_rows, terminal_table
+from htsrl_cli.report.page import page
 from htsrl_cli.report.runs import find_runs, load_run
+from htsrl_cli.report.table import result, terminal_table
 
 PAGE_FILE = "report.html"
 FIGURE_FILE = "learning_curves.png"
@@ -39,29 +44,38 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
         output: the folder to write to.
 
     Raises:
-        UsageError: a path contains no run, no run has a score, matplotlib is missing, or `output`
+        UsageError: a path contains no run, no run has a score, a package is missing, or `output`
             cannot be written to.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("report needs matplotlib: pip install 'htsrl[report]'") from error
+    _check_packages()
     runs, left_out = select({folder: load_run(folder) for folder in find_runs(paths)})
     if not runs:
         raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
     groups = group(runs)
-    rows = table_rows(groups)
-    for environment in dict.fromkeys(row["environment"] for row in rows):
-        Console().print(terminal_table([row for row in rows if row["environment"] == environment]))
+    results = [result(g) for g in groups]
+    for environment in dict.fromkeys(each.environment for each in results):
+        own = [each for each in results if each.environment == environment]
+        Console().print(terminal_table(own))
     for excluded in left_out:
         Console().out(f"left out: {excluded}", highlight=False)
     buffer = io.BytesIO()
     draw(groups).savefig(buffer, format="png", dpi=120)
+    table = json.dumps([asdict(each) for each in results], indent=2)
     try:
+        text = page(groups, left_out, output)
         output.mkdir(parents=True, exist_ok=True)
         (output / FIGURE_FILE).write_bytes(buffer.getvalue())
-        (output / TABLE_FILE).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (output / PAGE_FILE).write_text(page(groups, left_out, buffer.getvalue()), encoding="utf-8")
+        (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
+        (output / PAGE_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
     Console().print(f"wrote {output / PAGE_FILE}, and next to it {FIGURE_FILE} and {TABLE_FILE}")
+
+
+def _check_packages() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"report needs {error.name}: pip install 'htsrl[report]'") from error

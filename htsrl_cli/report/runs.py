@@ -51,8 +51,9 @@ class StoredRun:
         curves: learning curves by name of the score: FINAL_SCORE, RECENT_SCORE, or both.
         env_steps: env steps of training so far.
         seconds: seconds of training so far.
-        params_sha256: SHA-256 of the parameters, read from `summary.json`; None if the run has not
-            written this file, which it does when it ends.
+        evaluated: mean raw score of each evaluated policy, by env steps of its training.
+        summary: content of `summary.json`; empty if the run has not written this file, which it
+            does when it ends.
     """
 
     folder: Path
@@ -60,7 +61,8 @@ class StoredRun:
     curves: dict[str, Curve]
     env_steps: int
     seconds: float
-    params_sha256: str | None
+    evaluated: dict[int, float]
+    summary: dict[str, Any]
 
     @property
     def environment(self) -> str:
@@ -120,7 +122,8 @@ def load_run(folder: Path) -> StoredRun | None:
         curves,
         env_steps,
         seconds,
-        read_summary(folder).get("params_sha256"),
+        {line["env_steps"]: line[EVAL_RETURN] for line in evaluated},
+        read_summary(folder),
     )
 
 

@@ -31,7 +31,7 @@ from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from htsrl_cli.networks.device import set_up_torch
-from htsrl_cli.runners import farewell
+from htsrl_cli.runners import farewell, provenance
 from htsrl_cli.runners.evaluations import Evaluations
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
@@ -332,4 +332,6 @@ class Run:
                 unlearned_slot(self._roles, self._rollout)
             ),
             "config_sha256": config_sha256(self._config),
+            "versions": provenance.versions(self._config),
+            "machine": provenance.machine(self._config),
         }

@@ -186,10 +186,13 @@ def test_report(htsrl: Htsrl, tmp_path: Path) -> None:
     run = htsrl("report", "runs", "--output", "compared")
     assert run.returncode == 0, run.stderr
     (row,) = json.loads((tmp_path / "compared" / "report.json").read_text())
-    assert (row["runs"], row["env steps"]) == ("2", "1,024")
+    assert (row["runs"], row["env_steps"]) == (2, [1024, 1024])
     page = (tmp_path / "compared" / "report.html").read_text()
     for summary in tmp_path.rglob("summary.json"):
-        assert json.loads(summary.read_text())["params_sha256"] in page
+        stored = json.loads(summary.read_text())
+        facts = [stored["params_sha256"], stored["machine"]["processor"]]
+        facts += [" ".join(pair) for pair in stored["versions"].items()]
+        assert all(fact in page for fact in facts), facts
     for words in (["report"], ["report", "compared"], ["report", "runs", "--outptu=x"]):
         run = htsrl(*words)
         assert (run.returncode, run.stderr.count("\n")) == (2, 1)

@@ -61,7 +61,10 @@ def install(scripts: Path, requirement: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_installed_wheel_trains_and_evaluates(scripts: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_evaluates_and_reports(
+    scripts: Path, wheel: Path, tmp_path: Path
+) -> None:
+    install(scripts, f"{wheel}[report]")
     call(
         *(scripts / "htsrl", "train", "env=atari/pong", "total_steps=4096"),
         *("algo.update_epochs=1", "env.max_num_frames_per_episode=600", "hydra.run.dir=run"),
@@ -73,6 +76,8 @@ def test_installed_wheel_trains_and_evaluates(scripts: Path, tmp_path: Path) -> 
     printed = call(scripts / "htsrl", "eval", "checkpoint=run", "episodes=2", cwd=tmp_path)
     evaluation = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert all(f"{found['mean']:.2f}" in printed for found in evaluation["scores"].values())
+    call(scripts / "htsrl", "report", "run", cwd=tmp_path)
+    assert summary["params_sha256"] in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -1,16 +1,27 @@
-"""Tests of the values that `auto` stands for."""
+"""Tests of the values that `auto` stands for, and of the versions and machine of a run."""
 
 from __future__ import annotations
 
-import pytest
+import platform
+from importlib.metadata import version
+from pathlib import Path
 
+import pytest
+import torch
+
+import htsrl_cli
 from htsrl_cli import machine
 from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.networks.auto.config import AutoConfig
 from htsrl_cli.networks.nature_cnn.config import NatureCnnConfig
+from htsrl_cli.runners import provenance
+from tests import sections
+
+PONG = sections.atari("pong")
 
 
 def config(*words: str) -> TrainConfig:
@@ -138,3 +149,57 @@ def test_a_stored_choice_is_kept_on_another_processor(monkeypatch: pytest.Monkey
     monkeypatch.setattr(machine, "cpu_words", lambda: {"AuthenticAMD", "avx2"})
     assert load_train_config(to_plain(stored)) == stored
     assert config("env=atari/pong") != stored
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n"
+            "model name\t: AMD EPYC 9R14\nflags\t\t: fpu avx2\n\nprocessor\t: 1\n",
+            "AMD EPYC 9R14 (family 25, model 17)",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 2100.00\n", platform.machine()),
+    ],
+)
+def test_name_of_the_processor(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert machine.processor(tmp_path / "cpuinfo") == name
+    assert machine.processor(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+@pytest.mark.parametrize(("env", "own"), [(sections.gym("CartPole-v1"), []), (PONG, ["ale-py"])])
+def test_versions_and_machine_of_a_run(env: EnvConfig, own: list[str]) -> None:
+    actors, learner = sections.actors(device="cpu"), sections.learner(device="cpu")
+    made = sections.train(env=env, actors=actors, learner=learner)
+    names = ["torch", "numpy", "gymnasium", *own]
+    assert provenance.versions(made) == {
+        "htsrl": htsrl_cli.__version__,
+        "python": platform.python_version(),
+    } | {name: version(name) for name in names}
+    assert provenance.machine(made) == {
+        "processor": machine.processor(),
+        "cores": machine.num_cores(),
+        "gpu": None,
+        "platform": platform.platform(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("actors", "learner", "gpu"),
+    [("cpu", "cuda:1", "GPU 1"), ("cuda:1", "cpu", "GPU 1"), ("cuda:1", "cuda:0", "GPU 0")],
+)
+def test_the_gpu_of_a_run_is_the_learners(
+    monkeypatch: pytest.MonkeyPatch, actors: str, learner: str, gpu: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    made = sections.train(
+        actors=sections.actors(device=actors), learner=sections.learner(device=learner)
+    )
+    assert provenance.machine(made)["gpu"] == gpu
+
+
+def test_a_package_without_metadata_has_no_version() -> None:
+    assert machine.package_versions("numpy", "no-such-package") == {"numpy": version("numpy")}

@@ -1,11 +1,11 @@
-"""Tests of `htsrl report`: groups, means with confidence intervals, curves, and the page."""
+"""Tests of `htsrl report`: groups, means with confidence intervals, curves, and its files."""
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from htsrl_cli.errors import UsageError
 from htsrl_cli.report import report
-from htsrl_cli.report.groups import Group, group, select
-from htsrl_cli.report.page import table_rows
+from htsrl_cli.report.groups import Group, differences, group, select
 from htsrl_cli.report.runs import FINAL_SCORE, RECENT_SCORE, find_runs, load_run
+from htsrl_cli.report.table import Result, result
 from htsrl_cli.tracking.bootstrap import confidence_interval
 
 CARTPOLE = {"kind": "gym", "id": "CartPole-v1"}
@@ -111,19 +111,65 @@ def test_curves_cover_what_all_runs_have(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [None, 0.0, 10.0, 20.0], seed=1, rate=100.0)
     write_run(tmp_path / "b", [20.0, 20.0, 20.0], seed=2, rate=200.0)
     (both,) = groups_of(tmp_path)
-    x, mean, low, high = both.curve("env_steps")
-    assert (x[0], x[-1]) == (2000, 3000)
-    assert (mean[0], mean[-1]) == (10.0, 15.0)
-    assert low is not None
-    assert high is not None
-    assert (low[-1], high[-1]) == (10.0, 20.0)
+    curve = both.curve
+    assert curve.env_steps.tolist() == [2000, 3000]
+    assert curve.mean.tolist() == [10.0, 15.0]
+    assert curve.low is not None
+    assert curve.high is not None
+    assert (curve.low[-1], curve.high[-1]) == (10.0, 20.0)
     # 20 s and 10 s for 2000 env steps, 30 s and 15 s for 3000.
-    seconds, *others = both.curve("seconds")
-    assert (seconds[0], seconds[-1]) == (15.0, 22.5)
-    np.testing.assert_array_equal(others, [mean, low, high])
-    assert both.final() == (20.0, 20.0, 20.0)
-    (row,) = table_rows([both])
-    assert (row["runs"], row["env steps"], row["env steps/s"]) == ("2", "3,000 to 4,000", "150")
+    assert curve.seconds.tolist() == [15.0, 22.5]
+    assert both.final == (20.0, (20.0, 20.0))
+    assert result(both) == Result(
+        environment="CartPole-v1",
+        group="CartPole-v1",
+        runs=2,
+        env_steps=(3000, 4000),
+        measure=RECENT_SCORE,
+        score=20.0,
+        interval=(20.0, 20.0),
+        env_steps_per_second=150.0,
+        seconds=27.5,
+    )
+
+
+def test_points_of_a_curve_are_those_of_the_runs(tmp_path: Path) -> None:
+    # The scores are interpolated only where another run has a score.
+    for seed in (1, 2):
+        run = write_run(tmp_path / str(seed), [0.0, 10.0], seed)
+        evaluate(run, *range(1000, 4000, 1000 * seed), score=float(seed))
+    (both,) = groups_of(tmp_path)
+    assert both.curve.env_steps.tolist() == [1000, 2000, 3000]
+    assert both.curve.mean.tolist() == [1.5, 1.5, 1.5]
+
+
+def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [float(i) for i in range(1, 5001)])
+    (one,) = groups_of(tmp_path)
+    assert len(one.curve.env_steps) == 200
+    np.testing.assert_allclose(one.curve.mean, one.curve.env_steps / 1000)
+    assert (one.curve.env_steps[0], one.curve.env_steps[-1]) == (1000, 5_000_000)
+
+
+def test_groups_are_ranked(tmp_path: Path) -> None:
+    for rank, score in enumerate([3.0, 9.0, 5.0]):
+        write_run(tmp_path / str(rank), [score], algo=PPO | {"clip_coef": rank / 10})
+    assert [g.final[0] for g in groups_of(tmp_path)] == [9.0, 5.0, 3.0]
+
+
+def test_differences_are_the_keys_that_differ(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"a_{seed}", [3.0], seed, algo=PPO)
+    write_run(tmp_path / "b", [2.0], algo=PPO | {"learning_rate": 1.23456e-4})
+    write_run(tmp_path / "c", [1.0], algo=A2C | {"anneal_learning_rate": True}, total_steps=7)
+    assert differences(groups_of(tmp_path)) == {
+        "algo.name": ["ppo", "ppo", "a2c"],
+        "algo.anneal_learning_rate": ["-", "-", "true"],
+        "algo.clip_coef": ["0.2", "0.2", "-"],
+        "algo.learning_rate": ["0.001", "0.000123456", "0.0007"],
+        "total_steps": ["-", "-", "7"],
+    }
+    assert differences(groups_of(tmp_path / "b")) == {}
 
 
 def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> None:
@@ -137,11 +183,11 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
     (both,) = groups_of(tmp_path)
     assert both.score == FINAL_SCORE
     assert [curve.scores.tolist() for curve in both.curves] == [[1000, 3000], [2000, 6000]]
-    assert both.final()[0] == 4500
+    assert both.final[0] == 4500
     write_run(tmp_path / "3", [1.0, 2.0, 6.0], 3)
     (three,) = groups_of(tmp_path)
     assert three.score == RECENT_SCORE
-    assert three.final()[0] == 4
+    assert three.final[0] == 4
 
 
 def test_a_configuration_and_seed_counts_once(
@@ -151,20 +197,23 @@ def test_a_configuration_and_seed_counts_once(
     runs = tmp_path / "runs"
     write_run(runs / "a", [1.0, 2.0], seed=1)
     write_run(runs / "b[red]", [1.0, 2.0, 3.0], seed=1)
-    write_run(runs / "c", [1.0, 2.0, 3.0], seed=1)
+    periodic = {"episodes": 3, "max_episode_steps": None}
+    other = {"log": {"interval": 1, "wandb": "x"}, "eval": periodic, "total_steps": 5}
+    write_run(runs / "c", [1.0, 2.0, 3.0], seed=1, **other)
     write_run(runs / "d", [5.0], seed=2)
     write_run(runs / "e", [5.0], seed=2, algo=A2C)
     found = {g.label: [run.folder.name for run in g.runs] for g in groups_of(runs)}
     assert found == {"algo.name=ppo": ["b[red]", "d"], "algo.name=a2c": ["e"]}
     report.write_report([runs], tmp_path / "out")
+    equal = f"same configuration and seed as {runs}/b[red]"
     lines = [
-        f"left out: {runs}/{name} (same configuration and seed as {runs}/b[red])"
-        for name in ("a", "c")
+        f"{runs}/a ({equal})",
+        f"{runs}/c ({equal}, except for eval.episodes, log.wandb, total_steps)",
     ]
-    assert [line for line in capsys.readouterr().out.splitlines() if "left" in line] == lines
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if "left" in line] == [f"left out: {line}" for line in lines]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("left out") == 2
-    assert all(page.index(line) > page.rindex("</table>") for line in lines)
+    assert re.findall("<li>(.*)</li>", page) == lines
 
 
 @pytest.mark.parametrize("schedule", ["anneal_learning_rate", "anneal_clip_coef"])
@@ -191,8 +240,8 @@ def test_an_evaluated_run_counts_before_its_first_episode_has_ended(
     write_run(runs / "nothing", [None], seed=2)
     report.write_report([runs], tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (row["measure"], row["score"]) == ("final metric", "7.00")
-    assert (row["env steps"], row["env steps/s"], row["minutes"]) == ("2,000", "100", "0.3")
+    assert (row["measure"], row["score"]) == ("final metric", 7.0)
+    assert (row["env_steps"], row["env_steps_per_second"], row["seconds"]) == ([2000] * 2, 100, 20)
     assert f"left out: {runs}/nothing (no episode has ended yet)\n" in capsys.readouterr().out
     # Beside a run without evaluations, this run has no comparable score.
     write_run(runs / "late", [1.0], seed=3)
@@ -217,25 +266,47 @@ def test_the_score_of_an_environment_is_named(
         ("pong", RECENT_SCORE),
     ]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"<td>{FINAL_SCORE}</td><td>5.00</td>" in page
-    assert f"<td>{RECENT_SCORE}</td><td>1.00</td>" in page
+    titles = [f"Score: {score}" for score in (FINAL_SCORE, RECENT_SCORE)]
+    assert re.findall('<p class="measure">(.*)</p>', page) == titles
 
 
-def test_page_needs_no_other_file(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "<b>", [1.0, 2.0], env=CARTPOLE | {"id": "<My&Env>-v0"})
-    report.write_report([tmp_path], tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "&lt;My&amp;Env&gt;-v0" in page
-    assert "<My" not in page
-    sources = re.findall(r'(?:src|href)="([^"]*)', page)
-    assert len(sources) == 1
-    png = base64.b64decode(sources[0].removeprefix("data:image/png;base64,"))
-    assert png == (tmp_path / "out" / "learning_curves.png").read_bytes()
-    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+def test_figure_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "runs" / "a", [1.0, 2.0])
+    for seed, score in enumerate([1.0, 4.0]):
+        write_run(tmp_path / "runs" / f"{seed}", [score], seed, algo=A2C)
+    report.write_report([tmp_path / "runs"], tmp_path / "out")
+    picture = cv2.imread(str(tmp_path / "out" / "learning_curves.png"))
     assert picture is not None
     assert picture.std() > 10
-    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (row["score"], row["95 % interval"]) == ("2.00", "-")
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == [
+        {
+            "environment": "CartPole-v1",
+            "group": f"algo.name={name}",
+            "runs": runs,
+            "env_steps": [steps, steps],
+            "measure": RECENT_SCORE,
+            "score": score,
+            "interval": interval,
+            "env_steps_per_second": 100.0,
+            "seconds": steps / 100,
+        }
+        for name, runs, steps, score, interval in (
+            ("a2c", 2, 1000, 2.5, [1.0, 4.0]),
+            ("ppo", 1, 2000, 2.0, None),
+        )
+    ]
+    # Numbers are aligned right.
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if "minutes" in line]
+    assert printed == ["group          score  95 % interval  runs  env steps  env steps/s  minutes"]
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib", "plotly"])
+def test_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    write_run(tmp_path / "runs", [1.0])
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"report needs {package}: pip install 'htsrl\[report\]'"):
+        report.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -259,4 +330,4 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     loaded = load_run(run)
     assert loaded is not None
     assert loaded.curves[RECENT_SCORE].scores.tolist() == [1.0, 2.0]
-    assert loaded.params_sha256 is None
+    assert loaded.summary == {}
