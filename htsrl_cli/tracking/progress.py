@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.control import Control
 from rich.file_proxy import FileProxy
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Column
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.segment import ControlType
+from rich.text import Text
+
+_BAR_WIDTH = 20
+# Columns to the right of the bar that stay free: the terminal shows a typed Ctrl-C there as `^C`.
+_FREE_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -66,41 +73,76 @@ class TerminalBar:
 
     def __init__(self, stream: TextIO) -> None:
         console = Console(file=stream)
-        whole = Column(no_wrap=True)
-        # On a narrow terminal, the end of the text is cut off, not the bar.
-        rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        columns = (
-            BarColumn(bar_width=20, table_column=whole),
-            TaskProgressColumn(table_column=whole),
-            TextColumn("{task.description}", table_column=rest),
-        )
-        self._bar = Progress(*columns, console=console, auto_refresh=False, expand=True)
-        self._task = self._bar.add_task("")
+        self._row = _Row()
+        self._live = Live(self._row, console=console, auto_refresh=False)
         self._stream = stream
         self._handlers = [
             handler
             for handler in logging.getLogger().handlers
             if isinstance(handler, logging.StreamHandler) and handler.stream is stream
         ]
-        self._bar.start()
+        # A hook that is pushed before `start` is popped after `stop`.
+        console.push_render_hook(_Unwrapper(console, self._row))
+        self._live.start()
         for handler in self._handlers:
             handler.setStream(FileProxy(console, stream))
 
     def barrier(self, status: Status) -> None:
         """Redraws the bar."""
-        self._bar.update(
-            self._task,
-            completed=status.env_steps,
-            total=status.total_steps,
-            description=str(status),
-            refresh=True,
-        )
+        self._row.status = status
+        self._live.refresh()
 
     def close(self) -> None:
         """Leaves the bar on the screen and shows the cursor again."""
         for handler in self._handlers:
             handler.setStream(self._stream)
-        self._bar.stop()
+        self._live.stop()
+        self._live.console.pop_render_hook()
+
+
+class _Row:
+    """A bar, a percentage and a status, in one row of the terminal.
+
+    On a narrow terminal, the end of the status is cut off.
+
+    Attributes:
+        status: the status to draw; None before there is one.
+        num_cells: length of the row that was drawn last, in columns of the terminal.
+    """
+
+    def __init__(self) -> None:
+        self.status: Status | None = None
+        self.num_cells = 0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.status is None:
+            return
+        total, done = self.status.total_steps, self.status.env_steps
+        percentage = (f" {100 * done / total:3.0f}% ", "progress.percentage")
+        text = Text.assemble(percentage, str(self.status), no_wrap=True, end="")
+        room = options.max_width - _BAR_WIDTH - _FREE_COLUMNS
+        text.truncate(max(0, room), overflow="ellipsis")
+        self.num_cells = _BAR_WIDTH + text.cell_len
+        yield ProgressBar(total, done, _BAR_WIDTH)
+        yield text
+
+
+class _Unwrapper(RenderHook):
+    """A hook that erases a row that the terminal has wrapped because it became narrower.
+
+    Rich erases the last row only. Terminals that cut rows off instead of wrapping them lose as many
+    rows of the log above the bar; `train.log` holds them.
+    """
+
+    def __init__(self, console: Console, row: _Row) -> None:
+        self._console = console
+        self._row = row
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Returns `renderables`, after control codes that erase the wrapped part of the row."""
+        num_wrapped = max(0, self._row.num_cells - 1) // self._console.width
+        erase = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+        return [Control(*erase * num_wrapped), *renderables]
 
 
 class NoBar:
