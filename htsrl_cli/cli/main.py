@@ -225,7 +225,8 @@ def _report_runs(words: list[str]) -> None:
     parser = _parser(
         "report",
         "Prints a table that compares runs, and writes an HTML page with their learning curves "
-        "against env steps and against time. Runs that differ only in the seed form a group.",
+        "against env steps and against time, their configurations and their videos. Runs that "
+        "differ only in the seed form a group.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of runs"

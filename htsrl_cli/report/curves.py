@@ -177,7 +177,12 @@ def _draw_panel(axes: Axes, groups: Sequence[Group], axis: str) -> None:
         x = _positions(curve, axis)
         label = f"{g.label} ({len(g.runs)})"
         marker = "o" if len(x) <= _MOST_MARKERS else ""
-        look = {"color": color, "linestyle": (0, dash), "marker": marker, "markersize": 4}
+        look: dict[str, Any] = {
+            "color": color,
+            "linestyle": (0, dash),
+            "marker": marker,
+            "markersize": 4,
+        }
         axes.plot(x, curve.mean, label=label, **look)
         if curve.low is not None and curve.high is not None:
             if len(x) == 1:

@@ -77,8 +77,12 @@ def terminal_table(results: Sequence[Result]) -> Table:
     rows = [each.texts() for each in results]
     for name in rows[0]:
         is_label = name == "group"
-        justify = "left" if is_label else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_label, overflow="fold")
+        table.add_column(
+            name,
+            justify="left" if is_label else "right",
+            no_wrap=not is_label,
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*row.values())
     return table

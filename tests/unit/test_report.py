@@ -198,7 +198,11 @@ def test_a_configuration_and_seed_counts_once(
     write_run(runs / "a", [1.0, 2.0], seed=1)
     write_run(runs / "b[red]", [1.0, 2.0, 3.0], seed=1)
     periodic = {"episodes": 3, "max_episode_steps": None}
-    other = {"log": {"interval": 1, "wandb": "x"}, "eval": periodic, "total_steps": 5}
+    other: dict[str, Any] = {
+        "log": {"interval": 1, "wandb": "x"},
+        "eval": periodic,
+        "total_steps": 5,
+    }
     write_run(runs / "c", [1.0, 2.0, 3.0], seed=1, **other)
     write_run(runs / "d", [5.0], seed=2)
     write_run(runs / "e", [5.0], seed=2, algo=A2C)
