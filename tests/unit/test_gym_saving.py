@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import subprocess
@@ -25,7 +26,7 @@ from htsrl_cli.envs.probe import restores_exactly
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, EnvError
 from tests import sections
-from tests.pages import DOCS
+from tests.pages import DOCS, ROOT
 
 NAME = "Walk-v0"
 LONG = 5000
@@ -365,7 +366,7 @@ from pathlib import Path
 import numpy as np
 from htsrl_cli.envs.gym.environment import GymEnv
 from tests import sections
-from tests.pages import DOCS
+from tests.pages import DOCS, ROOT
 from tests.unit.test_gym_saving import continued
 print(continued(GymEnv(sections.gym(sys.argv[1])), Path(sys.argv[2]).read_bytes()))
 """
@@ -386,7 +387,11 @@ def continued(env: GymEnv, state: bytes) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5"])
-def test_mujoco_continues_exactly_in_another_process(env_id: str, tmp_path: Path) -> None:
+def test_mujoco_continues_exactly_in_another_process(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The engine writes a log to the working directory.
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("mujoco", reason="the engine is not installed (pip install mujoco)")
     assert restores_exactly(sections.gym(env_id))
     env, rng = GymEnv(sections.gym(env_id)), np.random.default_rng(0)
@@ -404,6 +409,6 @@ def test_mujoco_continues_exactly_in_another_process(env_id: str, tmp_path: Path
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
     assert child.stdout.splitlines()[-1] == str(continued(env, path.read_bytes()))

@@ -132,7 +132,7 @@ class Terminal:
             os.close(fd)
 
     def send(self, command: str) -> None:
-        """Has the program carry out a command, and shows what it writes."""
+        """Makes the program carry out a command, and shows what it writes."""
         os.write(self._commands, f"{command}\n".encode())
         answer = b""
         while not answer or select.select([self._master], [], [], 0)[0]:
