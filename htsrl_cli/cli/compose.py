@@ -31,6 +31,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from htsrl_cli.cli import search
 from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line, unparsable
+from htsrl_cli.cli.files import CheckedRepository, configs_dir
 from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
@@ -38,13 +39,6 @@ from htsrl_cli.plugins import config_folders
 
 VERSION_BASE = "1.3"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
-
-
-def configs_dir() -> Path:
-    """Returns htsrl's folder of YAML files, in the installed package or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    packaged = package / "configs"
-    return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 class PackageConfigs(SearchPathPlugin):
@@ -179,6 +173,7 @@ class Composer:
             path = f"file://{Path(config_dir).resolve()}"
             search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(search_path)
+        self._loader.repository = self._files = CheckedRepository(search_path)
         self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
@@ -217,6 +212,20 @@ class Composer:
             job.hydra.job.id = str(number)
             OmegaConf.copy_cache(from_config=master, to_config=job)
         return master, jobs
+
+    def located(self, error: ConfigError, overrides: Sequence[str]) -> UsageError:
+        """Returns an error of a job, with the place in the user's YAML file that caused it, if any.
+
+        Args:
+            error: the error.
+            overrides: the overrides of the command, which must have been composed without errors.
+        """
+        parsed = parse_overrides(overrides)
+        typed = {override.key_or_group for override in parsed}
+        if error.key in typed and not self.group_options(error.key):
+            return error
+        cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        return self._files.located(error, {"": self._config_name, **cfg.hydra.runtime.choices})
 
     def group_options(self, group: str) -> list[str]:
         """Returns the sorted options of a group; an option in a folder is `folder/name`.
@@ -297,7 +306,9 @@ class Composer:
         try:
             return self._load_unexplained(overrides, mode)
         except REFUSALS as error:
-            raise self._explainer.explain(error, parsed) from error
+            chosen = [f"{o.key_or_group}/{o.value()}" for o in parsed if not o.is_sweep_override()]
+            problem = self._files.composing(error, [self._config_name, *chosen])
+            raise problem or self._explainer.explain(error, parsed) from error
 
     def _load_unexplained(
         self, overrides: Sequence[str], mode: RunMode = RunMode.RUN

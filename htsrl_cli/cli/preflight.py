@@ -103,6 +103,19 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}
 
 
+def check(verb: str, composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Checks every job of a verb; returns additional overrides to pass to Hydra.
+
+    Raises:
+        UsageError: one of the jobs cannot run as configured. If a value in a YAML file of the user
+            is wrong, the error names the line.
+    """
+    try:
+        return CHECKS[verb](composer, overrides, multirun)
+    except ConfigError as error:
+        raise composer.located(error, overrides) from error
+
+
 def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
     if multirun or composer.is_multirun(overrides):
         return composer.sweep(overrides)[1]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.cli.job import _resumed_config, merge
 from htsrl_cli.config import auto
 from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
