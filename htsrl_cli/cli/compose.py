@@ -30,8 +30,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from htsrl_cli.cli import tuned
-from htsrl_cli.cli.explain import REFUSALS, Explainer, first_line, separate_arguments
+from htsrl_cli.cli import search, tuned
+from htsrl_cli.cli.explain import (
+    REFUSALS,
+    Explainer,
+    first_line,
+    separate_arguments,
+    unparsable,
+)
+from htsrl_cli.cli.files import CheckedRepository, configs_dir
 from htsrl_cli.config.load import load_bench_config, load_eval_config, load_train_config
 from htsrl_cli.config.sections import BenchConfig, EvalConfig, TrainConfig
 from htsrl_cli.errors import ConfigError, UsageError
@@ -39,13 +46,6 @@ from htsrl_cli.plugins import config_folders
 
 VERSION_BASE = "1.3"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
-
-
-def configs_dir() -> Path:
-    """Returns htsrl's folder of YAML files, in the installed package or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    packaged = package / "configs"
-    return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 class PackageConfigs(SearchPathPlugin):
@@ -72,8 +72,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         key, equals, value = error.override.partition("=")
         if not equals:
             raise UsageError(f"{error.override}: write it as KEY=VALUE") from error
-        quotes = "cannot be parsed; quote special characters, as in \"key='a b'\""
-        raise ConfigError(key, value, separate_arguments(key) or quotes) from error
+        raise ConfigError(key, value, separate_arguments(key) or unparsable(error)) from error
 
 
 def _refuse_removals(overrides: Sequence[Override]) -> None:
@@ -204,6 +203,7 @@ class Composer:
             path = f"file://{Path(config_dir).resolve()}"
             search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(search_path)
+        self._loader.repository = self._files = CheckedRepository(search_path)
         self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
@@ -248,6 +248,20 @@ class Composer:
             OmegaConf.copy_cache(from_config=master, to_config=job)
         return master, jobs
 
+    def located(self, error: ConfigError, overrides: Sequence[str]) -> UsageError:
+        """Returns an error of a job, with the place in the user's YAML file that caused it, if any.
+
+        Args:
+            error: the error.
+            overrides: the overrides of the command, which must have been composed without errors.
+        """
+        parsed = parse_overrides(overrides)
+        typed = {override.key_or_group for override in parsed}
+        if error.key in typed and not self.group_options(error.key):
+            return error
+        cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        return self._files.located(error, {"": self._config_name, **cfg.hydra.runtime.choices})
+
     def group_options(self, group: str) -> list[str]:
         """Returns the sorted options of a group; an option in a folder is `folder/name`.
 
@@ -262,34 +276,33 @@ class Composer:
 
     def _batches(self, master: DictConfig) -> list[list[str]]:
         """Returns the overrides of each job of a multirun, or of its representative jobs."""
-        params = master.hydra.sweeper.get("params") or {}
-        words = [f"{key}={value}" for key, value in params.items()]
+        search.check_settings(master.hydra.sweeper)
+        words = search.words(master.hydra.sweeper)
         parsed = parse_overrides(words + typed_words(master.hydra, "task"))
         for override in parsed:
             override.config_loader = self._loader
         if master.hydra.sweeper.get("_target_") != _BASIC_SWEEPER:
             return self._samples(typed_words(master.hydra, "hydra"), parsed)
         for override in parsed:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                remedy = "interval() works only with sweeper=optuna: list values, or use range()"
-                raise ConfigError(override.key_or_group, override.get_value_string(), remedy)
+            if override.is_sweep_override():
+                search.check_list(override)
         return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
 
     def _samples(self, fixed: list[str], parsed: list[Override]) -> list[list[str]]:
         """Returns the overrides of representative jobs for a sweeper that samples its trials.
 
         There is one job for each combination of group options that the sweeper chooses from. The
-        other searched keys must exist in every combination. They keep their defaults here, because
-        the values of a trial cannot be known in advance. A key without a default gets the first
-        value of its sweep.
+        other searched keys must exist in every combination, and accept the values of their sweeps.
+        They keep their defaults here, because the values of a trial cannot be known in advance. A
+        key without a default gets the first value of its sweep.
 
         Args:
             fixed: overrides of Hydra's keys.
             parsed: all other overrides.
 
         Raises:
-            ConfigError: a searched key does not exist in one of the combinations, or an
-                override uses glob().
+            ConfigError: a searched key does not exist in one of the combinations or does not accept
+                a value, or an override uses glob() or is no valid sweep.
         """
         last = {override.key_or_group: override for override in parsed}
         plain = [o.input_line or "" for o in last.values() if not o.is_sweep_override()]
@@ -302,19 +315,22 @@ class Composer:
             if override.is_choice_sweep() and self.group_options(key):
                 choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
             elif override.is_sweep_override():
+                search.check_sweep(override)
                 samples[key] = f"{name}={_first(override)}"
         batches = []
         for choice in itertools.product(*choices):
             batch = [*plain, *choice]
             values = OmegaConf.to_container(self.job([*fixed, *batch]), resolve=False)
             try:
-                self.job([*fixed, *batch, *samples.values()])
+                job = self.job([*fixed, *batch, *samples.values()])
             except ConfigError as error:
                 if error.key not in samples:
                     raise
                 value, where = last[error.key].get_value_string(), " ".join(["", *choice])
                 remedy = f"{error.remedy}{where and f' with{where}'}"
                 raise ConfigError(error.key, value, remedy) from error
+            if "env" in job:
+                search.check_values([last[key] for key in samples], resolved(job))
             needed = [word for key, word in samples.items() if _look_up(values, key) == "???"]
             batches.append(batch + needed)
         return batches
@@ -325,7 +341,9 @@ class Composer:
         try:
             return self._load_unexplained(overrides, mode)
         except REFUSALS as error:
-            raise self._explainer.explain(error, parsed) from error
+            chosen = [f"{o.key_or_group}/{o.value()}" for o in parsed if not o.is_sweep_override()]
+            problem = self._files.composing(error, [self._config_name, *chosen])
+            raise problem or self._explainer.explain(error, parsed) from error
 
     def _load_unexplained(
         self, overrides: Sequence[str], mode: RunMode = RunMode.RUN

@@ -15,11 +15,20 @@ from htsrl_cli.config.wording import atari_game, closest, did_you_mean, shown, u
 from htsrl_cli.errors import ConfigError, UsageError
 
 # Errors that Hydra raises if it cannot compose a configuration.
-REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+REFUSALS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    RecursionError,
+)
 # Sections of arguments for the user's code, which have no default values.
 _ARGUMENTS = ("env.kwargs", "network.kwargs")
 # An error message lists the options of a group if there are at most this many.
 _FEW = 8
+_FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "sort", "shuffle", "glob")
 _PLUGINS = (
     "hydra/sweeper/optuna",
     "hydra/launcher/joblib",
@@ -110,7 +119,7 @@ class Explainer:
             if override.is_add() and key in known:
                 return ConfigError(key, value, "write it without the +")
             remedy = separate_arguments(key, override.value())
-            return ConfigError(key, value, remedy or first_line(error.__cause__ or error))
+            return ConfigError(key, value, remedy or _cause(error))
         return None
 
 
@@ -162,6 +171,25 @@ def flag_as_override(flag: str, following: str, known: Sequence[str]) -> str | N
         return None
     is_value = following and "=" not in following and not following.startswith("--")
     return f"{key}={value if equals else following if is_value else 'VALUE'}"
+
+
+def _cause(error: Exception) -> str:
+    """Returns the remedy for a value that Hydra refuses with `error`."""
+    if isinstance(error, AttributeError):
+        return "null cannot be given keys on the command line: use a YAML file"
+    return first_line(error.__cause__ or error)
+
+
+def unparsable(error: HydraException) -> str:
+    """Returns the remedy for an override that Hydra cannot parse."""
+    name = re.search(r"Unknown function '(\w+)'", str(error))
+    if name:
+        hint = did_you_mean(name[1], _FUNCTIONS) or f" ({', '.join(_FUNCTIONS)})"
+        return f"there is no function {name[1]}{hint}; quote a value that is no function"
+    call = re.search(r"while evaluating '\w+\(.*?\)': (.+)", str(error))
+    if call:
+        return f"{call[1]}: write interval(A, B), range(A, B) or choice(A, B, ...)"
+    return "cannot be parsed; quote special characters, as in \"key='a b'\""
 
 
 def first_line(error: BaseException) -> str:

@@ -254,8 +254,9 @@ def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) 
             continue
         old = old_values.get(key)
         if not _may_change(key, old, value):
+            has = shown(old) if key in old_values else "no such key"
             remedy = (
-                f"the run has {shown(old)}: leave this key out; a resume can only change worker "
+                f"the run has {has}: leave this key out; a resume can only change worker "
                 "counts, timeouts, logging, evaluation and checkpoints, and raise total_steps"
             )
             raise ConfigError(key, shown(value), remedy)

@@ -6,7 +6,8 @@ import glob
 import os
 from pathlib import Path
 
-from htsrl_cli.cli.compose import configs_dir, parse_overrides
+from htsrl_cli.cli.compose import parse_overrides
+from htsrl_cli.cli.files import check_syntax, configs_dir
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.plugins import config_folders
@@ -52,12 +53,12 @@ def lines(group: str, config_dir: str | None = None) -> list[str]:
 
 
 def options(group: str, config_dir: str | None = None) -> dict[str, str]:
-    """Returns a dict from the sorted names of a group's options to their descriptions."""
-    found: dict[str, str] = {}
-    for folder in _folders(config_dir):
-        for path in (folder / group).rglob("*.yaml"):
-            name = path.relative_to(folder / group).with_suffix("").as_posix()
-            found.setdefault(name, description(path))
+    """Returns a dict from the sorted names of a group's options to their descriptions.
+
+    Raises:
+        UsageError: a file that is not htsrl's own is malformed.
+    """
+    found = {name: description(path) for name, path in _files(group, config_dir).items()}
     return dict(sorted(found.items()))
 
 
@@ -83,7 +84,8 @@ def completions(verb: str, word: str, config_dir: str | None = None) -> list[str
         return [f"{key}={path}{os.sep if os.path.isdir(path) else ''}" for path in paths]
     if verb == "eval" or key not in groups(config_dir):
         return []
-    return [f"{key}={name}" for name in options(key, config_dir) if name.startswith(begun)]
+    names = sorted(_files(key, config_dir))
+    return [f"{key}={name}" for name in names if name.startswith(begun)]
 
 
 def is_fixed(word: str) -> bool:
@@ -93,6 +95,15 @@ def is_fixed(word: str) -> bool:
     except UsageError:
         return False
     return not override.is_sweep_override()
+
+
+def _files(group: str, config_dir: str | None) -> dict[str, Path]:
+    """Returns a dict from the names of a group's options to their files, in no order."""
+    found: dict[str, Path] = {}
+    for folder in _folders(config_dir):
+        for path in (folder / group).rglob("*.yaml"):
+            found.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+    return found
 
 
 def _folders(config_dir: str | None) -> list[Path]:
@@ -109,7 +120,12 @@ def description(path: Path) -> str:
 
     Hydra's directives (`# @package ...`) are skipped. The description is empty if the file does not
     begin with a comment.
+
+    Raises:
+        UsageError: the file is not htsrl's own, and is malformed.
     """
+    if not path.is_relative_to(configs_dir()):
+        check_syntax(path)
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             return ""

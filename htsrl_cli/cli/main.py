@@ -14,8 +14,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -205,8 +203,11 @@ def _list(words: list[str]) -> None:
     if len(args.groups) == 1:
         print("\n".join(listing.lines(args.groups[0], args.config_dir)))
         return
-    for group in args.groups or listing.groups(args.config_dir):
-        print(f"{group}:", *listing.lines(group, args.config_dir), sep="\n  ")
+    groups = args.groups or listing.groups(args.config_dir)
+    # All lines are read before the first one is printed, because a file may be malformed.
+    found = {group: listing.lines(group, args.config_dir) for group in groups}
+    for group, lines in found.items():
+        print(f"{group}:", *lines, sep="\n  ")
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -258,6 +259,10 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
     args, flags = _parse_flags(verb, words)
     added: list[str] = []
+    if verb == "train" and any(word.startswith("resume=") for word in args.overrides):
+        from htsrl_cli.cli import resumed
+
+        args.overrides = resumed.fit_overrides(args.overrides)
     if not (args.hydra_help or args.shell_completion):
         composer = compose.Composer(args.config_name or verb, args.config_dir)
         if args.help or args.cfg or args.info:
@@ -273,7 +278,7 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
         else:
             from htsrl_cli.cli import preflight
 
-            added = preflight.CHECKS[verb](composer, args.overrides, args.multirun)
+            added = preflight.check(verb, composer, args.overrides, args.multirun)
     _run_hydra(verb, [*flags, *args.overrides, *added], task)
 
 
@@ -282,12 +287,12 @@ def _run_hydra(verb: str, words: Sequence[str], task: Task) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    from htsrl_cli.cli import compose, sweep
+    from htsrl_cli.cli import compose, files, sweep
 
     sys.argv = [sys.argv[0], *words]
     # Without this setting, Hydra would print a job's exception itself and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    configs = str(compose.configs_dir())
+    configs = str(files.configs_dir())
     decorate = hydra.main(version_base=compose.VERSION_BASE, config_path=configs, config_name=verb)
     try:
         decorate(task)()
@@ -351,43 +356,14 @@ def _key_of_flag(verb: str, message: str, words: list[str]) -> str | None:
     return f"{unknown[1]}: keys are no flags: write {override}" if override else None
 
 
-def _config_dir(words: Sequence[str]) -> str | None:
-    """Returns the folder that `--config-dir` names; None if there is no such flag or folder."""
-    for word, following in pairwise([*words, ""]):
-        name, equals, value = word.partition("=")
-        if name in ("--config-dir", "-cd"):
-            folder = value if equals else following
-            return folder if Path(folder).is_dir() else None
-    return None
-
-
 def _complete(words: list[str]) -> None:
     """Prints the completions of a command line, or a script that turns completion on or off.
 
-    Hydra completes most words after the verb, and writes the script. For completions, the shell
-    calls `htsrl -sc query=SHELL`. The environment variable COMP_LINE then holds the line typed so
-    far.
+    For completions, the shell calls `htsrl -sc query=SHELL`. Hydra writes the script.
     """
-    line = os.environ.get("COMP_LINE", "")
-    program, _, rest = line.partition(" ")
-    verb, space, overrides = rest.lstrip().partition(" ")
-    querying = any(word.startswith("query=") for word in words)
-    separator = "\n" if "query=fish" in words else " "
-    if querying and not (space and verb in VERBS):
-        print(separator.join(name for name in VERBS if name.startswith(verb)))
-        return
-    if not querying:
-        run_verb("train", words, train)
-        return
-    from htsrl_cli.cli import listing
+    if any(word.startswith("query=") for word in words):
+        from htsrl_cli.cli import completion
 
-    *before, last = overrides.split(" ")
-    found = listing.completions(verb, last, _config_dir(before))
-    if found or verb in TOOLS or last.startswith("-"):
-        print(separator.join(found))
-        return
-    # Flags, sweeps and words that are not overrides would make Hydra print errors at the prompt.
-    known = [word for word in before if listing.is_fixed(word)]
-    os.environ["COMP_LINE"] = " ".join([program, *known, last])
-    with suppress(Exception):
-        run_verb(verb, words, TASKS[verb])
+        print(completion.answer(words, VERBS, TASKS, run_verb))
+    else:
+        run_verb("train", words, train)

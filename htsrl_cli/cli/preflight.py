@@ -23,8 +23,8 @@ from htsrl_cli.cli.compose import (
     to_train_config,
     typed_words,
 )
-from htsrl_cli.cli.folders import output_dir
-from htsrl_cli.cli.job import Job, plan_job
+from htsrl_cli.cli.folders import naming, output_dir
+from htsrl_cli.cli.job import Job, holds_run, plan_job
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.checks import check_combinations
 from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
@@ -97,13 +97,26 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
             check_combinations(replace(config, runner=replace(config.runner, name=runner)))
     check_environments(configs)
     if multirun:
-        return []
+        return [naming(overrides)]
     folder = output_dir(jobs[0], multirun=False)
     claim_folder("hydra.run.dir", folder)
     return [_assign("hydra.run.dir", folder), *tuned.words(jobs[0])]
 
 
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}
+
+
+def check(verb: str, composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Checks every job of a verb; returns additional overrides to pass to Hydra.
+
+    Raises:
+        UsageError: one of the jobs cannot run as configured. If a value in a YAML file of the user
+            is wrong, the error names the line.
+    """
+    try:
+        return CHECKS[verb](composer, overrides, multirun)
+    except ConfigError as error:
+        raise composer.located(error, overrides) from error
 
 
 def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
@@ -196,7 +209,8 @@ def claim_folder(key: str, folder: Path) -> None:
 
 
 def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
-    master, jobs = composer.sweep(overrides)
+    names = naming(overrides)
+    master, jobs = composer.sweep([*overrides, names])
     fixed = _is_fixed(master, "hydra.sweep.dir")
     plans = []
     for cfg in jobs:
@@ -209,8 +223,27 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
     check_environments([job.config for job in plans])
     check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
+    _refuse_other_names(folder, plans)
     claim_folder("hydra.sweep.dir", folder)
-    return [_assign("hydra.sweep.dir", folder)]
+    return [_assign("hydra.sweep.dir", folder), names]
+
+
+def _refuse_other_names(folder: Path, plans: Sequence[Job]) -> None:
+    """Raises `ConfigError` if `folder` holds a run with a name that earlier versions gave to jobs.
+
+    These names are a number, or a number and overrides with `=`. A resume would not find the run,
+    and would begin it anew.
+    """
+    planned = {job.run_dir.resolve() for job in plans}
+    for path in sorted(folder.glob("[0-9]*")):
+        is_earlier = path.name.isdigit() or "=" in path.name
+        if is_earlier and path.resolve() not in planned and holds_run(path):
+            remedy = (
+                f"an earlier version of htsrl named the job's folder {path.name}: resume the sweep "
+                "with that version; if all names are numbers, hydra.sweep.subdir='${hydra.job.num}'"
+                " also resumes it"
+            )
+            raise ConfigError("hydra.sweep.dir", folder, remedy)
 
 
 def _plan(cfg: DictConfig, folder: Path) -> Job:

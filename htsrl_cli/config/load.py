@@ -29,6 +29,19 @@ def load_train_config(plain: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
+def load_alone(plain: Mapping[str, Any]) -> TrainConfig:
+    """Returns the configuration of a training run whose keys are valid, but may not fit together.
+
+    Keys set to `auto` have arbitrary values.
+
+    Raises:
+        ConfigError: a key or value is invalid; the first one is reported.
+    """
+    config = build(TrainConfig, hold_places(plain)[0])
+    check_ranges(config)
+    return config
+
+
 def load_eval_config(plain: Mapping[str, Any]) -> EvalConfig:
     """Returns the validated configuration of `htsrl eval`.
 

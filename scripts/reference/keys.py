@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from omegaconf import OmegaConf
 
 from htsrl_cli import plugins
-from htsrl_cli.cli.compose import configs_dir
+from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.cli.listing import description
 from htsrl_cli.config import kinds, sections
 from htsrl_cli.config.auto import AUTO, CHOICES

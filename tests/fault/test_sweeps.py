@@ -76,10 +76,7 @@ def test_search_that_is_killed_goes_on(
 
 @pytest.mark.slow
 def test_search_without_a_result(tmp_path: Path, start: Callable[..., Run]) -> None:
-    """Searches with so few env steps that no episode ends, so that no trial has a metric.
-
-    The overrides are too long for the names of the trials' folders.
-    """
+    """Searches with so few env steps that no episode ends, so that no trial has a metric."""
     run = start(
         "train",
         "-m",
@@ -161,7 +158,7 @@ def test_job_whose_process_is_killed(
     """Kills a job as the kernel does without memory: joblib fails, the same command resumes."""
     words = ("train", "-m", *JOB_WORDS, TOTAL, "launcher=joblib", "seed=1,2")
     run = start(*words)
-    run.folder = tmp_path / "sweep" / "0"
+    run.folder = tmp_path / "sweep" / "0_seed-1"
     run.wait_for_steps(TOTAL_STEPS // 3)
     jobs = [process for process in run.processes() if "loky" in " ".join(process.cmdline())]
     job = next(process for process in jobs if process.children())
@@ -171,7 +168,7 @@ def test_job_whose_process_is_killed(
     assert "Traceback" not in run.stderr
     again = start(*words, "resume=auto")
     assert again.wait() == 0, again.stderr
-    assert fingerprint(tmp_path / "sweep" / "0") == uninterrupted
+    assert fingerprint(tmp_path / "sweep" / "0_seed-1") == uninterrupted
 
 
 @pytest.mark.slow

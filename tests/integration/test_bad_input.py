@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.cli.job import plan_job
+from htsrl_cli.cli.resumed import fit_overrides
 from htsrl_cli.config.plain import to_plain
 from tests.conftest import Htsrl
 from tests.harness import NO_FOOTBALL
@@ -374,6 +377,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (["algo=a2c"], "algo.name=a2c", "the run has ppo"),
         (["env=gym", "env.id=CartPole-v1"], "env.kind=gym", "the run has synthetic"),
         (["runner=sync"], "runner.name=sync", "the run has hts"),
+        (["env.episode_length=5"], "env.episode_length=5", "the run has 100: leave this key out"),
+        (["env.game=qbert"], "env.game=qbert", "the run has no such key"),
+        (["env.episode_lenth=5"], "env.episode_lenth=5", "did you mean env.episode_length?"),
+        (["algo.clip_coef=0.3"], "algo.clip_coef=0.3", "the run has 0.1: leave this key out"),
+        (["algo.rmsprop_eps=1e-3"], "algo.rmsprop_eps=", "the run has no such key"),
+        (["network.hidden_sizes=[3]"], "network.hidden_sizes=[3]", "the run has [64, 64]"),
+        (["~seed"], "~seed", "cannot be removed"),
         (["actors.inference_batch=4"], "actors.inference_batch=4", "the run has 8"),
         (["actors.num_executors=17"], "actors.num_executors=17", "at most actors.num_envs=16"),
         (["hydra.run.dir=other"], "hydra.run.dir=other", "leave this key out"),
@@ -385,6 +395,76 @@ def test_resume_keeps_what_changes_results(
     before = contents(run_dir.parent)
     assert_refused(htsrl("train", "resume=run", *words), said, remedy)
     assert contents(run_dir.parent) == before
+
+
+def saved_run(folder: Path, *words: str) -> None:
+    """Writes a run folder with the configuration of `htsrl train WORDS ...` and no arrays."""
+    config = to_train_config(Composer("train").job(words))
+    (folder / "checkpoints").mkdir(parents=True)
+    path = folder / "checkpoints" / "step_000000002048.ckpt"
+    save_checkpoint(path, Checkpoint({}, {"config": to_plain(config), "env_steps": 2048}))
+
+
+CARTPOLE = ["env=gym", "env.id=CartPole-v1", "algo=a2c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["env.id=Acrobot-v1"], "env.id=Acrobot-v1: the run has CartPole-v1: leave this key out"),
+        (["env.max_episode_steps=9"], "env.max_episode_steps=9: the run has null: leave this"),
+        (["algo.rmsprop_eps=0.5"], "algo.rmsprop_eps=0.5: the run has 1e-05: leave this key out"),
+        (["algo.clip_coef=0.1"], "algo.clip_coef=0.1: the run has no such key"),
+        (["algo.rmsprop_ep=1"], "algo.rmsprop_ep=1: the run has no such key (did you mean algo.r"),
+        (["env=atari/pong", "env.game=qbert"], "env.kind=atari: the run has gym: leave this key"),
+        (["+env.kwargs.sutton=true"], "env.kwargs.sutton=true: the run has no such key"),
+    ],
+)
+@pytest.mark.parametrize("resume", [["resume=run"], ["resume=auto", "hydra.run.dir=run"]])
+def test_resume_compares_with_the_kinds_of_the_run(
+    htsrl: Htsrl, tmp_path: Path, resume: list[str], words: list[str], said: str
+) -> None:
+    saved_run(tmp_path / "run", *CARTPOLE)
+    before = contents(tmp_path)
+    assert_refused(htsrl("train", *resume, *words), said)
+    assert contents(tmp_path) == before
+
+
+def test_resume_accepts_the_values_of_the_run(htsrl: Htsrl, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    saved_run(run, *CARTPOLE)
+    words = [f"resume={run}", "env.id=CartPole-v1", "algo.rmsprop_eps=1e-5", "env.step_timeout_s=9"]
+    shown = htsrl("train", *words, "--cfg", "job")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    fitted = fit_overrides(words)
+    job = plan_job(Composer("train").job(fitted), fitted, tmp_path, tmp_path)
+    composed = to_train_config(Composer("train").job(CARTPOLE))
+    assert job.config == replace(composed, env=replace(composed.env, step_timeout_s=9.0))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--cfg", "job"],
+        ["train", "--help"],
+        ["train", "--info", "config"],
+        ["train", "-m", "seed=1,2"],
+        ["train", "-m", "sweeper=optuna"],
+        ["eval", "checkpoint=x"],
+        ["eval", "--help"],
+        ["bench"],
+        ["bench", "-m"],
+        ["bench", "--cfg", "all"],
+    ],
+)
+def test_removal_is_refused_everywhere(htsrl: Htsrl, words: list[str]) -> None:
+    assert_refused(htsrl(*words, "~seed"), "~seed: keys and groups cannot be removed")
+
+
+def test_sweepers_are_listed(htsrl: Htsrl) -> None:
+    run = htsrl("list", "sweeper")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("optuna  ")
 
 
 def test_run_folder_is_not_overwritten(htsrl: Htsrl, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ale_py import roms
 
-from htsrl_cli.cli.compose import configs_dir
+from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.atari.emulator import ATARI_57, BOOT_FRAMES
 from htsrl_cli.envs.atari.environment import AtariEnv

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
-from htsrl_cli.cli.compose import Composer, configs_dir, to_train_config
-from htsrl_cli.cli.folders import output_dir, short_name
+from htsrl_cli.cli.compose import Composer, to_train_config
+from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.cli.job import _resumed_config, merge
 from htsrl_cli.config import auto
 from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
@@ -247,17 +247,6 @@ def test_search_is_tried_with_each_option_of_its_groups() -> None:
     assert [config.algo.name for config in configs] == ["ppo", "a2c"]
     for config in configs:
         assert (config.env, config.seed) == (sections.gym("CartPole-v1"), 1)
-
-
-def test_long_folder_names_are_cut_and_stay_different() -> None:
-    assert short_name("0_algo.gamma=0.9,seed=1") == "0_algo.gamma=0.9,seed=1"
-    assert short_name("é" * 100) == "é" * 100
-    names = {short_name(f"0_{'é' * 126}{end}") for end in ("", "a", "b")}
-    assert len(names) == 3
-    assert all(len(name.encode()) <= 255 and name.startswith("0_é") for name in names)
-    words = [f"+env.kwargs.{letter * 30}=1" for letter in "abcdef"]
-    (job,) = Composer("train").sweep(["sweeper=optuna", "env=gym", *words])[1]
-    assert len(output_dir(job, multirun=True).name) <= 255
 
 
 def test_hash_ignores_what_changes_no_result() -> None:
