@@ -28,7 +28,14 @@ from htsrl_cli.envs.base import Array, Env, EnvSpec
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.evaluation.marks import Marks
-from htsrl_cli.evaluation.result import EvalResult, result_folder, spread, table, write
+from htsrl_cli.evaluation.result import (
+    VIDEO_FOLDER,
+    EvalResult,
+    result_folder,
+    spread,
+    table,
+    write,
+)
 from htsrl_cli.evaluation.video import Video, VideoFolder
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
@@ -36,8 +43,6 @@ from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
 
 logger = logging.getLogger(__name__)
-
-VIDEO_FOLDER = "videos"
 
 
 def evaluate(config: EvalConfig) -> EvalResult:

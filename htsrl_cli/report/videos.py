@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from htsrl_cli.evaluation.play import VIDEO_FOLDER
+from htsrl_cli.evaluation.result import VIDEO_FOLDER
 from htsrl_cli.report.groups import Group
 from htsrl_cli.report.runs import StoredRun
 from htsrl_cli.tracking.film import film_path
