@@ -31,6 +31,7 @@ from htsrl_cli.evaluation.marks import Marks
 from htsrl_cli.evaluation.passes import Passes, stored_config
 from htsrl_cli.evaluation.result import (
     KINDS,
+    VIDEO_FOLDER,
     EvalResult,
     result_folder,
     scores,
@@ -43,8 +44,6 @@ from htsrl_cli.seeding import Purpose, draw_noise, generator, reset_seed
 from htsrl_cli.storage.slot import Episode
 
 logger = logging.getLogger(__name__)
-
-VIDEO_FOLDER = "videos"
 
 
 def evaluate(config: EvalConfig) -> EvalResult:

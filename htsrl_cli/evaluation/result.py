@@ -18,6 +18,7 @@ from htsrl_cli.tracking.bootstrap import confidence_interval
 logger = logging.getLogger(__name__)
 
 RESULT_FILE = "eval.json"
+VIDEO_FOLDER = "videos"
 
 
 # Kinds of actions, in the order of the columns; the value is True for the most likely actions.

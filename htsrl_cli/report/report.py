@@ -61,8 +61,8 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
     buffer = io.BytesIO()
     draw(groups).savefig(buffer, format="png", dpi=120)
     table = json.dumps([asdict(each) for each in results], indent=2)
+    text = page(groups, left_out, output)
     try:
-        text = page(groups, left_out, output)
         output.mkdir(parents=True, exist_ok=True)
         (output / FIGURE_FILE).write_bytes(buffer.getvalue())
         (output / TABLE_FILE).write_text(table + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from htsrl_cli.evaluation.play import VIDEO_FOLDER
+from htsrl_cli.evaluation.result import VIDEO_FOLDER
 from htsrl_cli.report.groups import Group
 from htsrl_cli.report.runs import StoredRun
 from htsrl_cli.tracking.film import film_path
@@ -69,5 +69,5 @@ def _last_filmed(run: StoredRun, evaluated: Mapping[int, float]) -> Video | None
 def _first_game(run: StoredRun) -> Video | None:
     # The games in `eval.json` may be of a later evaluation than the videos, so their scores are not
     # shown here. The frames show the score.
-    games = sorted((run.folder / VIDEO_FOLDER).glob("game_*.mp4"))
+    games = sorted((run.folder / VIDEO_FOLDER).glob("*_[0-9]*.mp4"))
     return Video(games[0], run, f"{games[0].stem} of htsrl eval") if games else None

@@ -1,4 +1,4 @@
-"""What the README's commands reach with the settings that are chosen for an environment."""
+"""Tests of the scores that the settings for an environment reach."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_greedy_score(
     assert trained.returncode == 0, trained.stderr
     played = htsrl("eval", f"checkpoint={run_dir}", "greedy=true", "episodes=30")
     assert played.returncode == 0, played.stderr
-    mean = json.loads((run_dir / "eval.json").read_text())["mean"]
+    mean = json.loads((run_dir / "eval.json").read_text())["scores"]["greedy"]["mean"]
     print(f"{env_id}, seed {seed}: {mean:.1f} after {total_steps:,} env steps")
     assert mean >= score

@@ -277,7 +277,7 @@ def test_the_last_film_of_the_best_run_of_each_group(tmp_path: Path) -> None:
 
 
 def test_a_large_video_is_a_link(tmp_path: Path) -> None:
-    game = Path("videos") / "game_0000.mp4"
+    game = Path("videos") / "greedy_0000.mp4"
     small, large = [
         write_run(tmp_path / "runs" / f"a b#%c{i}", [2.0 - i], algo=PPO | {"clip_coef": i / 10})
         for i in range(2)
@@ -291,4 +291,4 @@ def test_a_large_video_is_a_link(tmp_path: Path) -> None:
     (link,) = [given for tag, given, above in page.elements if tag == "a" and FIGURE in above]
     assert (tmp_path / "out" / "put" / unquote(link["href"] or "")).samefile(large / game)
     captions = "".join(page.texts)
-    assert captions.count("seed 1, game_0000 of htsrl eval") == 2
+    assert captions.count("seed 1, greedy_0000 of htsrl eval") == 2

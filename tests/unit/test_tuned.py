@@ -39,7 +39,8 @@ def chosen(*words: str, config_dir: str | None = None) -> str:
     ("words", "option"),
     [
         ("env=gym env.id=CartPole-v1", "ppo/CartPole-v1"),
-        ("env=gym env.id=CartPole-v1 algo=a2c", "a2c/vector"),
+        ("env=gym env.id=CartPole-v1 algo=a2c", "a2c/CartPole-v1"),
+        ("env=gym env.id=Acrobot-v1 algo=a2c", "a2c/vector"),
         ("env=gym env.id=Acrobot-v1", "ppo/vector"),
         ("env=gym env.id=Acrobot-v1 tuned=auto", "ppo/vector"),
         ("env=gym env.id=Acrobot-v1 tuned=none", "none"),

@@ -73,7 +73,7 @@ def observations(config: GymConfig, space: spaces.Space[Any]) -> ObsForm:
         ConfigError: the space is not a `Box`, or is one of uint8 with more than three axes.
     """
     if not isinstance(space, spaces.Box) or (space.dtype == np.uint8 and len(space.shape) > 3):
-        raise ConfigError("env.id", config.id, _refusal(space))
+        raise ConfigError("env.id", config.id, _refusal(config.id, space))
     shape, is_image = space.shape, len(space.shape) in (2, 3)
     is_integer = not np.issubdtype(space.dtype, np.floating)
     is_byte = is_integer and space.low.min() >= 0 and space.high.max() <= _BYTE
@@ -124,12 +124,22 @@ def _scale(space: spaces.Box) -> Array | None:
     return (1 / np.where(most > 0, most, 1)).astype(np.float32)
 
 
-def _refusal(space: spaces.Space[Any]) -> str:
-    if not isinstance(space, spaces.Box):
-        return f"its observation space {space} must be a Box"
+def _refusal(env_id: str, space: spaces.Space[Any]) -> str:
+    """Returns the remedy for a space of observations that htsrl does not support."""
+    if isinstance(space, spaces.Box):
+        return (
+            f"its observation space has the shape {space.shape}, but an array of uint8 has at most "
+            "3 axes: join axes with gymnasium.wrappers.ReshapeObservation where you register it"
+        )
+    if not space.is_np_flattenable:
+        return (
+            f"its observation space {space} has no fixed size: register a "
+            "gymnasium.ObservationWrapper that returns a Box, and set env.id=MODULE:ID"
+        )
     return (
-        f"its observation space {space} must have at most 3 axes because it is uint8: join axes "
-        "with gymnasium.wrappers.ReshapeObservation where you register the environment"
+        f"its observation space {space} must be a Box: register it with a wrapper, "
+        "gymnasium.register('Flat-v0', lambda **kwargs: FlattenObservation(gymnasium.make("
+        f"'{env_id}', **kwargs))), and set env.id=MODULE:Flat-v0"
     )
 
 
