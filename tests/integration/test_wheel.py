@@ -89,7 +89,15 @@ def test_extra_video_films_cartpole(scripts: Path, wheel: Path, tmp_path: Path) 
         "hydra.run.dir=run",
         cwd=tmp_path,
     )
-    call(scripts / "htsrl", "eval", "checkpoint=run", "episodes=1", "greedy=true", "video=true", cwd=tmp_path)
+    call(
+        scripts / "htsrl",
+        "eval",
+        "checkpoint=run",
+        "episodes=1",
+        "greedy=true",
+        "video=true",
+        cwd=tmp_path,
+    )
     (video,) = (tmp_path / "run" / "videos").iterdir()
     assert video.name == "greedy_0000.mp4"
     assert video.stat().st_size > 1000
