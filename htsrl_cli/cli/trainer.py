@@ -9,7 +9,7 @@ torch's settings. In a process of its own, it leaves those of the calling progra
 depend on them. It also needs no `if __name__ == "__main__"` in a program: workers import the main
 module of the process that started them, and this process has none.
 
-Workers import this module, so at the top level it imports little.
+The calling program imports this module, so at the top level it imports little.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def run_trainer(handle: int) -> None:
     # From here on, a signal has nothing to stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    control.send(answer)
+    # If the caller has ended, it needs no answer.
+    with suppress(OSError):
+        control.send(answer)
 
 
 def _stop_with_caller(control: Connection) -> None:

@@ -22,10 +22,8 @@ from htsrl_cli.api import _words, train
 from htsrl_cli.errors import ConfigError, EnvError, HtsrlError, RunError, UsageError
 from tests.conftest import ROOT, Htsrl
 from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
-from tests.pages import DOCS
 
 README = ROOT / "README.md"
-GUIDE = DOCS / "guides" / "python.md"
 # A run of a few rollouts.
 TINY: dict[str, Any] = {
     "env": "gym",
@@ -161,28 +159,13 @@ def test_values_become_words(values: dict[str, Any], word: str) -> None:
     assert list(_words(values)) == [word]
 
 
-PROGRAM = """
-import json, sys
-from htsrl_cli.api import load_policy, train
-results = [train({{**{values!r}, "seed": seed}}) for seed in (1, 1)]
-policy = load_policy(results[0].folder)
-env = policy.make_env()
-action = policy.act(env.reset(seed=1)[0])
-print(json.dumps([result.params_sha256 for result in results] + [int(action)]))
-"""
-
-
-def run_program(text: str, folder: Path, is_file: bool) -> str:
-    """Runs a program from a file in a folder, or from standard input; returns what it prints."""
-    command = [sys.executable, "-"]
-    if is_file:
-        (folder / "program.py").write_text(text)
-        command = [sys.executable, "program.py"]
+def run_program(cwd: Path, file: str, text: str = "") -> str:
+    """Runs a program from a file, or with `-` from standard input; returns what it prints."""
     done = subprocess.run(
-        command,
-        cwd=folder,
+        [sys.executable, file],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input="" if is_file else text,
+        input=text,
         text=True,
         capture_output=True,
         check=False,
@@ -191,28 +174,21 @@ def run_program(text: str, folder: Path, is_file: bool) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("is_file", [True, False], ids=["file", "stdin"])
-def test_programs_need_no_guard(is_file: bool, tmp_path: Path) -> None:
-    printed = run_program(PROGRAM.format(values=TINY | {"runner": "hts"}), tmp_path, is_file)
-    first, again, action = json.loads(printed)
-    assert first == again
-    assert action in (0, 1)
-
-
 def programs(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("is_file", [True, False], ids=["file", "stdin"])
+@pytest.mark.parametrize("file", ["program.py", "-"])
 def test_the_readmes_program_prints_the_score_of_an_evaluation(
-    is_file: bool, htsrl: Htsrl, tmp_path: Path
+    file: str, htsrl: Htsrl, tmp_path: Path
 ) -> None:
     [program] = programs(README)
     lines = [line for line in program.splitlines() if line]
     assert len(lines) <= 10
     short = program.replace("60_000", "2_000")
     assert short != program
-    score = float(run_program(short, tmp_path, is_file))
+    (tmp_path / "program.py").write_text(short)
+    score = float(run_program(tmp_path, file, short if file == "-" else ""))
     [folder] = (tmp_path / "runs" / "gym" / "ppo").iterdir()
     played = htsrl("eval", f"checkpoint={folder}", "episodes=2")
     assert played.returncode == 0, played.stderr
@@ -230,17 +206,10 @@ def test_modules_beside_a_program_are_found(tmp_path: Path) -> None:
         "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=9)\n"
     )
     (tmp_path / "elsewhere" / "program.py").write_text(
-        PROGRAM.format(values=TINY | {"runner": "hts", "env.id": "mine:Mine-v0"})
+        "from htsrl_cli.api import train\n"
+        f"train({TINY | {'runner': 'hts', 'env.id': 'mine:Mine-v0'}!r})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "elsewhere/program.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(tmp_path, "elsewhere/program.py")
 
 
 CALLS = """
