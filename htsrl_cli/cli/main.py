@@ -278,9 +278,11 @@ def _run_verb(verb: str, words: list[str]) -> None:
                 print(help.text(cfg, args.config_dir, args.resolve))
                 return
         else:
+            multirun = args.multirun or composer.is_multirun(args.overrides)
+            # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 
-            added = preflight.check(verb, composer, args.overrides, args.multirun)
+            added = preflight.check(verb, composer, args.overrides, multirun)
     _run_hydra(verb, [*flags, *args.overrides, *added])
 
 
