@@ -83,7 +83,8 @@ def _declared(section: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
-def config_folders() -> list[Path]:
+@cache
+def config_folders() -> tuple[Path, ...]:
     """Returns the `configs` folders of other packages, sorted by the entry points' names."""
     folders = []
     for entry in sorted(entry_points(group=_CONFIGS), key=lambda entry: entry.name):
@@ -91,7 +92,7 @@ def config_folders() -> list[Path]:
         if spec is None:
             continue
         folders += [Path(place) / "configs" for place in spec.submodule_search_locations or ()]
-    return [folder for folder in folders if folder.is_dir()]
+    return tuple(folder for folder in folders if folder.is_dir())
 
 
 def load(path: str) -> Any:

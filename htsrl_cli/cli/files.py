@@ -19,7 +19,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError, UsageError
 
-_GLOBAL = "# @package _global_"
+GLOBAL = "# @package _global_"
 # Remedies for problems that the parser of YAML reports.
 _REMEDIES = {
     "duplicate key": "delete one of the two lines",
@@ -70,7 +70,7 @@ class CheckedRepository(ConfigRepository):
                 continue
             package = _package(path) or ("_global_" if not group else group.replace("/", "."))
             if package == error.key:
-                remedy = f"write {_GLOBAL} on the first line"
+                remedy = f"write {GLOBAL} on the first line"
                 return _problem(path, 1, f"the keys belong to a section {package}: {remedy}")
             prefix = "" if package == "_global_" else f"{package}."
             for name, line in _lines(path).items():
@@ -164,7 +164,7 @@ def check_syntax(path: Path) -> None:
     try:
         ConfigSource._get_header_dict(text)
     except ValueError as error:
-        raise _problem(path, 1, f"{error}: write {_GLOBAL}") from error
+        raise _problem(path, 1, f"{error}: write {GLOBAL}") from error
     try:
         root = yaml.compose(text, yaml.SafeLoader)
         if root is not None and not isinstance(root, MappingNode):

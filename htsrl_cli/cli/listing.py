@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from htsrl_cli.cli.compose import parse_overrides
-from htsrl_cli.cli.files import check_syntax, configs_dir
+from htsrl_cli.cli.files import GLOBAL, check_syntax, configs_dir
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.plugins import config_folders
@@ -132,3 +133,39 @@ def description(path: Path) -> str:
         if not line.startswith("# @"):
             return line.removeprefix("#").strip()
     return ""
+
+
+def comments(name: str, config_dir: str | None = None) -> dict[str, str]:
+    """Returns the comments beside the keys of a YAML file, by dotted key as on the command line.
+
+    The files that it extends (`/base/...@_here_`) are included.
+
+    Args:
+        name: the file's name without `.yaml`, with its group; the result is empty if there is no
+            such file.
+        config_dir: the user's additional folder of YAML files (`--config-dir`).
+    """
+    path = next((p for f in _folders(config_dir) if (p := f / f"{name}.yaml").is_file()), None)
+    if path is None:
+        return {}
+    group, _, _ = name.rpartition("/")
+    text = path.read_text(encoding="utf-8")
+    is_global = not group or f"{GLOBAL}\n" in text
+    return _comments(text, "" if is_global else f"{group.partition('/')[0]}.")
+
+
+def _comments(text: str, prefix: str) -> dict[str, str]:
+    """Returns the comments beside keys in the text of a YAML file, and of the files it extends."""
+    found: dict[str, str] = {}
+    sections: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if extended := re.match(r" *- /?(base/\S+)@_here_$", line):
+            base = (configs_dir() / f"{extended[1]}.yaml").read_text(encoding="utf-8")
+            found |= _comments(base, prefix)
+        elif key := re.match(r"( *)(\w+):(?:.*?\s# (.*))?", line):
+            indent = len(key[1])
+            sections = [(depth, name) for depth, name in sections if depth < indent]
+            sections.append((indent, key[2]))
+            if key[3]:
+                found[prefix + ".".join(name for _, name in sections)] = key[3]
+    return found

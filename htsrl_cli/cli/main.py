@@ -276,9 +276,11 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
                 return
             added = tuned.words(cfg)
         else:
+            multirun = args.multirun or composer.is_multirun(args.overrides)
+            # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 
-            added = preflight.check(verb, composer, args.overrides, args.multirun)
+            added = preflight.check(verb, composer, args.overrides, multirun)
     _run_hydra(verb, [*flags, *args.overrides, *added], task)
 
 

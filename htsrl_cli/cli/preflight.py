@@ -15,6 +15,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.cli import tuned
 from htsrl_cli.cli.compose import (
     Composer,
@@ -49,7 +50,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     Raises:
         UsageError: one of the jobs cannot run as configured.
     """
-    if multirun or composer.is_multirun(overrides):
+    if multirun:
         return _check_sweep(composer, overrides)
     cfg = composer.job(overrides)
     folder = output_dir(cfg, multirun=False)
@@ -71,13 +72,13 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
 
 
 def check_eval(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Checks the configuration of every job of `htsrl eval`.
+    """Checks the configuration of every job of `htsrl eval`, and that its checkpoint exists.
 
     Raises:
         UsageError: one of the jobs cannot run as configured.
     """
     for cfg in _jobs(composer, overrides, multirun):
-        to_eval_config(cfg)
+        find_checkpoint(Path(to_eval_config(cfg).checkpoint))
     return []
 
 
@@ -89,7 +90,6 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     Raises:
         UsageError: one of the jobs cannot run as configured.
     """
-    multirun = multirun or composer.is_multirun(overrides)
     jobs = _jobs(composer, overrides, multirun)
     configs = [to_train_config(cfg) for cfg in jobs]
     for cfg, config in zip(jobs, configs, strict=True):
@@ -120,7 +120,7 @@ def check(verb: str, composer: Composer, overrides: Sequence[str], multirun: boo
 
 
 def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
-    if multirun or composer.is_multirun(overrides):
+    if multirun:
         return composer.sweep(overrides)[1]
     return [composer.job(overrides)]
 
