@@ -110,7 +110,7 @@ def _introduce(roles: Roles, run_dir: Path) -> None:
         spec.obs_dtype,
         list(spec.obs_shape),
         spec.actions.kind,
-        list(spec.actions.sizes or spec.actions.low),
+        list(spec.actions.sizes) or [spec.actions.num_dims],
     )
     logger.info(
         "algo %s, network %s: %s parameters, seed %d",

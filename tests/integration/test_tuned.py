@@ -31,7 +31,7 @@ def test_run_says_its_settings_and_stores_them(htsrl: Htsrl, tmp_path: Path) -> 
     words = (*SMALL, "env.id=CartPole-v1", "algo.gamma=0.5", f"hydra.run.dir={run_dir}")
     run = htsrl("train", *words)
     assert run.returncode == 0, run.stderr
-    said = "tuned=ppo/CartPole-v1: CartPole-v1: RL Zoo's settings. algo.learning_rate=0.001"
+    said = "tuned=ppo/CartPole-v1: RL Zoo's settings. algo.learning_rate=0.001"
     for text in (run.stderr, (run_dir / "train.log").read_text()):
         (line,) = (line for line in text.splitlines() if "tuned=" in line)
         assert said in line
