@@ -1,7 +1,7 @@
 """The command `htsrl`: its verbs, and the exit codes of errors.
 
 Every spawned worker imports this module again as its main module. At the top level, this module
-therefore imports only the standard library and htsrl's exceptions.
+therefore imports only modules that load no package.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from htsrl_cli.cli import system
 from htsrl_cli.errors import HtsrlError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _dispatch(words)
     except HtsrlError as error:
         return _report(error)
+    except OSError as error:
+        if known := system.explained(error):
+            return _report(known)
+        raise
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     return 0
@@ -85,10 +90,12 @@ def _dispatch(words: list[str]) -> None:
         print(f"htsrl {__version__}")
     elif first in ("-sc", "--shell-completion"):
         _complete(words)
-    elif first in TASKS:
-        run_verb(first, words[1:], TASKS[first])
-    elif first in TOOLS:
-        TOOLS[first](words[1:])
+    elif first in VERBS:
+        system.check_current_folder()
+        if first in TASKS:
+            run_verb(first, words[1:], TASKS[first])
+        else:
+            TOOLS[first](words[1:])
     else:
         raise _unknown_verb(first)
 
@@ -111,6 +118,14 @@ def _report(error: HtsrlError) -> int:
     return error.exit_code
 
 
+def _explained(task: Task, cfg: DictConfig) -> float | None:
+    """Runs a task; raises `HtsrlError` if it reaches a limit of the system."""
+    try:
+        return task(cfg)
+    except OSError as error:
+        raise system.explained(error) or error from error
+
+
 def _reported(task: Task) -> Task:
     """Wraps a task so that its errors become exit codes.
 
@@ -126,7 +141,7 @@ def _reported(task: Task) -> Task:
         from htsrl_cli.workers.process import leave_launcher
 
         try:
-            return task(cfg)
+            return _explained(task, cfg)
         except HtsrlError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

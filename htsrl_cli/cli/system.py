@@ -1,0 +1,41 @@
+"""Limits of the operating system that end a command, as errors that name the remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from htsrl_cli.config.wording import shown
+from htsrl_cli.errors import HtsrlError, RunError, UsageError
+
+
+def explained(error: OSError) -> HtsrlError | None:
+    """Returns the error to report for a limit of the system; None for any other `error`."""
+    if error.errno == errno.ENAMETOOLONG:
+        name = os.fsdecode(error.filename or "")
+        return UsageError(f"{shown(name)}: this name is too long: choose a shorter one")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunError(
+            "too many open files: raise the limit, for example with ulimit -n 1024, or give fewer "
+            "actors.num_executors"
+        )
+    if error.errno == errno.ENOENT and "temporary directory" in str(error.strerror):
+        return RunError(
+            "no folder for temporary files can be written to: set TMPDIR to a folder, or raise the "
+            "limit of open files (ulimit -n)"
+        )
+    return None
+
+
+def check_current_folder() -> None:
+    """Checks that the current folder exists.
+
+    Raises:
+        UsageError: the folder has been deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current folder cannot be used ({error.strerror}): change to another folder"
+        ) from error
