@@ -275,5 +275,5 @@ def test_multirun_equals_single_runs(tmp_path: Path) -> None:
             "train", *arguments, f"seed={seed}", f"hydra.run.dir=single{seed}", cwd=tmp_path
         )
         assert single.returncode == 0, single.stderr
-        ours = harness.fingerprint(tmp_path / "multi" / str(job))
+        ours = harness.fingerprint(tmp_path / "multi" / f"{job}_seed-{seed}")
         assert ours == harness.fingerprint(tmp_path / f"single{seed}")

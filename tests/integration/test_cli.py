@@ -176,7 +176,8 @@ def test_sweep(tmp_path: Path) -> None:
     run = run_with_runner(tmp_path, "pass", "-m", "seed=2,3", "hydra.sweep.dir=sweep")
     assert run.returncode == 0, run.stderr
     assert run.stdout == "seed 2\nseed 3\n"
-    seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
+    names = ["0_seed-2", "1_seed-3"]
+    seeds = [OmegaConf.load(tmp_path / "sweep" / name / "config.yaml").seed for name in names]
     assert seeds == [2, 3]
 
 
