@@ -116,8 +116,9 @@ def _remedy(env_id: str) -> str:
 
     module, colon, name = env_id.rpartition(":")
     newest = _newest(name)
-    # Gymnasium's Blackjack is no Atari game.
-    if (not newest or "/" in name) and (game := atari_game(env_id)) in roms.get_all_rom_ids():
+    # Gymnasium's Blackjack is no Atari game. ale-py has registered the ids of those.
+    is_other = newest and not _is_from(gymnasium.spec(newest), "ale_py")
+    if not is_other and (game := atari_game(env_id)) in roms.get_all_rom_ids():
         return f"for this game, use env=atari/{game}"
     if newest:
         return f"there is no such version: use {module}{colon}{newest}"
@@ -146,10 +147,10 @@ def _is_newest(env_id: str) -> bool:
 
 
 def _is_from(spec: registration.EnvSpec, module: str) -> bool:
-    """Returns True if the class or function that builds the environment is in `module`."""
+    """Returns True if the class or function that builds the environment is in or below `module`."""
     entry = spec.entry_point
     source = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return source.partition(":")[0] == module
+    return f"{source.partition(':')[0]}.".startswith(f"{module}.")
 
 
 def _installation(message: str) -> str:
