@@ -27,7 +27,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from htsrl_cli.bench import microbenchmarks
 from htsrl_cli.cli.main import main
-from htsrl_cli.runners import wiring
+from htsrl_cli.runners import provenance, wiring
 from htsrl_cli.sampling import inference
 
 # The operations without a deterministic implementation that a trainer might call, see
@@ -121,7 +121,7 @@ def htsrl(words: list[str]) -> int:
     def resolve_device(key: str, name: str) -> torch.device:
         return gpu if name.startswith("cuda") else torch.device(name)
 
-    modules = (wiring, inference, microbenchmarks)
+    modules = (wiring, inference, provenance, microbenchmarks)
     patches = [patch.object(module, "resolve_device", resolve_device) for module in modules]
     for change in patches:
         change.start()

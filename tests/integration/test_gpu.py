@@ -21,7 +21,13 @@ from tests.harness import environment, fingerprint
 
 ON_GPU = ["learner.device=cuda", "actors.device=cuda", "actors.host=thread"]
 SMALL = [
-    *("env=gym", "actors.num_envs=4", "runner.sync_interval=32", "learner.micro_batch=32"),
+    *(
+        "env=gym",
+        "tuned=none",
+        "actors.num_envs=4",
+        "runner.sync_interval=32",
+        "learner.micro_batch=32",
+    ),
     *("algo.anneal_learning_rate=false", "total_steps=512"),
 ]
 PPO = ["algo=ppo", "algo.update_epochs=2"]
