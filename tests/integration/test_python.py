@@ -84,7 +84,7 @@ def test_a_run_is_that_of_the_command(
         assert [getattr(result, name) for name in HASHES] == [typed[name] for name in HASHES]
         assert (result.complete, result.env_steps, result.score) == (True, 128, typed["metric"])
     assert first.folder == tmp_path / "python"
-    assert second.folder.is_relative_to(tmp_path / "runs" / "gym" / "ppo")
+    assert second.folder.is_relative_to(tmp_path / "runs" / "CartPole-v1" / "ppo")
     assert (third.folder, third.env_steps, third.complete) == (second.folder, 160, True)
     assert third.summary == json.loads((third.folder / "summary.json").read_text())
     # A program sees the lines of a run where it looks for standard error.
@@ -189,7 +189,7 @@ def test_the_readmes_program_prints_the_score_of_an_evaluation(
     assert short != program
     (tmp_path / "program.py").write_text(short)
     score = float(run_program(tmp_path, file, short if file == "-" else ""))
-    [folder] = (tmp_path / "runs" / "gym" / "ppo").iterdir()
+    [folder] = (tmp_path / "runs" / "CartPole-v1" / "ppo").iterdir()
     played = htsrl("eval", f"checkpoint={folder}", "episodes=2")
     assert played.returncode == 0, played.stderr
     scores = json.loads((folder / "eval.json").read_text())["scores"]["greedy"]["returns"]
