@@ -42,7 +42,12 @@ def find_checkpoint(path: Path) -> Path:
             return candidate
         except CheckpointError as error:
             logger.warning("skipped a checkpoint: %s", error)
-    raise CheckpointError(f"{path} has no intact checkpoint (looked for checkpoints/step_*.ckpt)")
+    if _files(path):
+        raise CheckpointError(f"{path} is no run folder: give {path.parent}, or a file in {path}")
+    raise CheckpointError(
+        f"{path} has no intact checkpoint (looked for checkpoints/step_*.ckpt): give a run folder "
+        "or a checkpoint file"
+    )
 
 
 class CheckpointStore:

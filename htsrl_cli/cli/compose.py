@@ -226,6 +226,7 @@ class Composer:
                 raise ConfigError(override.get_key_element(), value, remedy)
         cfg = self._load(overrides, RunMode.RUN)
         choices = cfg.hydra.runtime.choices
+        tuned.check(cfg, choices)
         name = tuned.choose(cfg, choices, self.group_options(tuned.GROUP))
         return self._load([*overrides, f"{tuned.GROUP}={name}"], RunMode.RUN) if name else cfg
 
@@ -260,7 +261,10 @@ class Composer:
         if error.key in typed and not self.group_options(error.key):
             return error
         cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
-        return self._files.located(error, {"": self._config_name, **cfg.hydra.runtime.choices})
+        choices = {"": self._config_name, **cfg.hydra.runtime.choices}
+        if name := tuned.choose(cfg, choices, self.group_options(tuned.GROUP)):
+            choices[tuned.GROUP] = name
+        return self._files.located(error, choices)
 
     def group_options(self, group: str) -> list[str]:
         """Returns the sorted options of a group; an option in a folder is `folder/name`.
@@ -305,6 +309,11 @@ class Composer:
                 a value, or an override uses glob() or is no valid sweep.
         """
         last = {override.key_or_group: override for override in parsed}
+        if not any(override.is_sweep_override() for override in last.values()):
+            raise UsageError(
+                "a search needs a key with a range, for example "
+                "'algo.learning_rate=tag(log,interval(1e-4,1e-2))': all its jobs would be the same"
+            )
         plain = [o.input_line or "" for o in last.values() if not o.is_sweep_override()]
         choices, samples = [], {}
         for key, override in last.items():

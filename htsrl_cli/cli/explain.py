@@ -110,6 +110,8 @@ class Explainer:
             remedy = separate_arguments(key, override.value())
             if key.startswith(tuple(f"{name}." for name in _ARGUMENTS)):
                 remedy = f"to add a new argument, write +{key}={value}"
+            if key == "env.id":
+                remedy = f"for a Gymnasium environment, write env=gym {key}={value}"
             if remedy:
                 return ConfigError(key, value, remedy)
             return unknown_key(key, value, known if key.startswith("hydra") else own_keys(base))

@@ -190,7 +190,7 @@ def tuned_line(name: str, config: TrainConfig, config_dir: str | None) -> str:
     path = listing.find(tuned.GROUP, name, config_dir)
     settings: Any = OmegaConf.to_container(OmegaConf.load(path))
     values = dict(flatten(to_plain(config)))
-    kept = [f"{key}={shown(value)}" for key, value in flatten(settings) if values[key] == value]
+    kept = [f"{key}={shown(value)}" for key, value in flatten(settings) if values.get(key) == value]
     return f"tuned={name}: {listing.description(path)} {' '.join(kept)}"
 
 

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 # Number of bytes for a test write: more than Hydra's configuration files in a run folder take.
 _ROOM = 64 * 1024
 
+# Groups that a single run would ignore.
+_OF_SWEEPS = ("hparams_search", "sweeper", "launcher")
+
 Check = Callable[[Composer, Sequence[str], bool], list[str]]
 
 
@@ -53,6 +56,9 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     if multirun:
         return _check_sweep(composer, overrides)
     cfg = composer.job(overrides)
+    for group in _OF_SWEEPS:
+        if option := cfg.hydra.runtime.choices.get(group):
+            raise ConfigError(group, option, "works only in a sweep: add -m")
     folder = output_dir(cfg, multirun=False)
     fixed = _is_fixed(cfg, "hydra.run.dir")
     if cfg.resume == AUTO and not fixed:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import build_section
-from htsrl_cli.errors import HtsrlError
+from htsrl_cli.errors import ConfigError, HtsrlError
 from htsrl_cli.networks.nature_cnn.config import is_large_image
 
 GROUP = "tuned"
@@ -53,6 +53,20 @@ def choose(cfg: DictConfig, choices: Mapping[str, str], options: Sequence[str]) 
         _kinds[repr(env)] = _kind(env)
     name = f"{algo}/{_kinds[repr(env)]}"
     return name if name in options else None
+
+
+def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Checks that the option of this group is one for the algorithm.
+
+    Raises:
+        ConfigError: it is for another algorithm.
+    """
+    option = choices.get(GROUP, "")
+    algo, slash, _ = option.partition("/")
+    if slash and algo != cfg.algo.name:
+        raise ConfigError(
+            GROUP, option, f"is for algo={algo}: choose another option or algo={algo}"
+        )
 
 
 def words(cfg: DictConfig) -> list[str]:

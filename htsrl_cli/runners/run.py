@@ -88,6 +88,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
             logger.info(
                 "resumed from %s, at %s env steps", checkpoint, f"{stored.meta['env_steps']:,}"
             )
+            if run.is_complete:
+                logger.info("the run is complete: there is nothing to train")
         # Signals are caught only from here on: before the first rollout there is nothing to save,
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:

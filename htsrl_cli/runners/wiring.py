@@ -88,7 +88,7 @@ def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> Infer
     if has_free_rows(inference, parameters):
         return inference
     if has_independent_rows(inference, parameters):
-        logger.info(
+        logger.debug(
             "the network rounds differently at different positions in a batch; to keep results "
             "reproducible, each environment always gets the same positions"
         )
@@ -116,7 +116,8 @@ def probe(config: EnvConfig) -> EnvSpec:
         key = config.label_key
         logger.warning(
             "env.%s=%s: a test could not restore a saved state of the environment exactly, so "
-            "resumes of this run will not be exact",
+            "resumes of this run will not be exact; if the environment draws random numbers from "
+            "elsewhere than self.np_random, equal runs will differ, too",
             key,
             getattr(config, key),
         )

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from htsrl_cli import plugins
 from htsrl_cli.cli.files import configs_dir
-from htsrl_cli.cli.listing import description
+from htsrl_cli.cli.listing import options
 from htsrl_cli.config import kinds, sections
 from htsrl_cli.config.auto import AUTO, CHOICES
 from htsrl_cli.config.identity import changes_no_result
@@ -301,9 +301,9 @@ def kinds_text(section: str) -> str:
 def options_text() -> str:
     """Returns a table of the options of `GROUPS`, with the comment at the top of each YAML file."""
     rows = [
-        [f"`{group}={path.stem}`", description(path)]
+        [f"`{group}={option}`", meaning]
         for group in GROUPS
-        for path in sorted((configs_dir() / group).rglob("*.yaml"))
+        for option, meaning in options(group).items()
     ]
     return table(["Option", "Meaning"], rows)
 

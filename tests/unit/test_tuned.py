@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.cli.listing import options
+from htsrl_cli.errors import ConfigError
 from tests import sections
 
 
@@ -49,7 +50,7 @@ def chosen(*words: str, config_dir: str | None = None) -> str:
         ("env=gym env.id=CartPole-v1 hparams_search=ppo", "ppo/CartPole-v1"),
         ("experiment=cartpole_ppo", "auto"),
         ("env=gym env.id=Blank-v0", "ppo/vector"),
-        ("env=gym env.id=Blank-v0 +env.kwargs.shape=[40,40,3]", "auto"),
+        ("env=gym env.id=Blank-v0 +env.kwargs.shape=[40,40,3]", "ppo/image"),
         ("env=gym env.id=Blank-v0 +env.kwargs.shape=[]", "auto"),
         ("env=gym env.id=Unknown-v0", "auto"),
         ("env=gym", "auto"),
@@ -78,6 +79,11 @@ def test_settings_in_a_folder_of_the_user(tmp_path: Path) -> None:
     assert Composer("train", str(tmp_path)).job(words).algo.gamma == 0.25
 
 
+def test_option_of_another_algorithm_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tuned=ppo/CartPole-v1: is for algo=ppo"):
+        chosen("env=gym", "env.id=CartPole-v1", "algo=a2c", "tuned=ppo/CartPole-v1")
+
+
 def test_environment_is_built_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     construct = Blank.__init__
@@ -96,9 +102,9 @@ def test_environment_is_built_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_are_valid(option: str) -> None:
     algo, name = option.split("/")
-    env_id = "CartPole-v1" if name == "vector" else name
+    env_id = "CartPole-v1" if name in ("vector", "image") else name
     words = ["env=gym", f"env.id={env_id}", f"algo={algo}", f"tuned={option}"]
     config = to_train_config(Composer("train").job(words))
-    assert config.algo != sections.ppo()
-    assert config.algo != sections.a2c()
+    defaults = {"ppo": sections.ppo(), "a2c": sections.a2c()}[algo]
+    assert (config.algo == defaults) == (name == "image")
     assert options("tuned")[option]

@@ -35,6 +35,9 @@ def make(config: GymConfig) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = _import_module(config.id)
+        if name not in gymnasium.registry and _newest(name) and not re.search(r"-v\d+$", name):
+            remedy = f"name the version: {config.id.removesuffix(name)}{_newest(name)}"
+            raise ConfigError("env.id", config.id, remedy)
         try:
             return gymnasium.make(
                 name,

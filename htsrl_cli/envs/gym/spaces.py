@@ -89,7 +89,7 @@ def observations(config: GymConfig, space: spaces.Space[Any]) -> ObsForm:
             "uint8",
             most,
             lambda obs: arrange(results.bytes_of(obs, shape, most)),
-            f"observations are divided by {most}",
+            f"observations are divided by {most}" * (most > 1),
         )
     scale = _scale(space) if scaled and (is_integer or is_image) else None
     if scale is None:
