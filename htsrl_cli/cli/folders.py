@@ -69,7 +69,9 @@ def job_folder(*, _root_: DictConfig) -> str:
     hydra = _root_.hydra
     left_out = set(OmegaConf.select(hydra, _LEFT_OUT.removeprefix("hydra.")))
     overrides = parse_overrides([str(word) for word in hydra.overrides.task])
-    named = [override for override in overrides if override.key_or_group not in left_out]
+    # If a key is given twice, the last value is valid.
+    last = {override.key_or_group: override for override in overrides}
+    named = [override for key, override in last.items() if key not in left_out]
     last_parts = Counter(_last_part(override) for override in named)
     parts = [str(hydra.job.num)]
     for override in named:
@@ -100,7 +102,9 @@ def naming(overrides: Sequence[str]) -> str:
     Args:
         overrides: the overrides of a multirun.
     """
-    fixed = {o.key_or_group for o in parse_overrides(overrides) if not o.is_sweep_override()}
+    parsed = parse_overrides(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    fixed = {override.key_or_group for override in parsed} - swept
     return f"{_LEFT_OUT}=[{','.join(repr(key) for key in sorted(fixed))}]"
 
 

@@ -78,6 +78,7 @@ def test_benchmark_folder_names_the_environment() -> None:
             ],
         ),
         (["experiment=cartpole_ppo", "seed=1"], ["0"]),
+        (["seed=7", "total_steps=5000", "seed=1,2"], ["0_seed-1", "1_seed-2"]),
         (["experiment=cartpole_ppo,cartpole_a2c"], ["0_cartpole_ppo", "1_cartpole_a2c"]),
         (["seed=range(5,7)", "resume=null"], ["0_seed-5", "1_seed-6"]),
         (
