@@ -218,13 +218,16 @@ class Composer:
 
         Args:
             error: the error.
-            overrides: the overrides of the command, which must have been composed without errors.
+            overrides: the overrides of the command.
         """
         parsed = parse_overrides(overrides)
         typed = {override.key_or_group for override in parsed}
         if error.key in typed and not self.group_options(error.key):
             return error
-        cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        try:
+            cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        except REFUSALS:
+            return error
         return self._files.located(error, {"": self._config_name, **cfg.hydra.runtime.choices})
 
     def group_options(self, group: str) -> list[str]:

@@ -85,6 +85,8 @@ TRAIN = {
         "experiment=cartpole_ppo",
         "experiment=cartpole_ppo: write it without the +",
     ),
+    "added option of a sweep": (["-m", "+algo=a2c", "seed=1,2"], "algo=a2c", "without the +"),
+    "mistyped option in a sweep": (["-m", "env=atari/pnog", "seed=1,2"], "env=atari/pnog", "pong?"),
     "option added by force": (
         ["++env=gym", "env.id=CartPole-v1"],
         "env=gym",
