@@ -254,13 +254,16 @@ class Composer:
 
         Args:
             error: the error.
-            overrides: the overrides of the command, which must have been composed without errors.
+            overrides: the overrides of the command.
         """
         parsed = parse_overrides(overrides)
         typed = {override.key_or_group for override in parsed}
         if error.key in typed and not self.group_options(error.key):
             return error
-        cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        try:
+            cfg = self._load_unexplained(overrides, RunMode.MULTIRUN)
+        except REFUSALS:
+            return error
         choices = {"": self._config_name, **cfg.hydra.runtime.choices}
         if name := tuned.choose(cfg, choices, self.group_options(tuned.GROUP)):
             choices[tuned.GROUP] = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -132,6 +133,22 @@ def test_search_without_a_result_in_other_words(tmp_path: Path, start: Callable[
     assert run.stderr.splitlines()[-1].startswith("htsrl: error: no trial of sweep gave a metric")
     assert "Traceback" not in run.stderr
     assert len(summaries(tmp_path / "sweep")) == 2
+
+
+def test_search_finds_its_folders_again(htsrl: Htsrl, tmp_path: Path) -> None:
+    words = [*SEARCH_ALONE[:-2], "env.episode_length=10", "total_steps=256"]
+    words += ["algo.entropy_coef=choice(0.0,0.01)"]
+    first = htsrl(*words)
+    assert first.returncode == 0, first.stderr
+    complete = summaries(tmp_path / "sweep")
+    assert len(complete) == 2
+    again = htsrl(*words, "resume=auto")
+    assert again.returncode == 0, again.stderr
+    assert summaries(tmp_path / "sweep") == complete
+    folder = next(iter(complete))
+    assert re.fullmatch(r"\d_learning_rate-[0-9.e-]+_entropy_coef-[0-9.]+", folder)
+    scored = htsrl("eval", f"checkpoint=sweep/{folder}", "episodes=1")
+    assert scored.returncode == 0, scored.stderr
 
 
 # A program that fails before the first trial.

@@ -60,6 +60,24 @@ TRAIN = {
         "env.id=PongNoFrameskip-v4",
         "env=atari/pong",
     ),
+    "id without env=gym": (
+        ["env.id=CartPole-v1"],
+        "env.id=CartPole-v1",
+        "write env=gym env.id=CartPole-v1",
+    ),
+    "id without a version": (
+        ["env=gym", "env.id=CartPole"],
+        "env.id=CartPole",
+        "name the version: CartPole-v1",
+    ),
+    "search without a range": (["-m", "sweeper=optuna"], "a search", "needs a key with a range"),
+    "search without -m": (["hparams_search=ppo"], "hparams_search=ppo", "add -m"),
+    "launcher without -m": (["launcher=joblib"], "launcher=joblib", "add -m"),
+    "settings of another algorithm": (
+        ["algo=a2c", "tuned=ppo/CartPole-v1"],
+        "tuned=ppo/CartPole-v1",
+        "is for algo=ppo",
+    ),
     "removed key": (["~seed"], "~seed", "cannot be removed"),
     "removed group": (["~env"], "~env", "cannot be removed"),
     "removed group with a value": (["~algo=ppo"], "~algo=ppo", "cannot be removed"),
@@ -85,6 +103,8 @@ TRAIN = {
         "experiment=cartpole_ppo",
         "experiment=cartpole_ppo: write it without the +",
     ),
+    "added option of a sweep": (["-m", "+algo=a2c", "seed=1,2"], "algo=a2c", "without the +"),
+    "mistyped option in a sweep": (["-m", "env=atari/pnog", "seed=1,2"], "env=atari/pnog", "pong?"),
     "option added by force": (
         ["++env=gym", "env.id=CartPole-v1"],
         "env=gym",

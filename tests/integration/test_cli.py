@@ -169,7 +169,9 @@ def test_runs_of_the_same_second_do_not_collide(tmp_path: Path, htsrl: Htsrl) ->
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda _: run_with_runner(tmp_path, "pass", "seed=2"), range(4)))
     assert [run.returncode for run in done] == [0] * 4
-    assert len(list((tmp_path / "runs" / "synthetic" / "count" / "ppo").iterdir())) == 4
+    folders = list((tmp_path / "runs" / "synthetic" / "count" / "ppo").iterdir())
+    assert len(folders) == 4
+    assert all(folder.name.startswith("seed2_") for folder in folders)
 
 
 def test_sweep(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_resume_of_a_complete_run_says_so(htsrl: Htsrl, tmp_path: Path) -> None:
     run = htsrl("train", "resume='runs/a pole'")
     assert run.returncode == 0, run.stderr
     lines = said(run.stderr)
+    assert "the run is complete: there is nothing to train" in lines
     assert any(line.startswith("complete after 1,024 env steps") for line in lines)
     after = json.loads((tmp_path / "runs" / "a pole" / "summary.json").read_text())
     assert after["params_sha256"] == before["params_sha256"]
