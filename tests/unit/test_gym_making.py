@@ -118,6 +118,8 @@ def test_every_retired_id_names_the_newest_version() -> None:
         remedies[env_id] = remedy(env_id)
     # Of an environment whose package is missing, Gymnasium does not say that it is retired.
     told = {i: text for i, text in remedies.items() if "pip install" not in text}
+    # Other tests may have imported ale-py, which registers old ids of Atari games.
+    told = {i: text for i, text in told.items() if "env=atari/" not in text}
     assert len(told) >= 5
     for env_id, text in told.items():
         assert f"use {env_id.rpartition('-v')[0]}-v" in text

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,12 @@ def _check_origin(env_id: str, module: str) -> None:
 
 def _remedy(env_id: str) -> str:
     """Returns the remedy for an id that Gymnasium does not know, or not any more."""
-    from ale_py import roms
-
     module, colon, name = env_id.rpartition(":")
     newest = _newest(name)
-    # Gymnasium's Blackjack is no Atari game. ale-py has registered the ids of those.
+    # Gymnasium's Blackjack is no Atari game. ale-py may have registered the ids of those.
     is_other = newest and not _is_from(gymnasium.spec(newest), "ale_py")
-    if not is_other and (game := atari_game(env_id)) in roms.get_all_rom_ids():
+    game = atari_game(env_id)
+    if not is_other and game and _has_rom(game):
         return f"for this game, use env=atari/{game}"
     if newest:
         return f"there is no such version: use {module}{colon}{newest}"
@@ -136,6 +136,14 @@ def _remedy(env_id: str) -> str:
         f"Gymnasium has no such environment; the closest is {known[closest]} (for an environment "
         f"that a module registers, write env.id=MODULE:{name})"
     )
+
+
+def _has_rom(game: str) -> bool:
+    """Returns True if ale-py has the game; does not import ale-py, which would register its ids."""
+    spec = find_spec("ale_py")
+    if spec is None or spec.origin is None:
+        return False
+    return Path(spec.origin).with_name("roms").joinpath(f"{game}.bin").exists()
 
 
 def _newest(name: str) -> str | None:
