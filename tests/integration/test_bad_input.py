@@ -85,7 +85,11 @@ TRAIN = {
     "removed unknown key": (["~sede"], "~sede", "cannot be removed"),
     "removed key of hydra": (["~hydra.run.dir"], "~hydra.run.dir", "cannot be removed"),
     "removed key in a sweep": (["-m", "~seed", "seed=1,2"], "~seed", "cannot be removed"),
-    "key of another environment": (["env.id=Pong-v5"], "env.id=Pong-v5", "write env=gym env.id=Pong-v5"),
+    "key of another environment": (
+        ["env.id=Pong-v5"],
+        "env.id=Pong-v5",
+        "write env=gym env.id=Pong-v5",
+    ),
     "key of another algorithm": (
         ["algo=a2c", "algo.clip_coef=0.1"],
         "algo.clip_coef=0.1",
