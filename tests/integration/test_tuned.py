@@ -63,3 +63,19 @@ def test_shown_configuration_has_the_settings(htsrl: Htsrl) -> None:
     assert "gae_lambda: 0.8" in run.stdout
     run = htsrl("train", "env=gym", "env.id=CartPole-v1", "tuned=none", "--cfg", "job")
     assert "gae_lambda: 0.95" in run.stdout
+
+
+def test_settings_of_the_user(htsrl: Htsrl, tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "tuned" / "ppo" / "Acrobot-v1.yaml"
+    file.parent.mkdir(parents=True)
+    settings = "resume: null\nalgo:\n  gamma: 0.9\n"
+    words = ("--config-dir=conf", *SMALL, "env.id=Acrobot-v1")
+    file.write_text(settings)
+    refused = htsrl("train", *words)
+    assert refused.returncode == 2
+    assert f"{file}, line 1: " in refused.stderr
+    assert "write # @package _global_ on the first line" in refused.stderr
+    file.write_text(f"# @package _global_\n# Mine.\n{settings}")
+    run = htsrl("train", *words)
+    assert run.returncode == 0, run.stderr
+    assert "tuned=ppo/Acrobot-v1: Mine. resume=null algo.gamma=0.9" in run.stderr

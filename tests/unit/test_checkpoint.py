@@ -293,6 +293,8 @@ def test_find_takes_a_file_as_named_and_the_newest_of_a_folder(tmp_path: Path) -
         store.save(env_steps, None, tiny())
     assert find_checkpoint(tmp_path) == store.path(200)
     assert find_checkpoint(store.path(10)) == store.path(10)
+    with pytest.raises(CheckpointError, match=f"is no run folder: give {tmp_path}, or a file"):
+        find_checkpoint(tmp_path / "checkpoints")
 
 
 def test_find_passes_over_damaged_files_with_a_warning(
