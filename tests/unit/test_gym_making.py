@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from gymnasium.envs.registration import get_env_id
 
 from htsrl_cli.envs.gym.making import make
 from htsrl_cli.errors import ConfigError
@@ -98,10 +99,11 @@ def test_a_path_instead_of_a_module(folder: Path, module: str) -> None:
 
 def retired() -> list[str]:
     """Returns all ids of which Gymnasium has a newer version."""
-    newest: dict[str, int] = {}
+    newest: dict[tuple[str | None, str], int] = {}
     for spec in gymnasium.registry.values():
-        newest[spec.name] = max(newest.get(spec.name, 0), spec.version or 0)
-    return [f"{name}-v{v}" for name, last in newest.items() for v in range(last)]
+        key = spec.namespace, spec.name
+        newest[key] = max(newest.get(key, 0), spec.version or 0)
+    return [get_env_id(*key, v) for key, last in newest.items() for v in range(last)]
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v2", "HalfCheetah-v3", "LunarLander-v2"])

@@ -36,10 +36,10 @@ def make(config: GymConfig) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = _import_module(config.id)
-        if name not in gymnasium.registry and _newest(name) and not re.search(r"-v\d+$", name):
-            remedy = f"name the version: {config.id.removesuffix(name)}{_newest(name)}"
-            raise ConfigError("env.id", config.id, remedy)
         try:
+            if name not in gymnasium.registry and _newest(name) and not re.search(r"-v\d+$", name):
+                remedy = f"name the version: {config.id.removesuffix(name)}{_newest(name)}"
+                raise ConfigError("env.id", config.id, remedy)
             return gymnasium.make(
                 name,
                 max_episode_steps=config.max_episode_steps,
