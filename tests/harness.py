@@ -46,7 +46,9 @@ ENVS: dict[str, EnvConfig] = {
 IMAGES = ("atari", "screens")
 # Minibatches have several micro-batches, so that several threads share the work.
 ALGOS: dict[str, AlgoConfig] = {
-    "ppo": sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, reevaluate=True),
+    "ppo": sections.ppo(
+        update_epochs=2, num_minibatches=4, learning_rate=1e-3, correction="proximal"
+    ),
     "a2c": sections.a2c(),
 }
 

@@ -8,6 +8,7 @@ add up to the mean loss of the minibatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -54,10 +55,17 @@ class Prediction(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The targets of an update, float32 [T, B] for a whole slot or [n] for n rows."""
+    """The targets of an update, float32 [T, B] for a whole slot or [n] for n rows.
+
+    Attributes:
+        advantages: advantages of the actions taken.
+        returns: targets of the values.
+        weights: importance weights of the actions in the loss; 1 where nothing is corrected.
+    """
 
     advantages: Tensor
     returns: Tensor
+    weights: Tensor
 
 
 class Algorithm(Protocol):
@@ -68,19 +76,22 @@ class Algorithm(Protocol):
             (A2C), False if it is computed at the current parameters (PPO).
         reevaluates: True if, under policy lag, an update first recomputes the log-probabilities and
             values of the slot with the current parameters.
+        max_weight: largest importance weight in the loss; infinity if there is no limit, or if the
+            loss has no weights.
         anneals_loss: True if the loss function depends on the number of updates made, for example
             through an annealed clipping range.
     """
 
     at_behaviour: bool
     reevaluates: bool
+    max_weight: float
     anneals_loss: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Builds the optimizer; the learner sets the learning rate before every optimizer step."""
 
     def targets(self, rollout: Rollout) -> Targets:
-        """Computes the advantages and returns of a slot, float32 [T, B]."""
+        """Computes the advantages, returns and importance weights of a slot, float32 [T, B]."""
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
         """Yields the row indices of each minibatch of update `update`, int64 [rows].
@@ -118,6 +129,7 @@ class WholeSlot:
 
     at_behaviour = True
     reevaluates = False
+    max_weight = math.inf
     anneals_loss = False
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:

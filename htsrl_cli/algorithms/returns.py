@@ -15,9 +15,9 @@ from torch import Tensor
 class Rollout(NamedTuple):
     """Rewards, episode ends and values of a slot.
 
-    All `values` come from the same policy: with `algo.reevaluate`, the policy that the update
-    starts from; otherwise, the behavior policy. `final_values` always come from the behavior
-    policy.
+    All `values` come from the same policy: the policy that the update starts from if it
+    reevaluates the slot (see `algo.correction`), otherwise the behavior policy. `final_values`
+    always come from the behavior policy.
 
     Attributes:
         rewards: float32 [T, B]; the training rewards.
@@ -27,6 +27,9 @@ class Rollout(NamedTuple):
             of the observation after the last env step.
         final_values: float32 [T, B]; where `truncated` is True, the value of the episode's last
             observation; elsewhere 0.
+        ratios: float32 [T, B]; probability of the action under the policy that the update starts
+            from, divided by its probability under the behavior policy. Exactly 1 if these are the
+            same policy, or if the slot is not reevaluated.
     """
 
     rewards: Tensor
@@ -34,6 +37,7 @@ class Rollout(NamedTuple):
     truncated: Tensor
     values: Tensor
     final_values: Tensor
+    ratios: Tensor
 
 
 def next_values(rollout: Rollout) -> Tensor:
@@ -56,6 +60,36 @@ def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
         advantage = deltas[t] + gamma * gae_lambda * continues[t] * advantage
         advantages[t] = advantage
     return advantages
+
+
+def vtrace(
+    rollout: Rollout, gamma: float, gae_lambda: float, max_rho: float, max_c: float
+) -> tuple[Tensor, Tensor]:
+    """Computes V-trace advantages and returns, each float32 [T, B] (Espeholt et al., 2018, Eq. 1).
+
+    With ratios of 1, both are the same, bit for bit, as with `gae`.
+
+    Args:
+        gae_lambda: factor of the weights c, as in the paper's Remark 2.
+        max_rho: largest weight of a temporal difference.
+        max_c: largest weight, before the factor `gae_lambda`, with which a correction is passed on
+            to the env step before.
+
+    Returns:
+        The advantages and the returns. A return is the value plus the correction of its env step.
+        An advantage does not contain its own action's weight, because the loss multiplies by it.
+    """
+    deltas = rollout.rewards + gamma * next_values(rollout) - rollout.values[:-1]
+    continues = (~(rollout.terminated | rollout.truncated)).to(deltas.dtype)
+    rhos, cs = rollout.ratios.clamp(max=max_rho), rollout.ratios.clamp(max=max_c)
+    advantages, corrections = torch.empty_like(deltas), torch.empty_like(deltas)
+    correction = torch.zeros_like(deltas[0])
+    for t in range(len(deltas) - 1, -1, -1):
+        following = gamma * gae_lambda * continues[t] * correction
+        advantages[t] = deltas[t] + following
+        correction = rhos[t] * deltas[t] + cs[t] * following
+        corrections[t] = correction
+    return advantages, corrections + rollout.values[:-1]
 
 
 def bootstrapped_returns(rollout: Rollout, gamma: float) -> Tensor:

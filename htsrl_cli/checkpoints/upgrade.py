@@ -9,7 +9,8 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, and, for Gymnasium environments, `scale_observations` and `scale_actions`.
+evaluated games, and, for Gymnasium environments, `scale_observations` and `scale_actions`. The
+key `algo.reevaluate` of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -66,11 +67,14 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
     if network.get("name") in ("auto", "nature_cnn"):
         network.setdefault("linear_kernel", "convolution")
+    if "reevaluate" in algo:
+        algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
+        algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":
         env = {"scale_observations": False, "scale_actions": False, **env}
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
-    new = {**config, **({"env": env} if env else {})}
+    new = {**config, **({"env": env} if env else {}), **({"algo": algo} if algo else {})}
     if "eval" in config:
         new["eval"] = evaluation
-    return {**new, "algo": algo, "network": network} if network else new
+    return {**new, "network": network} if network else new

@@ -75,6 +75,11 @@ def kind_of(value: object) -> str:
 
 def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
     """Returns the error for an unknown key; the message suggests a similar key, if any."""
+    if _last_part(key) == "reevaluate" and "algo.correction" in known:
+        remedy = (
+            "no such key: write algo.correction=proximal for true, algo.correction=none for false"
+        )
+        return ConfigError(key, shown(value), remedy)
     return ConfigError(key, shown(value), f"no such key{did_you_mean(key, known)}")
 
 

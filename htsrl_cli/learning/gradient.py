@@ -38,7 +38,7 @@ class Batch(NamedTuple):
         actions: actions [N, D].
         old: log-probabilities of the actions, and values of the observations, both computed by the
             old policy; each float32 [N].
-        targets: advantages and returns, each float32 [N].
+        targets: advantages, returns and importance weights, each float32 [N].
         activations: activations that actors kept, each [N, ...]; empty if the learner has to
             compute the forward pass.
     """
@@ -229,7 +229,7 @@ class GradientEngine(ABC):
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
             OldPolicy(*(array[rows] for array in batch.old)),
-            Targets(advantages, batch.targets.returns[rows]),
+            Targets(advantages, batch.targets.returns[rows], batch.targets.weights[rows]),
             num_rows,
             remaining,
         )

@@ -23,6 +23,9 @@ from htsrl_cli.networks.registry import initial_policies
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
 
+# Ratios of probabilities are limited to e^20, so that they and their squares are finite.
+_MAX_LOG_RATIO = 20.0
+
 
 class Learner:
     """The policies, their optimizer, and the update from θ[j] to θ[j+1].
@@ -98,7 +101,7 @@ class Learner:
 
         Returns:
             Metrics by name: losses and gradient norm (means over the minibatches), the explained
-            variance of the slot's values, and the learning rate.
+            variance of the slot's values, the learning rate, and the effects of policy lag.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite. The gradient of this minibatch has not
@@ -106,7 +109,8 @@ class Learner:
                 applied. Continue from a checkpoint.
         """
         started_from = _clones(self._state)
-        batch = self._engine.hold(self._batch(slot, activations))
+        built, lag_metrics = self._batch(slot, activations)
+        batch = self._engine.hold(built)
         logged = []
         num_rows = len(batch.targets.returns) // len(self.policies)
         for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
@@ -120,8 +124,10 @@ class Learner:
         means = {name: float(np.mean([entry[name] for entry in logged])) for name in logged[0]}
         means["loss/explained_variance"] = _explained_variance(batch)
         means["learner/learning_rate"] = self._learning_rate()
+        if "loss/clip_fraction" in logged[0]:
+            means["lag/first_clip_fraction"] = logged[0]["loss/clip_fraction"]
         self.num_updates_done += 1
-        return means
+        return means | lag_metrics
 
     def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """Makes one optimizer step with a minibatch; returns the minibatch's metrics by name.
@@ -173,17 +179,28 @@ class Learner:
             "not applied; lower algo.learning_rate or set learner.precision=fp32"
         )
 
-    def _batch(self, slot: Slot, activations: Sequence[Array]) -> Batch:
+    def _batch(self, slot: Slot, activations: Sequence[Array]) -> tuple[Batch, dict[str, float]]:
+        """Returns the batch of a slot, and the metrics of its importance weights by name.
+
+        There are no metrics if the slot is not reevaluated.
+        """
+
         def tensor(array: Array) -> Tensor:
             return torch.from_numpy(array).to(self._device, non_blocking=True)
 
         obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
-        values = torch.from_numpy(slot.values)
+        values, behaviour = torch.from_numpy(slot.values), torch.from_numpy(slot.log_probs)
+        # Without lag, the policies are the same, and their ratios are exactly 1.
+        ratios = torch.ones_like(behaviour)
+        metrics: dict[str, float] = {}
         old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
         if self._lag and self._algorithm.reevaluates:
             self._engine.load(self._state)
             old = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
+            log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
+            ratios = _ratios(log_ratios)
+            metrics = _lag_metrics(log_ratios, ratios, self._algorithm.max_weight)
         # Targets are computed on the CPU, because they take hundreds of tiny operations.
         rollout = Rollout(
             torch.from_numpy(slot.rewards),
@@ -191,18 +208,20 @@ class Learner:
             torch.from_numpy(slot.truncated),
             values,
             torch.from_numpy(slot.final_values),
+            ratios,
         )
         targets = Targets(
             *(array.flatten().to(self._device) for array in self._algorithm.targets(rollout))
         )
         num_rows = len(actions)
-        return Batch(
+        batch = Batch(
             obs[:num_rows],
             actions,
             old._replace(values=old.values[:num_rows]),
             targets,
             [as_tensor(array).flatten(0, 1) for array in activations],
         )
+        return batch, metrics
 
     def _remaining(self) -> float:
         return 1.0 - self.num_updates_done / self._num_updates
@@ -282,6 +301,23 @@ def _explained_variance(batch: Batch) -> float:
     variance = float(returns.var(correction=0))
     residual = float((returns - batch.old.values).var(correction=0))
     return 1 - residual / variance if variance else 0.0
+
+
+def _ratios(log_ratios: Tensor) -> Tensor:
+    """Returns ratios of probabilities from their logarithms."""
+    return log_ratios.clamp(max=_MAX_LOG_RATIO).exp()
+
+
+def _lag_metrics(log_ratios: Tensor, ratios: Tensor, max_weight: float) -> dict[str, float]:
+    """Returns metrics of the importance weights by name; see `htsrl_cli.tracking.metric_names`."""
+    weights = ratios.clamp(max=max_weight)
+    size = weights.sum() ** 2 / (weights**2).sum() / weights.numel()
+    return {
+        "lag/kl": float((ratios - 1 - log_ratios).mean()),
+        "lag/effective_sample_size": float(size),
+        "lag/max_weight": float(ratios.max()),
+        "lag/truncated_fraction": float((ratios > max_weight).float().mean()),
+    }
 
 
 def _clones(tensors: list[Tensor]) -> list[Tensor]:

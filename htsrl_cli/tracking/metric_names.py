@@ -129,10 +129,10 @@ METRICS: Mapping[str, Metric] = {
         "nats",
         "PPO only: approximate KL divergence from the old policy to the current policy, computed "
         "as the mean of ratio - 1 - log(ratio) (`approx_kl` in other libraries). With "
-        "`algo.reevaluate=true`, the old policy is the policy at the start of the update. With "
-        "`algo.reevaluate=false`, it is the behavior policy, which collected the rollout. With "
+        "`algo.correction=none`, the old policy is the behavior policy, which collected the "
+        "rollout. With other corrections, it is the policy at the start of the update. With "
         "`runner=hts` and `runner=serial`, the behavior policy is one update older, so the "
-        "divergence also includes the change that the previous update made.",
+        "divergence from the behavior policy also includes the change of the previous update.",
         "Small and steady, often between 0.001 and 0.02. If it grows, updates are too large: "
         "lower `algo.learning_rate` or `algo.update_epochs`.",
     ),
@@ -170,6 +170,39 @@ METRICS: Mapping[str, Metric] = {
         "Policy lag: the version of the parameters at the start of an update, minus the version "
         "that collected the rollout from which the update learns.",
         "Always 1 with `runner=hts` and `runner=serial`, always 0 with `runner=sync`.",
+    ),
+    "lag/first_clip_fraction": Metric(
+        "fraction",
+        "PPO only: `loss/clip_fraction` of the first minibatch of an update, before any optimizer "
+        "step. With `algo.correction=none`, it shows the effect of policy lag.",
+        "0 or close to 0. If it is high with `algo.correction=none`, try another correction.",
+    ),
+    "lag/kl": Metric(
+        "nats",
+        "PPO with policy lag and `algo.correction` other than `none`: approximate KL divergence "
+        "from the behavior policy to the policy at the start of the update, computed as in "
+        "`loss/kl`.",
+        "Small and steady. If it grows, updates are too large: lower `algo.learning_rate` or "
+        "`algo.update_epochs`.",
+    ),
+    "lag/effective_sample_size": Metric(
+        "fraction",
+        "Effective sample size of the importance weights, (Σw)² / Σw², divided by the number of "
+        "rows. A weight w is the action's probability at the start of the update, divided by its "
+        "probability under the behavior policy, and at most `algo.max_weight`. With "
+        "`algo.correction=proximal`, the loss has no weights, and w has no limit.",
+        "Close to 1. If it is far below, the update learns from few of its rows.",
+    ),
+    "lag/max_weight": Metric(
+        "no unit",
+        "Largest importance weight of a rollout, before it is limited to `algo.max_weight`.",
+        "A little above 1.",
+    ),
+    "lag/truncated_fraction": Metric(
+        "fraction",
+        "`algo.correction=decoupled` and `vtrace`: fraction of the importance weights that are "
+        "limited to `algo.max_weight`.",
+        "Close to 0.",
     ),
     "eval/episodes": Metric(
         "episodes",

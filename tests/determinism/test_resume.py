@@ -47,7 +47,7 @@ def words(config: TrainConfig) -> list[str]:
         f"algo.policies={config.algo.policies}",
         "algo.update_epochs=2",
         "algo.learning_rate=1e-3",
-        f"algo.reevaluate={config.algo.reevaluate}",
+        f"algo.correction={config.algo.correction}",
         f"actors.num_envs={config.actors.num_envs}",
         f"learner.micro_batch={config.learner.micro_batch}",
         f"runner.sync_interval={config.runner.sync_interval}",

@@ -32,7 +32,7 @@ SMALL = [
 ]
 PPO = ["algo=ppo", "algo.update_epochs=2"]
 RUNS = {
-    "PPO": [*SMALL, *PPO, "env.id=CartPole-v1", "algo.reevaluate=true"],
+    "PPO": [*SMALL, *PPO, "env.id=CartPole-v1", "algo.correction=vtrace"],
     "A2C": [*SMALL, "algo=a2c", "env.id=CartPole-v1"],
     "Gaussian actions": [*SMALL, *PPO, "env.id=Pendulum-v1"],
     "images in bf16": [

@@ -37,7 +37,7 @@ PPO = sections.ppo(
     gae_lambda=0.8,
     update_epochs=3,
     num_minibatches=4,
-    reevaluate=True,
+    correction="proximal",
     max_grad_norm=0.05,
 )
 SEED = 3
@@ -164,7 +164,7 @@ class A2cReference:
 class PpoReference:
     """PPO: the clipped objective in epochs of shuffled minibatches, applied by Adam.
 
-    If the configuration reevaluates, the slot first gets the log-probabilities and values of the
+    Unless `correction` is `none`, the slot first gets the log-probabilities and values of the
     policy from which the update starts.
     """
 
@@ -176,39 +176,68 @@ class PpoReference:
         self.second = {name: torch.zeros_like(p) for name, p in theta.items()}
         self.num_steps = 0
         self.num_clipped = 0
+        self.num_limited = {"max_weight": 0, "vtrace_rho": 0, "vtrace_c": 0}
 
-    def targets(self, slot: Slot) -> tuple[Array, Array]:
+    def limited(self, name: str, ratio: float) -> float:
+        """Returns an importance ratio, or the limit in the key `name` if that is less."""
+        limit: float = getattr(self.config, name)
+        self.num_limited[name] += ratio > limit
+        return min(ratio, limit)
+
+    def targets(self, slot: Slot, ratios: Array) -> tuple[Array, Array]:
+        """Returns advantages and returns as sums over the rest of the episode, or by V-trace."""
         config = self.config
+        is_vtrace = config.correction == "vtrace"
 
         def delta(t: int, c: int) -> float:
             change = config.gamma * follow(slot, t, c) - float(slot.values[t, c])
             return float(slot.rewards[t, c]) + change
 
         def cell(t: int, c: int) -> tuple[float, float]:
-            advantage = 0.0
+            advantage = correction = 0.0
+            passed = 1.0  # product of the weights c from step t to the step before k
             for k in range(t, T):
-                advantage += (config.gamma * config.gae_lambda) ** (k - t) * delta(k, c)
+                weight = self.limited("vtrace_rho", ratios[k, c]) if is_vtrace else 1.0
+                term = (config.gamma * config.gae_lambda) ** (k - t) * delta(k, c)
+                correction += passed * weight * term
+                # The advantage has no weights of its own action.
+                own = self.limited("vtrace_c", ratios[t, c]) if is_vtrace else 1.0
+                advantage += term if k == t else passed / own * weight * term
+                passed *= self.limited("vtrace_c", ratios[k, c]) if is_vtrace else 1.0
                 if ended(slot, k, c):
                     break
-            return advantage, advantage + float(slot.values[t, c])
+            return advantage, correction + float(slot.values[t, c])
 
         return row_by_row(slot, cell)
 
     def update(self, slot: Slot, number: int) -> None:
         config = self.config
-        if config.reevaluate:
+        ratios = np.ones((T, B))
+        if config.correction != "none":
+            before = slot
             slot = reevaluated(slot, self.theta)
+            ratios = np.exp(slot.log_probs - before.log_probs.astype(np.float64))
         remaining = 1 - number / self.num_updates
         rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
         clip = config.clip_coef * (remaining if config.anneal_clip_coef else 1.0)
-        advantages, returns = self.targets(slot)
+        advantages, returns = self.targets(slot, ratios)
+        is_weighted = config.correction in ("decoupled", "vtrace")
+        weights = np.ones((T, B))
+        for cell in np.ndindex(T, B) if is_weighted else ():
+            weights[cell] = self.limited("max_weight", float(ratios[cell]))
         for order in minibatch_orders(SEED, number, config.update_epochs, T * B):
             for rows in np.split(order, config.num_minibatches):
                 cells = [divmod(int(row), B) for row in rows]
                 chosen = np.array([advantages[cell] for cell in cells])
                 chosen = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
                 loss = partial(
-                    self.loss, slot=slot, cells=cells, advantages=chosen, returns=returns, clip=clip
+                    self.loss,
+                    slot=slot,
+                    cells=cells,
+                    advantages=chosen,
+                    returns=returns,
+                    weights=weights,
+                    clip=clip,
                 )
                 self.step(loss, rate)
 
@@ -219,6 +248,7 @@ class PpoReference:
         cells: list[tuple[int, int]],
         advantages: Array,
         returns: Array,
+        weights: Array,
         clip: float,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
@@ -234,7 +264,7 @@ class PpoReference:
             near = old + (values - old).clamp(-clip, clip)
             error = torch.maximum((values - target) ** 2, (near - target) ** 2)
             entropy = -(log_p.exp() * log_p).sum()
-            total = total - surrogate + self.config.value_coef * 0.5 * error
+            total = total - weights[t, c] * surrogate + self.config.value_coef * 0.5 * error
             total = total - self.config.entropy_coef * entropy
         return total / len(cells)
 

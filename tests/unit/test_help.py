@@ -44,7 +44,7 @@ def test_every_key_is_explained_on_its_line(verb: str) -> None:
         (["env=gym"], "  kwargs: {}  # keyword arguments for gymnasium.make"),
         (["env=football/5_vs_5"], "  scenario: 5_vs_5  # name of the scenario; env=football/SCEN"),
         # The comment of the preset explains the value, not the key.
-        (["experiment=cartpole_ppo"], "  reevaluate: true  # recompute a rollout's log-probab"),
+        (["experiment=cartpole_ppo"], "  correction: proximal  # of policy lag: none, proximal"),
     ],
 )
 def test_meaning_is_that_of_the_chosen_option(words: list[str], line: str) -> None:

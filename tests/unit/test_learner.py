@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
+from htsrl_cli.learning import learner as learning
 from htsrl_cli.learning.gradient import num_micro_batches
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.activations import CachingLayers, as_array
@@ -38,6 +40,7 @@ from htsrl_cli.sampling.requests import Request
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
 from tests import sections
+from tests.harness import NEEDS_BF16
 from tests.unit.learner_references import (
     A2C,
     IMAGES,
@@ -52,11 +55,17 @@ from tests.unit.learner_references import (
     Theta,
     collect,
     make_slot,
+    reevaluated,
 )
 
 TOLERANCE = 2e-6
 # An algorithm that learns from the slot's own log-probabilities and values.
-SLOT_PPO = replace(PPO, reevaluate=False)
+CORRECTIONS = ("none", "proximal", "decoupled", "vtrace")
+WEIGHTED = ("decoupled", "vtrace")
+# Limits of weights that some ratios of random slots exceed, and others do not.
+LIMITED = replace(PPO, max_weight=1.3, vtrace_rho=1.2, vtrace_c=1.1)
+LIMITS = ("max_weight", "vtrace_rho", "vtrace_c")
+SLOT_PPO = replace(PPO, correction="none")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +97,11 @@ def theta_of(learner: Learner) -> Theta:
     """Returns the parameters of a learner's only policy."""
     arrays = learner.parameters().items()
     return {n.removeprefix("0."): torch.tensor(a, dtype=torch.float64) for n, a in arrays}
+
+
+def digests(learner: Learner) -> dict[str, str]:
+    """Returns the hash of every array of a learner's state, by name."""
+    return {n: sha256(a.tobytes()).hexdigest() for n, a in learner.state().arrays.items()}
 
 
 def differ(theta: Theta, other: Theta, atol: float = TOLERANCE) -> bool:
@@ -152,10 +166,10 @@ def test_a2c_rate_falls_with_the_updates() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [5, 12])
-@pytest.mark.parametrize("reevaluate", [True, False])
-def test_ppo_equals_a_slow_reference(reevaluate: bool, micro_batch: int) -> None:
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_ppo_equals_a_slow_reference(correction: str, micro_batch: int) -> None:
     # Three updates of 3 epochs and 4 minibatches. Slots are random, so that both clips are active.
-    config = replace(PPO, reevaluate=reevaluate)
+    config = replace(LIMITED, correction=correction)
     learner = make_learner(config, num_updates=5, micro_batch=micro_batch)
     reference = PpoReference(config, theta_of(learner), num_updates=5)
     for number in range(3):
@@ -165,6 +179,9 @@ def test_ppo_equals_a_slow_reference(reevaluate: bool, micro_batch: int) -> None
         assert not differ(reference.theta, theta_of(learner))
         assert logged["learner/learning_rate"] == pytest.approx(1e-2 * (1 - number / 5))
     assert 0 < reference.num_clipped < 3 * 3 * T * B
+    is_used = dict.fromkeys(LIMITS, correction == "vtrace")
+    is_used["max_weight"] = correction in WEIGHTED
+    assert {name: n > 0 for name, n in reference.num_limited.items()} == is_used
 
 
 WRONG = {
@@ -181,15 +198,21 @@ WRONG = {
     "adam_eps": 2e-5,
     "update_epochs": 2,
     "num_minibatches": 3,
-    "reevaluate": False,
+    "correction": "vtrace",
+    "max_weight": 1.25,
+    "vtrace_rho": 1.15,
+    "vtrace_c": 1.05,
 }
 
 
 @pytest.mark.parametrize("key", WRONG)
 def test_the_ppo_comparison_feels_every_key(key: str) -> None:
-    config: PpoConfig = replace(PPO, **{key: WRONG[key]})  # type: ignore[arg-type]
+    is_weight = key in ("correction", *LIMITS)
+    correction = "decoupled" if key == "correction" else "vtrace"
+    right = replace(LIMITED, correction=correction) if is_weight else PPO
+    config: PpoConfig = replace(right, **{key: WRONG[key]})  # type: ignore[arg-type]
     learner = make_learner(config, num_updates=5, micro_batch=12)
-    reference = PpoReference(PPO, theta_of(learner), num_updates=5)
+    reference = PpoReference(right, theta_of(learner), num_updates=5)
     for number in range(2):
         slot = make_slot(SPEC, number)
         reference.update(slot, number)
@@ -197,8 +220,61 @@ def test_the_ppo_comparison_feels_every_key(key: str) -> None:
     assert differ(reference.theta, theta_of(learner))
 
 
-def test_ppo_without_lag_has_nothing_to_reevaluate() -> None:
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_without_lag_no_correction_changes_a_bit(correction: str) -> None:
     # The update uses the slot's log-probabilities and values unchanged.
+    slot = make_slot(SPEC, 0)
+    states = []
+    for algo in (SLOT_PPO, replace(LIMITED, correction=correction)):
+        learner = make_learner(algo, lag=0)
+        for _ in range(2):
+            logged = learner.update(slot, no_check)
+        states.append(digests(learner))
+        assert "lag/kl" not in logged
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("correction", WEIGHTED)
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=NEEDS_BF16)])
+def test_weights_of_one_give_the_bits_of_proximal(
+    monkeypatch: pytest.MonkeyPatch, correction: str, precision: str
+) -> None:
+    def updated(name: str) -> dict[str, str]:
+        learner = make_learner(replace(PPO, correction=name), precision=precision)
+        for number in range(3):
+            learner.update(make_slot(SPEC, number), no_check)
+        return digests(learner)
+
+    proximal, weighted = updated("proximal"), updated(correction)
+    assert weighted != proximal
+    monkeypatch.setattr(learning, "_ratios", torch.ones_like)
+    assert updated(correction) == proximal
+
+
+def test_weights_are_logged() -> None:
+    learner = make_learner(replace(LIMITED, correction="decoupled"))
+    slot = make_slot(SPEC, 0)
+    log_ratios = reevaluated(slot, theta_of(learner)).log_probs - slot.log_probs.astype(np.float64)
+    ratios = np.exp(log_ratios)
+    weights = np.minimum(ratios, LIMITED.max_weight)
+    logged = learner.update(slot, no_check)
+    assert {n: v for n, v in logged.items() if n.startswith("lag/")} == pytest.approx(
+        {
+            "lag/kl": np.mean(ratios - 1 - log_ratios),
+            "lag/effective_sample_size": weights.sum() ** 2 / (weights**2).sum() / (T * B),
+            "lag/max_weight": ratios.max(),
+            "lag/truncated_fraction": np.mean(ratios > LIMITED.max_weight),
+            "lag/first_clip_fraction": 0.0,
+        },
+        rel=1e-4,
+    )
+    assert 0 < logged["lag/truncated_fraction"] < 1
+    other = make_learner(SLOT_PPO).update(slot, no_check)
+    assert [name for name in other if name.startswith("lag/")] == ["lag/first_clip_fraction"]
+    assert 0 < other["lag/first_clip_fraction"] < 1
+
+
+def test_ppo_without_lag_has_nothing_to_reevaluate() -> None:
     learner = make_learner(PPO, lag=0)
     reference = PpoReference(SLOT_PPO, theta_of(learner), num_updates=10)
     slot = make_slot(SPEC, 0)

@@ -12,7 +12,8 @@ from torch import Tensor
 from htsrl_cli.algorithms.a2c.loss import a2c_loss
 from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets
 from htsrl_cli.algorithms.ppo.loss import ppo_loss
-from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns, gae, next_values
+from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns, gae, next_values, vtrace
+from htsrl_cli.storage.memory import Array
 
 
 def column(
@@ -21,6 +22,7 @@ def column(
     terminated: list[int] | None = None,
     truncated: list[int] | None = None,
     final_values: list[float] | None = None,
+    ratios: list[float] | None = None,
 ) -> Rollout:
     """Returns a rollout of one column; `values` has one entry more than the others."""
     none = [0] * len(rewards)
@@ -34,6 +36,7 @@ def column(
         tensor(truncated or none, torch.bool),
         tensor(values, torch.float32),
         tensor(final_values or none, torch.float32),
+        tensor(ratios or [1.0] * len(rewards), torch.float32),
     )
 
 
@@ -101,6 +104,7 @@ def random_rollout(num_steps: int, num_columns: int, seed: int) -> Rollout:
         truncated,
         rng.standard_normal((num_steps + 1, num_columns), np.float32),
         rng.standard_normal(shape, np.float32) * truncated,
+        np.exp(rng.normal(0, 0.5, shape)).astype(np.float32),
     )
     return Rollout(*(torch.from_numpy(array) for array in arrays))
 
@@ -109,7 +113,7 @@ def slow_targets(
     rollout: Rollout, t: int, c: int, gamma: float, gae_lambda: float
 ) -> tuple[float, float]:
     """Returns advantage and return of one cell, as sums over the rest of its episode."""
-    rewards, terminated, truncated, values, finals = (x[:, c].tolist() for x in rollout)
+    rewards, terminated, truncated, values, finals, _ = (x[:, c].tolist() for x in rollout)
     advantage = total = 0.0
     for k in range(t, len(rewards)):
         following = finals[k] if truncated[k] else values[k + 1]
@@ -144,6 +148,98 @@ def test_gae_with_lambda_one_is_the_return_less_the_value() -> None:
     torch.testing.assert_close(gae(rollout, 0.9, 1.0), difference, atol=1e-5, rtol=0)
 
 
+def slow_vtrace(rollout: Rollout, gamma: float, lam: float, slip: str = "") -> tuple[Array, Array]:
+    """Returns advantages and returns by V-trace in float64, as sums of products (limits 1.2, 0.9).
+
+    Args:
+        slip: a deliberate mistake.
+    """
+    arrays = (x.numpy().astype(np.float64) for x in rollout)
+    rewards, terminated, truncated, values, finals, ratios = arrays
+    num_steps, num_columns = rewards.shape
+    advantages, returns = np.zeros(rewards.shape), np.zeros(rewards.shape)
+    for c in range(num_columns):
+        for t in range(num_steps):
+            for k in range(t, num_steps):
+                following = finals[k, c] if truncated[k, c] else values[k + 1, c]
+                if terminated[k, c] and slip != "bootstrap after a termination":
+                    following = 0.0
+                sign = -1 if slip == "sign" else 1
+                term = rewards[k, c] + gamma * following - sign * values[k, c]
+                if slip != "no rho":
+                    term *= min(1.2, ratios[k, c])
+                shift = slip == "c one step late"
+                own = 1.0
+                for i in range(t, k):
+                    factor = min(0.9, ratios[i + shift, c]) if slip != "no c" else 1.0
+                    factor *= gamma * (1.0 if slip == "no lambda" else lam)
+                    if i > t:
+                        own *= factor
+                    else:
+                        own *= gamma * lam
+                    term *= factor
+                returns[t, c] += term
+                if k == t:
+                    advantages[t, c] += term / min(1.2, ratios[k, c])
+                else:
+                    rest = rewards[k, c] + gamma * following - values[k, c]
+                    advantages[t, c] += own * min(1.2, ratios[k, c]) * rest
+                if (terminated[k, c] or truncated[k, c]) and slip != "beyond the end":
+                    break
+            returns[t, c] += values[t, c]
+    return advantages, returns
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 33])
+@pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 0.5)])
+def test_vtrace_equals_its_definition(num_steps: int, gamma: float, lam: float) -> None:
+    rollout = random_rollout(num_steps, 7, seed=num_steps)
+    found = vtrace(rollout, gamma, lam, 1.2, 0.9)
+    for computed, expected in zip(found, slow_vtrace(rollout, gamma, lam), strict=True):
+        np.testing.assert_allclose(computed.numpy(), expected, atol=2e-5)
+
+
+SLIPS = [
+    "sign",
+    "no rho",
+    "no c",
+    "no lambda",
+    "c one step late",
+    "beyond the end",
+    "bootstrap after a termination",
+]
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_the_vtrace_comparison_feels_every_slip(slip: str) -> None:
+    rollout = random_rollout(33, 7, seed=0)
+    _, returns = vtrace(rollout, 0.9, 0.8, 1.2, 0.9)
+    wrong = slow_vtrace(rollout, 0.9, 0.8, slip)[1]
+    assert np.abs(returns.numpy() - wrong).max() > 1e-2
+
+
+def test_vtrace_by_hand() -> None:
+    # Deltas are (1, 1); gamma lambda is 1/4. D1 = 1 * 1/2, D0 = 1 * 1 + 1/4 * 1 * D1; the
+    # advantage of step 0 is 1 + 1/4 * D1.
+    rollout = column([1, 1], [2, 4, 8], ratios=[3.0, 0.5])
+    advantages, returns = vtrace(rollout, 0.5, 0.5, 1.0, 1.0)
+    assert listed(advantages) == [1.125, 1.0]
+    assert listed(returns) == [2 + 1.125, 4 + 0.5]
+
+
+@pytest.mark.parametrize("gae_lambda", [0.95, 1.0])
+def test_vtrace_with_ratios_of_one_has_the_bits_of_gae(gae_lambda: float) -> None:
+    rollout = random_rollout(33, 7, seed=1)
+    rollout = rollout._replace(ratios=torch.ones_like(rollout.ratios))
+    advantages, returns = vtrace(rollout, 0.99, gae_lambda, 1.0, 1.0)
+    expected = gae(rollout, 0.99, gae_lambda)
+    assert torch.equal(advantages, expected)
+    assert torch.equal(returns, expected + rollout.values[:-1])
+    if gae_lambda == 1:
+        discounted = bootstrapped_returns(rollout, 0.99)
+        torch.testing.assert_close(returns, discounted, atol=1e-5, rtol=0)
+
+
 def vector(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)
 
@@ -152,7 +248,7 @@ def test_a2c_loss_by_hand() -> None:
     # Policy -(-1 * 2 + -2 * 1) / 2 = 2, value (1 + 4) / 2, entropy (0.5 + 0.7) / 2.
     loss, parts = a2c_loss(
         Prediction(log_probs=vector(-1, -2), entropy=vector(0.5, 0.7), values=vector(1, 3)),
-        Targets(advantages=vector(2, 1), returns=vector(2, 5)),
+        Targets(advantages=vector(2, 1), returns=vector(2, 5), weights=vector(1, 1)),
         entropy_coef=0.1,
         value_coef=0.5,
         num_rows=2,
@@ -164,13 +260,17 @@ def test_a2c_loss_by_hand() -> None:
 
 
 def ppo(
-    ratio: float, advantage: float, value: float = 0.0, clip_value_loss: bool = True
+    ratio: float,
+    advantage: float,
+    value: float = 0.0,
+    clip_value_loss: bool = True,
+    weight: float = 1.0,
 ) -> tuple[float, dict[str, float]]:
     """Returns the loss of one row with clip range 0.2, old value 0, return 1 and entropy 0.7."""
     loss, parts = ppo_loss(
         Prediction(vector(math.log(0.5 * ratio)), entropy=vector(0.7), values=vector(value)),
         OldPolicy(vector(math.log(0.5)), values=vector(0.0)),
-        Targets(advantages=vector(advantage), returns=vector(1.0)),
+        Targets(vector(advantage), returns=vector(1.0), weights=vector(weight)),
         clip_coef=0.2,
         clip_value_loss=clip_value_loss,
         entropy_coef=0.1,
@@ -201,6 +301,13 @@ def test_ppo_policy_loss_by_hand(ratio: float, advantage: float, policy_loss: fl
     assert parts["clip_fraction"] == (abs(ratio - 1) > 0.2)
 
 
+def test_the_weight_multiplies_the_policy_part_alone() -> None:
+    (loss, plain), (weighted_loss, weighted) = ppo(1.1, 3.0), ppo(1.1, 3.0, weight=0.5)
+    assert weighted["policy"] == pytest.approx(0.5 * plain["policy"])
+    assert {**weighted, "policy": plain["policy"]} == plain
+    assert weighted_loss == pytest.approx(loss - 0.5 * plain["policy"])
+
+
 @pytest.mark.parametrize(
     ("value", "clipped", "plain"),
     [
@@ -219,7 +326,7 @@ def test_ppo_value_loss_by_hand(value: float, clipped: float, plain: float) -> N
 def test_no_gradient_where_the_ratio_is_clipped() -> None:
     old = torch.zeros(4)
     log_probs = vector(0.5, 0.5, -0.5, -0.5).requires_grad_()
-    now, targets = Prediction(log_probs, old, old), Targets(vector(1, -1, 1, -1), old)
+    now, targets = Prediction(log_probs, old, old), Targets(vector(1, -1, 1, -1), old, old + 1)
     loss, _ = ppo_loss(now, OldPolicy(old, old), targets, 0.2, False, 0.0, 0.0, 4)
     (gradient,) = torch.autograd.grad(loss, log_probs)
     assert (gradient != 0).tolist() == [False, True, True, False]
@@ -229,7 +336,7 @@ def test_no_gradient_where_the_ratio_is_clipped() -> None:
 def test_micro_batches_add_up(algorithm: str) -> None:
     # The losses and parts of the pieces of a minibatch sum to those of the minibatch.
     rng = torch.Generator().manual_seed(0)
-    rows = [torch.randn(10, generator=rng) for _ in range(7)]
+    rows = [torch.randn(10, generator=rng) for _ in range(8)]
 
     def loss(inputs: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         now, old, targets = Prediction(*inputs[:3]), OldPolicy(*inputs[3:5]), Targets(*inputs[5:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,7 +12,7 @@ from htsrl_cli.algorithms.base import Indices, OldPolicy, Prediction, Targets
 from htsrl_cli.algorithms.optimizers import eager
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.algorithms.ppo.loss import ppo_loss
-from htsrl_cli.algorithms.returns import Rollout, gae
+from htsrl_cli.algorithms.returns import Rollout, gae, vtrace
 from htsrl_cli.seeding import minibatch_orders
 
 
@@ -22,7 +23,9 @@ class Ppo:
 
     def __init__(self, config: PpoConfig) -> None:
         self._config = config
-        self.reevaluates = config.reevaluate
+        self._is_weighted = config.correction in ("decoupled", "vtrace")
+        self.reevaluates = config.correction != "none"
+        self.max_weight = config.max_weight if self._is_weighted else math.inf
         self.anneals_loss = config.anneal_clip_coef
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -31,8 +34,18 @@ class Ppo:
         return adam(parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True)
 
     def targets(self, rollout: Rollout) -> Targets:
-        advantages = gae(rollout, self._config.gamma, self._config.gae_lambda)
-        return Targets(advantages, advantages + rollout.values[:-1])
+        config = self._config
+        weights = rollout.ratios.clamp(max=config.max_weight)
+        if config.correction == "vtrace":
+            advantages, returns = vtrace(
+                rollout, config.gamma, config.gae_lambda, config.vtrace_rho, config.vtrace_c
+            )
+            return Targets(advantages, returns, weights)
+        advantages = gae(rollout, config.gamma, config.gae_lambda)
+        returns = advantages + rollout.values[:-1]
+        return Targets(
+            advantages, returns, weights if self._is_weighted else torch.ones_like(weights)
+        )
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
         config = self._config

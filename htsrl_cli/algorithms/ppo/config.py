@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from htsrl_cli.config.kinds import AlgoConfig
-from htsrl_cli.config.rules import COUNT, FRACTION, POSITIVE, Rules
+from htsrl_cli.config.rules import COUNT, FRACTION, POSITIVE, Rules, one_of
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
@@ -25,13 +25,21 @@ class PpoConfig(AlgoConfig):
             minibatch.
         update_epochs: number of epochs (passes over the rollout) in one update.
         num_minibatches: number of minibatches in an epoch; each minibatch gives one optimizer step.
-        reevaluate: recompute a rollout's log-probabilities and values at the start of the update,
-            with the current parameters. With the runners `hts` and `serial`, these parameters are
-            one update newer than those of the behavior policy, which collected the rollout. After
-            the recomputation, the probability ratio starts at 1, as it always does with the runner
-            `sync`. The recomputation costs one more forward pass over the rollout. It helps if a
-            single update changes the policy a lot. If false, the log-probabilities and values of
-            the behavior policy are used, as in the HTS-RL paper.
+        correction: what an update does about policy lag. With the runners `hts` and `serial`, the
+            parameters at its start are one update newer than those of the behavior policy, which
+            collected the rollout. `none` uses the log-probabilities and values of the behavior
+            policy, as in the HTS-RL paper. The others recompute both with the current parameters,
+            which costs one more forward pass over the rollout; the probability ratio then starts
+            at 1. `proximal` does only this. `decoupled` also multiplies the policy loss of each row
+            by an importance weight (Hilton et al., 2021): the action's probability at the start of
+            the update, divided by that of the behavior policy. `vtrace` also corrects advantages
+            and returns with these weights (Espeholt et al., 2018). With the runner `sync`, there is
+            no lag, and the key has no effect.
+        max_weight: largest importance weight of a row in the policy loss (`decoupled` and
+            `vtrace`); larger weights count as this one.
+        vtrace_rho: largest weight of a temporal difference in V-trace (rho-bar in the paper).
+        vtrace_c: largest weight in V-trace with which a temporal difference is passed on to the
+            env step before (c-bar in the paper).
         adam_eps: Adam's epsilon.
     """
 
@@ -40,6 +48,10 @@ class PpoConfig(AlgoConfig):
         "clip_coef": POSITIVE,
         "update_epochs": COUNT,
         "num_minibatches": COUNT,
+        "correction": one_of("none", "proximal", "decoupled", "vtrace"),
+        "max_weight": POSITIVE,
+        "vtrace_rho": POSITIVE,
+        "vtrace_c": POSITIVE,
         "adam_eps": POSITIVE,
         **AlgoConfig.rules,
     }
@@ -51,7 +63,10 @@ class PpoConfig(AlgoConfig):
     normalize_advantage: bool
     update_epochs: int
     num_minibatches: int
-    reevaluate: bool
+    correction: str
+    max_weight: float
+    vtrace_rho: float
+    vtrace_c: float
     adam_eps: float
 
     @property

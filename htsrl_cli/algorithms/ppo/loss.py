@@ -26,7 +26,8 @@ def ppo_loss(
     Args:
         now: outputs of the current policy, with gradients, float32 [n].
         old: outputs of the old policy, float32 [n].
-        targets: advantages and returns, float32 [n]; treated as constants.
+        targets: advantages, returns and importance weights, float32 [n]; treated as constants. The
+            weights multiply the rows of the policy part (Hilton et al., 2021, Eq. 3).
         clip_coef: range of the clipping; the probability ratio is clipped to 1 ± `clip_coef`.
         clip_value_loss: True to use the larger of two squared errors, as in the authors'
             implementation: the error of the value, and the error of the value clipped to
@@ -38,11 +39,12 @@ def ppo_loss(
         `kl` (approximate KL divergence, the mean of ratio - 1 - log ratio; Schulman, 2020) and
         `clip_fraction` (fraction of ratios outside the clipping range).
     """
-    advantages, returns = targets
+    advantages, returns, weights = targets
     log_ratio = now.log_probs - old.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).sum() / num_rows
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    policy_loss = -(weights * surrogate).sum() / num_rows
     errors = (now.values - returns) ** 2
     if clip_value_loss:
         clipped_values = old.values + (now.values - old.values).clamp(-clip_coef, clip_coef)

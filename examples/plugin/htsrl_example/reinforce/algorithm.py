@@ -27,7 +27,7 @@ class Reinforce(WholeSlot):
 
     def targets(self, rollout: Rollout) -> Targets:
         returns = bootstrapped_returns(rollout, self._config.gamma)
-        return Targets(returns - rollout.values[:-1], returns)
+        return Targets(returns - rollout.values[:-1], returns, torch.ones_like(returns))
 
     def loss(
         self, now: Prediction, old: OldPolicy, targets: Targets, num_rows: int, remaining: float
