@@ -45,11 +45,13 @@ ENVS: dict[str, EnvConfig] = {
 }
 IMAGES = ("atari", "screens")
 # Minibatches have several micro-batches, so that several threads share the work.
+PPO = sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, correction="proximal")
 ALGOS: dict[str, AlgoConfig] = {
-    "ppo": sections.ppo(
-        update_epochs=2, num_minibatches=4, learning_rate=1e-3, correction="proximal"
-    ),
+    "ppo": PPO,
     "a2c": sections.a2c(),
+    # The limits of weights are so low that both limited and other weights occur.
+    "decoupled": replace(PPO, correction="decoupled", max_weight=1.01),
+    "vtrace": replace(PPO, correction="vtrace", max_weight=1.01, vtrace_rho=1.005, vtrace_c=1.0),
 }
 
 

@@ -47,6 +47,7 @@ def one_of(*names: str) -> Rule:
 
 
 POSITIVE = Rule(lambda value: 0 < value < math.inf, "must be finite and greater than 0")
+AT_LEAST_ONE = Rule(lambda value: 1 <= value < math.inf, "must be finite and at least 1")
 NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "must be finite and not negative")
 COUNT = Rule(lambda value: 1 <= value < _SEEDS, "must be 1 or more")
 INDEX = Rule(lambda value: 0 <= value < _SEEDS, "must be 0 or more")

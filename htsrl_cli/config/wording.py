@@ -75,19 +75,17 @@ def kind_of(value: object) -> str:
 
 def unknown_key(key: str, value: object, known: list[str]) -> ConfigError:
     """Returns the error for an unknown key; the message suggests a similar key, if any."""
-    if _last_part(key) == "reevaluate" and "algo.correction" in known:
-        remedy = (
-            "no such key: write algo.correction=proximal for true, algo.correction=none for false"
-        )
-        return ConfigError(key, shown(value), remedy)
     return ConfigError(key, shown(value), f"no such key{did_you_mean(key, known)}")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Returns ` (did you mean ...?)` with the name in `known` closest to `word`, if any is close.
 
-    Otherwise, returns an empty string. See `closest`.
+    For a key that was replaced, returns what to write instead. Otherwise, returns an empty string.
+    See `closest`.
     """
+    if _last_part(word) == "reevaluate" and "algo.correction" in known:
+        return ": write algo.correction=proximal for true, algo.correction=none for false"
     name = closest(word, known)
     return f" (did you mean {name}?)" if name else ""
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.learning import learner as learning
 from tests import harness, sections
 from tests.harness import IMAGE_PRECISION, Fingerprint
 
@@ -31,6 +33,7 @@ FAST = {
     # A2C keeps activations. test_auditor and test_resume cover PPO on images.
     ("atari", "a2c", IMAGE_PRECISION, "product"),
     ("truncating", "ppo", "fp32", "product"),
+    ("truncating", "vtrace", "fp32", "product"),
 }
 
 
@@ -204,6 +207,31 @@ def test_actors_in_threads_change_nothing(reference: Reference, tmp_path: Path) 
     config = harness.small_config(*combination)
     config = replace(config, actors=replace(config.actors, host="thread", num_actors=2))
     assert harness.run(config, tmp_path) == reference.of(combination)
+
+
+@pytest.mark.parametrize("correction", ["none", "decoupled", "vtrace"])
+def test_sync_has_nothing_to_correct(correction: str, tmp_path: Path) -> None:
+    fingerprints = []
+    for name in ("proximal", correction):
+        config = harness.small_config("truncating", "ppo", runner="sync")
+        config = replace(
+            config,
+            algo=replace(harness.PPO, correction=name, max_weight=1.0),
+            total_steps=6 * harness.STEPS_PER_ROLLOUT,
+        )
+        fingerprints.append(harness.run(config, tmp_path / name))
+    assert fingerprints[0] == fingerprints[1]
+
+
+@pytest.mark.parametrize("algo", ["decoupled", "vtrace"])
+def test_weights_of_one_give_the_run_of_proximal(
+    reference: Reference, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_ratios", torch.ones_like)
+    found = harness.run(harness.small_config("truncating", algo), tmp_path)
+    proximal = reference.of(("truncating", "ppo", "fp32", "product"))
+    hashes = (found.params, found.optimizer, found.rollouts)
+    assert hashes == (proximal.params, proximal.optimizer, proximal.rollouts)
 
 
 def test_sync_repeats_itself(tmp_path: Path) -> None:

@@ -220,6 +220,10 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
             )
             for precision in ("fp32", "bf16")
         ),
+        ("truncating", "decoupled", "fp32", "hts"),
+        pytest.param("atari", "vtrace", "fp32", "hts", marks=pytest.mark.slow),
+        pytest.param("atari", "decoupled", "bf16", "serial", marks=pytest.mark.slow),
+        pytest.param("truncating", "vtrace", "bf16", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "fp32", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "bf16", "serial", marks=pytest.mark.slow),
         pytest.param("truncating", "ppo", "bf16", "hts", marks=pytest.mark.slow),

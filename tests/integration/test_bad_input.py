@@ -95,6 +95,13 @@ TRAIN = {
         "algo.clip_coef=0.1",
         "no such key",
     ),
+    "replaced key": (["algo.reevaluate=true"], "algo.reevaluate=true", "algo.correction=proximal"),
+    "unknown correction": (
+        ["algo.correction=decopled"],
+        "algo.correction=decopled",
+        "did you mean decoupled?",
+    ),
+    "weight below 1": (["algo.max_weight=0.5"], "algo.max_weight=0.5", "at least 1"),
     "added key": (["+seeed=1"], "seeed=1", "did you mean seed?"),
     "added preset": (
         ["+experiment=cartpole_ppo"],
@@ -406,6 +413,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (["env.episode_lenth=5"], "env.episode_lenth=5", "did you mean env.episode_length?"),
         (["algo.clip_coef=0.3"], "algo.clip_coef=0.3", "the run has 0.1: leave this key out"),
         (["algo.rmsprop_eps=1e-3"], "algo.rmsprop_eps=", "the run has no such key"),
+        (["algo.correction=vtrace"], "algo.correction=vtrace", "the run has none: leave this key"),
+        (["algo.reevaluate=true"], "algo.reevaluate=true", "write algo.correction=proximal"),
         (["network.hidden_sizes=[3]"], "network.hidden_sizes=[3]", "the run has [64, 64]"),
         (["~seed"], "~seed", "cannot be removed"),
         (["actors.inference_batch=4"], "actors.inference_batch=4", "the run has 8"),

@@ -27,7 +27,10 @@ from htsrl_cli.checkpoints import file as checkpoint_module
 from htsrl_cli.checkpoints.file import MAGIC, Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.state import State, split
 from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
+from htsrl_cli.checkpoints.upgrade import upgrade_config
+from htsrl_cli.config.plain import to_plain
 from htsrl_cli.errors import CheckpointError
+from tests import sections
 
 HEADER_SIZE = 52
 
@@ -163,6 +166,15 @@ def test_a_policy_of_format_1_is_read_without_parts(tmp_path: Path) -> None:
     read = load_checkpoint(in_format_1(tmp_path / "old.ckpt", checkpoint))
     assert read.arrays.keys() == {"learner/params/0.log_std"}
     assert read.meta == meta | {"config": NEW_CONFIG}
+
+
+@pytest.mark.parametrize(("reevaluate", "correction"), [(True, "proximal"), (False, "none")])
+def test_a_run_before_corrections_keeps_what_it_did(reevaluate: bool, correction: str) -> None:
+    algo = to_plain(sections.ppo(correction=correction))
+    new = ("correction", "max_weight", "vtrace_rho", "vtrace_c")
+    before = {key: value for key, value in algo.items() if key not in new}
+    old = {"seed": 1, "algo": before | {"reevaluate": reevaluate}}
+    assert upgrade_config(old) == {"seed": 1, "algo": algo}
 
 
 def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:

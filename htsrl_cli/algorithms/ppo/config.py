@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from htsrl_cli.config.kinds import AlgoConfig
-from htsrl_cli.config.rules import COUNT, FRACTION, POSITIVE, Rules, one_of
+from htsrl_cli.config.rules import AT_LEAST_ONE, COUNT, FRACTION, POSITIVE, Rules, one_of
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
@@ -49,9 +49,9 @@ class PpoConfig(AlgoConfig):
         "update_epochs": COUNT,
         "num_minibatches": COUNT,
         "correction": one_of("none", "proximal", "decoupled", "vtrace"),
-        "max_weight": POSITIVE,
-        "vtrace_rho": POSITIVE,
-        "vtrace_c": POSITIVE,
+        "max_weight": AT_LEAST_ONE,
+        "vtrace_rho": AT_LEAST_ONE,
+        "vtrace_c": AT_LEAST_ONE,
         "adam_eps": POSITIVE,
         **AlgoConfig.rules,
     }
