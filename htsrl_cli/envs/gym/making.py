@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,18 @@ def make(config: GymConfig) -> gymnasium.Env[Any, Any]:
 def _import_module(env_id: str) -> str:
     """Returns the id without the module; if `env_id` is `module:id`, first imports the module.
 
-    The module may be in the working directory. ale-py registers the ids that begin with `ALE/`.
+    The module may be in the working directory. ale-py registers the ids that begin with `ALE/`. For
+    other ids `NAMESPACE/NAME`, calls the function with which a package registers this namespace: an
+    entry point of the group `gymnasium.envs`, which Gymnasium 1.0 no longer reads.
     """
     module, colon, name = env_id.rpartition(":")
     if not colon:
-        if env_id.startswith("ALE/"):
+        namespace, slash, _ = env_id.partition("/")
+        if namespace == "ALE":
             importlib.import_module("ale_py")
+        elif slash and env_id not in gymnasium.registry:
+            for point in entry_points(group="gymnasium.envs", name=namespace):
+                point.load()()
         return env_id
     if "/" in module or module.startswith(".") or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
