@@ -1,11 +1,11 @@
-"""Comparison of learning: `hts` against `sync` and bf16 against fp32, over several seeds.
+"""Comparison of learning: `hts` with each correction of policy lag against `sync`.
 
-    python -m scripts.compare_learning --seeds 5
+    python -m scripts.compare_learning --tasks CartPole Acrobot LunarLander --seeds 5
 
-Each run is `htsrl train` in a process of its own. Two figures are compared: the mean return over
-the whole training, which slow learning lowers, and the mean return of the last 100 episodes. A
-difference is a variant's mean over its seeds minus the mean of its baseline. The variant is worse
-if the 95 % bootstrap confidence interval of the difference is entirely below zero.
+Each run is `htsrl train` in a process and a folder of its own. Start the same command again to go
+on after an interruption: complete runs are not repeated, and others are resumed. Two figures are
+compared: the mean return over the whole training, which slow learning lowers, and the mean return
+of the last 100 episodes. MinAtar needs the package minatar.
 """
 
 from __future__ import annotations
@@ -15,32 +15,59 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy.stats
 
+from htsrl_cli.envs.base import Array
 from htsrl_cli.machine import has_bf16
-from htsrl_cli.tracking.bootstrap import CONFIDENCE, NUM_RESAMPLES
 from htsrl_cli.tracking.lines import training_lines
-from scripts.provenance import result_path, write_result
+from scripts.learning_curve import random_scores
+from scripts.learning_statistics import (
+    Estimate,
+    estimate,
+    interquartile_mean,
+    probability_of_improvement,
+)
+from scripts.measured_runs import compose
+from scripts.provenance import ROOT, result_path, write_result
 from scripts.reference.markdown import table
 
+_MINATAR = [
+    "env=gym",
+    "algo=ppo",
+    "network=small_cnn",
+    "actors.num_envs=32",
+    "runner.sync_interval=64",
+    "algo.learning_rate=1e-3",
+    "algo.clip_coef=0.2",
+    "algo.clip_value_loss=false",
+    "algo.update_epochs=4",
+    "algo.num_minibatches=8",
+    "tuned=none",
+    "total_steps=1_000_000",
+]
 TASKS = {
-    "CartPole, PPO": ["experiment=cartpole_ppo"],
-    "CartPole, A2C": ["experiment=cartpole_a2c"],
-    "Acrobot, PPO": ["experiment=cartpole_ppo", "env.id=Acrobot-v1", "algo.gamma=0.99"],
+    "CartPole": ["experiment=cartpole_ppo"],
+    "Acrobot": ["experiment=cartpole_ppo", "env.id=Acrobot-v1", "algo.gamma=0.99"],
+    "LunarLander": ["env=gym", "env.id=LunarLander-v3", "algo=ppo", "total_steps=500_000"],
+    **{
+        f"MinAtar {game}": [*_MINATAR, f"env.id=MinAtar/{game}-v1"]
+        for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+    },
 }
+BASELINE = "sync"
 VARIANTS = {
-    "sync fp32": ["runner=sync"],
-    "hts fp32": ["runner=hts"],
-    "hts bf16": ["runner=hts", "actors.precision=bf16", "learner.precision=bf16"],
+    BASELINE: ["runner=sync"],
+    **{name: [f"algo.correction={name}"] for name in ("none", "proximal", "decoupled", "vtrace")},
+    "bf16": ["actors.precision=bf16", "learner.precision=bf16"],
 }
-COMPARED = [("hts fp32", "sync fp32"), ("hts bf16", "hts fp32")]
+FIGURES = {"whole": "return, whole training", "last": "return, last 100 episodes"}
+NUM_RANDOM_EPISODES = 100
 
 
 @dataclass(frozen=True)
@@ -59,60 +86,77 @@ class Trained:
     last: float
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Difference of means over seeds, variant minus baseline, with a 95 % confidence interval."""
-
-    task: str
-    figure: str
-    variant: str
-    baseline: str
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def worse(self) -> bool:
-        """True if the confidence interval is entirely below zero."""
-        return self.high < 0
-
-
-def train(task: str, variant: str, seed: int) -> Trained:
-    """Runs a complete training; prints and returns its scores."""
+def train(folder: Path, task: str, variant: str, seed: int) -> Trained:
+    """Runs or resumes a training to its end; prints and returns its scores."""
+    run_dir = folder / task.replace(" ", "_") / variant / f"seed_{seed}"
     words = [*TASKS[task], *VARIANTS[variant], f"seed={seed}", "log.tensorboard=false"]
-    with tempfile.TemporaryDirectory(prefix="compare-learning-") as folder:
-        command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
-        subprocess.run(command, check=True, capture_output=True)
-        returns = [line["episode/return_mean"] for line in training_lines(Path(folder))]
-        last = json.loads((Path(folder) / "summary.json").read_text())["metric"]
+    words += [f"hydra.run.dir={run_dir}", "resume=auto"]
+    command = [sys.executable, "-m", "htsrl_cli", "train", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{task}, {variant}, seed {seed}:\n{done.stderr[-2000:]}")
+    returns = [line["episode/return_mean"] for line in training_lines(run_dir)]
+    last = json.loads((run_dir / "summary.json").read_text())["metric"]
     whole = statistics.fmean(value for value in returns if value is not None)
-    print(f"  {task:<14} {variant:<9} seed {seed}: {whole:8.2f} {last:8.2f}", flush=True)
+    print(f"  {task:<22} {variant:<9} seed {seed}: {whole:8.2f} {last:8.2f}", flush=True)
     return Trained(task, variant, seed, whole, last)
 
 
-def difference(
-    runs: Sequence[Trained], task: str, figure: str, pair: tuple[str, str]
-) -> Difference:
-    """Returns the difference between a variant and its baseline on a task.
+def random_return(task: str) -> float:
+    """Returns the mean return of random actions on a task."""
+    config = compose(TASKS[task])
+    return statistics.fmean(random_scores(config.env, NUM_RANDOM_EPISODES, seed=0))
+
+
+def normalized(
+    runs: Sequence[Trained], random: Mapping[str, float], figure: str
+) -> dict[str, Array]:
+    """Returns the normalized scores [K, S] of each variant; see `scripts.learning_statistics`.
 
     Args:
-        figure: `whole` or `last`, the attribute of `Trained` to compare.
-        pair: names of the variant and of the baseline.
+        random: mean return of random actions for each task.
+        figure: a key of `FIGURES`.
     """
-    samples = [
-        np.array([getattr(run, figure) for run in runs if (run.task, run.variant) == (task, name)])
-        for name in pair
+    raw = {
+        variant: np.array(
+            [
+                [getattr(r, figure) for r in runs if (r.task, r.variant) == (task, variant)]
+                for task in random
+            ]
+        )
+        for variant in dict.fromkeys(run.variant for run in runs)
+    }
+    zero = np.array(list(random.values()))[:, None]
+    one = raw[BASELINE].mean(axis=1, keepdims=True)
+    return {variant: (scores - zero) / (one - zero) for variant, scores in raw.items()}
+
+
+def summarize(runs: Sequence[Trained], random: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Returns a record for each figure and variant: interquartile mean, improvement on `sync`."""
+    records = []
+    for figure in FIGURES:
+        scores = normalized(runs, random, figure)
+        for variant, own in scores.items():
+            mean = estimate(interquartile_mean, own)
+            better = estimate(probability_of_improvement, own, scores[BASELINE])
+            records.append(
+                {"figure": figure, "variant": variant, "mean": mean, "improvement": better}
+            )
+    return records
+
+
+def summary_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a Markdown table of `summarize`'s records."""
+    rows = [
+        (FIGURES[r["figure"]], r["variant"], _shown(r["mean"]), _shown(r["improvement"]))
+        for r in records
     ]
-    interval = scipy.stats.bootstrap(
-        samples,
-        lambda ours, theirs, axis: np.mean(ours, axis=axis) - np.mean(theirs, axis=axis),
-        n_resamples=NUM_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    mean = float(samples[0].mean() - samples[1].mean())
-    return Difference(task, figure, *pair, mean, float(interval.low), float(interval.high))
+    return table(("figure", "variant", "interquartile mean", f"better than {BASELINE}"), rows)
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    value = Estimate(*numbers)
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
 def means_table(runs: Sequence[Trained]) -> str:
@@ -128,53 +172,66 @@ def means_table(runs: Sequence[Trained]) -> str:
             for values in ([run.whole for run in own], [run.last for run in own])
         )
         rows.append((task, variant, whole, last, str(len(own))))
-    header = ("task", "variant", "return, whole training", "return, last 100 episodes", "seeds")
-    return table(header, rows)
+    return table(("task", "variant", *FIGURES.values(), "seeds"), rows)
 
 
-def print_differences(differences: Sequence[Difference]) -> None:
-    """Prints each difference between a variant and its baseline, with the verdict."""
-    for d in differences:
-        verdict = "WORSE" if d.worse else "not worse"
-        print(
-            f"  {d.task}, {d.figure}: {d.variant} - {d.baseline} = {d.mean:.2f} "
-            f"({d.low:.2f} to {d.high:.2f}): {verdict}"
-        )
+def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the interquartile means with their intervals, and writes the figure to `path`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(10, 3), sharey=True, layout="constrained")
+    for axis, (name, title) in zip(axes, FIGURES.items(), strict=True):
+        own = [record for record in records if record["figure"] == name]
+        for place, record in enumerate(own):
+            value, low, high = record["mean"]
+            axis.plot([low, high], [place, place], linewidth=6, alpha=0.4, color="C0")
+            axis.plot(value, place, "o", color="C0")
+        axis.set_yticks(range(len(own)), [record["variant"] for record in own])
+        axis.axvline(1, color="gray", linestyle="--")
+        axis.set_title(title)
+        axis.set_xlabel(f"interquartile mean; 1 is {BASELINE}")
+        axis.grid(alpha=0.3)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
 
 
-def main() -> int:
-    """Runs and compares all variants; returns 1 if one is worse than its baseline, else 0."""
+def main() -> None:
+    """Trains all variants, prints the tables, and writes the figures and the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds per variant (default: 5)")
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_learning")
     parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
     args = parser.parse_args()
-    variants = [name for name in VARIANTS if has_bf16() or "bf16" not in name]
-    if len(variants) < len(VARIANTS):
-        print("This processor has no bf16 instructions: fp32 only")
-    jobs = [(t, v, s) for t in TASKS for s in range(1, args.seeds + 1) for v in variants]
+    if args.seeds < 2:
+        parser.error("--seeds must be 2 or more")
+    # The baseline is always needed. bf16 without its instructions would be emulated.
+    variants = [name for name in VARIANTS if name in (BASELINE, *args.variants)]
+    variants = [name for name in variants if name != "bf16" or has_bf16()]
+    random = {task: random_return(task) for task in args.tasks}
+    jobs = [(t, v, s) for s in range(1, args.seeds + 1) for t in args.tasks for v in variants]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(lambda job: train(*job), jobs))
-    differences = [
-        difference(runs, task, figure, pair)
-        for task in TASKS
-        for figure in ("whole", "last")
-        for pair in COMPARED
-        if set(pair) <= set(variants)
-    ]
+        runs = list(pool.map(lambda job: train(args.folder, *job), jobs))
+    records = summarize(runs, random)
     print(means_table(runs))
-    print_differences(differences)
+    print(summary_table(records))
     report = {
-        "tasks": TASKS,
-        "variants": VARIANTS,
+        "tasks": {task: TASKS[task] for task in args.tasks},
+        "variants": {variant: VARIANTS[variant] for variant in variants},
+        "random": random,
         "runs": [asdict(run) for run in runs],
-        "differences": [asdict(d) | {"worse": d.worse} for d in differences],
+        "summary": records,
     }
     write_result(args.output, report)
-    return int(any(d.worse for d in differences))
+    draw(records, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

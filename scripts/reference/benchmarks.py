@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.compare_learning import Trained, means_table
+from scripts.compare_learning import Trained, means_table, summary_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.paper_claims import FIGURES
@@ -223,9 +223,13 @@ def learning(folder: Path = RESULTS) -> str:
 
 
 def compared_learning(folder: Path = RESULTS) -> str:
-    """Returns a table of the mean returns over several seeds, by runner and precision."""
+    """Returns tables and a plot of learning over several seeds, by correction of policy lag."""
     return _join(
-        result.with_origin(means_table([Trained(**run) for run in result.content["runs"]]))
+        result.with_origin(
+            f"{summary_table(result.content['summary'])}\n\n"
+            f"{result.figure(folder.parent, 'Interquartile means')}\n\n"
+            + means_table([Trained(**run) for run in result.content["runs"]])
+        )
         for result in find("compare_learning", folder)
     )
 

@@ -68,8 +68,14 @@ def test_learning_curves_and_comparisons_are_shown(tmp_path: Path) -> None:
         {"task": "CartPole", "variant": "hts", "seed": seed, "whole": whole, "last": 500.0}
         for seed, whole in ((1, 440.0), (2, 450.0))
     ]
-    write_result(tmp_path / "avx2" / "compare_learning.json", {"runs": runs})
-    assert "| CartPole | hts | 445.0 ± 7.1 | 500.0 ± 0.0 | 2 |" in compared_learning(tmp_path)
+    summary = [
+        {"figure": "last", "variant": "hts", "mean": [1, 0.9, 1.1], "improvement": [0.5, 0.2, 0.8]}
+    ]
+    content = {"runs": runs, "summary": summary}
+    write_result(tmp_path / "avx2" / "compare_learning.json", content)
+    text = compared_learning(tmp_path)
+    assert "| hts | 1.000 (0.900 to 1.100) | 0.500 (0.200 to 0.800) |" in text
+    assert "| CartPole | hts | 445.0 ± 7.1 | 500.0 ± 0.0 | 2 |" in text
 
 
 def test_a_result_without_an_origin_is_refused(tmp_path: Path) -> None:
