@@ -9,7 +9,7 @@ from htsrl_cli.tracking.metric_names import METRICS, Metric
 from scripts.reference.markdown import anchored, table
 
 # Prefixes of metric names, in the page's order. The metric `env_steps` has an empty prefix.
-GROUPS = ("", "episode", "loss", "learner", "eval", "time")
+GROUPS = ("", "episode", "loss", "learner", "lag", "eval", "time")
 
 
 def metrics_of(group: str) -> str:

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import gymnasium
 import pytest
 from gymnasium.envs.registration import get_env_id
 
+from htsrl_cli.envs.gym import making
 from htsrl_cli.envs.gym.making import make
 from htsrl_cli.errors import ConfigError
 from tests import sections
 
+MODULE_ENV = "gymnasium.envs.classic_control:CartPoleEnv"
 MODULE = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -95,6 +98,30 @@ def test_a_path_instead_of_a_module(folder: Path, module: str) -> None:
     save(folder, "typed")
     right = "typed.deep" if "deep" in module else "typed"
     assert remedy(f"{module}:A-v0").endswith(f"{right}:A-v0")
+
+
+def test_a_namespace_that_a_package_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("Grids", "tests.unit.test_gym_making:register_grids", "gymnasium.envs")
+    asked = []
+
+    def entry_points(**words: str) -> list[EntryPoint]:
+        asked.append(words)
+        return [point] if words["name"] == "Grids" else []
+
+    monkeypatch.setattr(making, "entry_points", entry_points)
+    try:
+        make(sections.gym("Grids/Cart-v3")).close()
+        assert asked == [{"group": "gymnasium.envs", "name": "Grids"}]
+        # The registered id is not registered again.
+        make(sections.gym("Grids/Cart-v3")).close()
+        assert len(asked) == 1
+        assert remedy("Grids/Cart-v1") == "there is no such version: use Grids/Cart-v3"
+    finally:
+        del gymnasium.registry["Grids/Cart-v3"]
+
+
+def register_grids() -> None:
+    gymnasium.register("Grids/Cart-v3", MODULE_ENV)
 
 
 def retired() -> list[str]:

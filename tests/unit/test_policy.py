@@ -17,6 +17,7 @@ from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.distributions import log_prob_entropy, most_likely, running_sums, sample
 from htsrl_cli.networks.nature_cnn.network import NatureCnn, join_columns
 from htsrl_cli.networks.registry import PRECISIONS, build_policy, initial_policies
+from htsrl_cli.networks.small_cnn.network import SmallCnn
 from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.storage.parameters import ParameterStore
 from tests import sections
@@ -194,6 +195,21 @@ def plain_nature_cnn(cnn: NatureCnn, obs: Tensor) -> Tensor:
     by_position = cnn.fc.weight.double().view(-1, rows, columns, channels)
     weight = by_position.permute(0, 3, 1, 2).flatten(1)
     return fn.relu(fn.linear(x.flatten(1), weight, cnn.fc.bias.double()))
+
+
+def test_small_cnn_equals_a_plain_one() -> None:
+    spec = EnvSpec((10, 9, 4), "uint8", ActionSpec("categorical", (3,)), obs_max=1)
+    obs = torch.randint(0, 2, (5, *spec.obs_shape), generator=torch.Generator().manual_seed(0))
+    trunk = SmallCnn(spec)
+    got = trunk(obs.to(torch.uint8))
+    x = obs.permute(0, 3, 1, 2).contiguous().double()
+    weight, bias = trunk.conv.weight.double().contiguous(), trunk.conv.bias
+    assert bias is not None
+    x = fn.relu(fn.conv2d(x, weight, bias.double())).permute(0, 2, 3, 1).flatten(1)
+    expected = fn.relu(fn.linear(x, trunk.fc.weight.double(), trunk.fc.bias.double()))
+    assert got.shape == (5, 128)
+    assert (trunk.conv.weight.shape, trunk.num_features) == ((16, 4, 3, 3), 128)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [PIXELS, WIDE, ODD], ids=["84x84x4", "72x96x16", "61x55x3"])
