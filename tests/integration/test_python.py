@@ -212,9 +212,11 @@ def test_modules_beside_a_program_are_found(tmp_path: Path) -> None:
     run_program(tmp_path, "elsewhere/program.py")
 
 
+# A shell starts background jobs, and so their children, with SIGINT ignored.
 CALLS = """
-import sys
+import signal, sys
 from htsrl_cli.api import train
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     train(sys.argv[1:])
 except KeyboardInterrupt:
