@@ -50,10 +50,15 @@ def next_values(rollout: Rollout) -> Tensor:
     return following.masked_fill(rollout.terminated, 0.0)
 
 
+def _deltas(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
+    """Returns temporal differences, and 1 where the episode continues, else 0; each [T, B]."""
+    deltas = rollout.rewards + gamma * next_values(rollout) - rollout.values[:-1]
+    return deltas, (~(rollout.terminated | rollout.truncated)).to(deltas.dtype)
+
+
 def gae(rollout: Rollout, gamma: float, gae_lambda: float) -> Tensor:
     """Computes generalized advantage estimates, float32 [T, B] (Schulman et al., 2016, Eq. 16)."""
-    deltas = rollout.rewards + gamma * next_values(rollout) - rollout.values[:-1]
-    continues = (~(rollout.terminated | rollout.truncated)).to(deltas.dtype)
+    deltas, continues = _deltas(rollout, gamma)
     advantages = torch.empty_like(deltas)
     advantage = torch.zeros_like(deltas[0])
     for t in range(len(deltas) - 1, -1, -1):
@@ -79,8 +84,7 @@ def vtrace(
         The advantages and the returns. A return is the value plus the correction of its env step.
         An advantage does not contain its own action's weight, because the loss multiplies by it.
     """
-    deltas = rollout.rewards + gamma * next_values(rollout) - rollout.values[:-1]
-    continues = (~(rollout.terminated | rollout.truncated)).to(deltas.dtype)
+    deltas, continues = _deltas(rollout, gamma)
     rhos, cs = rollout.ratios.clamp(max=max_rho), rollout.ratios.clamp(max=max_c)
     advantages, corrections = torch.empty_like(deltas), torch.empty_like(deltas)
     correction = torch.zeros_like(deltas[0])
