@@ -6,6 +6,9 @@ Each run is `htsrl train` in a process and a folder of its own. Start the same c
 on after an interruption: complete runs are not repeated, and others are resumed. Two figures are
 compared: the mean return over the whole training, which slow learning lowers, and the mean return
 of the last 100 episodes. MinAtar needs the package minatar.
+
+The runs that stand for `hts` have `runner=serial`, which gives the same bits for less processor
+time. Each run uses one core.
 """
 
 from __future__ import annotations
@@ -43,29 +46,35 @@ _MINATAR = [
     "network=small_cnn",
     "actors.num_envs=32",
     "runner.sync_interval=64",
-    "algo.learning_rate=1e-3",
+    "algo.learning_rate=2.5e-3",
     "algo.clip_coef=0.2",
     "algo.clip_value_loss=false",
     "algo.update_epochs=4",
     "algo.num_minibatches=8",
     "tuned=none",
-    "total_steps=1_000_000",
 ]
 TASKS = {
     "CartPole": ["experiment=cartpole_ppo"],
-    "Acrobot": ["experiment=cartpole_ppo", "env.id=Acrobot-v1", "algo.gamma=0.99"],
-    "LunarLander": ["env=gym", "env.id=LunarLander-v3", "algo=ppo", "total_steps=500_000"],
+    "Acrobot": [
+        "experiment=cartpole_ppo",
+        "env.id=Acrobot-v1",
+        "algo.gamma=0.99",
+        "total_steps=100_000",
+    ],
+    "LunarLander": ["env=gym", "env.id=LunarLander-v3", "algo=ppo", "total_steps=300_000"],
     **{
         f"MinAtar {game}": [*_MINATAR, f"env.id=MinAtar/{game}-v1"]
         for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
     },
 }
 BASELINE = "sync"
+CORRECTIONS = ("none", "proximal", "decoupled", "vtrace")
 VARIANTS = {
-    BASELINE: ["runner=sync"],
-    **{name: [f"algo.correction={name}"] for name in ("none", "proximal", "decoupled", "vtrace")},
-    "bf16": ["actors.precision=bf16", "learner.precision=bf16"],
+    BASELINE: ["runner=sync", "actors.num_executors=1", "actors.num_actors=1"],
+    **{name: ["runner=serial", f"algo.correction={name}"] for name in CORRECTIONS},
+    "bf16": ["runner=serial", "actors.precision=bf16", "learner.precision=bf16"],
 }
+ONE_CORE = ["learner.num_threads=1", "log.tensorboard=false"]
 FIGURES = {"whole": "return, whole training", "last": "return, last 100 episodes"}
 NUM_RANDOM_EPISODES = 100
 
@@ -86,12 +95,18 @@ class Trained:
     last: float
 
 
-def train(folder: Path, task: str, variant: str, seed: int) -> Trained:
+def task_words(task: str, minatar_steps: int) -> list[str]:
+    """Returns the words of the command line that set a task."""
+    steps = [f"total_steps={minatar_steps}"] if task.startswith("MinAtar") else []
+    return [*TASKS[task], *steps]
+
+
+def train(folder: Path, task: str, words: Sequence[str], variant: str, seed: int) -> Trained:
     """Runs or resumes a training to its end; prints and returns its scores."""
     run_dir = folder / task.replace(" ", "_") / variant / f"seed_{seed}"
-    words = [*TASKS[task], *VARIANTS[variant], f"seed={seed}", "log.tensorboard=false"]
-    words += [f"hydra.run.dir={run_dir}", "resume=auto"]
-    command = [sys.executable, "-m", "htsrl_cli", "train", *words]
+    own = [*words, *VARIANTS[variant], *ONE_CORE, f"seed={seed}"]
+    own += [f"hydra.run.dir={run_dir}", "resume=auto"]
+    command = [sys.executable, "-m", "htsrl_cli", "train", *own]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{task}, {variant}, seed {seed}:\n{done.stderr[-2000:]}")
@@ -102,9 +117,9 @@ def train(folder: Path, task: str, variant: str, seed: int) -> Trained:
     return Trained(task, variant, seed, whole, last)
 
 
-def random_return(task: str) -> float:
+def random_return(words: Sequence[str]) -> float:
     """Returns the mean return of random actions on a task."""
-    config = compose(TASKS[task])
+    config = compose(words)
     return statistics.fmean(random_scores(config.env, NUM_RANDOM_EPISODES, seed=0))
 
 
@@ -206,6 +221,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds per variant (default: 5)")
+    parser.add_argument(
+        "--minatar-steps",
+        type=int,
+        default=1_000_000,
+        help="env steps of a run on MinAtar (default: 1,000,000); another folder for other steps",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_learning")
     parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
@@ -215,16 +236,17 @@ def main() -> None:
     # The baseline is always needed. bf16 without its instructions would be emulated.
     variants = [name for name in VARIANTS if name in (BASELINE, *args.variants)]
     variants = [name for name in variants if name != "bf16" or has_bf16()]
-    random = {task: random_return(task) for task in args.tasks}
+    words = {task: task_words(task, args.minatar_steps) for task in args.tasks}
+    random = {task: random_return(own) for task, own in words.items()}
     jobs = [(t, v, s) for s in range(1, args.seeds + 1) for t in args.tasks for v in variants]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(lambda job: train(args.folder, *job), jobs))
+        runs = list(pool.map(lambda job: train(args.folder, job[0], words[job[0]], *job[1:]), jobs))
     records = summarize(runs, random)
     print(means_table(runs))
     print(summary_table(records))
     report = {
-        "tasks": {task: TASKS[task] for task in args.tasks},
-        "variants": {variant: VARIANTS[variant] for variant in variants},
+        "tasks": words,
+        "variants": {variant: [*VARIANTS[variant], *ONE_CORE] for variant in variants},
         "random": random,
         "runs": [asdict(run) for run in runs],
         "summary": records,

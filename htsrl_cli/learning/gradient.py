@@ -111,7 +111,7 @@ class GradientEngine(ABC):
         self._state: list[Tensor] = list(self._policies.state_dict().values())
 
     @abstractmethod
-    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
+    def _map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterable[Any]:
         """Applies `work` to all pieces; yields the results in the order of the pieces."""
 
     @torch.no_grad()
@@ -249,8 +249,10 @@ class PoolEngine(GradientEngine):
         if self._device.type == "cpu":
             stay_in_background()
 
-    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
-        return self._pool.map(work, pieces)
+    def _map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterable[Any]:
+        # Another thread does not speed up a single piece, and the handover takes as long as a pass
+        # of a small network.
+        return map(work, pieces) if len(pieces) == 1 else self._pool.map(work, pieces)
 
     def pin(self, arrays: Sequence[Array]) -> None:
         """Does nothing: the CPU reads the arrays in place."""
@@ -272,7 +274,7 @@ class GpuEngine(GradientEngine):
     _held: Batch | None = None
     _pinned: Sequence[Array] = ()
 
-    def _map(self, work: Callable[[Any], Any], pieces: Iterable[Any]) -> Iterable[Any]:
+    def _map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterable[Any]:
         return map(work, pieces)
 
     def hold(self, batch: Batch) -> Batch:

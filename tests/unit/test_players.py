@@ -42,7 +42,8 @@ from htsrl_cli.storage.slot import Episode, Slot
 from htsrl_cli.workers.board import Board
 from tests import sections
 from tests.unit.learner_references import A2C, IMAGES, NETWORK, PPO, SEED, SPEC, make_slot
-from tests.unit.test_learner import applied_norms, assert_same_state, make_learner, no_check
+from tests.unit.learners import assert_same_state, make_learner, no_check
+from tests.unit.test_learner import applied_norms
 
 K = 3
 TEAM = replace(SPEC, num_players=K)
