@@ -42,6 +42,8 @@ ENVS: dict[str, EnvConfig] = {
     "screens": SCREENS,
     "terminating": sections.synthetic(name="sleep", episode_length=23),
     "truncating": sections.synthetic(name="sleep", episode_length=7, truncate=True),
+    # Actions from a Gaussian distribution.
+    "gaussian": sections.gym("Pendulum-v1", max_episode_steps=20),
 }
 IMAGES = ("atari", "screens")
 # Minibatches have several micro-batches, so that several threads share the work.

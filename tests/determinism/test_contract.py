@@ -33,7 +33,7 @@ FAST = {
     # A2C keeps activations. test_auditor and test_resume cover PPO on images.
     ("atari", "a2c", IMAGE_PRECISION, "product"),
     ("truncating", "ppo", "fp32", "product"),
-    ("truncating", "vtrace", "fp32", "product"),
+    ("gaussian", "vtrace", "fp32", "product"),
 }
 
 
@@ -151,7 +151,7 @@ class TestContract:
     ("env", "algo", "precision"),
     [
         pytest.param(env, algo, precision, marks=marks(env, precision))
-        for env in ("screens", "truncating")
+        for env in ("screens", "truncating", "gaussian")
         for algo in harness.ALGOS
         for precision in ("fp32", "bf16")
     ],

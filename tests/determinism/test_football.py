@@ -28,28 +28,28 @@ IMAGES = replace(KEEPER, representation="extracted", frame_stack=2)
 THREE = replace(KEEPER, num_left_players=3)
 NUM_ENVS, SYNC_INTERVAL = 16, 8
 
-# The environment and `algo.policies`.
+BOTH = replace(KEEPER, scenario="5_vs_5", num_left_players=2, num_right_players=2)
+# The environment, `algo.policies` and `algo.correction`.
 TEAMS = {
-    "one": (KEEPER, "shared"),
-    "three-shared": (THREE, "shared"),
-    "three-independent": (THREE, "independent"),
-    "three-images": (replace(IMAGES, num_left_players=3), "shared"),
-    "both-sides": (
-        replace(KEEPER, scenario="5_vs_5", num_left_players=2, num_right_players=2),
-        "independent",
-    ),
-    "one-images": (IMAGES, "shared"),
+    "one": (KEEPER, "shared", "none"),
+    "three-shared": (THREE, "shared", "none"),
+    "three-shared-decoupled": (THREE, "shared", "decoupled"),
+    "three-independent": (THREE, "independent", "none"),
+    "three-independent-vtrace": (THREE, "independent", "vtrace"),
+    "three-images": (replace(IMAGES, num_left_players=3), "shared", "none"),
+    "both-sides": (BOTH, "independent", "none"),
+    "one-images": (IMAGES, "shared", "none"),
 }
-FAST = ("one", "three-independent")
+FAST = ("one", "three-independent-vtrace")
 
 
 def football_config(
     team: str, runner: str = "hts", num_rollouts: int = 10, precision: str = "fp32"
 ) -> TrainConfig:
     """Returns a small run; its episodes are short, as random policies soon lose the ball."""
-    env, policies = TEAMS[team]
+    env, policies, correction = TEAMS[team]
     config = harness.small_config("truncating", "ppo", precision, runner)
-    algo = sections.ppo(update_epochs=2, num_minibatches=4, learning_rate=1e-3, policies=policies)
+    algo = replace(harness.PPO, policies=policies, correction=correction)
     steps = NUM_ENVS * SYNC_INTERVAL
     return replace(
         config,
@@ -97,7 +97,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("team", ["one-images", "three-images", "three-independent"])
+@pytest.mark.parametrize(
+    "team",
+    ["one-images", "three-images", "three-shared-decoupled", "three-independent-vtrace"],
+)
 def test_kills_at_random_moments(team: str, tmp_path: Path) -> None:
     config = football_config(team, num_rollouts=160)
     config = replace(config, checkpoint=replace(config.checkpoint, keep=2))
@@ -156,7 +159,7 @@ def test_rendered_runs(tmp_path: Path) -> None:
 
 
 LONG = {
-    "5_vs_5": TEAMS["both-sides"][0],
+    "5_vs_5": BOTH,
     "11_vs_11": replace(KEEPER, scenario="11_vs_11_stochastic"),
 }
 

@@ -18,6 +18,7 @@ from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.football.config import FootballConfig
+from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
 from tests import harness, sections, warm
@@ -28,7 +29,12 @@ LONG_ROLLOUTS = 400
 
 
 def env_words(env: EnvConfig) -> list[str]:
-    """Returns the overrides that select the environment, football or Breakout."""
+    """Returns the overrides that select the environment: football, Gymnasium or Breakout."""
+    if isinstance(env, GymConfig):
+        return [
+            *("env=gym", "tuned=none", f"env.id={env.id}"),
+            f"env.max_episode_steps={env.max_episode_steps}",
+        ]
     if isinstance(env, FootballConfig):
         option = f"football/{env.scenario}"
         names = ["representation", "frame_stack", "num_left_players", "num_right_players"]
@@ -47,7 +53,10 @@ def words(config: TrainConfig) -> list[str]:
         f"algo.policies={config.algo.policies}",
         "algo.update_epochs=2",
         "algo.learning_rate=1e-3",
-        f"algo.correction={config.algo.correction}",
+        *(
+            f"algo.{name}={getattr(config.algo, name)}"
+            for name in ("correction", "max_weight", "vtrace_rho", "vtrace_c")
+        ),
         f"actors.num_envs={config.actors.num_envs}",
         f"learner.micro_batch={config.learner.micro_batch}",
         f"runner.sync_interval={config.runner.sync_interval}",
@@ -157,10 +166,10 @@ def kill_and_resume(config: TrainConfig, num_kills: int, folder: Path) -> tuple[
     return killed, writing
 
 
-def long_config(num_rollouts: int) -> TrainConfig:
+def long_config(num_rollouts: int, env: str = "atari", algo: str = "ppo") -> TrainConfig:
     """Returns a run with a checkpoint at every second barrier, so that kills often hit one."""
     return replace(
-        harness.small_config("atari", "ppo"),
+        harness.small_config(env, algo),
         total_steps=num_rollouts * STEPS_PER_ROLLOUT,
         checkpoint=sections.checkpoint(interval=2 * STEPS_PER_ROLLOUT, keep=2),
     )
@@ -179,6 +188,18 @@ def test_two_kills(tmp_path: Path, uninterrupted: Fingerprint) -> None:
     killed, _ = kill_and_resume(STOPPED, 2, tmp_path)
     assert killed >= 1
     assert harness.fingerprint(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "algo"), [("atari", "decoupled"), ("atari", "vtrace"), ("gaussian", "vtrace")]
+)
+def test_kills_under_a_correction(env: str, algo: str, tmp_path: Path) -> None:
+    config = long_config(100, env, algo)
+    expected = harness.run(config, tmp_path / "uninterrupted")
+    killed, _ = kill_and_resume(config, 4, tmp_path)
+    assert killed >= 2
+    assert harness.fingerprint(tmp_path / "run") == expected
 
 
 @pytest.mark.slow
@@ -224,6 +245,8 @@ def test_sigterm_and_resume_by_other_workers(tmp_path: Path, uninterrupted: Fing
         pytest.param("atari", "vtrace", "fp32", "hts", marks=pytest.mark.slow),
         pytest.param("atari", "decoupled", "bf16", "serial", marks=pytest.mark.slow),
         pytest.param("truncating", "vtrace", "bf16", "hts", marks=pytest.mark.slow),
+        pytest.param("gaussian", "decoupled", "fp32", "hts", marks=pytest.mark.slow),
+        pytest.param("gaussian", "vtrace", "fp32", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "fp32", "hts", marks=pytest.mark.slow),
         pytest.param("truncating", "a2c", "bf16", "serial", marks=pytest.mark.slow),
         pytest.param("truncating", "ppo", "bf16", "hts", marks=pytest.mark.slow),
