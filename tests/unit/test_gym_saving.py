@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import re
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from htsrl_cli.envs.probe import restores_exactly
 from htsrl_cli.envs.state import pack_state, unpack_state
 from htsrl_cli.errors import CheckpointError, EnvError
 from tests import sections
-from tests.pages import DOCS, ROOT
+from tests.pages import DOCS
 
 NAME = "Walk-v0"
 LONG = 5000
@@ -356,59 +354,3 @@ def test_other_values_are_refused(value: Any) -> None:
 def test_damaged_values_raise_what_is_caught(encoded: Any, blobs: list[bytes]) -> None:
     with pytest.raises((LookupError, TypeError, ValueError)):
         decode(encoded, blobs)
-
-
-# MuJoCo
-
-CHILD = """
-import sys
-from pathlib import Path
-import numpy as np
-from htsrl_cli.envs.gym.environment import GymEnv
-from tests import sections
-from tests.pages import DOCS, ROOT
-from tests.unit.test_gym_saving import continued
-print(continued(GymEnv(sections.gym(sys.argv[1])), Path(sys.argv[2]).read_bytes()))
-"""
-
-
-def continued(env: GymEnv, state: bytes) -> list[Any]:
-    """Returns the results of 50 env steps with random actions after `state`."""
-    rng = np.random.default_rng(1)
-    results: list[Any] = [env.set_state(state).tobytes()]
-    for _ in range(50):
-        action = rng.standard_normal(env.env_spec.actions.num_dims, np.float32)
-        obs, *rest = env.step(action)
-        results.append((obs.tobytes(), repr(rest)))
-        if rest[1] or rest[2]:
-            results.append(env.reset(seed=0)[0].tobytes())
-    return results
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5"])
-def test_mujoco_continues_exactly_in_another_process(
-    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The engine writes a log to the working directory.
-    monkeypatch.chdir(tmp_path)
-    pytest.importorskip("mujoco", reason="the engine is not installed (pip install mujoco)")
-    assert restores_exactly(sections.gym(env_id))
-    env, rng = GymEnv(sections.gym(env_id)), np.random.default_rng(0)
-    env.reset(seed=1)
-    for _ in range(70):
-        action = rng.standard_normal(env.env_spec.actions.num_dims, np.float32)
-        _, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            env.reset(seed=2)
-    path = tmp_path / "state"
-    path.write_bytes(env.get_state())
-    assert b'"snapshot"' in path.read_bytes()
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, env_id, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
-    assert child.stdout.splitlines()[-1] == str(continued(env, path.read_bytes()))

@@ -40,7 +40,8 @@ class Snapshots:
 
     The methods `get_state()` and `set_state(state)` of the environment that the entry point built
     offer its state. If it has wrappers, the outermost wrapper must have these methods, because
-    wrappers have state, too. The state of Gymnasium's MuJoCo environments is that of the engine.
+    wrappers have state, too. The states of Gymnasium's MuJoCo environments and of MinAtar's games
+    are known without such methods.
 
     Args:
         env: the environment that `gymnasium.make` returned.
@@ -110,6 +111,8 @@ def _own_state(built: Any) -> OwnState | None:
         return _Methods(built)
     if type(built).__module__.startswith("gymnasium.envs.mujoco."):
         return _Mujoco(built)
+    if type(built).__module__ == "minatar.gym":
+        return _MinAtar(built)
     return None
 
 
@@ -176,3 +179,26 @@ class _Mujoco:
         data = self._env.data
         named = ((name, getattr(data, name)) for name in dir(data) if not name.startswith("_"))
         return {name: array for name, array in named if isinstance(array, np.ndarray)}
+
+
+class _MinAtar:
+    """State of one of MinAtar's games, including its generator and its last action.
+
+    Actions are sticky, and a reset does not clear the last action. The first env step of an episode
+    may therefore repeat the last action of the episode before, which a replay does not know.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._game = env.game
+        self.method = f"MinAtar {version('minatar')}"
+
+    def get(self) -> Any:
+        own = {name: value for name, value in vars(self._game.env).items() if name != "random"}
+        return own, self._game.random.get_state(legacy=False), self._game.last_action
+
+    def set(self, value: Any) -> None:
+        own, generator, last_action = value
+        vars(self._game.env).update(own)
+        # A reset with a seed made the game and its wrapper share this generator.
+        self._game.random.set_state(generator)
+        self._game.last_action = last_action
