@@ -1,13 +1,12 @@
-"""Env steps and minutes until Atari games reach a score: `hts` against `sync`, over seeds.
+"""Env steps and minutes until a task is learned, for each preset, over seeds; `hts` against `sync`.
 
-    python -m scripts.time_to_score --games pong --seeds 3
-    python -m scripts.time_to_score --games breakout qbert --device cuda
+    python -m scripts.time_to_score --tasks pong --seeds 3
+    python -m scripts.time_to_score --tasks breakout qbert --device cuda
 
-Runs `htsrl train experiment=atari_ppo_hts`, one run at a time, because the minutes count. A run
-ends when its score reaches the game's target, or after all its env steps; games without a target
-always take all env steps. The score is the mean raw score of the last 100 games. Start the same
-command again to go on after an interruption: complete runs are not repeated, and others are
-resumed.
+Runs `htsrl train` for each task, one run at a time, because the minutes count. A run ends when its
+score reaches the task's target, or after all its env steps; tasks without a target always take all
+env steps. The score is the mean raw score of the last 100 games. Start the same command again to go
+on after an interruption: complete runs are not repeated, and others are resumed.
 """
 
 from __future__ import annotations
@@ -34,27 +33,37 @@ RUNNERS = ("hts", "sync")
 
 
 @dataclass(frozen=True)
-class Game:
-    """A game of the comparison.
+class Task:
+    """A task of the comparison.
 
     Attributes:
-        env_steps: env steps of a run.
+        words: the words of the command line that set the task.
         target: score at which a run ends; None if it takes all its env steps.
         published: final scores that others have published, by name.
     """
 
-    env_steps: int
+    words: Sequence[str]
     target: float | None = None
     published: Mapping[str, float] = field(default_factory=dict)
 
 
-GAMES = {
-    "pong": Game(3_000_000, target=18.0),
-    "breakout": Game(10_000_000, published={"RL Zoo": 398, "CleanRL": 415}),
-    "qbert": Game(10_000_000, published={"RL Zoo": 15_627}),
-    "seaquest": Game(10_000_000, published={"RL Zoo": 1_784}),
-    "ms_pacman": Game(10_000_000, published={"RL Zoo": 1_754}),
-    "frostbite": Game(10_000_000),
+def _atari(game: str, env_steps: int, *extra: str) -> list[str]:
+    return ["experiment=atari_ppo_hts", f"env=atari/{game}", f"total_steps={env_steps}", *extra]
+
+
+TASKS = {
+    "pong": Task(_atari("pong", 3_000_000), target=18.0),
+    "breakout": Task(_atari("breakout", 10_000_000), published={"RL Zoo": 398, "CleanRL": 415}),
+    "qbert": Task(_atari("qbert", 10_000_000), published={"RL Zoo": 15_627}),
+    "seaquest": Task(_atari("seaquest", 10_000_000), published={"RL Zoo": 1_784}),
+    "ms_pacman": Task(_atari("ms_pacman", 10_000_000), published={"RL Zoo": 1_754}),
+    "frostbite": Task(_atari("frostbite", 10_000_000)),
+    "atari_ppo": Task(["experiment=atari_ppo", "total_steps=3_000_000"], target=18.0),
+    "atari_a2c": Task(["experiment=atari_a2c", "total_steps=5_000_000"], target=18.0),
+    "cartpole_ppo": Task(["experiment=cartpole_ppo"], target=475.0),
+    "cartpole_a2c": Task(["experiment=cartpole_a2c"], target=475.0),
+    "football_ppo": Task(["experiment=football_ppo", "total_steps=1_000_000"], target=0.8),
+    "football_players_ppo": Task(["experiment=football_players_ppo"], target=0.8),
 }
 
 
@@ -70,7 +79,7 @@ class Run:
         points: the learning curve, as `scripts.learning_curve.Point`.
     """
 
-    game: str
+    task: str
     runner: str
     seed: int
     env_steps: int
@@ -108,17 +117,17 @@ def reached_at(points: Sequence[Point], target: float | None) -> Point | None:
     return next((p for p in points if p.games >= _WINDOW and p.score >= target), None)
 
 
-def measure(folder: Path, game: str, runner: str, seed: int, words: Sequence[str]) -> Run:
+def measure(folder: Path, task: str, runner: str, seed: int, shared: Sequence[str]) -> Run:
     """Trains, prints and returns what the run reached."""
-    run_dir = folder / game / runner / f"seed_{seed}"
-    target = GAMES[game].target
-    train(run_dir, words, target)
+    run_dir = folder / task / runner / f"seed_{seed}"
+    target = TASKS[task].target
+    train(run_dir, [*TASKS[task].words, *shared, f"runner={runner}", f"seed={seed}"], target)
     points = read_points(run_dir)
     found = reached_at(points, target)
     end = found or points[-1]
     curve = [p for p in points if p.env_steps <= end.env_steps]
     run = Run(
-        *(game, runner, seed),
+        *(task, runner, seed),
         env_steps=end.env_steps,
         seconds=end.seconds,
         score=end.score,
@@ -126,7 +135,7 @@ def measure(folder: Path, game: str, runner: str, seed: int, words: Sequence[str
         points=[asdict(p) for p in evenly_spaced(curve, _MOST_POINTS)],
     )
     print(
-        f"  {game} {runner:<4} seed {seed}: {run.score:.1f} after {run.env_steps:,} env steps, "
+        f"  {task} {runner:<4} seed {seed}: {run.score:.1f} after {run.env_steps:,} env steps, "
         f"{run.seconds / 60:.0f} minutes",
         flush=True,
     )
@@ -134,15 +143,15 @@ def measure(folder: Path, game: str, runner: str, seed: int, words: Sequence[str
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table with a row for each run, and the published scores of its game."""
+    """Returns a Markdown table: a row for each run, with its target or published scores."""
     rows = []
     for run in runs:
-        game = GAMES[run["game"]]
-        published = ", ".join(f"{name} {score:,}" for name, score in game.published.items())
-        goal = f"{game.target:g}" if game.target is not None else published
+        task = TASKS[run["task"]]
+        published = ", ".join(f"{name} {score:,}" for name, score in task.published.items())
+        goal = f"{task.target:g}" if task.target is not None else published
         rows.append(
             (
-                run["game"],
+                run["task"],
                 run["runner"],
                 str(run["seed"]),
                 f"{run['score']:,.1f}",
@@ -152,23 +161,23 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
             )
         )
     return table(
-        ("game", "runner", "seed", "score", "env steps", "minutes", "target or published"), rows
+        ("task", "runner", "seed", "score", "env steps", "minutes", "target or published"), rows
     )
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Draws the curves against env steps and minutes, a row for each game; writes `path`."""
+    """Draws the curves against env steps and minutes, a row for each task; writes `path`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    games = list(dict.fromkeys(run.game for run in runs))
+    tasks = list(dict.fromkeys(run.task for run in runs))
     figure, axes = plt.subplots(
-        len(games), 2, figsize=(10, 3.5 * len(games)), squeeze=False, layout="constrained"
+        len(tasks), 2, figsize=(10, 3.5 * len(tasks)), squeeze=False, layout="constrained"
     )
-    for row, game in zip(axes, games, strict=True):
-        for run in (run for run in runs if run.game == game):
+    for row, task in zip(axes, tasks, strict=True):
+        for run in (run for run in runs if run.task == task):
             color = f"C{RUNNERS.index(run.runner)}"
             label = run.runner if run.seed == 1 else None
             scores = [p["score"] for p in run.points]
@@ -177,19 +186,19 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         for axis, unit in zip(row, ("million env steps", "minutes"), strict=True):
             axis.set_xlabel(unit)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel(f"{game}: score")
+        row[0].set_ylabel(f"{task}: score")
         row[0].legend()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    """Trains all games, prints the table, and writes the figures and the plot."""
+    """Trains all tasks, prints the table, and writes the figures and the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--games", nargs="+", choices=GAMES, default=["pong"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["pong"])
     parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds per game (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per task (default: 3)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--precision",
@@ -200,19 +209,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "time_to_score")
     parser.add_argument("--output", type=Path, default=result_path("time_to_score"))
     args = parser.parse_args()
-    shared = ["experiment=atari_ppo_hts", "log.tensorboard=false", "log.rollouts_sha256=false"]
+    shared = ["log.tensorboard=false"]
     shared += [f"actors.device={args.device}", f"learner.device={args.device}"]
     shared += [f"actors.precision={args.precision}", f"learner.precision={args.precision}"]
-    runs = []
-    for seed in range(1, args.seeds + 1):
-        for game in args.games:
-            for runner in args.runners:
-                words = [*shared, f"env=atari/{game}", f"runner={runner}", f"seed={seed}"]
-                words.append(f"total_steps={GAMES[game].env_steps}")
-                runs.append(measure(args.folder, game, runner, seed, words))
+    runs = [
+        measure(args.folder, task, runner, seed, shared)
+        for seed in range(1, args.seeds + 1)
+        for task in args.tasks
+        for runner in args.runners
+    ]
     records = [asdict(run) for run in runs]
     print(runs_table(records))
-    write_result(args.output, {"words": shared, "runs": records})
+    tasks = {task: [*TASKS[task].words, *shared] for task in args.tasks}
+    write_result(args.output, {"tasks": tasks, "runs": records})
     draw(runs, args.output.with_suffix(".png"))
 
 
