@@ -16,6 +16,7 @@ from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.paper_claims import FIGURES
 from scripts.provenance import RESULTS
 from scripts.reference.markdown import table
+from scripts.time_to_score import runs_table
 
 # Result files: their names, and the tasks that they measure.
 THROUGHPUT = {
@@ -234,6 +235,17 @@ def compared_learning(folder: Path = RESULTS) -> str:
     )
 
 
+def time_to_score(folder: Path = RESULTS) -> str:
+    """Returns tables and plots of how long each run took to its task's target."""
+    return _join(
+        result.with_origin(
+            f"{runs_table(result.content['runs'])}\n\n"
+            f"{result.figure(folder.parent, 'Learning curves')}"
+        )
+        for result in find("time_to_score", folder)
+    )
+
+
 REGIONS: Mapping[str, Callable[..., str]] = {
     "throughput": throughput,
     "kernels": kernels,
@@ -241,6 +253,7 @@ REGIONS: Mapping[str, Callable[..., str]] = {
     "paper-claims": paper_claims,
     "learning": learning,
     "compared-learning": compared_learning,
+    "time-to-score": time_to_score,
 }
 README_REGIONS: Mapping[str, Callable[..., str]] = {
     "throughput": compared_throughput,
