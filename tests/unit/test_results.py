@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from scripts.learning_curve import Point
 from scripts.provenance import write_result
 from scripts.reference.benchmarks import (
     README_REGIONS,
@@ -17,7 +19,9 @@ from scripts.reference.benchmarks import (
     find,
     learning,
     throughput,
+    time_to_score,
 )
+from scripts.time_to_score import reached_at
 
 RATES = [
     ("fp32", 300.0),
@@ -76,6 +80,20 @@ def test_learning_curves_and_comparisons_are_shown(tmp_path: Path) -> None:
     text = compared_learning(tmp_path)
     assert "| hts | 1.000 (0.900 to 1.100) | 0.500 (0.200 to 0.800) |" in text
     assert "| CartPole | hts | 445.0 ± 7.1 | 500.0 ± 0.0 | 2 |" in text
+
+
+def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
+    points = [Point(n * 1000, n * 60.0, 40 * n, 6.0 * n) for n in range(1, 6)]
+    # Two games of the first 80 were lucky.
+    points[1] = replace(points[1], score=20.0)
+    assert reached_at(points, 18.0) == points[2]
+    assert reached_at(points, 31.0) is None
+    assert reached_at(points, None) is None
+    record = {"task": "pong", "runner": "hts", "seed": 2, "score": 18.3, "env_steps": 1_200_000}
+    content = {"runs": [record | {"seconds": 1800.0, "reached": True, "points": []}]}
+    write_result(tmp_path / "avx2" / "time_to_score.json", content)
+    text = time_to_score(tmp_path)
+    assert "| pong | hts | 2 | 18.3 | 1,200,000 | 30 | 18 |" in text
 
 
 def test_a_result_without_an_origin_is_refused(tmp_path: Path) -> None:
