@@ -13,6 +13,7 @@ from htsrl_cli.sampling.collector import Collector
 from htsrl_cli.sampling.inference import InferenceSetup
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.unrolls import UnrollQueue
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Roles:
     plan: RunPlan
     spec: EnvSpec
     learner: Learner
-    ring: Ring
+    ring: Ring | UnrollQueue
     store: ParameterStore
     inference: InferenceSetup
     collector: Collector

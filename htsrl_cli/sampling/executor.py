@@ -21,7 +21,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Cells
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
@@ -47,7 +47,7 @@ class _Seat:
     """An environment of an executor, with its columns and its progress.
 
     Attributes:
-        columns: columns of the environment's players, in order.
+        columns: columns of the environment's players, in order; see `move`.
         where: the same columns as an array index: an integer for one player, a slice for several.
         t: number of env steps taken in this rollout.
         pending: number of requests not yet answered. After an env step, each column makes one
@@ -57,15 +57,21 @@ class _Seat:
     """
 
     def __init__(self, env: Env, index: int) -> None:
-        num_players = env.env_spec.num_players
         self.env = env
         self.index = index
-        self.columns = range(index * num_players, (index + 1) * num_players)
-        self.where = index if num_players == 1 else slice(self.columns.start, self.columns.stop)
+        self.move(index)
         self.num_episodes = 0
         self.training_return = 0.0
         self.t = 0
         self.pending = 0
+
+    def move(self, position: int) -> None:
+        """Makes the environment fill the columns of environment number `position` of the slot."""
+        num_players = self.env.env_spec.num_players
+        self.columns = range(position * num_players, (position + 1) * num_players)
+        self.where: int | slice = position
+        if num_players > 1:
+            self.where = slice(self.columns.start, self.columns.stop)
 
 
 class Executor:
@@ -82,7 +88,7 @@ class Executor:
         env: EnvConfig,
         indices: Sequence[int],
         seed: int,
-        ring: Ring,
+        ring: Cells,
         board: Board,
         worker: int,
     ) -> None:
@@ -161,10 +167,14 @@ class Executor:
             if seat.pending:
                 continue
             if seat.t == self._ring.num_steps:
-                self._unfinished -= 1
+                self._finish(seat)
             else:
                 self._step(seat, requests)
         return requests
+
+    def _finish(self, seat: _Seat) -> None:
+        """Notes that all columns of a seat are full."""
+        self._unfinished -= 1
 
     def close(self) -> None:
         """Closes the environments."""
@@ -246,7 +256,7 @@ class ExecutorSetup:
     env: EnvConfig
     indices: Sequence[int]
     seed: int
-    ring: Ring
+    ring: Cells
     board: Board
     requests: Pipe
     answers: Pipe
