@@ -194,10 +194,11 @@ class Learner:
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
         metrics: dict[str, float] = {}
+        kept: list[Tensor] = []
         old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
         if self._lag != 0 and self._algorithm.reevaluates:
             self._engine.load(self._state)
-            old = self._engine.evaluate(obs, actions)
+            old, kept = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = _ratios(log_ratios)
@@ -220,7 +221,7 @@ class Learner:
             actions,
             old._replace(values=old.values[:num_rows]),
             targets,
-            [as_tensor(array).flatten(0, 1) for array in activations],
+            kept or [as_tensor(array).flatten(0, 1) for array in activations],
         )
         return batch, metrics
 

@@ -84,6 +84,7 @@ class AsyncCollector(ProcessCollector):
             self._actors.append(start(name, len(answers) + i, timeout_s, run_async_actor, setup))
 
     def reset(self) -> None:
+        """Starts the first episode of every environment and sets `obs`."""
         self.obs = np.stack([obs for part in self._ask("reset") for obs in part])
 
     def state(self) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from htsrl_cli.algorithms.rmsprop import RmspropConfig
 from htsrl_cli.plugins import Kind
@@ -16,6 +17,8 @@ class A2cConfig(RmspropConfig):
     of the behavior policy. With the runners `hts` and `serial`, this is HTS-RL's one-step delayed
     gradient.
     """
+
+    needs_one_version: ClassVar[bool] = True
 
 
 KIND = Kind(A2cConfig, "htsrl_cli.algorithms.a2c.algorithm:A2c")
