@@ -11,9 +11,9 @@ from htsrl_cli.learning.learner import Learner
 from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.sampling.collector import Collector
 from htsrl_cli.sampling.inference import InferenceSetup
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
-from htsrl_cli.storage.unrolls import UnrollQueue
 
 
 @dataclass(frozen=True)

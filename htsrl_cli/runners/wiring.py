@@ -17,7 +17,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
-from htsrl_cli.runners.async_run import load_schedule, schedule_path
+from htsrl_cli.runners.replay import load_schedule, schedule_path
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.runners.snapshot import check_fit
@@ -29,10 +29,10 @@ from htsrl_cli.sampling.inference import (
     has_free_rows,
     has_independent_rows,
 )
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.memory import Array, ArrayType, NotEnoughMemoryError
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
-from htsrl_cli.storage.unrolls import UnrollQueue
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from htsrl_cli.networks.device import set_up_torch, settle_on
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.inference import InferenceSetup
 from htsrl_cli.sampling.requests import Request, decode, is_final, truncating_step
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.parameters import ParameterStore
-from htsrl_cli.storage.unrolls import UnrollQueue
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import wake_promptly

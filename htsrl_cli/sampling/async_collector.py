@@ -15,8 +15,8 @@ from htsrl_cli.sampling.async_executor import AsyncExecutorSetup, Start, run_asy
 from htsrl_cli.sampling.collector import CHECK_PERIOD_S, ProcessCollector
 from htsrl_cli.sampling.executor import EnvState
 from htsrl_cli.sampling.inference import InferenceSetup
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.parameters import ParameterStore
-from htsrl_cli.storage.unrolls import UnrollQueue
 from htsrl_cli.workers.process import Pipe, start_process
 
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.sampling.executor import EnvState, Executor, _add_requests, _Seat
 from htsrl_cli.sampling.requests import Request, encode
+from htsrl_cli.sampling.schedule import Schedule, from_runs
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.seeding import Purpose, draw_noise, generator
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.schedule import Schedule, from_runs
-from htsrl_cli.storage.unrolls import UnrollQueue
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import wake_promptly

@@ -168,7 +168,7 @@ METRICS: Mapping[str, Metric] = {
     "learner/lag": Metric(
         "updates",
         "Policy lag: the version of the parameters at the start of an update, minus the version "
-        "that chose the actions from which the update learns, averaged over the rows of the update.",
+        "that chose the actions from which the update learns; averaged over the update's rows.",
         "Always 1 with `runner=hts` and `runner=serial`, always 0 with `runner=sync`. With "
         "`runner=async`, it depends on timing.",
     ),

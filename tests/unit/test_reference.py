@@ -98,6 +98,9 @@ def keys_of_dataclasses() -> Iterator[str]:
     yield from ("seed", "total_steps", *names(schemas.EvalConfig))
     for name, schema in plain.items():
         yield from (f"{name}.{field}" for field in names(schema))
+    for field in names(schemas.AsyncRunnerConfig):
+        if field not in names(schemas.RunnerConfig):
+            yield f"runner.{field}"
     for name, base in BASES.items():
         yield from (f"{name}.{field}" for field in names(base))
         configs = [plugins.find(name, kind).config for kind in plugins.names(name)]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.sampling.schedule import Unroll, as_runs
 from htsrl_cli.storage.memory import Array, ArrayType, SharedArrays
-from htsrl_cli.storage.schedule import Unroll, as_runs
 from htsrl_cli.storage.slot import Cells, Slot, slot_fields
 from htsrl_cli.workers.process import Pipe
 
