@@ -43,6 +43,8 @@ class AsyncRun(Run):
         self._arrived: deque[int] = deque()
         # Unrolls of a replay that have arrived too early.
         self._early: dict[tuple[int, int], tuple[Slot, Unroll]] = {}
+        # For each unroll of the last update, how many versions were published while it waited.
+        self._waited: list[int] = []
         self._replayed = load_schedule(roles.config)
         self._recorded: LineFile | None = None
         super().__init__(roles, run_dir, checkpoint, stack)
@@ -78,7 +80,8 @@ class AsyncRun(Run):
         self._logged = roles.learner.update(self._slot, check) | self._lags()
         roles.rollouts.add(digest)
         if self._recorded:
-            self._recorded.append({"update": self._rollout, "unrolls": unrolls})
+            line = {"update": self._rollout, "unrolls": unrolls, "waited": self._waited}
+            self._recorded.append(line)
         for unroll in unrolls:
             self._queue.consumed[unroll.env] += 1
         self._rollout += 1
@@ -90,6 +93,7 @@ class AsyncRun(Run):
         version = self._rollout
         self._roles.learner.write_parameters(self._roles.store.place(version))
         self._roles.store.publish(version)
+        self._queue.published[0] = version
         self._collector.published(version)
 
     def _lags(self) -> dict[str, float]:
@@ -99,6 +103,7 @@ class AsyncRun(Run):
 
     def _gather(self, check: Callable[[], None]) -> list[Unroll]:
         """Fills the slot with the unrolls of the next update; returns what they were."""
+        self._waited.clear()
         if self._replayed is not None:
             return self._gather_again(self._replayed.updates[self._rollout], check)
         unrolls = []
@@ -136,6 +141,7 @@ class AsyncRun(Run):
         """Copies a full buffer to a slot and frees it; returns what it was."""
         queue = self._queue
         unroll = queue.unroll(buffer)
+        self._waited.append(self._rollout - int(queue.owners[buffer, 3]))
         copy_unroll(queue.slot_of_buffers, buffer, slot, position, queue.num_players)
         queue.release([buffer])
         return unroll

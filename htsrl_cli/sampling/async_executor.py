@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.sampling.executor import EnvState, Executor, _add_requests, _Seat
+from htsrl_cli.sampling.executor import EnvState, Executor, Seat, add_requests
 from htsrl_cli.sampling.requests import Request, encode
 from htsrl_cli.sampling.schedule import Schedule, from_runs
 from htsrl_cli.sampling.unrolls import UnrollQueue
@@ -67,7 +67,7 @@ class AsyncExecutor(Executor):
         self._numbers = dict.fromkeys(indices, 0)
         self._starts: dict[int, deque[Start]] = {index: deque() for index in indices}
         # Seats without a buffer, in the order in which they became idle.
-        self._idle: deque[_Seat] = deque()
+        self._idle: deque[Seat] = deque()
 
     @property
     def num_idle(self) -> int:
@@ -104,12 +104,12 @@ class AsyncExecutor(Executor):
             self._obs[seat.index] = obs
             self._wait(seat)
 
-    def _wait(self, seat: _Seat) -> None:
+    def _wait(self, seat: Seat) -> None:
         """Makes a seat wait for a buffer, unless a replay has no further unroll of it."""
         if self._unrolls is None or (seat.index, self._numbers[seat.index]) in self._unrolls:
             self._idle.append(seat)
 
-    def _first_start(self, seat: _Seat) -> Start:
+    def _first_start(self, seat: Seat) -> Start:
         number = int(self._queue.consumed[seat.index])
         for start in self._starts[seat.index]:
             if start.number == number:
@@ -117,11 +117,11 @@ class AsyncExecutor(Executor):
         assert number == self._numbers[seat.index], (number, self._numbers[seat.index])
         return self._start(seat)
 
-    def _start(self, seat: _Seat) -> Start:
+    def _start(self, seat: Seat) -> Start:
         state = EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
         return Start(self._numbers[seat.index], state, self._obs[seat.index])
 
-    def _open(self, seat: _Seat, buffer: int, requests: list[Request]) -> None:
+    def _open(self, seat: Seat, buffer: int, requests: list[Request]) -> None:
         env, queue = seat.index, self._queue
         self._board.enter(self._worker)
         starts = self._starts[env]
@@ -132,7 +132,7 @@ class AsyncExecutor(Executor):
         seat.move(buffer)
         columns = queue.columns(buffer)
         self._of_column.update(dict.fromkeys(seat.columns, seat))
-        queue.owners[buffer] = env, number, self._worker
+        queue.owners[buffer, :3] = env, number, self._worker
         noise = self._slot.noise[:, columns]
         rng = generator(self._seed, Purpose.UNROLL_ACTIONS, env, number)
         noise[:] = draw_noise(rng, noise.shape, seat.env.env_spec.actions.kind)
@@ -144,14 +144,16 @@ class AsyncExecutor(Executor):
                 queue.wanted_finals[t, seat.columns[player]] = version
         self._slot.obs[0, seat.where] = self._obs[env]
         seat.t = 0
-        _add_requests(seat, [(c, 0) for c in seat.columns], requests)
+        add_requests(seat, [(c, 0) for c in seat.columns], requests)
 
-    def _finish(self, seat: _Seat) -> None:
+    def _finish(self, seat: Seat) -> None:
         """Hands over the full buffer of a seat."""
         env = seat.index
         self._obs[env] = self._slot.obs[seat.t, seat.where].copy()
         self._numbers[env] += 1
-        self._queue.full.write([seat.columns.start // self._queue.num_players])
+        buffer = seat.columns.start // self._queue.num_players
+        self._queue.owners[buffer, 3] = self._queue.published[0]
+        self._queue.full.write([buffer])
         self._wait(seat)
 
 

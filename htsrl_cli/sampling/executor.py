@@ -43,7 +43,7 @@ class EnvState:
     training_return: float
 
 
-class _Seat:
+class Seat:
     """An environment of an executor, with its columns and its progress.
 
     Attributes:
@@ -99,7 +99,7 @@ class Executor:
         self._seats = []
         for index in indices:
             board.enter(worker)
-            self._seats.append(_Seat(make_env(env, index), index))
+            self._seats.append(Seat(make_env(env, index), index))
         self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
@@ -148,7 +148,7 @@ class Executor:
         for seat in self._seats:
             seat.t = 0
             seat.pending = 0
-            _add_requests(seat, [(c, 0) for c in seat.columns], requests)
+            add_requests(seat, [(c, 0) for c in seat.columns], requests)
         return requests
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
@@ -172,7 +172,7 @@ class Executor:
                 self._step(seat, requests)
         return requests
 
-    def _finish(self, seat: _Seat) -> None:
+    def _finish(self, seat: Seat) -> None:
         """Notes that all columns of a seat are full."""
         self._unfinished -= 1
 
@@ -181,13 +181,13 @@ class Executor:
         for seat in self._seats:
             seat.env.close()
 
-    def _reset(self, seat: _Seat) -> Array:
+    def _reset(self, seat: Seat) -> Array:
         self._board.enter(self._worker)
         seed = reset_seed(self._seed, seat.index, seat.num_episodes)
         seat.num_episodes += 1
         return seat.env.reset(seed=seed)[0]
 
-    def _step(self, seat: _Seat, requests: list[Request]) -> None:
+    def _step(self, seat: Seat, requests: list[Request]) -> None:
         t, where, slot = seat.t, seat.where, self._slot
         self._board.enter(self._worker)
         obs, reward, terminated, truncated, info = seat.env.step(slot.actions[t, where])
@@ -198,15 +198,15 @@ class Executor:
         self._record_episode(seat, reward, info.get("episode"))
         if truncated and not terminated:
             self._ring.final_obs[where] = obs
-            _add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
+            add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
         if terminated or truncated:
             obs = self._reset(seat)
         slot.obs[t + 1, where] = obs
         seat.t = t + 1
-        _add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
+        add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
 
     def _record_episode(
-        self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
+        self, seat: Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
         """Adds the reward to the training return; if the game has ended, writes its results.
 
@@ -226,7 +226,7 @@ class Executor:
             seat.training_return = 0.0
 
 
-def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
+def add_requests(seat: Seat, asked: list[Request], requests: list[Request]) -> None:
     """Adds `asked`, the requests of an environment, to `requests`; counts them as pending."""
     seat.pending += len(asked)
     requests += asked

@@ -5,7 +5,8 @@ version of the parameters that served each request. `schedule.jsonl` records bot
 them, and so repeats the run bit for bit.
 
 The first line of the file is a header; each other line belongs to one update. Versions are stored
-as runs: a pair [t, v] says that version v served the requests from step t on.
+as runs: a pair [t, v] says that version v served the requests from step t on. `waited` says, for
+each unroll, how many versions were published while it waited in the queue; a replay ignores it.
 
 This module imports neither torch nor hydra, because executors import it.
 """

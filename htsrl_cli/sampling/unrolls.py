@@ -41,8 +41,10 @@ class UnrollQueue(Cells):
             served.
         wanted_finals: int64 [T, U * P]; the same for the requests of `final_values`.
         consumed: int64 [num_envs]; for each environment, how many of its unrolls updates have used.
-        owners: int64 [U, 3]; index of the environment that fills the buffer, the unroll's number
-            among the environment's unrolls, and the index of the executor.
+        owners: int64 [U, 4]; index of the environment that fills the buffer, the unroll's number
+            among the environment's unrolls, the index of the executor and, once the buffer is full,
+            the version that was published at this moment.
+        published: int64 [1]; the newest published version.
         free: the pipe of free buffers.
         full: the pipe of full buffers.
 
@@ -61,7 +63,8 @@ class UnrollQueue(Cells):
         layout["wanted"] = ((num_steps + 1, num_columns), "int64")
         layout["wanted_finals"] = ((num_steps, num_columns), "int64")
         layout["consumed"] = ((num_envs,), "int64")
-        layout["owners"] = ((num_buffers, 3), "int64")
+        layout["owners"] = ((num_buffers, 4), "int64")
+        layout["published"] = ((1,), "int64")
         self.free, self.full = Pipe(), Pipe()
         self._adopt(SharedArrays(layout))
         self.slot_of_buffers.poison()
@@ -75,6 +78,7 @@ class UnrollQueue(Cells):
         self.final_versions = memory["final_versions"]
         self.wanted, self.wanted_finals = memory["wanted"], memory["wanted_finals"]
         self.consumed, self.owners = memory["consumed"], memory["owners"]
+        self.published = memory["published"]
         self.num_players = self.num_columns // len(self.owners)
 
     def __getstate__(self) -> tuple[SharedArrays, Pipe, Pipe]:
@@ -113,7 +117,7 @@ class UnrollQueue(Cells):
 
     def owner(self, buffer: int) -> tuple[int, int]:
         """Returns the environment that fills a buffer, and the number of its unroll."""
-        env, number, _ = self.owners[buffer].tolist()
+        env, number, *_ = self.owners[buffer].tolist()
         return env, number
 
     def unroll(self, buffer: int) -> Unroll:

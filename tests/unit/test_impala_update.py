@@ -12,29 +12,16 @@ from dataclasses import replace
 
 import pytest
 
-from htsrl_cli.algorithms.a2c.config import A2cConfig
 from htsrl_cli.algorithms.impala.config import ImpalaConfig
-from tests.unit.learner_references import IMPALA, SPEC, ImpalaReference, make_slot
+from htsrl_cli.config.kinds import AlgoConfig
+from tests import sections
+from tests.unit.learner_references import IMPALA, SPEC, ImpalaReference, Theta, make_slot
 from tests.unit.learners import differ, make_learner, no_check, theta_of
 
 # Sums over the rows have larger gradients than means.
 SUMMED = replace(IMPALA, sum_losses=True, max_grad_norm=5.0)
 FORMS = pytest.mark.parametrize("config", [IMPALA, SUMMED], ids=["mean", "sum"])
 NUM_UPDATES = 5
-
-
-def updated(
-    algo: ImpalaConfig | A2cConfig, reference: ImpalaReference | None, lag: int | None = 1
-) -> bool:
-    """Makes three updates from random slots; returns True if the reference ends elsewhere."""
-    learner = make_learner(algo, num_updates=NUM_UPDATES, lag=lag)
-    assert reference is not None
-    for number in range(3):
-        slot = make_slot(SPEC, number)
-        reference.update(slot, number)
-        learner.update(slot, no_check)
-    learner.close()
-    return differ(reference.theta, theta_of(learner))
 
 
 @FORMS
@@ -56,3 +43,51 @@ def test_impala_equals_a_slow_reference(
     learner.close()
     assert reference.num_clipped > 0
     assert all(number > 0 for number in reference.limits.num_limited.values())
+
+
+WRONG = {
+    "learning_rate": 1.1e-2,
+    "anneal_learning_rate": False,
+    "gamma": 0.91,
+    "gae_lambda": 0.81,
+    "max_weight": 1.25,
+    "vtrace_rho": 1.15,
+    "vtrace_c": 1.05,
+    "entropy_coef": 0.02,
+    "value_coef": 0.55,
+    "max_grad_norm": 0.051,
+    "rmsprop_alpha": 0.98,
+    "rmsprop_eps": 2e-3,
+    "sum_losses": True,
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_the_impala_comparison_feels_every_key(key: str) -> None:
+    # Where every gradient is clipped, the sum and the mean have the same gradient.
+    right = replace(SUMMED, sum_losses=False) if key == "sum_losses" else IMPALA
+    config: ImpalaConfig = replace(right, **{key: WRONG[key]})  # type: ignore[arg-type]
+    learner = make_learner(config, num_updates=NUM_UPDATES)
+    reference = ImpalaReference(right, theta_of(learner), NUM_UPDATES)
+    for number in range(2):
+        slot = make_slot(SPEC, number)
+        reference.update(slot, number)
+        learner.update(slot, no_check)
+    assert differ(reference.theta, theta_of(learner))
+
+
+def after_updates(algo: AlgoConfig) -> Theta:
+    """Returns the parameters after three updates without policy lag."""
+    learner = make_learner(algo, num_updates=NUM_UPDATES, lag=0)
+    for number in range(3):
+        learner.update(make_slot(SPEC, number), no_check)
+    return theta_of(learner)
+
+
+@pytest.mark.parametrize(("gae_lambda", "is_equal"), [(1.0, True), (0.95, False)])
+def test_without_lag_and_with_lambda_one_impala_is_a2c(gae_lambda: float, is_equal: bool) -> None:
+    same = ("learning_rate", "anneal_learning_rate", "gamma", "entropy_coef", "value_coef")
+    same += ("max_grad_norm", "rmsprop_alpha", "rmsprop_eps")
+    a2c = sections.a2c(**{name: getattr(IMPALA, name) for name in same})
+    impala = after_updates(replace(IMPALA, gae_lambda=gae_lambda))
+    assert differ(impala, after_updates(a2c)) != is_equal

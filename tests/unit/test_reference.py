@@ -132,15 +132,15 @@ def test_exit_codes() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A tiny run of each algorithm in this process, the first with a line of an evaluation."""
+    """A tiny run of each algorithm, the first with a line of an evaluation."""
     folders, log_config = [], sections.log(interval=16, tensorboard=False)
-    for name in ("ppo", "a2c"):
+    for name, runner in (("ppo", "serial"), ("a2c", "serial"), ("impala", "async")):
         config = sections.train(
             env=sections.synthetic("count", episode_length=5),
             algo=ALGOS[name],
             actors=sections.actors(num_envs=2, inference_batch=2),
             learner=sections.learner(num_threads=1),
-            runner=sections.runner("serial", sync_interval=8),
+            runner=sections.runner(runner, sync_interval=8),
             log=log_config,
             total_steps=64,
         )
