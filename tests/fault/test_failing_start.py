@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.runners.run import Run, train
+from htsrl_cli.runners.loop import Run
+from htsrl_cli.runners.run import train
 from tests import harness, sections
 
 
