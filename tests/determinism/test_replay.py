@@ -35,7 +35,7 @@ ENVS = {
 
 
 def free_config(
-    env: str, *, policies: str = "shared", precision: str = "fp32", num_rollouts: int = 24
+    env: str, *, policies: str = "shared", precision: str = "fp32", num_rollouts: int = 16
 ) -> TrainConfig:
     """Returns a small asynchronous run, which makes two updates for each rollout of the harness."""
     config = harness.small_config("truncating", "impala", precision, runner="async")
@@ -50,9 +50,13 @@ def free_config(
     )
 
 
-def replay_of(config: TrainConfig, recorded: Path) -> TrainConfig:
+def replay_of(config: TrainConfig, recorded: Path, record: bool = False) -> TrainConfig:
     assert isinstance(config.runner, AsyncRunnerConfig)
-    return replace(config, runner=replace(config.runner, record=False, replay=str(recorded)))
+    return replace(config, runner=replace(config.runner, record=record, replay=str(recorded)))
+
+
+def schedule_of(folder: Path) -> Schedule:
+    return Schedule.load(folder / SCHEDULE_FILE)
 
 
 def check_recorded(folder: Path) -> None:
@@ -61,7 +65,7 @@ def check_recorded(folder: Path) -> None:
     Unrolls arrived in another order than that of the environments, the policy lag varied, and
     versions changed within unrolls.
     """
-    schedule = Schedule.load(folder / SCHEDULE_FILE)
+    schedule = schedule_of(folder)
     unrolls = [unroll for unrolls in schedule.updates for unroll in unrolls]
     envs = [unroll.env for unroll in unrolls]
     assert envs != sorted(envs, key=lambda env: env % harness.NUM_ENVS)
@@ -84,9 +88,14 @@ class Recorded:
     fingerprint: Fingerprint
 
     def replay(self, run_dir: Path, *workers: int, checkpoint: Path | None = None) -> Fingerprint:
-        """Replays the run with other numbers of executors, actors and learner threads."""
-        config = harness.with_workers(replay_of(self.config, self.folder), *workers)
-        return harness.run(config, run_dir, checkpoint)
+        """Replays the run with other numbers of executors, actors and learner threads.
+
+        The replay is itself recorded, and has the same schedule.
+        """
+        config = replay_of(self.config, self.folder, record=True)
+        found = harness.run(harness.with_workers(config, *workers), run_dir, checkpoint)
+        assert schedule_of(run_dir) == schedule_of(self.folder)
+        return found
 
 
 def record(config: TrainConfig, folder: Path) -> Recorded:
@@ -182,10 +191,11 @@ def test_a_run_recorded_under_stops_is_replayed(env: str, tmp_path: Path) -> Non
     """Replays a run with much policy lag, because its workers were stopped at random."""
     with torment(seed=2):
         run = record(free_config(env), tmp_path / "recorded")
-    assert Schedule.load(run.folder / SCHEDULE_FILE).max_lag > 2
+    assert schedule_of(run.folder).max_lag > 2
     assert run.replay(tmp_path / "replay", 4, 1, 2) == run.fingerprint
 
 
+@slow
 def test_free_runs_differ(recorded: Callable[..., Recorded], tmp_path: Path) -> None:
     """Two free runs of one configuration differ, so a replay says something."""
     run = recorded("truncating")
@@ -213,25 +223,17 @@ def test_fixed_rows(env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run.replay(tmp_path / "replay", 4, 1, 2) == run.fingerprint
 
 
-def test_a_replay_can_be_recorded(recorded: Callable[..., Recorded], tmp_path: Path) -> None:
-    run = recorded("truncating")
-    config = replay_of(run.config, run.folder)
-    config = replace(config, runner=replace(config.runner, record=True))  # type: ignore[call-arg]
-    assert harness.run(harness.with_workers(config, 3, 1, 1), tmp_path) == run.fingerprint
-    ours, theirs = ((f / SCHEDULE_FILE).read_bytes() for f in (tmp_path, run.folder))
-    assert ours == theirs
-
-
 # Resumes
 
 
+@slow
 @pytest.mark.parametrize(
     ("env", "policies"),
     [
         ("truncating", "shared"),
-        pytest.param("terminating", "shared", marks=slow),
-        pytest.param("players", "independent", marks=slow),
-        pytest.param("pong", "shared", marks=slow),
+        ("terminating", "shared"),
+        ("players", "independent"),
+        ("pong", "shared"),
     ],
 )
 def test_every_checkpoint_of_a_replay_leads_to_the_same_end(
@@ -253,39 +255,54 @@ def by_command(config: TrainConfig, folder: Path, *words: str) -> Fingerprint:
     return harness.fingerprint(folder / "recorded")
 
 
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """Returns a run that was recorded by command."""
+    folder, config = tmp_path_factory.mktemp("commanded"), long_config("truncating", 24)
+    return Recorded(config, folder / "recorded", by_command(config, folder))
+
+
+def kill_and_resume(run: Recorded, num_kills: int, folder: Path) -> None:
+    """Kills a replay by SIGKILL at random moments and resumes it with other workers."""
+    killed, _ = resuming.kill_and_resume(replay_of(run.config, run.folder), num_kills, folder)
+    assert killed >= 1
+    assert harness.fingerprint(folder / "run") == run.fingerprint
+    assert json.loads((folder / "run" / "summary.json").read_text())["is_exact"] is True
+
+
 def long_config(env: str, num_rollouts: int, policies: str = "shared") -> TrainConfig:
     config = free_config(env, policies=policies, num_rollouts=num_rollouts)
     return replace(config, checkpoint=replace(config.checkpoint, keep=2))
 
 
+@slow
 @pytest.mark.parametrize(
     ("env", "policies", "num_rollouts", "num_kills"),
     [
-        ("truncating", "shared", 40, 1),
-        pytest.param("terminating", "shared", 250, 8, marks=slow),
-        pytest.param("players", "independent", 150, 6, marks=slow),
-        pytest.param("pong", "shared", 100, 6, marks=slow),
-        pytest.param("football", "shared", 60, 3, marks=slow),
+        ("terminating", "shared", 250, 8),
+        ("players", "independent", 150, 6),
+        ("pong", "shared", 100, 6),
+        ("football", "shared", 60, 3),
     ],
 )
 def test_kills_of_a_replay(
     env: str, policies: str, num_rollouts: int, num_kills: int, tmp_path: Path
 ) -> None:
-    """Kills a replay with SIGKILL at random moments and resumes it with other workers."""
     if env == "football":
         pytest.importorskip("gfootball_engine", reason=harness.NO_FOOTBALL)
     config = long_config(env, num_rollouts, policies)
     expected = by_command(config, tmp_path)
-    replay = replay_of(config, tmp_path / "recorded")
-    killed, _ = resuming.kill_and_resume(replay, num_kills, tmp_path)
-    assert killed >= 1
-    assert harness.fingerprint(tmp_path / "run") == expected
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["is_exact"] is True
+    kill_and_resume(Recorded(config, tmp_path / "recorded", expected), num_kills, tmp_path)
 
 
+def test_a_kill_of_a_replay(commanded: Recorded, tmp_path: Path) -> None:
+    kill_and_resume(commanded, 1, tmp_path)
+
+
+@slow
 @pytest.mark.parametrize(
     ("env", "num_rollouts", "num_kills"),
-    [("truncating", 40, 1), pytest.param("terminating", 250, 5, marks=slow)],
+    [("truncating", 40, 1), ("terminating", 250, 5)],
 )
 def test_a_recorded_run_that_was_killed_is_replayed(
     env: str, num_rollouts: int, num_kills: int, tmp_path: Path
@@ -356,23 +373,16 @@ BAD: dict[str, tuple[Callable[[Recorded, Path], Path], list[str], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    """Returns a short run that was recorded by command."""
-    folder, config = tmp_path_factory.mktemp("short"), free_config("truncating", num_rollouts=10)
-    return Recorded(config, folder / "recorded", by_command(config, folder))
-
-
 @pytest.mark.parametrize("name", BAD)
 def test_a_schedule_that_does_not_fit_is_refused(
-    short: Recorded, name: str, tmp_path: Path, htsrl: Htsrl
+    commanded: Recorded, name: str, tmp_path: Path, htsrl: Htsrl
 ) -> None:
     make, words, why = BAD[name]
     folder = tmp_path / "folder"
     folder.mkdir()
-    replayed = make(short, folder)
+    replayed = make(commanded, folder)
     before = sorted(tmp_path.rglob("*"))
-    config = replay_of(short.config, replayed)
+    config = replay_of(commanded.config, replayed)
     refused = htsrl("train", *resuming.words(config), *words, "hydra.run.dir=run")
     assert refused.returncode == 2, refused.stderr
     assert refused.stderr.startswith(f"htsrl: error: runner.replay={replayed}: {why}")
@@ -382,10 +392,10 @@ def test_a_schedule_that_does_not_fit_is_refused(
 
 @slow
 def test_a_resume_whose_schedule_is_gone_changes_nothing(
-    short: Recorded, tmp_path: Path, htsrl: Htsrl
+    commanded: Recorded, tmp_path: Path, htsrl: Htsrl
 ) -> None:
-    folder = a_schedule(short, tmp_path, 1000)
-    words = resuming.words(replay_of(short.config, folder))
+    folder = a_schedule(commanded, tmp_path, 1000)
+    words = resuming.words(replay_of(commanded.config, folder))
     assert htsrl("train", *words, "hydra.run.dir=run").returncode == 0
     for path in sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))[2:]:
         path.unlink()
