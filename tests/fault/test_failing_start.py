@@ -21,7 +21,7 @@ def alive() -> set[str]:
     return names | {f"thread {thread.name}" for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("runner", ["hts", "serial"])
+@pytest.mark.parametrize("runner", ["hts", "serial", "async"])
 def test_what_fails_at_the_first_checkpoint_leaves_nothing(
     runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
