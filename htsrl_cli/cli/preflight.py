@@ -29,9 +29,10 @@ from htsrl_cli.cli.job import Job, holds_run, plan_job
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.checks import check_combinations
 from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
-from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.sections import RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError
+from htsrl_cli.runners.replay import load_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
         raise ConfigError("hydra.run.dir", folder, remedy)
     check_environments([job.config])
     check_extras([job.config])
+    load_schedule(job.config)
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
     if job.checkpoint:
@@ -100,13 +102,19 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     configs = [to_train_config(cfg) for cfg in jobs]
     for cfg, config in zip(jobs, configs, strict=True):
         for runner in to_bench_config(cfg).runners:
-            check_combinations(replace(config, runner=replace(config.runner, name=runner)))
+            check_combinations(replace(config, runner=_runner(runner, overrides)))
     check_environments(configs)
     if multirun:
         return [naming(overrides)]
     folder = output_dir(jobs[0], multirun=False)
     claim_folder("hydra.run.dir", folder)
     return [_assign("hydra.run.dir", folder), *tuned.words(jobs[0])]
+
+
+def _runner(name: str, overrides: Sequence[str]) -> RunnerConfig:
+    """Returns the section `runner` of another runner, with the keys that the user has set."""
+    own = [word for word in overrides if word.startswith("runner.")]
+    return to_train_config(Composer("train").job([f"runner={name}", *own])).runner
 
 
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}

@@ -21,6 +21,8 @@ CHANGES_NO_RESULT = (
     "eval",
     "learner.num_threads",
     "log",
+    "runner.record",
+    "runner.replay",
     "runner.stop_grace_s",
 )
 

@@ -117,6 +117,8 @@ class AlgoConfig:
 
     Attributes:
         rules: rules of the keys, by key name.
+        needs_one_version: True if all rows of an update must come from one version of the policy,
+            so that the algorithm cannot be used with `runner=async`.
         name: name of the algorithm.
         policies: `shared` (one network for all players) or `independent` (one network for each
             player of an environment; all environments use the same networks).
@@ -137,6 +139,7 @@ class AlgoConfig:
         "max_grad_norm": POSITIVE,
         "policies": one_of("shared", "independent"),
     }
+    needs_one_version: ClassVar[bool] = False
 
     name: str
     policies: str

@@ -137,7 +137,10 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         hint = next(arg for arg in get_args(hint) if arg is not types.NoneType)
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return build(hint, _section(key, value), f"{key}.")
+        section = _section(key, value)
+        # The keys of some sections depend on a value in the section.
+        schema = hint.schema(section) if hasattr(hint, "schema") else hint
+        return build(schema, section, f"{key}.")
     if get_origin(hint) is tuple:
         return _convert_list(key, value, get_args(hint)[0])
     if get_origin(hint) is dict:

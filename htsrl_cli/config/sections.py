@@ -7,8 +7,9 @@ module, so it imports neither torch nor hydra nor omegaconf.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from htsrl_cli.config.kinds import AlgoConfig, EnvConfig, NetworkConfig
 from htsrl_cli.config.rules import (
@@ -99,9 +100,10 @@ class RunnerConfig:
 
     Attributes:
         name: `hts` (collects and learns at the same time), `serial` (like `hts`, but without
-            workers; bit-identical to `hts`) or `sync` (the baseline: collects, then learns).
+            workers; bit-identical to `hts`), `sync` (the baseline: collects, then learns) or
+            `async` (nothing waits for a barrier; results depend on timing).
         sync_interval: env steps that each environment takes in one rollout, between two barriers (T
-            in array shapes, alpha in the HTS-RL paper).
+            in array shapes, alpha in the HTS-RL paper); with `async`, env steps of an unroll.
         stop_grace_s: maximum number of seconds from a stop signal to the end of the current
             rollout; after this time, the run stops at once.
     """
@@ -120,6 +122,36 @@ class RunnerConfig:
     def schedule(self) -> Runner:
         """Schedule that `name` stands for."""
         return RUNNERS[self.name]
+
+    @staticmethod
+    def schema(section: Mapping[str, Any]) -> type[RunnerConfig]:
+        """Returns the dataclass for the keys of a section `runner`."""
+        return AsyncRunnerConfig if section.get("name") == "async" else RunnerConfig
+
+
+@dataclass(frozen=True)
+class AsyncRunnerConfig(RunnerConfig):
+    """Section `runner` with `runner=async`.
+
+    Attributes:
+        unrolls_per_update: number of unrolls that an update learns from, in order of arrival.
+        spare_unrolls: number of unrolls that the queue can hold in addition to one for each
+            environment. If it is full, environments wait for the learner. It limits memory and
+            policy lag.
+        record: write `schedule.jsonl`, with which the run can be replayed.
+        replay: folder of a recorded run to repeat bit for bit; null runs freely.
+    """
+
+    rules: ClassVar[Rules] = {
+        "unrolls_per_update": COUNT,
+        "spare_unrolls": COUNT,
+        **RunnerConfig.rules,
+    }
+
+    unrolls_per_update: int
+    spare_unrolls: int
+    record: bool
+    replay: str | None
 
 
 @dataclass(frozen=True)

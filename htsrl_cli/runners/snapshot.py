@@ -21,6 +21,7 @@ from htsrl_cli.errors import CheckpointError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.ring import Ring
 from htsrl_cli.storage.slot import Slot
 from htsrl_cli.workers.board import Board
 
@@ -57,11 +58,14 @@ def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
-def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoint:
+def take(
+    roles: Roles, log: Stateful, rollout: int, is_exact: bool, more: Mapping[str, State]
+) -> Checkpoint:
     """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume.
 
     Args:
         is_exact: False if an earlier resume of the run was not exact.
+        more: states of further parts.
     """
     slot = unlearned_slot(roles, rollout)
     whole = join(
@@ -71,6 +75,7 @@ def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoin
             "rollouts": roles.rollouts.state(),
             "log": log.state(),
             "slot": State({} if slot is None else slot.arrays(), {}),
+            **more,
         }
     )
     meta = {"interval": rollout, "is_exact": is_exact, "parts": whole.values}
@@ -183,8 +188,9 @@ def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
     parameters of that rollout, and written to the ring.
     """
     ring, store = roles.ring, roles.store
+    assert isinstance(ring, Ring)
     for name, array in roles.learner.previous_parameters().items():
-        store.half(rollout)[name][...] = array
+        store.place(rollout)[name][...] = array
     store.publish(rollout)
     ring.begin(rollout, slot.obs[0], slot.noise)
     actor = Actor(roles.inference, ring, store, Board(1), 0)

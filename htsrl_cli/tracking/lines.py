@@ -35,7 +35,7 @@ class LineFile:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._file.truncate(len(kept))
 
-    def append(self, line: Mapping[str, float | None]) -> None:
+    def append(self, line: Mapping[str, Any]) -> None:
         """Appends a line and syncs it to disk.
 
         Numbers that JSON lacks (NaN, infinities) become null.
@@ -83,5 +83,5 @@ def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
         return False
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
-from tests.fault.conftest import Train
-from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from tests.fault.conftest import ALSO_ASYNC, ALSO_ASYNC_SLOW, Train
+from tests.fault.processes import ENDLESS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
@@ -36,9 +37,12 @@ gymnasium.register("Broken-v0", Broken)
 """
 
 
-def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> None:
+@ALSO_ASYNC_SLOW
+def test_loss_that_is_not_finite(
+    start: Callable[..., Run], words: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "broken.py").write_text(ENVIRONMENT)
-    words = [word for word in WORDS if not word.startswith("env.")]
+    words = tuple(word for word in words if not word.startswith("env"))
     run = start("train", *words, "env=gym", "env.id=broken:Broken-v0", ENDLESS)
     assert run.wait() == 1, run.stderr
     error = run.stderr[run.stderr.index("htsrl: error: ") :]
@@ -72,8 +76,13 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_full_disk(small_disk: Path, train: Train) -> None:
-    run = train("total_steps=6400", "checkpoint.keep=1")
+# What asynchronous runs write in addition.
+RECORD = {"hts": (), "async": ("runner.record=true",)}
+
+
+@ALSO_ASYNC_SLOW
+def test_full_disk(small_disk: Path, train: Train, mode: str) -> None:
+    run = train("total_steps=6400", "checkpoint.keep=1", *RECORD[mode])
     run.wait_for_steps(700)
     filler, num_lines = fill(small_disk), run.stderr.count("\n")
     kept = run.checkpoint().meta["env_steps"]
@@ -98,8 +107,9 @@ def test_disk_that_is_full_at_the_start(small_disk: Path, train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
-    run = train("total_steps=3200", "checkpoint.keep=1")
+@ALSO_ASYNC
+def test_disk_that_stays_full(small_disk: Path, train: Train, mode: str) -> None:
+    run = train("total_steps=3200", "checkpoint.keep=1", *RECORD[mode])
     run.wait_for_steps(700)
     filler = fill(small_disk)
     kept = run.checkpoint().meta["env_steps"]
@@ -126,3 +136,19 @@ def test_cell_that_nobody_wrote(
     monkeypatch.setattr(host, "finish", forget)
     with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
         harness_run(small_config("terminating", "ppo", runner=runner), tmp_path / "run")
+
+
+def test_cell_of_an_unroll_that_nobody_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Puts the poison back into one cell of a full buffer of the queue."""
+    take: Any = AsyncCollector.take
+
+    def forget(self: Any, check: Any) -> Any:
+        buffers = take(self, check)
+        self._queue.slot_of_buffers.truncated.view(np.uint8)[3, buffers[0]] = 0xAB
+        return buffers
+
+    monkeypatch.setattr(AsyncCollector, "take", forget)
+    with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
+        harness_run(small_config("terminating", "impala", runner="async"), tmp_path / "run")

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.runners.run import Run, train
+from htsrl_cli.runners.loop import Run
+from htsrl_cli.runners.run import train
 from tests import harness, sections
 
 
@@ -20,7 +21,7 @@ def alive() -> set[str]:
     return names | {f"thread {thread.name}" for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("runner", ["hts", "serial"])
+@pytest.mark.parametrize("runner", ["hts", "serial", "async"])
 def test_what_fails_at_the_first_checkpoint_leaves_nothing(
     runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

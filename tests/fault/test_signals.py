@@ -9,7 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
+from tests.fault.conftest import (
+    ALSO_ASYNC,
+    ALSO_ASYNC_SLOW,
+    ALSO_REPLAY,
+    TOTAL,
+    TOTAL_STEPS,
+    Train,
+)
 from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, Run, wait_until
 from tests.harness import Fingerprint
 
@@ -25,6 +32,7 @@ STUCK_STEPS = 2 * STEPS_PER_ROLLOUT
 STOPPING = "stopping after this rollout"
 
 
+@ALSO_REPLAY
 def test_interrupt_finishes_the_rollout_and_resumes(
     train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
@@ -42,6 +50,7 @@ def test_interrupt_finishes_the_rollout_and_resumes(
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_terminating_the_whole_group(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(100)
@@ -65,6 +74,7 @@ def stop_while_starting(run: Run, number: int, group: bool, delay_s: float) -> N
 
 
 # While Hydra is imported, while torch is imported, and while executors start.
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5, 3.0])
 def test_signal_while_starting(train: Train, delay_s: float) -> None:
     number = random.choice([signal.SIGINT, signal.SIGTERM])
@@ -72,6 +82,7 @@ def test_signal_while_starting(train: Train, delay_s: float) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_at_random_moments(train: Train, number: int, group: bool) -> None:
@@ -81,6 +92,7 @@ def test_signal_at_random_moments(train: Train, number: int, group: bool) -> Non
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_signal_while_workers_start(train: Train) -> None:
     run = train(ENDLESS)
     wait_until(run.workers, "a worker")
@@ -92,6 +104,7 @@ def test_signal_while_workers_start(train: Train) -> None:
     assert again.wait() == 0, again.stderr
 
 
+@ALSO_ASYNC_SLOW
 def test_second_signal_ends_at_once(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=1000")
     run.wait_for_steps(STUCK_STEPS)
@@ -106,6 +119,7 @@ def test_second_signal_ends_at_once(train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == 0
 
 
+@ALSO_ASYNC_SLOW
 def test_grace_ends_the_wait_for_a_rollout(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=2")
     run.wait_for_steps(STUCK_STEPS)

@@ -283,8 +283,9 @@ def test_hash_sees_every_other_key() -> None:
 
 
 def test_keys_that_change_no_result_exist() -> None:
-    config = to_plain(train_config())
-    keys = {key for key, _ in flatten(config)} | {field.name for field in fields(TrainConfig)}
+    configs = [to_plain(train_config(f"runner={name}", "algo=ppo")) for name in ("hts", "async")]
+    keys = {key for config in configs for key, _ in flatten(config)}
+    keys |= {field.name for field in fields(TrainConfig)}
     assert set(CHANGES_NO_RESULT) <= keys
 
 
