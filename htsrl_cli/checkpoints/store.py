@@ -67,6 +67,8 @@ class CheckpointStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         sync_folder(run_dir)
         remove_leftovers(self._folder)
+        # Only files of this run are ever deleted: those of its earlier processes, and its own.
+        self._own = set(_files(self._folder))
         self._metrics = dict(_stored_metrics(self._folder))
         self._waiting: set[int] = set()
 
@@ -138,6 +140,7 @@ class CheckpointStore:
         except OSError as error:
             logger.error("cannot save %s: %s; previous checkpoints are kept", path, error.strerror)
             return False
+        self._own.add(env_steps)
         self._metrics[env_steps] = metric
         if not is_final:
             self._waiting.add(env_steps)
@@ -165,9 +168,10 @@ class CheckpointStore:
         kept = {self.path(steps) for steps in (*newest, *self._waiting)}
         if best:
             kept.add(best[0])
-        for path in _files(self._folder).values():
-            if path not in kept:
-                path.unlink(missing_ok=True)
+        for steps in sorted(self._own):
+            if self.path(steps) not in kept:
+                self.path(steps).unlink(missing_ok=True)
+                self._own.remove(steps)
         self._metrics = {s: metric for s, metric in self._metrics.items() if self.path(s) in kept}
 
 

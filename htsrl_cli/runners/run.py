@@ -67,8 +67,17 @@ class Outcome:
     is_complete: bool
 
 
-def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Outcome:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    checkpoint: Path | None = None,
+    check_folder: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Trains in `run_dir`, from the start or from a checkpoint file; returns the result.
+
+    Args:
+        check_folder: a function that raises `RunError` if this run must not write to `run_dir` any
+            more; see `HeldFolder.check`. It is called before every write.
 
     Raises:
         ConfigError: the environment, a device or the network is not available, or there is too
@@ -83,7 +92,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
     with ExitStack() as stack:
         roles = connect(config, stored, stack)
         _introduce(roles, run_dir)
-        run = Run(roles, run_dir, stored, stack)
+        run = Run(roles, run_dir, stored, check_folder, stack)
         if stored is not None:
             logger.info(
                 "resumed from %s, at %s env steps", checkpoint, f"{stored.meta['env_steps']:,}"
@@ -137,6 +146,7 @@ class Run:
 
     Args:
         checkpoint: the checkpoint to continue from; None starts a new run.
+        check_folder: see `train`.
         stack: the exit stack that closes what the run opens.
 
     Attributes:
@@ -144,7 +154,12 @@ class Run:
     """
 
     def __init__(
-        self, roles: Roles, run_dir: Path, checkpoint: Checkpoint | None, stack: ExitStack
+        self,
+        roles: Roles,
+        run_dir: Path,
+        checkpoint: Checkpoint | None,
+        check_folder: Callable[[], None],
+        stack: ExitStack,
     ) -> None:
         config = roles.config
         self._roles = roles
@@ -159,6 +174,8 @@ class Run:
             rollout, self._is_exact = restore(roles, checkpoint)
         self._write_parameters(rollout)
         self._open_rollout(rollout, roles.collector.obs)
+        self._check_folder = check_folder
+        check_folder()
         self._checkpoints = CheckpointStore(run_dir, config.checkpoint.keep)
         self._checkpoints.discard_after(self._env_steps)
         self.log = RunLog(
@@ -198,8 +215,9 @@ class Run:
         """Trains to the end, or to the first barrier after a stop signal.
 
         Raises:
-            RunError: a worker failed, a loss or gradient is not finite, or the last scores, the
-                summary or the last checkpoint could not be written.
+            RunError: a worker failed, a loss or gradient is not finite, the run's folder was
+                replaced, or the last scores, the summary or the last checkpoint could not be
+                written.
             HtsrlError: an evaluation failed.
         """
 
@@ -209,6 +227,7 @@ class Run:
 
         while not self.is_complete and signals.signum is None:
             self._run_rollout(check)
+            self._check_folder()
             self._log_rollout()
             if self._evaluations:
                 policy = partial(policy_checkpoint, self._roles)
@@ -222,7 +241,7 @@ class Run:
             # higher `total_steps`, the run then writes the same lines as if it had not ended here.
             self.log.finish()
             if self._evaluations:
-                self._evaluations.finish(signals)
+                self._evaluations.finish(signals, self._check_folder)
         self._end()
 
     def _run_rollout(self, check: Callable[[], None]) -> None:
@@ -292,6 +311,7 @@ class Run:
         checkpoint = take(self._roles, self.log, self._rollout, self._is_exact)
         if self._evaluations:
             self._evaluations.flush()
+        self._check_folder()
         is_final = self._evaluations is None
         if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_final):
             self._saved_at = self._rollout
@@ -302,6 +322,7 @@ class Run:
         Raises:
             RunError: the summary or the last checkpoint could not be written.
         """
+        self._check_folder()
         try:
             self.log.write_summary(self._summary())
         except OSError as error:

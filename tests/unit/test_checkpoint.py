@@ -549,3 +549,13 @@ def test_kills_in_the_middle_of_saving_leave_only_whole_files(tmp_path: Path) ->
         assert len(kept) <= 4, "at most the newest two, the best, and the one being added"
         reached = max(reached, kept[-1])
     assert reached > 12
+
+
+def test_a_store_deletes_only_files_of_its_run(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, None, tiny())
+    # Another run has taken the folder over.
+    other = CheckpointStore(tmp_path, keep=5)
+    other.save(7, None, tiny())
+    store.save(9, None, tiny())
+    assert steps(tmp_path) == [7, 9]
