@@ -163,6 +163,27 @@ class CheckpointStore:
                 self._waiting.discard(steps)
         sync_folder(self._folder)
 
+    def discard(self, env_steps: int) -> None:
+        """Deletes the checkpoint at `env_steps`, unless it is the only one; logs a warning.
+
+        An `OSError` is logged and not raised.
+        """
+        if set(self._metrics) <= {env_steps}:
+            return
+        path = self.path(env_steps)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("cannot delete %s: %s", path, error.strerror)
+            return
+        self._metrics.pop(env_steps, None)
+        self._waiting.discard(env_steps)
+        logger.warning(
+            "deleted %s: the update from its experience is not finite; a resume continues from the "
+            "checkpoint before it",
+            path,
+        )
+
     def _prune(self) -> None:
         best, newest = self.best, sorted(self._metrics)[-self._keep :]
         kept = {self.path(steps) for steps in (*newest, *self._waiting)}

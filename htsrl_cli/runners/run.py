@@ -29,7 +29,7 @@ from htsrl_cli.checkpoints.store import CheckpointStore
 from htsrl_cli.config.identity import config_sha256
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
-from htsrl_cli.errors import RunError
+from htsrl_cli.errors import NonFiniteError, RunError
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.runners import farewell, provenance
 from htsrl_cli.runners.evaluations import Evaluations
@@ -37,6 +37,7 @@ from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.snapshot import (
     log_state,
+    non_finite,
     policy_checkpoint,
     restore,
     take,
@@ -283,7 +284,13 @@ class Run:
                 f"{roles.store.version - self._plan.lag} only"
             )
         digest = roles.rollouts.begin(slot)
-        logged = roles.learner.update(slot, check, roles.ring.activations(rollout))
+        try:
+            logged = roles.learner.update(slot, check, roles.ring.activations(rollout))
+        except NonFiniteError:
+            # A checkpoint of this barrier holds the same slot, so every resume would end here.
+            if self._plan.lag and self._saved_at == self._rollout:
+                self._checkpoints.discard(self._env_steps)
+            raise
         self._logged = logged | {"learner/lag": float(lag)}
         roles.rollouts.add(digest)
 
@@ -308,6 +315,15 @@ class Run:
         self.log.rollout(self._env_steps, self._logged, episodes, self._seconds)
 
     def _save_checkpoint(self) -> None:
+        """Saves a checkpoint, unless it would hold values from which no update can be made."""
+        if names := non_finite(self._roles, self._rollout):
+            logger.error(
+                "the checkpoint at %s env steps is not saved, because it would hold values that "
+                "are not finite: %s",
+                f"{self._env_steps:,}",
+                ", ".join(names),
+            )
+            return
         checkpoint = take(self._roles, self.log, self._rollout, self._is_exact)
         if self._evaluations:
             self._evaluations.flush()
@@ -331,8 +347,8 @@ class Run:
             ) from error
         if self._saved_at != self._rollout:
             raise RunError(
-                "the last checkpoint could not be written: free up disk space, then resume "
-                "from the checkpoint before it"
+                "the last checkpoint could not be saved: fix the cause (see the error above), then "
+                "resume from the checkpoint before it"
             )
 
     def _summary(self) -> dict[str, object]:

@@ -26,6 +26,9 @@ from htsrl_cli.workers.board import Board
 
 logger = logging.getLogger(__name__)
 
+# Arrays of a slot that reach the loss; with `algo.correction`, the learner replaces the values.
+_IN_LOSSES = ("log_probs", "values", "rewards", "final_values")
+
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
     """Returns entries of a checkpoint's `meta`: environment, configuration and package versions."""
@@ -55,6 +58,21 @@ def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
     Returns None if there is no such slot: before the first rollout, and always with `runner=sync`.
     """
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
+
+
+def non_finite(roles: Roles, rollout: int) -> list[str]:
+    """Returns the names of parameters and of arrays of the saved slot that are not finite.
+
+    Observations do not count, because a network may replace such values.
+
+    Args:
+        rollout: the number of the next rollout.
+    """
+    named = {f"parameter {name}": a for name, a in roles.learner.parameters().items()}
+    if (slot := unlearned_slot(roles, rollout)) is not None:
+        stored = slot.arrays()
+        named |= {f"slot.{name}": stored[name] for name in _IN_LOSSES}
+    return [name for name, array in named.items() if not np.isfinite(array).all()]
 
 
 def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoint:
