@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htsrl_cli.cli import main as cli
+from htsrl_cli.cli import system
 from htsrl_cli.errors import HtsrlError, UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def _train(words: list[str]) -> Answer:
 
         # Hydra would print an error's traceback.
         try:
-            job, outcome = run_job(cfg)
+            with system.exits_as_errors():
+                job, outcome = run_job(cfg)
             answers.append(Trained(job.run_dir.resolve(), outcome.is_complete))
         except HtsrlError as error:
             answers.append(error)

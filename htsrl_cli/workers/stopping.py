@@ -11,6 +11,7 @@ import signal
 import time
 from types import FrameType
 
+from htsrl_cli.errors import Stopped
 from htsrl_cli.workers.process import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ ONE_SIGNAL_S = 0.5
 
 
 class StopSignals:
-    """A context manager that records the first stop signal and raises `SystemExit` at the second.
+    """A context manager that records the first stop signal and raises `Stopped` at the second.
 
     It can be used in the main thread only.
 
@@ -47,15 +48,19 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         # If the run has failed, the job must not be requeued.
-        stopped = kind is None or issubclass(kind, SystemExit)
+        stopped = kind is None or issubclass(kind, Stopped)
         if stopped and self.signum == signal.SIGUSR2 and callable(self._previous[signal.SIGUSR2]):
-            signal.raise_signal(signal.SIGUSR2)
+            try:
+                signal.raise_signal(signal.SIGUSR2)
+            except SystemExit as error:
+                # submitit's handler ends the process when it has requeued the job.
+                raise Stopped(int(error.code or 0)) from error
 
     def check(self) -> None:
         """Ends the run without saving if `grace_s` seconds have passed since the first stop signal.
 
         Raises:
-            SystemExit: the time has passed; the exit code is 128 plus the signal's number.
+            Stopped: the time has passed; the exit code is 128 plus the signal's number.
         """
         if time.monotonic() - self._signalled > self._grace_s:
             logger.warning(
@@ -63,13 +68,13 @@ class StopSignals:
                 "a resume continues from the last checkpoint",
                 self._grace_s,
             )
-            raise SystemExit(128 + (self.signum or 0))
+            raise Stopped(128 + (self.signum or 0))
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signum is not None:
             if now - self._signalled > ONE_SIGNAL_S:
-                raise SystemExit(128 + signum)
+                raise Stopped(128 + signum)
             return
         self.signum, self._signalled = signum, now
         logger.info(
