@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,6 +163,9 @@ def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Errors that reading or decoding raises inside the `with` block also become a `CheckpointError`.
     """
     try:
+        # Opening a pipe would wait for a writer.
+        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+            raise CheckpointError(f"{path} is no regular file: give a checkpoint file")
         with open(path, "rb") as file:
             yield file, _verify(path, file)
     except FileNotFoundError as error:

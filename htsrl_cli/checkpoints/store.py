@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,9 +68,10 @@ class CheckpointStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         sync_folder(run_dir)
         remove_leftovers(self._folder)
+        files = _files(self._folder)
         # Only files of this run are ever deleted: those of its earlier processes, and its own.
-        self._own = set(_files(self._folder))
-        self._metrics = dict(_stored_metrics(self._folder))
+        self._own = set(files)
+        self._metrics = dict(_stored_metrics(files))
         self._waiting: set[int] = set()
 
     @property
@@ -144,10 +146,7 @@ class CheckpointStore:
         self._metrics[env_steps] = metric
         if not is_final:
             self._waiting.add(env_steps)
-        try:
-            self._prune()
-        except OSError as error:
-            logger.error("cannot delete old checkpoints: %s: %s", error.filename, error.strerror)
+        self._prune()
         return True
 
     def path(self, env_steps: int) -> Path:
@@ -156,9 +155,10 @@ class CheckpointStore:
 
     def discard_after(self, env_steps: int) -> None:
         """Deletes the checkpoints of more than `env_steps` env steps; the run writes them again."""
-        for steps, path in _files(self._folder).items():
+        for steps in sorted(self._own):
             if steps > env_steps:
-                path.unlink(missing_ok=True)
+                self.path(steps).unlink(missing_ok=True)
+                self._own.remove(steps)
                 self._metrics.pop(steps, None)
                 self._waiting.discard(steps)
         sync_folder(self._folder)
@@ -171,10 +171,7 @@ class CheckpointStore:
         if set(self._metrics) <= {env_steps}:
             return
         path = self.path(env_steps)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.error("cannot delete %s: %s", path, error.strerror)
+        if not self._delete(env_steps):
             return
         self._metrics.pop(env_steps, None)
         self._waiting.discard(env_steps)
@@ -191,19 +188,39 @@ class CheckpointStore:
             kept.add(best[0])
         for steps in sorted(self._own):
             if self.path(steps) not in kept:
-                self.path(steps).unlink(missing_ok=True)
-                self._own.remove(steps)
+                self._delete(steps)
         self._metrics = {s: metric for s, metric in self._metrics.items() if self.path(s) in kept}
 
+    def _delete(self, env_steps: int) -> bool:
+        """Deletes a checkpoint's file; if this fails, logs an error and returns False."""
+        path = self.path(env_steps)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("cannot delete %s: %s", path, error.strerror)
+            return False
+        self._own.discard(env_steps)
+        return True
 
-def _stored_metrics(folder: Path) -> Iterator[tuple[int, float | None]]:
-    """Yields the env steps and the metric of each intact checkpoint in `folder`."""
-    for steps, path in _files(folder).items():
+
+def _stored_metrics(files: Mapping[int, Path]) -> Iterator[tuple[int, float | None]]:
+    """Yields the env steps and the metric of each intact checkpoint."""
+    for steps, path in files.items():
         with suppress(CheckpointError):
             yield steps, read_meta(path)["metric"]
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    """Returns a dict from env steps to the checkpoint files in `folder`, also damaged files."""
-    names = folder.iterdir() if folder.is_dir() else ()
-    return {int(match[1]): path for path in names if (match := _NAME.fullmatch(path.name))}
+    """Returns a dict from env steps to the checkpoint files in `folder`, also damaged files.
+
+    Logs a warning for each folder, pipe or other entry that has the name of a checkpoint but is no
+    file. Reading a pipe would wait for ever.
+    """
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := _NAME.fullmatch(path.name):
+            if path.is_file():
+                found[int(match[1])] = path
+            elif os.path.lexists(path):
+                logger.warning("ignored %s, which is no regular file: move it away", path)
+    return found

@@ -124,7 +124,7 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
 
 def holds_run(run_dir: Path) -> bool:
     """Returns True if `run_dir` contains checkpoints, intact or damaged."""
-    return any((run_dir / "checkpoints").glob("*.ckpt"))
+    return any(path.is_file() for path in (run_dir / "checkpoints").glob("*.ckpt"))
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:

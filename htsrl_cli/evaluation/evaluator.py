@@ -267,8 +267,8 @@ class Evaluator:
         return self._folder / f"policy_{env_steps:012d}.ckpt"
 
     def _stored(self) -> list[int]:
-        names = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
-        return [int(match[1]) for match in names if match]
+        files = [path.name for path in self._folder.iterdir() if path.is_file()]
+        return [int(match[1]) for name in files if (match := _NAME.fullmatch(name))]
 
 
 def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
