@@ -6,12 +6,14 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from htsrl_cli.checkpoints.file import (
     Checkpoint,
+    load_checkpoint,
     missing,
     read_meta,
     save_checkpoint,
@@ -22,13 +24,15 @@ from htsrl_cli.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_ResultT = TypeVar("_ResultT")
 _NAME = re.compile(r"step_(\d{12})\.ckpt")
 
 
 def find_checkpoint(path: Path) -> Path:
     """Returns `path` if it is a file, and the newest intact checkpoint if it is a run folder.
 
-    Logs a warning for each damaged file that it skips.
+    Logs a warning for each damaged file that it skips. If a run trains in the folder, the run may
+    delete the file at any time: `open_checkpoint` is then the function to use.
 
     Raises:
         CheckpointError: `path` does not exist, or the run folder has no intact checkpoint.
@@ -37,11 +41,31 @@ def find_checkpoint(path: Path) -> Path:
         if not path.exists():
             raise missing(path)
         return path
-    for candidate in sorted(_files(path / "checkpoints").values(), reverse=True):
+    return _newest(path, verify_checkpoint)[0]
+
+
+def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
+    """Returns the path and the content of the checkpoint that `find_checkpoint` finds.
+
+    Raises:
+        CheckpointError: as for `find_checkpoint`, or `path` is a file that cannot be loaded.
+    """
+    return _newest(path, load_checkpoint) if path.is_dir() else (path, load_checkpoint(path))
+
+
+def _newest(path: Path, read: Callable[[Path], _ResultT]) -> tuple[Path, _ResultT]:
+    """Reads the newest intact checkpoint of a run folder; returns its path and the result.
+
+    A run that trains in the folder deletes old checkpoints. If it deletes the file that is being
+    read, there is a newer one, so the folder is read again.
+    """
+    candidates = sorted(_files(path / "checkpoints").values(), reverse=True)
+    for candidate in candidates:
         try:
-            verify_checkpoint(candidate)
-            return candidate
+            return candidate, read(candidate)
         except CheckpointError as error:
+            if not candidate.exists():
+                return _newest(path, read)
             logger.warning("skipped a checkpoint: %s", error)
     if _files(path):
         raise CheckpointError(f"{path} is no run folder: give {path.parent}, or a file in {path}")
@@ -217,10 +241,22 @@ def _files(folder: Path) -> dict[int, Path]:
     file. Reading a pipe would wait for ever.
     """
     found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _NAME.fullmatch(path.name):
-            if path.is_file():
-                found[int(match[1])] = path
-            elif os.path.lexists(path):
-                logger.warning("ignored %s, which is no regular file: move it away", path)
+    if not folder.is_dir():
+        return found
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if match := _NAME.fullmatch(entry.name):
+                # A file that a run has just deleted counts, so that readers read the folder again.
+                if _is_file(entry):
+                    found[int(match[1])] = folder / entry.name
+                else:
+                    logger.warning("ignored %s, which is no regular file: move it away", entry.path)
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Returns True for a file or a link to a file; False for a loop of links."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False

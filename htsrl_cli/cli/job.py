@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.cli import listing, tuned
 from htsrl_cli.cli.compose import (
@@ -111,11 +110,11 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
         _refuse_other_run(run_dir)
         return Job(to_train_config(cfg), run_dir, None)
     source = _source(resume, run_dir, cwd)
-    checkpoint = find_checkpoint(source)
+    checkpoint, content = open_checkpoint(source)
     folder = _run_folder(source)
     if folder is None:
         _refuse_other_run(run_dir)
-    stored = load_checkpoint(checkpoint).meta.get("config", {})
+    stored = content.meta.get("config", {})
     if folder is not None:
         _refuse_foreign(checkpoint, stored, folder)
     config = _resumed_config(cfg, typed, checkpoint, stored)

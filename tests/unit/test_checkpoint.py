@@ -26,7 +26,7 @@ from htsrl_cli import durable
 from htsrl_cli.checkpoints import file as checkpoint_module
 from htsrl_cli.checkpoints.file import MAGIC, Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.state import State, split
-from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.errors import CheckpointError
@@ -510,7 +510,7 @@ from pathlib import Path
 import numpy as np
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.checkpoints.state import State, split
-from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 
 run_dir = Path(sys.argv[1])
 store = CheckpointStore(run_dir, keep=2)
@@ -622,3 +622,18 @@ def test_what_cannot_be_deleted_does_not_stop_the_pruning(
     assert steps(tmp_path) == [1, 3]
     assert "cannot delete" in caplog.text
     assert "cannot save" not in caplog.text
+
+
+def test_reading_beside_a_pruning_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CheckpointStore(tmp_path, keep=1).save(0, None, tiny())
+    saver = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER.replace("keep=2", "keep=1"), str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        seen = {open_checkpoint(tmp_path)[0] for _ in range(1500)}
+    finally:
+        saver.kill()
+        saver.wait()
+    assert len(seen) > 20, "the run did not prune meanwhile and the test proved nothing"
+    assert not caplog.records
