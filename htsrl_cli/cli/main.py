@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after `htsrl`; if None, the arguments of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+    handle_signals(leave)
     try:
         _dispatch(words)
     except HtsrlError as error:
@@ -64,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     return 0
+
+
+def handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    """Calls `handler` for signals that end a command; ignores SIGHUP if it was ignored (nohup)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
@@ -197,8 +203,7 @@ def bench(cfg: DictConfig) -> float | None:
     words = benchmark.train_words(typed_words(hydra, "task"))
     if folder := config_dir(hydra):
         words.append(f"--config-dir={folder}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _unwind)
+    handle_signals(_unwind)
     cfg, _ = tuned_job(cfg)
     output = Path(hydra.runtime.output_dir)
     return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, output)

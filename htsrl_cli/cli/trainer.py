@@ -88,14 +88,13 @@ def run_trainer(handle: int) -> None:
     Args:
         handle: file descriptor of the connection.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, cli.leave)
+    cli.handle_signals(cli.leave)
     control = Connection(handle)
     words = control.recv()
     threading.Thread(target=_stop_with_caller, args=(control,), daemon=True).start()
     answer = _train(words)
     # From here on, a signal has nothing to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # If the caller has ended, it needs no answer.
     with suppress(OSError):

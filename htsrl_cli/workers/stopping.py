@@ -1,6 +1,6 @@
 """Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-In a sweep on Slurm, SIGUSR2 announces that the job's time limit is near. If submitit has installed
+SIGHUP (a closed terminal) is ignored if it was ignored before, as under nohup. In a sweep on Slurm, SIGUSR2 announces that the job's time limit is near. If submitit has installed
 a handler that requeues the job, this handler is called after the run has stopped.
 """
 
@@ -40,7 +40,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number in STOP_SIGNALS:
+        if self._previous[signal.SIGHUP] is signal.SIG_IGN:
+            # Started under nohup, the run is to survive its terminal.
+            del self._previous[signal.SIGHUP]
+        for number in self._previous:
             signal.signal(number, self._handle)
         return self
 
