@@ -231,7 +231,7 @@ def _stored_metrics(files: Mapping[int, Path]) -> Iterator[tuple[int, float | No
     """Yields the env steps and the metric of each intact checkpoint."""
     for steps, path in files.items():
         with suppress(CheckpointError):
-            yield steps, read_meta(path)["metric"]
+            yield steps, read_meta(path).get("metric")
 
 
 def _files(folder: Path) -> dict[int, Path]:

@@ -204,7 +204,14 @@ def _resumed_config(
     sections = {"runner.name" if key == "runner" else key for key in keys}
     try:
         load_train_config(stored)
-    except (AttributeError, TypeError, ConfigError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ConfigError,
+    ) as error:
         raise CheckpointError(
             f"{checkpoint}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); resume with the version of htsrl that saved it"

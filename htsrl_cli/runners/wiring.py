@@ -17,9 +17,9 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
+from htsrl_cli.runners.fit import check_fit
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.rollout_digest import RolloutDigest
-from htsrl_cli.runners.snapshot import check_fit
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
 from htsrl_cli.sampling.inference import (
     InferenceSetup,
@@ -64,7 +64,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     )
     stack.enter_context(closing(learner))
     if checkpoint is not None:
-        check_fit(checkpoint, config.env, spec, learner)
+        check_fit(checkpoint, config, plan, spec, learner)
     activations = activations_to_keep(spec, config)
     ring = build_ring(config, spec, plan, activations)
     parameters = learner.parameters()

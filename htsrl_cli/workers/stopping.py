@@ -1,7 +1,8 @@
 """Stop signals: the first one stops the run at the next barrier, the second one immediately.
 
-SIGHUP (a closed terminal) is ignored if it was ignored before, as under nohup. In a sweep on Slurm, SIGUSR2 announces that the job's time limit is near. If submitit has installed
-a handler that requeues the job, this handler is called after the run has stopped.
+SIGHUP (a closed terminal) is ignored if it was ignored before, as under nohup. In a sweep on Slurm,
+SIGUSR2 announces that the job's time limit is near. If submitit has installed a handler that
+requeues the job, this handler is called after the run has stopped.
 """
 
 from __future__ import annotations
