@@ -84,6 +84,26 @@ def hold_folder(run_dir: Path, patience_s: float) -> Iterator[HeldFolder]:
         yield held
 
 
+@contextmanager
+def usable(run_dir: Path) -> Iterator[None]:
+    """Turns an `OSError` in the `with` block for a path in `run_dir` into a `RunError`.
+
+    Checkpoints, lines of metrics and policies that cannot be written do not raise; this is for
+    files without which a run cannot go on.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str | os.PathLike):
+            raise
+        if not Path(error.filename).absolute().is_relative_to(run_dir.absolute()):
+            raise
+        raise RunError(
+            f"the run folder cannot be used: {os.fspath(error.filename)}: {error.strerror}: fix "
+            "the cause, then resume"
+        ) from error
+
+
 def _try_lock(file: IO[str]) -> bool:
     """Locks a file; returns False if another process holds the lock.
 

@@ -33,6 +33,7 @@ from htsrl_cli.errors import NonFiniteError, RunError
 from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.runners import farewell, provenance
 from htsrl_cli.runners.evaluations import Evaluations
+from htsrl_cli.runners.folder import usable
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.snapshot import (
@@ -93,6 +94,7 @@ def train(
     with ExitStack() as stack:
         roles = connect(config, stored, stack)
         _introduce(roles, run_dir)
+        stack.enter_context(usable(run_dir))
         run = Run(roles, run_dir, stored, check_folder, stack)
         if stored is not None:
             logger.info(
