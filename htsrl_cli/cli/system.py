@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from htsrl_cli.config.wording import shown
-from htsrl_cli.errors import HtsrlError, RunError, UsageError
+from htsrl_cli.errors import HtsrlError, RunError, Stopped, UsageError
 
 
 def explained(error: OSError) -> HtsrlError | None:
@@ -25,6 +27,25 @@ def explained(error: OSError) -> HtsrlError | None:
             "limit of open files (ulimit -n)"
         )
     return None
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """Turns `sys.exit` of other code in the `with` block into an error, whatever its exit code.
+
+    Environments, networks and algorithms of users and packages run in this process, too. Without
+    this function, `sys.exit(0)` in one of them would look like the end of a complete run.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except SystemExit as error:
+        from htsrl_cli.envs.failure import failure
+
+        raise failure(
+            "code of a user or a package called sys.exit, so the command", error
+        ) from None
 
 
 def check_current_folder() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.load import load_train_config
@@ -27,7 +29,14 @@ def stored_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     """
     try:
         return load_train_config(checkpoint.meta["config"])
-    except (AttributeError, KeyError, TypeError, ConfigError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ConfigError,
+    ) as error:
         raise CheckpointError(
             f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); evaluate the checkpoint with the version that saved it"
@@ -106,5 +115,14 @@ def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dic
                 f"it has no parameter {name} of shape {tuple(tensor.shape)}; use the version "
                 "of the network with which the run was trained"
             )
+        if array.dtype != _dtype(tensor) or not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{path}: its parameter {name} has values that are not finite, or the dtype "
+                f"{array.dtype} instead of {_dtype(tensor)}: evaluate another checkpoint"
+            )
         values[name] = array
     return values
+
+
+def _dtype(tensor: Tensor) -> np.dtype[Any]:
+    return tensor.numpy(force=True).dtype

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
@@ -59,8 +59,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
             or videos cannot be written.
     """
     set_up_torch()
-    path = find_checkpoint(Path(config.checkpoint))
-    checkpoint = load_checkpoint(path)
+    path, checkpoint = open_checkpoint(Path(config.checkpoint))
     found = {}
     for kind, greedy in KINDS.items():
         if config.greedy not in (None, greedy):

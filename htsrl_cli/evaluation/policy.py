@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.envs.base import Array, Env, EnvSpec, WrapperEnv
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
@@ -43,8 +43,7 @@ class Policy:
     """
 
     def __init__(self, source: Path, seed: int) -> None:
-        self.checkpoint = find_checkpoint(source)
-        whole = load_checkpoint(self.checkpoint)
+        self.checkpoint, whole = open_checkpoint(source)
         self.env_steps: int = whole.meta["env_steps"]
         self._config = stored_config(whole, self.checkpoint)
         # Saved states of environments, slots and the optimizer need not stay in memory.

@@ -14,11 +14,11 @@ from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.config.plain import find_kind, flatten
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.tracking.bootstrap import Array
+from htsrl_cli.tracking.config_file import CONFIG_FILE, read_config
 from htsrl_cli.tracking.lines import METRICS_FILE, read_lines
 from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC, RECENT_RETURN
 from htsrl_cli.tracking.summary import read_summary
 
-CONFIG_FILE = "config.yaml"
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
 # Keys and sections in which runs of a group may differ. If a schedule spans the run, total_steps
@@ -101,10 +101,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def load_run(folder: Path) -> StoredRun | None:
     """Loads a run, which may still be in progress; returns None if it has no score yet."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
-    assert isinstance(plain, dict)
+    config = read_config(folder)
     lines = read_lines(folder)
     training = [line for line in lines if EVAL_RETURN not in line]
     evaluated = [line for line in lines if EVAL_RETURN in line]
@@ -118,7 +115,7 @@ def load_run(folder: Path) -> StoredRun | None:
     env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
     return StoredRun(
         folder,
-        dict(flatten(upgrade_config({str(key): value for key, value in plain.items()}))),
+        dict(flatten(upgrade_config(config))),
         curves,
         env_steps,
         seconds,

@@ -33,7 +33,12 @@ class AsyncRun(Run):
     """A run with `runner=async`."""
 
     def __init__(
-        self, roles: Roles, run_dir: Path, checkpoint: Checkpoint | None, stack: ExitStack
+        self,
+        roles: Roles,
+        run_dir: Path,
+        checkpoint: Checkpoint | None,
+        check_folder: Callable[[], None],
+        stack: ExitStack,
     ) -> None:
         self._runner = cast(AsyncRunnerConfig, roles.config.runner)
         self._queue = cast(UnrollQueue, roles.ring)
@@ -47,7 +52,7 @@ class AsyncRun(Run):
         self._waited: list[int] = []
         self._replayed = load_schedule(roles.config)
         self._recorded: LineFile | None = None
-        super().__init__(roles, run_dir, checkpoint, stack)
+        super().__init__(roles, run_dir, checkpoint, check_folder, stack)
         if self._runner.record:
             begun = self._rollout
 

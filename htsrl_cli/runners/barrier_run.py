@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.loop import Run
 from htsrl_cli.seeding import action_noise
@@ -79,7 +80,13 @@ class BarrierRun(Run):
                 f"{roles.store.version - self._plan.lag} only"
             )
         digest = roles.rollouts.begin(slot)
-        logged = roles.learner.update(slot, check, self._ring.activations(rollout))
+        try:
+            logged = roles.learner.update(slot, check, self._ring.activations(rollout))
+        except NonFiniteError:
+            # A checkpoint of this barrier holds the same slot, so every resume would end here.
+            if self._plan.lag and self._saved_at == self._rollout:
+                self._checkpoints.discard(self._env_steps)
+            raise
         self._logged = logged | {"learner/lag": float(lag)}
         roles.rollouts.add(digest)
 

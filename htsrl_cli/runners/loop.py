@@ -21,6 +21,7 @@ from htsrl_cli.runners.evaluations import Evaluations
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.snapshot import (
     log_state,
+    non_finite,
     policy_checkpoint,
     restore,
     take,
@@ -40,6 +41,7 @@ class Run(ABC):
 
     Args:
         checkpoint: the checkpoint to continue from; None starts a new run.
+        check_folder: see `htsrl_cli.runners.run.train`.
         stack: the exit stack that closes what the run opens.
 
     Attributes:
@@ -47,7 +49,12 @@ class Run(ABC):
     """
 
     def __init__(
-        self, roles: Roles, run_dir: Path, checkpoint: Checkpoint | None, stack: ExitStack
+        self,
+        roles: Roles,
+        run_dir: Path,
+        checkpoint: Checkpoint | None,
+        check_folder: Callable[[], None],
+        stack: ExitStack,
     ) -> None:
         config = roles.config
         self._roles = roles
@@ -63,6 +70,8 @@ class Run(ABC):
         else:
             self._rollout, self._is_exact = restore(roles, checkpoint)
         self._begin(checkpoint)
+        self._check_folder = check_folder
+        check_folder()
         self._checkpoints = CheckpointStore(run_dir, config.checkpoint.keep)
         self._checkpoints.discard_after(self._env_steps)
         self.log = RunLog(
@@ -124,8 +133,9 @@ class Run(ABC):
         """Trains to the end, or to the first barrier after a stop signal.
 
         Raises:
-            RunError: a worker failed, a loss or gradient is not finite, or the last scores, the
-                summary or the last checkpoint could not be written.
+            RunError: a worker failed, a loss or gradient is not finite, the run's folder was
+                replaced, or the last scores, the summary or the last checkpoint could not be
+                written.
             HtsrlError: an evaluation failed.
         """
 
@@ -135,6 +145,7 @@ class Run(ABC):
 
         while not self.is_complete and signals.signum is None:
             self._run_rollout(check)
+            self._check_folder()
             self._log_rollout()
             if self._evaluations:
                 policy = partial(policy_checkpoint, self._roles)
@@ -148,7 +159,7 @@ class Run(ABC):
             # higher `total_steps`, the run then writes the same lines as if it had not ended here.
             self.log.finish()
             if self._evaluations:
-                self._evaluations.finish(signals)
+                self._evaluations.finish(signals, self._check_folder)
         self._end()
 
     def _log_rollout(self) -> None:
@@ -156,9 +167,19 @@ class Run(ABC):
         self.log.rollout(self._env_steps, self._logged, episodes, self._seconds)
 
     def _save_checkpoint(self) -> None:
+        """Saves a checkpoint, unless it would hold values from which no update can be made."""
+        if names := non_finite(self._roles, self._rollout):
+            logger.error(
+                "the checkpoint at %s env steps is not saved, because it would hold values that "
+                "are not finite: %s",
+                f"{self._env_steps:,}",
+                ", ".join(names),
+            )
+            return
         checkpoint = take(self._roles, self.log, self._rollout, self._is_exact, self._more_state())
         if self._evaluations:
             self._evaluations.flush()
+        self._check_folder()
         is_final = self._evaluations is None
         if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_final):
             self._saved_at = self._rollout
@@ -169,6 +190,7 @@ class Run(ABC):
         Raises:
             RunError: the summary or the last checkpoint could not be written.
         """
+        self._check_folder()
         try:
             self.log.write_summary(self._summary())
         except OSError as error:
@@ -177,8 +199,8 @@ class Run(ABC):
             ) from error
         if self._saved_at != self._rollout:
             raise RunError(
-                "the last checkpoint could not be written: free up disk space, then resume "
-                "from the checkpoint before it"
+                "the last checkpoint could not be saved: fix the cause (see the error above), then "
+                "resume from the checkpoint before it"
             )
 
     def _summary(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.runners import farewell
 from htsrl_cli.runners.async_run import AsyncRun
 from htsrl_cli.runners.barrier_run import BarrierRun
+from htsrl_cli.runners.folder import usable
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.wiring import connect
 from htsrl_cli.workers.stopping import StopSignals
@@ -36,8 +38,17 @@ class Outcome:
     is_complete: bool
 
 
-def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) -> Outcome:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    checkpoint: Path | None = None,
+    check_folder: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Trains in `run_dir`, from the start or from a checkpoint file; returns the result.
+
+    Args:
+        check_folder: a function that raises `RunError` if this run must not write to `run_dir` any
+            more; see `HeldFolder.check`. It is called before every write.
 
     Raises:
         ConfigError: the environment, a device or the network is not available, or there is too
@@ -53,7 +64,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None = None) ->
         roles = connect(config, stored, stack)
         _introduce(roles, run_dir)
         kind = AsyncRun if isinstance(config.runner, AsyncRunnerConfig) else BarrierRun
-        run = kind(roles, run_dir, stored, stack)
+        stack.enter_context(usable(run_dir))
+        run = kind(roles, run_dir, stored, check_folder, stack)
         if stored is not None:
             logger.info(
                 "resumed from %s, at %s env steps", checkpoint, f"{stored.meta['env_steps']:,}"

@@ -17,10 +17,10 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
+from htsrl_cli.runners.fit import check_fit
 from htsrl_cli.runners.replay import load_schedule, schedule_path
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.rollout_digest import RolloutDigest
-from htsrl_cli.runners.snapshot import check_fit
 from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.sampling.inference import (
@@ -71,7 +71,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     )
     stack.enter_context(closing(learner))
     if checkpoint is not None:
-        check_fit(checkpoint, config.env, spec, learner)
+        check_fit(checkpoint, config, plan, spec, learner)
     ring: Ring | UnrollQueue
     collector: Collector
     parameters = learner.parameters()

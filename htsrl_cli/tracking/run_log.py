@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -206,10 +207,10 @@ class RunLog:
         return True
 
     def _take_in(self, line: Mapping[str, Any]) -> None:
-        env_steps = line["env_steps"]
-        self.final_metric.add(
-            env_steps, line["time/seconds"], line[EVAL_RETURN], line["eval/episodes"]
-        )
+        # A file has null where a score was not finite.
+        env_steps, score = line["env_steps"], line[EVAL_RETURN]
+        score = math.nan if score is None else score
+        self.final_metric.add(env_steps, line["time/seconds"], score, line["eval/episodes"])
         assert self.final_metric.value is not None
         self._evaluated[env_steps] = self.final_metric.value
 

@@ -35,7 +35,7 @@ import numpy as np
 from htsrl_cli.errors import HtsrlError
 
 CONTEXT = multiprocessing.get_context("spawn")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 # Seconds that a worker may take to stop before it is killed.
 STOP_GRACE_S = 3.0
 _PR_SET_PDEATHSIG = 1

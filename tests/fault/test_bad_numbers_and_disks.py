@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
 from tests.fault.conftest import ALSO_ASYNC, ALSO_ASYNC_SLOW, Train
-from tests.fault.processes import ENDLESS, Run, wait_until
+from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
@@ -53,6 +56,56 @@ def test_loss_that_is_not_finite(
     checkpoint = run.checkpoint()
     assert checkpoint.meta["env_steps"] > 0
     assert all((array == array).all() for array in checkpoint.arrays.values())
+
+
+@pytest.mark.parametrize("runner", ["hts", "serial"])
+def test_checkpoint_from_which_no_update_can_be_made_is_deleted(
+    runner: str, start: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(ENVIRONMENT)
+    words = [word for word in WORDS if not word.startswith(("env.", "checkpoint."))]
+    words += ["env=gym", "env.id=broken:Broken-v0", f"runner={runner}", "total_steps=1280"]
+    run = start("train", *words, "checkpoint.interval=64", "checkpoint.keep=2")
+    assert run.wait() == 1, run.stderr
+    assert "not finite: loss/policy, loss/value" in run.stderr
+    assert ": the update from its experience is not finite" in run.stderr
+    # The environment is mended.
+    (tmp_path / "broken.py").write_text(ENVIRONMENT.replace("1e38", "1.0"))
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.checkpoint().meta["env_steps"] == 1280
+
+
+SIGN = "is not saved, because it would hold values that are not finite: "
+
+
+def test_infinite_parameters_are_not_saved(train: Train) -> None:
+    words = ("checkpoint.interval=64", "checkpoint.keep=1", "algo.num_minibatches=1")
+    run = train(*words, "algo.learning_rate=1e39", ENDLESS)
+    assert run.wait() == 1, run.stderr
+    assert f"{SIGN}parameter 0." in run.stderr
+    assert "Traceback" not in run.stderr
+    arrays = run.checkpoint().arrays.values()
+    assert run.checkpoint().meta["env_steps"] > 0
+    assert all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+
+
+def test_slot_that_is_not_finite_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish = InlineCollector.finish
+
+    def spoil(self: Any, check: Any) -> None:
+        finish(self, check)
+        if self._ring.rollout == 7:
+            self._ring.slot(7).values[3, 2] = np.nan
+
+    monkeypatch.setattr(InlineCollector, "finish", spoil)
+    with pytest.raises(NonFiniteError):
+        harness_run(small_config("terminating", "a2c", runner="serial"), tmp_path / "run")
+    assert f"{SIGN}slot.values" in caplog.text
+    arrays = load_checkpoint(find_checkpoint(tmp_path / "run")).arrays.values()
+    assert all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
 
 
 @pytest.fixture

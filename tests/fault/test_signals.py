@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +19,8 @@ from tests.fault.conftest import (
     TOTAL_STEPS,
     Train,
 )
-from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, Run, wait_until
-from tests.harness import Fingerprint
+from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, WORDS, Run, wait_until
+from tests.harness import Fingerprint, command
 
 # The third rollout never ends: environment 0 hangs in it.
 STUCK = (
@@ -47,6 +49,62 @@ def test_interrupt_finishes_the_rollout_and_resumes(
     resumed = start("train", "resume=run")
     assert resumed.wait() == 0, resumed.stderr
     assert resumed.fingerprint() == uninterrupted
+
+
+def test_hangup_stops_like_a_termination(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = train(TOTAL)
+    run.wait_for_steps(1000)
+    run.signal(signal.SIGHUP, group=True)
+    assert run.wait() == 129, run.stderr
+    assert "SIGHUP: stopping after this rollout" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == run.env_steps < TOTAL_STEPS
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.fingerprint() == uninterrupted
+
+
+def test_hangup_is_ignored_under_nohup(
+    start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = start(command_line=["nohup", *command("train", *WORDS, TOTAL)])
+    run.wait_for_start()
+    run.signal(signal.SIGHUP, group=True)
+    run.wait_for_steps(500)
+    run.signal(signal.SIGHUP, group=True)
+    assert run.wait() == 0, run.stderr
+    assert run.fingerprint() == uninterrupted
+
+
+# Starts a command in a terminal, which it closes when the file `close` appears.
+IN_TERMINAL = """
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+os.set_blocking(terminal, False)
+while not os.path.exists("close"):
+    try:
+        os.read(terminal, 65536)
+    except BlockingIOError:
+        time.sleep(0.01)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_closed_terminal_stops_a_run(start: Callable[..., Run], tmp_path: Path) -> None:
+    words = command("train", *WORDS, ENDLESS)
+    run = start(command_line=[sys.executable, "-c", IN_TERMINAL, *words])
+    run.wait_for_steps(500)
+    (tmp_path / "close").touch()
+    assert run.wait() == 129
+    log = (run.folder / "train.log").read_text()
+    assert "SIGHUP: stopping after this rollout" in log
+    assert "Traceback" not in log
+    assert run.checkpoint().meta["env_steps"] == run.env_steps
 
 
 @pytest.mark.slow

@@ -406,6 +406,37 @@ def test_scores_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert lines(late) == lines(expected)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"no JSON",
+        bytes(30),
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"env_steps": "many"}',
+        b'{"env_steps": 64, "eval/return_mean": 1.0}',
+        b'{"env_steps": 64, "eval/return_mean": [], "eval/episodes": 1, "time/seconds": 1}',
+        b"{" * 100_000,
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_is_skipped_with_a_warning(
+    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = [{"env_steps": 64, "x": 1.0}, {"env_steps": 128, "x": None}]
+    texts = [json.dumps(line).encode() for line in whole]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([texts[0], damage, texts[1], b"half"]))
+    with caplog.at_level(logging.WARNING):
+        assert line_file.read_lines(tmp_path) == whole
+    assert "metrics.jsonl: skipped 1 damaged line" in caplog.text
+    # A resume removes it from the file.
+    LineFile(tmp_path / "metrics.jsonl", lambda line: line["env_steps"] <= 64).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(texts[0] + b"\n")
+    RunLog(tmp_path, CONFIG, {}, 10_000, 64, evaluation=sections.evaluation(interval=64))
+
+
 def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
 
