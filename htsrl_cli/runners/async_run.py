@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.state import State, split
 from htsrl_cli.config.sections import AsyncRunnerConfig
+from htsrl_cli.errors import ConfigError, RunError
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.loop import Run
 from htsrl_cli.runners.replay import header, load_schedule
@@ -54,7 +55,7 @@ class AsyncRun(Run):
         self._recorded: LineFile | None = None
         super().__init__(roles, run_dir, checkpoint, check_folder, stack)
         if self._runner.record:
-            begun = self._rollout
+            begun = -1 if checkpoint is None else self._rollout
 
             def is_before(line: dict[str, object]) -> bool:
                 return cast(int, line.get("update", -1)) < begun
@@ -62,12 +63,18 @@ class AsyncRun(Run):
             self._recorded = LineFile(run_dir / SCHEDULE_FILE, is_before)
             stack.enter_context(closing(self._recorded))
             if checkpoint is None:
-                self._recorded.append(header(roles.config))
+                self._record(header(roles.config))
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None and self._replayed is None:
             self._is_exact = False
         if checkpoint is not None and self._replayed is not None:
+            if "versions" not in checkpoint.meta["parts"]:
+                raise ConfigError(
+                    "runner.replay",
+                    str(self._runner.replay),
+                    "the run in this folder has been no replay so far: replay in a new folder",
+                )
             self._restore_versions(checkpoint)
         self._publish()
         self._collector.begin()
@@ -84,15 +91,32 @@ class AsyncRun(Run):
         digest = roles.rollouts.begin(self._slot)
         self._logged = roles.learner.update(self._slot, check) | self._lags()
         roles.rollouts.add(digest)
-        if self._recorded:
-            line = {"update": self._rollout, "unrolls": unrolls, "waited": self._waited}
-            self._recorded.append(line)
+        line: dict[str, Any] = {"update": self._rollout, "unrolls": unrolls}
+        if self._replayed is None:
+            line["waited"] = self._waited
+        self._record(line)
         for unroll in unrolls:
             self._queue.consumed[unroll.env] += 1
         self._rollout += 1
         self._publish()
         learner_s = time.monotonic() - began
         self._seconds = watch.shares(learner_s) | {"collecting": watch.seconds(), "barrier": 0.0}
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to the schedule, if the run is recorded.
+
+        Raises:
+            RunError: the line cannot be written.
+        """
+        if self._recorded is None:
+            return
+        try:
+            self._recorded.append(line)
+        except OSError as error:
+            raise RunError(
+                f"{SCHEDULE_FILE} could not be written: {error.strerror}; fix the cause, then "
+                "resume"
+            ) from error
 
     def _publish(self) -> None:
         version = self._rollout

@@ -26,7 +26,7 @@ def load_schedule(config: TrainConfig) -> Schedule | None:
     path = schedule_path(config)
     if path is None:
         return None
-    folder = path.parent
+    folder, plan = path.parent, RunPlan.of(config)
 
     def refuse(why: str) -> ConfigError:
         return ConfigError("runner.replay", str(folder), why)
@@ -45,7 +45,16 @@ def load_schedule(config: TrainConfig) -> Schedule | None:
         raise refuse(
             "its run had other settings: repeat its command, with runner.replay in addition"
         )
-    needed = RunPlan.of(config).num_updates
+    try:
+        schedule.check(
+            config.actors.num_envs,
+            plan.num_columns // config.env.num_columns,
+            plan.sync_interval,
+            config.env.num_columns,
+        )
+    except (ValueError, TypeError) as error:
+        raise refuse(f"{SCHEDULE_FILE} is damaged: {error}") from error
+    needed = plan.num_updates
     if len(schedule.updates) < needed:
         raise refuse(
             f"the recorded run has made {len(schedule.updates)} updates, but total_steps="

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class AsyncCollector(ProcessCollector):
     ) -> None:
         self._queue = queue
         self._schedule = schedule
+        # The function that `take` was last called with.
+        self._check: Callable[[], None] = lambda: None
         self._published = [Pipe() for _ in range(config.actors.num_actors if schedule else 0)]
         super().__init__(config, inference, queue, store)
 
@@ -114,6 +117,21 @@ class AsyncCollector(ProcessCollector):
         restored = self._ask("set_starts", [[starts[i] for i in share] for share in self._shares])
         self.obs = np.stack([obs for part in restored for obs in part])
 
+    def _ask(self, command: str, args: Sequence[object] = ()) -> list[list[Any]]:
+        """Sends `command` to every executor and returns the answers; see `ProcessCollector`.
+
+        An environment may be in a long env step, so the wait ends when a stop signal's grace ends.
+        """
+        for i, worker in enumerate(self._executors):
+            worker.send(command, *args[i : i + 1])
+        answers = []
+        for worker in self._executors:
+            waited_for = [worker.control, self._watcher.failed]
+            while not connection.wait(waited_for, CHECK_PERIOD_S):
+                self._check()
+            answers.append(self._watcher.receive(worker, command))
+        return answers
+
     def begin(self) -> None:
         """Lets all environments run, and gives them all buffers."""
         self._ask("run")
@@ -128,6 +146,7 @@ class AsyncCollector(ProcessCollector):
         Raises:
             HtsrlError: a worker failed.
         """
+        self._check = check
         try:
             while True:
                 buffers = self._queue.full.read(len(self._queue.owners))

@@ -60,6 +60,17 @@ def from_runs(runs: Runs, length: int) -> Array:
     return versions
 
 
+def _are_runs(runs: Runs, num_steps: int, update: int) -> bool:
+    """Returns True if runs cover steps 0 to T with versions that exist at an update."""
+    starts = [t for t, _ in runs]
+    return (
+        starts[:1] == [0]
+        and starts == sorted(set(starts))
+        and starts[-1] <= num_steps
+        and all(type(version) is int and 0 <= version <= update for _, version in runs)
+    )
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A recorded schedule.
@@ -88,6 +99,32 @@ class Schedule:
                 raise ValueError(f"line {number + 2} belongs to update {content['update']}")
             updates.append([Unroll(*unroll) for unroll in content["unrolls"]])
         return cls(json.loads(header), updates)
+
+    def check(self, num_envs: int, num_unrolls: int, num_steps: int, num_players: int) -> None:
+        """Checks that a run of these sizes can replay the schedule.
+
+        Args:
+            num_unrolls: number of unrolls of an update.
+            num_steps: T, the number of env steps of an unroll.
+
+        Raises:
+            ValueError: an update has other unrolls, or needs a version that does not exist yet.
+        """
+        numbers = [0] * num_envs
+        for update, unrolls in enumerate(self.updates):
+            fits = len(unrolls) == num_unrolls
+            for unroll in sorted(unrolls, key=lambda unroll: unroll.number) if fits else ():
+                fits &= unroll.env in range(num_envs) and unroll.number == numbers[unroll.env]
+                fits &= len(unroll.versions) == num_players
+                fits &= all(_are_runs(runs, num_steps, update) for runs in unroll.versions)
+                fits &= all(
+                    0 <= t < num_steps and 0 <= player < num_players and 0 <= version <= update
+                    for t, player, version in unroll.finals
+                )
+                if fits:
+                    numbers[unroll.env] += 1
+            if not fits:
+                raise ValueError(f"the unrolls of update {update} do not fit the run")
 
     @property
     def max_lag(self) -> int:

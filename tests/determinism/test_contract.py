@@ -34,6 +34,7 @@ FAST = {
     ("atari", "a2c", IMAGE_PRECISION, "product"),
     ("truncating", "ppo", "fp32", "product"),
     ("gaussian", "vtrace", "fp32", "product"),
+    ("terminating", "impala", "fp32", "product"),
 }
 
 

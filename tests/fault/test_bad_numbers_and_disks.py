@@ -17,8 +17,9 @@ from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
+from htsrl_cli.sampling.schedule import SCHEDULE_FILE, Schedule
 from tests.fault.conftest import ALSO_ASYNC, ALSO_ASYNC_SLOW, Train
-from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, WORDS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
@@ -129,13 +130,9 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-# What asynchronous runs write in addition.
-RECORD = {"hts": (), "async": ("runner.record=true",)}
-
-
 @ALSO_ASYNC_SLOW
-def test_full_disk(small_disk: Path, train: Train, mode: str) -> None:
-    run = train("total_steps=6400", "checkpoint.keep=1", *RECORD[mode])
+def test_full_disk(small_disk: Path, train: Train) -> None:
+    run = train("total_steps=6400", "checkpoint.keep=1")
     run.wait_for_steps(700)
     filler, num_lines = fill(small_disk), run.stderr.count("\n")
     kept = run.checkpoint().meta["env_steps"]
@@ -161,8 +158,8 @@ def test_disk_that_is_full_at_the_start(small_disk: Path, train: Train) -> None:
 
 @pytest.mark.slow
 @ALSO_ASYNC
-def test_disk_that_stays_full(small_disk: Path, train: Train, mode: str) -> None:
-    run = train("total_steps=3200", "checkpoint.keep=1", *RECORD[mode])
+def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
+    run = train("total_steps=3200", "checkpoint.keep=1")
     run.wait_for_steps(700)
     filler = fill(small_disk)
     kept = run.checkpoint().meta["env_steps"]
@@ -171,6 +168,27 @@ def test_disk_that_stays_full(small_disk: Path, train: Train, mode: str) -> None
     assert run.checkpoint().meta["env_steps"] == kept
     assert "htsrl: error: summary.json could not be written: No space left" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_schedule_on_a_full_disk(
+    small_disk: Path, train: Train, start: Callable[..., Run], mode: str
+) -> None:
+    """A schedule with a gap cannot be replayed, so the run ends; a resume records the rest."""
+    run = train("total_steps=6400", "checkpoint.keep=1", "runner.record=true")
+    run.wait_for_steps(700)
+    filler = fill(small_disk)
+    status = run.wait()
+    filler.unlink()
+    assert status == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    error = run.stderr[run.stderr.index("htsrl: error: ") :]
+    assert "schedule.jsonl" in error
+    assert "No space left on device" in error
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert len(Schedule.load(small_disk / SCHEDULE_FILE).updates) == 6400 // STEPS_PER_ROLLOUT
 
 
 @pytest.mark.parametrize("runner", ["serial", "sync"])

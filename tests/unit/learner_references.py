@@ -53,7 +53,7 @@ IMPALA = sections.impala(
     sum_losses=False,
     entropy_coef=0.01,
     value_coef=0.5,
-    max_grad_norm=0.05,
+    max_grad_norm=1.0,
     rmsprop_eps=1e-3,
 )
 SEED = 3
@@ -348,8 +348,8 @@ class ImpalaReference(Rmsprop):
             for t, c in np.ndindex(T, B):
                 log_p, values = (result[0] for result in network(theta, slot.obs[t, c : c + 1]))
                 weight = self.limits("max_weight", float(ratios[t, c]))
-                total = total - weight * advantages[t, c] * log_p[slot.actions[t, c, 0]]
-                total = total + config.value_coef * (returns[t, c] - values) ** 2
+                total = total - weight * float(advantages[t, c]) * log_p[slot.actions[t, c, 0]]
+                total = total + config.value_coef * (float(returns[t, c]) - values) ** 2
                 total = total + config.entropy_coef * (log_p.exp() * log_p).sum()
             return total if config.sum_losses else total / (T * B)
 

@@ -18,8 +18,9 @@ from tests import sections
 from tests.unit.learner_references import IMPALA, SPEC, ImpalaReference, Theta, make_slot
 from tests.unit.learners import differ, make_learner, no_check, theta_of
 
-# Sums over the rows have larger gradients than means.
-SUMMED = replace(IMPALA, sum_losses=True, max_grad_norm=5.0)
+# Sums over the rows have larger gradients than means. In both forms some gradients are clipped and
+# others are not.
+SUMMED = replace(IMPALA, sum_losses=True, max_grad_norm=50.0)
 FORMS = pytest.mark.parametrize("config", [IMPALA, SUMMED], ids=["mean", "sum"])
 NUM_UPDATES = 5
 
@@ -41,7 +42,7 @@ def test_impala_equals_a_slow_reference(
         assert not differ(reference.theta, theta_of(learner))
         assert logged["learner/learning_rate"] == pytest.approx(1e-2 * (1 - number / NUM_UPDATES))
     learner.close()
-    assert reference.num_clipped > 0
+    assert 0 < reference.num_clipped < 3
     assert all(number > 0 for number in reference.limits.num_limited.values())
 
 
@@ -55,7 +56,7 @@ WRONG = {
     "vtrace_c": 1.05,
     "entropy_coef": 0.02,
     "value_coef": 0.55,
-    "max_grad_norm": 0.051,
+    "max_grad_norm": 1.02,
     "rmsprop_alpha": 0.98,
     "rmsprop_eps": 2e-3,
     "sum_losses": True,
@@ -64,7 +65,7 @@ WRONG = {
 
 @pytest.mark.parametrize("key", WRONG)
 def test_the_impala_comparison_feels_every_key(key: str) -> None:
-    # Where every gradient is clipped, the sum and the mean have the same gradient.
+    # The clipped gradients of a sum and of a mean are equal.
     right = replace(SUMMED, sum_losses=False) if key == "sum_losses" else IMPALA
     config: ImpalaConfig = replace(right, **{key: WRONG[key]})  # type: ignore[arg-type]
     learner = make_learner(config, num_updates=NUM_UPDATES)
@@ -74,6 +75,18 @@ def test_the_impala_comparison_feels_every_key(key: str) -> None:
         reference.update(slot, number)
         learner.update(slot, no_check)
     assert differ(reference.theta, theta_of(learner))
+
+
+SAME_AS_A2C = (
+    "learning_rate",
+    "anneal_learning_rate",
+    "gamma",
+    "entropy_coef",
+    "value_coef",
+    "max_grad_norm",
+    "rmsprop_alpha",
+    "rmsprop_eps",
+)
 
 
 def after_updates(algo: AlgoConfig) -> Theta:
@@ -86,8 +99,6 @@ def after_updates(algo: AlgoConfig) -> Theta:
 
 @pytest.mark.parametrize(("gae_lambda", "is_equal"), [(1.0, True), (0.95, False)])
 def test_without_lag_and_with_lambda_one_impala_is_a2c(gae_lambda: float, is_equal: bool) -> None:
-    same = ("learning_rate", "anneal_learning_rate", "gamma", "entropy_coef", "value_coef")
-    same += ("max_grad_norm", "rmsprop_alpha", "rmsprop_eps")
-    a2c = sections.a2c(**{name: getattr(IMPALA, name) for name in same})
+    a2c = sections.a2c(**{name: getattr(IMPALA, name) for name in SAME_AS_A2C})
     impala = after_updates(replace(IMPALA, gae_lambda=gae_lambda))
     assert differ(impala, after_updates(a2c)) != is_equal

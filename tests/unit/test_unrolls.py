@@ -72,10 +72,10 @@ def test_an_unroll_is_copied_whole_and_alone(num_players: int) -> None:
     target = local_slot(spec_of(num_players), T, 2 * num_players)
     fill(target.arrays(), 1)
     before = {name: array.copy() for name, array in target.arrays().items()}
-    copy_unroll(queue.slot_of_buffers, 3, target, 1, num_players)
+    copy_unroll(queue.slot_of_buffers, 4, target, 1, num_players)
     own, other = slice(num_players, 2 * num_players), slice(num_players)
     for name, array in target.arrays().items():
-        copied = queue.slot_of_buffers.arrays()[name][:, queue.columns(3)]
+        copied = queue.slot_of_buffers.arrays()[name][:, queue.columns(4)]
         assert np.array_equal(array[:, own], copied), name
         assert np.array_equal(array[:, other], before[name][:, other]), name
         assert not np.array_equal(copied, before[name][:, own]), name
@@ -101,7 +101,7 @@ def test_the_record_of_an_unroll(num_players: int) -> None:
     slot, last = queue.slot_of_buffers, num_players - 1
     columns = queue.columns(2)
     slot.terminated[:] = slot.truncated[:] = False
-    queue.owners[2] = 1, 7, 0
+    queue.owners[2, :3] = 1, 7, 0
     slot.versions[:, columns] = 5
     slot.versions[2:, columns.start + last] = 6
     queue.final_versions[:, columns] = 9
@@ -124,7 +124,7 @@ def fill_in_child(queue: UnrollQueue, worker: int, control: Connection) -> None:
     """Fills two free buffers, then waits; the environment's number is that of the worker."""
     for number in range(2):
         (buffer,) = queue.free.read(1)
-        queue.owners[buffer] = worker, number, worker
+        queue.owners[buffer, :3] = worker, number, worker
         queue.slot_of_buffers.rewards[:, queue.columns(buffer)] = 10 * worker + number
         queue.full.write([buffer])
     control.send(None)
@@ -183,6 +183,7 @@ def test_runs_give_the_versions_back(seed: int) -> None:
     [
         ([4], [[0, 4]]),
         ([4, 4, 4], [[0, 4]]),
+        ([0, 0, 1], [[0, 0], [2, 1]]),
         ([4, 5, 5, 4], [[0, 4], [1, 5], [3, 4]]),
         ([-1, 0], [[0, -1], [1, 0]]),
     ],
