@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after `htsrl`; if None, the arguments of this process.
     """
+    system.open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     handle_signals(leave)
     try:
@@ -120,7 +122,9 @@ def _report(error: HtsrlError) -> int:
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
-    print(f"htsrl: error: {text}", file=sys.stderr)
+    # Nobody reads a standard error that is full or a terminal that has gone.
+    with suppress(OSError):
+        print(f"htsrl: error: {text}", file=sys.stderr)
     return error.exit_code
 
 
