@@ -169,10 +169,12 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from htsrl_cli.cli.job import run_job
     from htsrl_cli.workers.process import settle_in_launcher
+    from htsrl_cli.workers.stopping import end_with_launcher
 
     # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
+    end_with_launcher()
     _, outcome = run_job(cfg)
     if outcome.signum is not None:
         raise Stopped(128 + outcome.signum)
@@ -302,6 +304,10 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
             added = tuned.words(cfg)
         else:
             multirun = args.multirun or composer.is_multirun(args.overrides)
+            if multirun:
+                from htsrl_cli.workers.stopping import LAUNCHER_VARIABLE
+
+                os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 
