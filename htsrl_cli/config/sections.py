@@ -229,6 +229,8 @@ class EvalConfig:
             plays them once with each.
         video: write a video of every game.
         renderer: renderer of the videos; null chooses the environment's default.
+        trusted: import the modules that the checkpoint names as `MODULE:NAME`, which runs their
+            code. They are those of `env.id` and `network.name`.
     """
 
     rules: ClassVar[Rules] = {
@@ -245,6 +247,7 @@ class EvalConfig:
     greedy: bool | None
     video: bool
     renderer: str | None
+    trusted: bool
 
 
 @dataclass(frozen=True)
