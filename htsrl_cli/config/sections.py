@@ -23,6 +23,7 @@ from htsrl_cli.config.rules import (
     SEED,
     Rule,
     Rules,
+    count_to,
     one_of,
 )
 from htsrl_cli.config.runners import RUNNERS, Runner
@@ -46,10 +47,10 @@ class ActorsConfig:
     """
 
     rules: ClassVar[Rules] = {
-        "num_envs": COUNT,
-        "num_executors": COUNT,
-        "num_actors": COUNT,
-        "inference_batch": COUNT,
+        "num_envs": count_to(1_000_000),
+        "num_executors": count_to(4096),
+        "num_actors": count_to(4096),
+        "inference_batch": count_to(65_536),
         "device": DEVICE,
         "precision": PRECISION,
         "host": one_of("process", "thread", "auto"),
@@ -83,7 +84,7 @@ class LearnerConfig:
     rules: ClassVar[Rules] = {
         "device": DEVICE,
         "precision": PRECISION,
-        "num_threads": COUNT,
+        "num_threads": count_to(4096),
         "micro_batch": COUNT,
     }
 

@@ -86,8 +86,8 @@ def _refuse_named_code(checkpoint: Checkpoint, path: Path) -> None:
     """Raises `ConfigError` if a checkpoint names a module, which could be anyone's code."""
     for source, module in named_modules(stored_config(checkpoint, path)).items():
         remedy = (
-            f"{path} names the module {module} ({source}), and to evaluate it runs the code of this "
-            "module: if you trust the checkpoint, add trusted=true"
+            f"{path} names the module {module} ({source}), and to evaluate it runs the code of "
+            "this module: if you trust the checkpoint, add trusted=true"
         )
         raise ConfigError("trusted", "false", remedy)
 
