@@ -240,7 +240,7 @@ def _files(folder: Path) -> dict[int, Path]:
     Logs a warning for each folder, pipe or other entry that has the name of a checkpoint but is no
     file. Reading a pipe would wait for ever.
     """
-    found = {}
+    found: dict[int, Path] = {}
     if not folder.is_dir():
         return found
     with os.scandir(folder) as entries:

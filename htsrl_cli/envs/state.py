@@ -38,7 +38,7 @@ def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
         CheckpointError: the bytes are damaged, or were packed for another `kind`.
     """
     header, body = _read(state)
-    lengths = header.get("blobs")
+    lengths: Any = header.get("blobs")
     is_whole = isinstance(header.get("meta"), dict) and isinstance(lengths, list)
     if not is_whole or any(type(n) is not int or n < 0 for n in lengths):
         raise CheckpointError("the environment state is damaged: its header is not complete")
