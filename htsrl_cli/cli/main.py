@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after `htsrl`; if None, the arguments of this process.
     """
+    system.open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     handle_signals(leave)
     try:
@@ -120,7 +122,9 @@ def _report(error: HtsrlError) -> int:
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
-    print(f"htsrl: error: {text}", file=sys.stderr)
+    # Nobody reads a standard error that is full or a terminal that has gone.
+    with suppress(OSError):
+        print(f"htsrl: error: {text}", file=sys.stderr)
     return error.exit_code
 
 
@@ -165,10 +169,12 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from htsrl_cli.cli.job import run_job
     from htsrl_cli.workers.process import settle_in_launcher
+    from htsrl_cli.workers.stopping import end_with_launcher
 
     # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
+    end_with_launcher()
     _, outcome = run_job(cfg)
     if outcome.signum is not None:
         raise Stopped(128 + outcome.signum)
@@ -298,6 +304,10 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
             added = tuned.words(cfg)
         else:
             multirun = args.multirun or composer.is_multirun(args.overrides)
+            if multirun:
+                from htsrl_cli.workers.stopping import LAUNCHER_VARIABLE
+
+                os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 

@@ -31,7 +31,7 @@ from htsrl_cli.config.checks import check_combinations
 from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
 from htsrl_cli.config.sections import RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.runners.replay import load_schedule
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,11 @@ def check(verb: str, composer: Composer, overrides: Sequence[str], multirun: boo
         return CHECKS[verb](composer, overrides, multirun)
     except ConfigError as error:
         raise composer.located(error, overrides) from error
+    except RuntimeError as error:
+        # `Path.resolve` raises this; only its text tells it from other errors.
+        if not str(error).startswith("Symlink loop"):
+            raise
+        raise UsageError(f"hydra.run.dir: {error}: choose another folder") from error
 
 
 def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:

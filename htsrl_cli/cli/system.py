@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,24 @@ def explained(error: OSError) -> HtsrlError | None:
             "limit of open files (ulimit -n)"
         )
     return None
+
+
+def open_standard_streams() -> None:
+    """Connects standard streams that are closed (`2>&-`) to the null device.
+
+    Otherwise the next file to be opened would get the number of the closed stream, and what worker
+    processes write to standard error would go into this file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given out first, so this is `number`.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 @contextmanager

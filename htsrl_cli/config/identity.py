@@ -27,6 +27,16 @@ CHANGES_NO_RESULT = (
 )
 
 
+def named_modules(config: TrainConfig) -> dict[str, str]:
+    """Returns the modules of users that a configuration names, by key with its value."""
+    values = {"env.id": getattr(config.env, "id", ""), "network.name": config.network.name}
+    return {
+        f"{key}={value}": value.rpartition(":")[0]
+        for key, value in values.items()
+        if value.rpartition(":")[0]
+    }
+
+
 def changes_no_result(key: str) -> bool:
     """Returns True if CHANGES_NO_RESULT contains the dotted `key` or its section."""
     return any(key == entry or key.startswith(f"{entry}.") for entry in CHANGES_NO_RESULT)

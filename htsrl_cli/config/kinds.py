@@ -16,6 +16,7 @@ from htsrl_cli.config.rules import (
     NOT_EMPTY,
     NOT_NEGATIVE,
     POSITIVE,
+    RATE,
     Rules,
     one_of,
 )
@@ -132,7 +133,7 @@ class AlgoConfig:
     """
 
     rules: ClassVar[Rules] = {
-        "learning_rate": POSITIVE,
+        "learning_rate": RATE,
         "gamma": FRACTION,
         "entropy_coef": NOT_NEGATIVE,
         "value_coef": NOT_NEGATIVE,

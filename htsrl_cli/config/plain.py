@@ -167,7 +167,12 @@ def _convert_scalar(key: str, value: Any, hint: type) -> Any:
     """Converts a scalar; accepts a whole float (1e7) as an integer, and an integer as a float."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(key, shown(value)[:40], "is too large for a number") from error
+    if hint is int and type(value) is int:
+        return value
     if hint is int and number and math.isfinite(value) and int(value) == value:
         return int(value)
     if hint not in (int, float) and type(value) is hint:

@@ -24,6 +24,7 @@ from htsrl_cli.config.rules import (
     SEED,
     Rule,
     Rules,
+    count_to,
     one_of,
 )
 from htsrl_cli.config.runners import RUNNERS, Runner
@@ -47,10 +48,10 @@ class ActorsConfig:
     """
 
     rules: ClassVar[Rules] = {
-        "num_envs": COUNT,
-        "num_executors": COUNT,
-        "num_actors": COUNT,
-        "inference_batch": COUNT,
+        "num_envs": count_to(1_000_000),
+        "num_executors": count_to(4096),
+        "num_actors": count_to(4096),
+        "inference_batch": count_to(65_536),
         "device": DEVICE,
         "precision": PRECISION,
         "host": one_of("process", "thread", "auto"),
@@ -84,7 +85,7 @@ class LearnerConfig:
     rules: ClassVar[Rules] = {
         "device": DEVICE,
         "precision": PRECISION,
-        "num_threads": COUNT,
+        "num_threads": count_to(4096),
         "micro_batch": COUNT,
     }
 
@@ -261,6 +262,8 @@ class EvalConfig:
             plays them once with each.
         video: write a video of every game.
         renderer: renderer of the videos; null chooses the environment's default.
+        trusted: import the modules that the checkpoint names as `MODULE:NAME`, which runs their
+            code. They are those of `env.id` and `network.name`.
     """
 
     rules: ClassVar[Rules] = {
@@ -277,6 +280,7 @@ class EvalConfig:
     greedy: bool | None
     video: bool
     renderer: str | None
+    trusted: bool
 
 
 @dataclass(frozen=True)

@@ -321,6 +321,7 @@ def _evaluate(
         greedy=False,
         video=False,
         renderer=None,
+        trusted=True,
     )
     if checkpoint.meta["filmed"]:
         film = film_path(path.parent.parent, env_steps)

@@ -70,6 +70,9 @@ def hold_folder(run_dir: Path, patience_s: float) -> Iterator[HeldFolder]:
     """
     # Network file systems emulate flock by POSIX record locks, which need a file open for writing.
     with (run_dir / _LOCK_FILE).open("a") as file:
+        # An environment may fork. The lock is held until every copy of the file is closed, so a
+        # child that outlives the run would keep it.
+        os.register_at_fork(after_in_child=file.close)
         deadline, is_waiting = time.monotonic() + patience_s, False
         while not _try_lock(file):
             if not is_waiting:

@@ -8,7 +8,11 @@ requeues the job, this handler is called after the run has stopped.
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
+import sys
+import threading
 import time
 from types import FrameType
 
@@ -17,9 +21,38 @@ from htsrl_cli.workers.process import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
+# The environment variable with the process id of a sweep.
+LAUNCHER_VARIABLE = "HTSRL_LAUNCHER_PID"
 # Seconds within which signals count as one: timeout(1), for example, signals the process and then
 # its whole group.
 ONE_SIGNAL_S = 0.5
+
+
+def end_with_launcher() -> None:
+    """Makes a job of `launcher=local` end when the sweep's own process ends (on Linux).
+
+    submitit starts such jobs in processes that outlive the sweep. A run stops as after SIGTERM. A
+    job that does not train yet, or no longer, ends at once. Does nothing in other processes: a job
+    on Slurm is meant to outlive the command that submitted it.
+    """
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if launcher is None or os.environ.get("SUBMITIT_EXECUTOR") != "local":
+        return
+    if sys.platform == "linux":
+        try:
+            ended = os.pidfd_open(int(launcher))
+        except ProcessLookupError:
+            os._exit(128 + signal.SIGTERM)
+        threading.Thread(target=_stop_when, args=(ended,), daemon=True).start()
+
+
+def _stop_when(ended: int) -> None:
+    """Waits for the process of a pidfd to end, then stops this job."""
+    select.select([ended], [], [])
+    handler = signal.getsignal(signal.SIGTERM)
+    if not isinstance(getattr(handler, "__self__", None), StopSignals):
+        os._exit(128 + signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopSignals:

@@ -28,7 +28,20 @@ HEADER_SIZE = 52
 NUM_OF_FRAME = 150
 NUM_OF_CONTENT = 150
 NUM_OF_COMMANDS = 30
-STRANGE = (None, True, -1, 2**63, 1e308, float("nan"), "", "x" * 5000, [], {}, [[]], {"a": [1]})
+STRANGE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    2**63,
+    1e308,
+    float("nan"),
+    "",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": [1]},
+)
 
 
 @pytest.fixture(scope="module")
