@@ -304,10 +304,6 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
             added = tuned.words(cfg)
         else:
             multirun = args.multirun or composer.is_multirun(args.overrides)
-            if multirun:
-                from htsrl_cli.workers.stopping import LAUNCHER_VARIABLE
-
-                os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
             # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 

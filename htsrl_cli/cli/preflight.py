@@ -6,6 +6,7 @@ The check of each verb returns additional overrides to pass to Hydra.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -33,6 +34,7 @@ from htsrl_cli.config.sections import RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.runners.replay import load_schedule
+from htsrl_cli.workers.stopping import LAUNCHER_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +245,8 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
     check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
     _refuse_other_names(folder, plans)
+    # Jobs that run on this machine end with this process.
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     claim_folder("hydra.sweep.dir", folder)
     return [_assign("hydra.sweep.dir", folder), names]
 
