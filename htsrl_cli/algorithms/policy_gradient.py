@@ -1,4 +1,4 @@
-"""What algorithms share that follow the policy gradient with one step of RMSprop for each rollout.
+"""Policy gradients with one step of RMSprop for each rollout: the part that algorithms share.
 
 In shapes, n is the number of rows of a micro-batch.
 """

@@ -170,7 +170,7 @@ class Slot:
 
 
 class Cells(Protocol):
-    """What executors and actors need of the memory that they fill: a ring, or a queue.
+    """The memory that executors and actors fill: a ring, or a queue.
 
     Attributes:
         final_obs: see `htsrl_cli.storage.ring.Ring`.

@@ -47,7 +47,7 @@ def num_waiting(pipe: Pipe) -> int:
 
 
 class SlowLearner:
-    """Makes every update wait until all buffers are full, and then for `SLOW_S` seconds.
+    """A patch: every update waits until all buffers are full, and then for `SLOW_S` seconds.
 
     Attributes:
         kept: for each update, the memory of the workers in bytes.
