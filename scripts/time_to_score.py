@@ -69,7 +69,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run reached.
+    """The score that a run reached.
 
     Attributes:
         env_steps, seconds: env steps and time of training when the score reached the target, or at
