@@ -48,7 +48,7 @@ def football_config(
 ) -> TrainConfig:
     """Returns a small run; its episodes are short, as random policies soon lose the ball."""
     env, policies, correction = TEAMS[team]
-    config = harness.small_config("truncating", "ppo", precision, runner)
+    config = harness.small_config("truncating", "ppo", precision, runner=runner)
     algo = replace(harness.PPO, policies=policies, correction=correction)
     steps = NUM_ENVS * SYNC_INTERVAL
     return replace(

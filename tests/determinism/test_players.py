@@ -28,7 +28,7 @@ COMBINATIONS = [
 
 
 def team_config(policies: str, algo: str, precision: str, runner: str = "hts") -> TrainConfig:
-    config = harness.small_config("truncating", algo, precision, runner)
+    config = harness.small_config("truncating", algo, precision, runner=runner)
     return replace(
         config,
         env=TEAM,

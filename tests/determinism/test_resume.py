@@ -259,7 +259,7 @@ def test_every_checkpoint_leads_to_the_same_end(
     env: str, algo: str, precision: str, runner: str, tmp_path: Path
 ) -> None:
     """Resumes from several checkpoints, also from one between two lines of metrics."""
-    config = harness.small_config(env, algo, precision, runner)
+    config = harness.small_config(env, algo, precision, runner=runner)
     config = replace(
         config, checkpoint=sections.checkpoint(interval=3 * STEPS_PER_ROLLOUT, keep=100)
     )
