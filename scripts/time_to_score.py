@@ -47,8 +47,8 @@ class Task:
     published: Mapping[str, float] = field(default_factory=dict)
 
 
-def _atari(game: str, env_steps: int, *extra: str) -> list[str]:
-    return ["experiment=atari_ppo_hts", f"env=atari/{game}", f"total_steps={env_steps}", *extra]
+def _atari(game: str, env_steps: int) -> list[str]:
+    return ["experiment=atari_ppo_hts", f"env=atari/{game}", f"total_steps={env_steps}"]
 
 
 TASKS = {
@@ -100,10 +100,10 @@ def train(run_dir: Path, words: Sequence[str], target: float | None) -> None:
         while process.poll() is None:
             time.sleep(_POLL_S)
             if reached_at(read_points(run_dir), target):
-                process.terminate()
                 break
     finally:
-        # An interrupt of this script, too, leaves a checkpoint.
+        # The run saves a checkpoint, also if this script is interrupted. A second signal would end
+        # it without one.
         process.terminate()
         _, errors = process.communicate()
     if process.returncode not in (0, 128 + signal.SIGTERM):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.config.checks import check_ranges
 from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.machine import has_bf16
@@ -68,7 +69,7 @@ def small_config(
     runner: str = "hts",
 ) -> TrainConfig:
     """Returns the configuration of 24 rollouts of 16 environments; episodes end in every way."""
-    return sections.train(
+    config = sections.train(
         env=ENVS[env],
         algo=ALGOS[algo],
         network=sections.network(linear_kernel=linear_kernel),
@@ -80,6 +81,9 @@ def small_config(
         seed=7,
         total_steps=NUM_ROLLOUTS * STEPS_PER_ROLLOUT,
     )
+    # A value in the place of another key would otherwise go unnoticed.
+    check_ranges(config)
+    return config
 
 
 def with_workers(

@@ -19,7 +19,6 @@ from tests.pages import ROOT
 CHILD = """
 import sys
 from pathlib import Path
-import numpy as np
 from htsrl_cli.envs.gym.environment import GymEnv
 from tests import sections
 from tests.unit.test_gym_other_states import continued
