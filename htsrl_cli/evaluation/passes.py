@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from htsrl_cli.checkpoints.file import Checkpoint
@@ -125,4 +126,7 @@ def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dic
 
 
 def _dtype(tensor: Tensor) -> np.dtype[Any]:
-    return tensor.numpy(force=True).dtype
+    """Returns the dtype with which a checkpoint stores a tensor of a network."""
+    # The learner's own values of a network that actors run with bf16 are fp32.
+    is_bf16 = tensor.dtype == torch.bfloat16
+    return np.dtype(np.float32) if is_bf16 else tensor.numpy(force=True).dtype

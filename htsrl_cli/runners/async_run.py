@@ -9,7 +9,7 @@ from a recorded schedule, so that it repeats the recorded run bit for bit.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -126,8 +126,12 @@ class AsyncRun(Run):
         self._collector.published(version)
 
     def _lags(self) -> dict[str, float]:
-        """Returns the mean and the maximum policy lag of the slot's rows, in updates."""
+        """Returns the mean and the maximum policy lag of the slot's rows, in updates.
+
+        Sets `_row_lags`.
+        """
         lags = self._rollout - self._slot.versions[:-1]
+        self._row_lags = dict(Counter(lags.ravel().tolist()))
         return {"learner/lag": float(lags.mean()), "learner/max_lag": float(lags.max())}
 
     def _gather(self, check: Callable[[], None]) -> list[Unroll]:

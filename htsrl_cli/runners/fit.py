@@ -106,6 +106,8 @@ _OF_LOG: dict[str, _Test] = {
     "seconds": _is_number,
     "recent": _list_of(_is_number),
     "episodes": _list_of(_list_of(_is_number, 3)),
+    # Checkpoints of early versions of htsrl have no lags.
+    "lags": lambda value: value is None or _list_of(_list_of(_is_count, 2))(value),
     "sums": lambda value: isinstance(value, dict) and all(map(_is_sum, value.values())),
 }
 

@@ -65,6 +65,7 @@ class Run(ABC):
         self._rollout = 0
         self._logged: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
+        self._row_lags: dict[int, int] = {}
         if checkpoint is None:
             roles.collector.reset()
         else:
@@ -106,7 +107,7 @@ class Run(ABC):
     def _run_rollout(self, check: Callable[[], None]) -> None:
         """Makes one rollout and the update that is due, and prepares the next rollout.
 
-        Sets `_logged` and `_seconds` for the log, and increments `_rollout`.
+        Sets `_logged`, `_seconds` and possibly `_row_lags` for the log, and increments `_rollout`.
 
         Args:
             check: a function to call often; any exception that it raises ends the run.
@@ -164,7 +165,7 @@ class Run(ABC):
 
     def _log_rollout(self) -> None:
         episodes = list(self._last_slot().episodes())
-        self.log.rollout(self._env_steps, self._logged, episodes, self._seconds)
+        self.log.rollout(self._env_steps, self._logged, episodes, self._seconds, self._row_lags)
 
     def _save_checkpoint(self) -> None:
         """Saves a checkpoint, unless it would hold values from which no update can be made."""

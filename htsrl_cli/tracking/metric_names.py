@@ -174,7 +174,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "learner/max_lag": Metric(
         "updates",
-        "`runner=async` only: the largest policy lag of a row.",
+        "`runner=async` only: the largest policy lag of a row. TensorBoard also shows the policy "
+        "lags of all rows as the histogram `learner/lags`.",
         "At most a few updates. It is limited by `runner.spare_unrolls` and `actors.num_envs`.",
     ),
     "lag/first_clip_fraction": Metric(

@@ -15,9 +15,9 @@ from tests import harness, sections
 
 
 def alive() -> set[str]:
-    """Returns the names of this process's threads and of its child processes."""
+    """Returns the names of this process's threads and of its workers."""
     processes = psutil.Process().children()
-    names = {f"process {p.pid} {p.name()}" for p in processes if "tracker" not in str(p.cmdline())}
+    names = {f"process {p.pid} {p.name()}" for p in processes if "spawn_main" in str(p.cmdline())}
     return names | {f"thread {thread.name}" for thread in threading.enumerate()}
 
 

@@ -480,6 +480,26 @@ def test_event_files_hold_the_same_as_the_lines(tmp_path: Path) -> None:
         assert read[tag] == expected, tag
 
 
+def test_event_files_hold_policy_lags_as_histograms(tmp_path: Path) -> None:
+    config = replace(CONFIG, tensorboard=True)
+    with open_log(tmp_path, config=config) as log:
+        log.rollout(100, {}, [], {}, lags={0: 3, 2: 1})
+        state = json.loads(json.dumps(log.state().values))
+    with open_log(tmp_path, 100, config=config) as log:
+        log.load_state(State({}, state))
+        log.rollout(200, {}, [], {}, lags={2: 4, 5: 6})
+        log.rollout(400, {}, [], {}, lags={1: 7})
+        log.rollout(600, {}, [], {})
+    reader = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    events = reader.Histograms("learner/lags")
+    assert [event.step for event in events] == [200, 400]
+    first = events[0].histogram_value
+    assert (first.min, first.max, first.num, first.sum) == (0, 5, 14, 40)
+    assert first.bucket_limit == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert first.bucket == [3, 0, 5, 0, 0, 6]
+    assert events[1].histogram_value.bucket == [0, 7]
+
+
 def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path) -> None:
     with open_log(tmp_path, config=replace(CONFIG, tensorboard=True)) as log:
         feed(log, 0)
