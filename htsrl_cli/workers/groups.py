@@ -34,7 +34,7 @@ class Guard:
         self._shell: subprocess.Popen[bytes] | None = None
 
     def watch(self, pid: int) -> None:
-        """Has the group of worker process `pid` killed when this process ends."""
+        """Lets the guard kill the group of worker process `pid` when this process ends."""
         if self._shell is None or self._shell.poll() is not None:
             # In a session of its own, the guard outlives what kills the group of this process.
             self._shell = subprocess.Popen(
