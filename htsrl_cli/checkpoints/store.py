@@ -97,6 +97,7 @@ class CheckpointStore:
         self._own = set(files)
         self._metrics = dict(_stored_metrics(files))
         self._waiting: set[int] = set()
+        self._has_unproven = False
 
     @property
     def waiting(self) -> list[int]:
@@ -141,7 +142,12 @@ class CheckpointStore:
         self._prune()
 
     def save(
-        self, env_steps: int, metric: float | None, checkpoint: Checkpoint, is_final: bool = True
+        self,
+        env_steps: int,
+        metric: float | None,
+        checkpoint: Checkpoint,
+        is_final: bool = True,
+        is_proven: bool = True,
     ) -> bool:
         """Saves a checkpoint, then deletes checkpoints that are not needed any more.
 
@@ -155,6 +161,8 @@ class CheckpointStore:
             checkpoint: the content, which is not modified.
             is_final: True if `metric` is final; False to keep the file until `set_metric` is
                 called.
+            is_proven: False if the update from the experience in the checkpoint may not be finite.
+                At least one checkpoint before it is then kept until `prove` is called.
 
         Returns:
             True if the checkpoint is on disk.
@@ -170,8 +178,15 @@ class CheckpointStore:
         self._metrics[env_steps] = metric
         if not is_final:
             self._waiting.add(env_steps)
+        self._has_unproven = not is_proven
         self._prune()
         return True
+
+    def prove(self) -> None:
+        """Says that the update from the newest checkpoint's experience has been made."""
+        if self._has_unproven:
+            self._has_unproven = False
+            self._prune()
 
     def path(self, env_steps: int) -> Path:
         """Returns the path of the checkpoint at `env_steps`."""
@@ -206,7 +221,8 @@ class CheckpointStore:
         )
 
     def _prune(self) -> None:
-        best, newest = self.best, sorted(self._metrics)[-self._keep :]
+        num_newest = max(self._keep, 2) if self._has_unproven else self._keep
+        best, newest = self.best, sorted(self._metrics)[-num_newest:]
         kept = {self.path(steps) for steps in (*newest, *self._waiting)}
         if best:
             kept.add(best[0])

@@ -28,7 +28,7 @@ from htsrl_cli.cli.compose import (
     typed_words,
 )
 from htsrl_cli.config.auto import AUTO
-from htsrl_cli.config.identity import changes_no_result, equivalent
+from htsrl_cli.config.identity import changes_no_result, equivalent, named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.plain import flatten, nest, to_plain
 from htsrl_cli.config.sections import TrainConfig
@@ -216,7 +216,23 @@ def _resumed_config(
             f"{checkpoint}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); resume with the version of htsrl that saved it"
         ) from error
-    return load_train_config(merge(stored, resolved(cfg), sections))
+    asked = resolved(cfg)
+    config = load_train_config(merge(stored, asked, sections))
+    _refuse_named_code(config, checkpoint, dict(flatten(asked)))
+    return config
+
+
+def _refuse_named_code(config: TrainConfig, checkpoint: Path, asked: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if only the checkpoint names a module, which could be anyone's code."""
+    for source, module in named_modules(config).items():
+        key, _, value = source.partition("=")
+        if asked.get(key) != value:
+            raise ConfigError(
+                "resume",
+                checkpoint,
+                f"it names the module {module}, whose code would run: if you trust the checkpoint, "
+                f"add {source}",
+            )
 
 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:

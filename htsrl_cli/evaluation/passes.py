@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import Array, EnvSpec
@@ -42,6 +43,24 @@ def stored_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
             f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); evaluate the checkpoint with the version that saved it"
         ) from error
+
+
+def refuse_named_code(config: TrainConfig, path: Path, value: str, remedy: str) -> None:
+    """Raises `ConfigError` if a checkpoint names a module, which could be anyone's code.
+
+    Args:
+        config: the configuration in the checkpoint.
+        path: path of the checkpoint.
+        value: value of the key or argument `trusted`.
+        remedy: what to write to run the code.
+    """
+    for source, module in named_modules(config).items():
+        raise ConfigError(
+            "trusted",
+            value,
+            f"{path} names the module {module} ({source}), whose code would run: if you trust the "
+            f"checkpoint, add {remedy}",
+        )
 
 
 class Passes:

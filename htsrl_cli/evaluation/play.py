@@ -24,13 +24,11 @@ from rich.console import Console
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.store import open_checkpoint
-from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
-from htsrl_cli.errors import ConfigError
 from htsrl_cli.evaluation.marks import Marks
-from htsrl_cli.evaluation.passes import Passes, stored_config
+from htsrl_cli.evaluation.passes import Passes, refuse_named_code, stored_config
 from htsrl_cli.evaluation.result import (
     KINDS,
     VIDEO_FOLDER,
@@ -63,7 +61,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     set_up_torch()
     path, checkpoint = open_checkpoint(Path(config.checkpoint))
     if not config.trusted:
-        _refuse_named_code(checkpoint, path)
+        refuse_named_code(stored_config(checkpoint, path), path, "false", "trusted=true")
     found = {}
     for kind, greedy in KINDS.items():
         if config.greedy not in (None, greedy):
@@ -80,16 +78,6 @@ def evaluate(config: EvalConfig) -> EvalResult:
     Console().print(table(result))
     write(result, path)
     return result
-
-
-def _refuse_named_code(checkpoint: Checkpoint, path: Path) -> None:
-    """Raises `ConfigError` if a checkpoint names a module, which could be anyone's code."""
-    for source, module in named_modules(stored_config(checkpoint, path)).items():
-        remedy = (
-            f"{path} names the module {module} ({source}), and to evaluate it runs the code of "
-            "this module: if you trust the checkpoint, add trusted=true"
-        )
-        raise ConfigError("trusted", "false", remedy)
 
 
 def play(

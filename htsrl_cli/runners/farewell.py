@@ -21,8 +21,12 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
     relative = os.path.relpath(run_dir)
     path = str(run_dir) if relative.startswith("..") else relative
     folder = shlex.quote(path)
-    longer = f" total_steps={2 * config.total_steps}" if is_complete else ""
-    trusted = " trusted=true" if named_modules(config) else ""
+    goal, longer = "go on", ""
+    if is_complete:
+        goal, longer = "train longer", f" total_steps={2 * config.total_steps}"
+    # Commands that run code which the checkpoint names must say so.
+    named = "".join(f" {shlex.quote(source)}" for source in named_modules(config))
+    trusted = " trusted=true" if named else ""
     return [
         f"{'complete' if is_complete else 'stopped'} after {summary['env_steps']:,} env steps and "
         f"{timedelta(seconds=round(summary['seconds']))} of training "
@@ -31,7 +35,7 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
         f"run folder: {path}",
         f"  play games:  htsrl eval checkpoint={folder}{trusted}",
         f"  see curves:  htsrl report {folder}",
-        f"  {'train longer' if is_complete else 'go on'}: htsrl train resume={folder}{longer}",
+        f"  {goal}: htsrl train resume={folder}{named}{longer}",
     ]
 
 

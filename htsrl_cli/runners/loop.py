@@ -147,6 +147,7 @@ class Run(ABC):
         while not self.is_complete and signals.signum is None:
             self._run_rollout(check)
             self._check_folder()
+            self._checkpoints.prove()
             self._log_rollout()
             if self._evaluations:
                 policy = partial(policy_checkpoint, self._roles)
@@ -181,8 +182,15 @@ class Run(ABC):
         if self._evaluations:
             self._evaluations.flush()
         self._check_folder()
-        is_final = self._evaluations is None
-        if self._checkpoints.save(self._env_steps, self.log.metric, checkpoint, is_final):
+        is_saved = self._checkpoints.save(
+            self._env_steps,
+            self.log.metric,
+            checkpoint,
+            is_final=self._evaluations is None,
+            # After the last rollout there is no update that could prove it.
+            is_proven=not self._plan.lag or self.is_complete,
+        )
+        if is_saved:
             self._saved_at = self._rollout
 
     def _end(self) -> None:

@@ -59,20 +59,20 @@ def test_loss_that_is_not_finite(
     assert all((array == array).all() for array in checkpoint.arrays.values())
 
 
-@pytest.mark.parametrize("runner", ["hts", "serial"])
+@pytest.mark.parametrize(("runner", "keep"), [("hts", 1), ("serial", 2)])
 def test_checkpoint_from_which_no_update_can_be_made_is_deleted(
-    runner: str, start: Callable[..., Run], tmp_path: Path
+    runner: str, keep: int, start: Callable[..., Run], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.py").write_text(ENVIRONMENT)
     words = [word for word in WORDS if not word.startswith(("env.", "checkpoint."))]
     words += ["env=gym", "env.id=broken:Broken-v0", f"runner={runner}", "total_steps=1280"]
-    run = start("train", *words, "checkpoint.interval=64", "checkpoint.keep=2")
+    run = start("train", *words, "checkpoint.interval=64", f"checkpoint.keep={keep}")
     assert run.wait() == 1, run.stderr
     assert "not finite: loss/policy, loss/value" in run.stderr
     assert ": the update from its experience is not finite" in run.stderr
     # The environment is mended.
     (tmp_path / "broken.py").write_text(ENVIRONMENT.replace("1e38", "1.0"))
-    resumed = start("train", "resume=run")
+    resumed = start("train", "resume=run", "env.id=broken:Broken-v0")
     assert resumed.wait() == 0, resumed.stderr
     assert resumed.checkpoint().meta["env_steps"] == 1280
 

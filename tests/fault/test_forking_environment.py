@@ -42,7 +42,7 @@ def test_a_forked_child_does_not_block_a_resume(start: Callable[..., Run], tmp_p
     run.wait()
     child = int((tmp_path / "child").read_text())
     try:
-        resumed = start("train", "resume=run", "runner.stop_grace_s=1")
+        resumed = start("train", "resume=run", "env.id=forking:Forking-v0", "runner.stop_grace_s=1")
         assert resumed.wait() == 0, resumed.stderr
         os.kill(child, 0)  # the child is still alive, and holds no lock
     finally:

@@ -1,4 +1,4 @@
-"""Modules that only a checkpoint names: `htsrl eval` asks before it imports one."""
+"""Modules that only a checkpoint names: nothing imports one unless the user asks for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from htsrl_cli.api import load_policy
+from htsrl_cli.errors import ConfigError
 from tests.conftest import Htsrl
 
 ENVIRONMENT = """
@@ -55,6 +57,30 @@ def test_a_module_that_only_a_file_names_is_not_imported(
     assert not (tmp_path / "executed").exists()
     # The run's own last lines give the command with the key.
     assert "htsrl eval checkpoint=run trusted=true" in run.stderr
+    assert f"htsrl train resume=run {words[1]} total_steps=1280" in run.stderr
     played = htsrl("eval", "checkpoint=run", "episodes=1", "trusted=true")
     assert played.returncode == 0, played.stderr
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resume_runs_only_code_that_the_command_names(
+    case: str, htsrl: Htsrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, words = CASES[case]
+    (tmp_path / "payload.py").write_text(code)
+    run = htsrl("train", *words, *SMALL, "total_steps=640", "hydra.run.dir=run")
+    assert run.returncode == 0, run.stderr
+    (tmp_path / "executed").unlink()
+    refused = htsrl("train", "resume=run", "total_steps=1280")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "names the module payload" in line
+    assert f"add {words[1]}" in line
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="add trusted=True"):
+        load_policy("run")
+    assert not (tmp_path / "executed").exists()
+    resumed = htsrl("train", "resume=run", words[1], "total_steps=1280")
+    assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "executed").exists()
