@@ -108,22 +108,25 @@ def train(overrides: Sequence[str] | Mapping[str, Any]) -> TrainResult:
     )
 
 
-def load_policy(run: str | Path, seed: int = 0) -> Policy:
+def load_policy(run: str | Path, seed: int = 0, *, trusted: bool = False) -> Policy:
     """Loads a trained policy, which acts with `policy.act(observation)`.
 
     Args:
         run: a run folder, whose newest intact checkpoint is loaded, or a checkpoint file.
         seed: seed of the sampled actions.
+        trusted: import the modules that the checkpoint names as `MODULE:NAME` (`env.id` and
+            `network.name`), which runs their code.
 
     Raises:
         CheckpointError: there is no intact checkpoint, or it does not fit the environment or this
             version of htsrl.
-        ConfigError: the environment, the network or the device is not available here.
+        ConfigError: the environment, the network or the device is not available here, or the
+            checkpoint names a module and `trusted` is False.
         EnvError: the environment's own code raises an exception while the environment is built.
     """
     from htsrl_cli.evaluation.policy import Policy
 
-    return Policy(Path(run), seed)
+    return Policy(Path(run), seed, trusted)
 
 
 def game_seed(game: int, seed: int = 0) -> int:

@@ -9,10 +9,13 @@ can leave this temporary file behind; `remove_leftovers` deletes it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".part"
 # errno values that open(2) sets if the kernel or the file system does not support O_TMPFILE.
@@ -46,7 +49,10 @@ def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files that killed processes left in `folder`."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            logger.warning("ignored %s, which is a folder: move it away", path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -86,7 +92,11 @@ def _write_and_link(
             temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
             temporary.unlink(missing_ok=True)
             os.link(nameless, temporary.name, dst_dir_fd=folder)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                temporary.unlink()
+                raise
 
 
 def _write_and_rename(path: Path, write: Callable[[BinaryIO], object]) -> None:

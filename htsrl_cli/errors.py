@@ -11,6 +11,18 @@ HtsrlError
 """
 
 
+class Stopped(SystemExit):
+    """Exit that htsrl itself asks for; any other `SystemExit` comes from other code.
+
+    Args:
+        code: exit code of the process.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.status = code
+
+
 class HtsrlError(Exception):
     """Base class of all exceptions that htsrl raises on purpose.
 

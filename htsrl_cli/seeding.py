@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SHUFFLES = 3
     EVALUATION_RESETS = 4
     EVALUATION_ACTIONS = 5
+    UNROLL_ACTIONS = 6
 
 
 def generator(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

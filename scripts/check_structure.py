@@ -137,7 +137,7 @@ def sections(cfg: DictConfig) -> dict[str, set[str]]:
     """Returns the field names of each section of a `htsrl train` configuration, by section."""
     hints = get_type_hints(schemas.TrainConfig)
     plain = {
-        name: hint
+        name: hint.schema(cfg[name]) if hasattr(hint, "schema") else hint
         for name, hint in hints.items()
         if isinstance(hint, type)
         and dataclasses.is_dataclass(hint)

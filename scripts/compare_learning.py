@@ -28,6 +28,7 @@ import numpy as np
 
 from htsrl_cli.envs.base import Array
 from htsrl_cli.machine import has_bf16
+from htsrl_cli.tracking.config_file import read_config
 from htsrl_cli.tracking.lines import training_lines
 from scripts.learning_curve import random_scores
 from scripts.learning_statistics import (
@@ -74,7 +75,13 @@ VARIANTS = {
     **{name: ["runner=serial", f"algo.correction={name}"] for name in CORRECTIONS},
     "bf16": ["runner=serial", "actors.precision=bf16", "learner.precision=bf16"],
 }
-ONE_CORE = ["learner.num_threads=1", "log.tensorboard=false"]
+# Beside other programs, workers may be slow.
+ONE_CORE = [
+    "learner.num_threads=1",
+    "env.step_timeout_s=600",
+    "actors.timeout_s=600",
+    "log.tensorboard=false",
+]
 FIGURES = {"whole": "return, whole training", "last": "return, last 100 episodes"}
 NUM_RANDOM_EPISODES = 100
 
@@ -102,19 +109,32 @@ def task_words(task: str, minatar_steps: int) -> list[str]:
 
 
 def train(folder: Path, task: str, words: Sequence[str], variant: str, seed: int) -> Trained:
-    """Runs or resumes a training to its end; prints and returns its scores."""
+    """Runs or resumes a training to its end, if it is not complete; returns its scores."""
     run_dir = folder / task.replace(" ", "_") / variant / f"seed_{seed}"
-    own = [*words, *VARIANTS[variant], *ONE_CORE, f"seed={seed}"]
-    own += [f"hydra.run.dir={run_dir}", "resume=auto"]
-    command = [sys.executable, "-m", "htsrl_cli", "train", *own]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{task}, {variant}, seed {seed}:\n{done.stderr[-2000:]}")
+    if not _is_complete(run_dir):
+        _run(run_dir, words, variant, seed)
     returns = [line["episode/return_mean"] for line in training_lines(run_dir)]
     last = json.loads((run_dir / "summary.json").read_text())["metric"]
     whole = statistics.fmean(value for value in returns if value is not None)
     print(f"  {task:<22} {variant:<9} seed {seed}: {whole:8.2f} {last:8.2f}", flush=True)
     return Trained(task, variant, seed, whole, last)
+
+
+def _is_complete(run_dir: Path) -> bool:
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    return bool(summary["env_steps"] >= read_config(run_dir)["total_steps"])
+
+
+def _run(run_dir: Path, words: Sequence[str], variant: str, seed: int) -> None:
+    own = [*words, *VARIANTS[variant], *ONE_CORE, f"seed={seed}"]
+    own += [f"hydra.run.dir={run_dir}", "resume=auto"]
+    command = [sys.executable, "-m", "htsrl_cli", "train", *own]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{run_dir}:\n{done.stderr[-2000:]}")
 
 
 def random_return(words: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
     python -m scripts.paper_claims --seconds 15
 
 Each run is `htsrl train` in a fresh process. Where throughput is measured, environments only sleep,
-for 10 ms per env step on average, and each environment has its own executor. Four series are
+for 10 ms per env step on average, and each environment has its own executor. Five series are
 measured, plotted and written to a JSON file:
 
     variance      Fig. 4 left: throughput of `hts` and `sync` against the variation of step times
@@ -11,6 +11,8 @@ measured, plotted and written to a JSON file:
     interval      Table 5: throughput of `hts` against the sync interval, with Claim 1's prediction
     actors        Table 4: throughput of `hts` against the number of actors; also the hashes of
                   runs that differ only in this number (on environments that do not sleep)
+    lag           Claim 2: updates made while an unroll waits in the queue of `runner=async`,
+                  against the learner's load
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from htsrl_cli.bench.benchmark import MeasuredRun, measure
+from htsrl_cli.sampling.schedule import SCHEDULE_FILE
+from htsrl_cli.tracking.lines import training_lines
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
 from scripts.measured_runs import show
 from scripts.provenance import result_path, write_result
@@ -34,32 +40,45 @@ SHAPES = (16.0, 4.0, 1.0, 0.25)
 ENVIRONMENTS = (1, 4, 16, 64)
 INTERVALS = (4, 16, 64, 128, 256, 512)
 ACTORS = (1, 2, 4, 8)
+# Series `lag`: numbers of environments. Each gives the learner a load of about 1/16 with updates
+# that take 20 ms on average, because an env step takes sixteen times as long.
+SENDERS = (2, 4, 6, 8, 10)
+SERVICE_MS = 20.0
+SENDER_LOAD = 1 / 16
+# Its runs are this much longer than the others: lags of successive unrolls are correlated.
+LONGER = 5
 # Labels of the horizontal axes, by series.
 LABELS = {
     "variance": "standard deviation of a step / mean",
     "environments": "environments",
     "interval": "sync interval",
     "actors": "actors",
+    "lag": "load of the learner",
 }
+RATE = "env steps per second"
 # Figures: their names, and the series that each shows.
-FIGURES = {"steps": ("variance", "environments"), "rollouts": ("interval", "actors")}
+FIGURES = {
+    "steps": ("variance", "environments"),
+    "rollouts": ("interval", "actors"),
+    "lag": ("lag",),
+}
 # Env steps of the runs whose hashes are compared: 40 rollouts of 16 env steps per environment.
 HASHED_STEPS = 40 * NUM_ENVS * 16
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a curve: the measured or predicted rate of a run.
+    """A point of a curve: a measured or predicted value of a run.
 
     Attributes:
         x: value on the horizontal axis of the series.
         line: name of the curve.
-        rate: env steps per second.
+        y: env steps per second; in the series `lag`, policy lag in updates.
     """
 
     x: float
     line: str
-    rate: float
+    y: float
 
 
 def run(name: str, seconds: float, words: Sequence[str], num_envs: int = NUM_ENVS) -> MeasuredRun:
@@ -121,18 +140,75 @@ def interval(seconds: float) -> list[Point]:
     return points
 
 
-def actors(seconds: float) -> tuple[list[Point], dict[int, dict[str, str]]]:
-    """Measures Table 4: throughput against the number of actors, and hashes of complete runs.
-
-    Returns:
-        The points, and the hashes of a complete run for each number of actors.
-    """
-    points, hashes = [], {}
+def actors(seconds: float) -> list[Point]:
+    """Measures Table 4: throughput against the number of actors."""
+    points = []
     for number in ACTORS:
         words = [f"actors.num_actors={number}", *gamma_words(1.0)]
         points.append(Point(number, "hts", run(f"{number} actors", seconds, words).rate))
-        hashes[number] = hashes_of(number)
-    return points, hashes
+    return points
+
+
+def claim_2_lag(load: float) -> float:
+    """Returns the expected policy lag by Claim 2 of the paper, in updates.
+
+    The claim is the mean number of unrolls that an arriving unroll finds in an M/M/1 queue:
+    n rho / (1 - n rho). It holds if unrolls arrive independently at exponentially distributed
+    intervals, updates take exponentially distributed times, and the queue has no end.
+
+    Args:
+        load: n rho, the rate at which all environments send unrolls, divided by the rate of the
+            learner; less than 1.
+    """
+    return load / (1 - load)
+
+
+def lag(seconds: float) -> list[Point]:
+    """Measures Claim 2: the policy lag that the queue adds, against the learner's load.
+
+    An unroll is one env step, and an update uses one unroll. Updates that are made during an unroll
+    are not counted, because Claim 2 does not count them.
+    """
+    points = []
+    for number in SENDERS:
+        with tempfile.TemporaryDirectory(prefix="paper-claims-") as folder:
+            load, waited = queue_of(number, LONGER * seconds, Path(folder))
+        points.append(Point(load, "runner=async", waited))
+        points.append(Point(load, "Claim 2", claim_2_lag(load)))
+        claim = claim_2_lag(load)
+        print(f"  {number} envs: load {load:.3f}, lag {waited:.3f}, by Claim 2 {claim:.3f}")
+    return points
+
+
+def queue_of(num_envs: int, seconds: float, folder: Path) -> tuple[float, float]:
+    """Runs `runner=async`; returns the learner's load and an unroll's mean wait, in updates."""
+    step_ms = SERVICE_MS / SENDER_LOAD
+    steps = round(num_envs * seconds / (step_ms / 1000))
+    words = [
+        "env=synthetic/sleep",
+        f"env.mean_ms={step_ms:g}",
+        "env.distribution=exponential",
+        "env.step_timeout_s=600",
+        "algo=impala",
+        "network.name=scripts.sleeping_network:SleepingNetwork",
+        f"+network.kwargs.mean_ms={SERVICE_MS:g}",
+        "runner=async",
+        "runner.sync_interval=1",
+        "runner.unrolls_per_update=1",
+        "runner.spare_unrolls=1000",
+        "runner.record=true",
+        f"actors.num_envs={num_envs}",
+        f"actors.num_executors={num_envs}",
+        f"total_steps={steps}",
+        f"log.interval={steps}",
+        f"hydra.run.dir={folder}",
+    ]
+    command = [sys.executable, "-m", "htsrl_cli", "train", *words]
+    subprocess.run(command, check=True, capture_output=True)
+    schedule = (folder / SCHEDULE_FILE).read_text().splitlines()[1:]
+    waited = [count for line in schedule for count in json.loads(line)["waited"]]
+    (metrics,) = training_lines(folder)
+    return float(metrics["time/learner_busy"]), float(np.mean(waited))
 
 
 def hashes_of(num_actors: int) -> dict[str, str]:
@@ -152,6 +228,15 @@ def hashes_of(num_actors: int) -> dict[str, str]:
     return {name: summary[name] for name in summary if name.endswith("sha256")}
 
 
+SERIES = {
+    "variance": variance,
+    "environments": environments,
+    "interval": interval,
+    "actors": actors,
+    "lag": lag,
+}
+
+
 def draw(series: Mapping[str, Sequence[Point]], path: Path) -> None:
     """Draws a panel for each series and writes the figure to `path`."""
     import matplotlib as mpl
@@ -160,18 +245,20 @@ def draw(series: Mapping[str, Sequence[Point]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     size = (4.5 * len(series), 3.6)
-    figure, axes = plt.subplots(1, len(series), figsize=size, layout="constrained")
+    figure, (axes,) = plt.subplots(
+        1, len(series), figsize=size, layout="constrained", squeeze=False
+    )
     for axis, (name, points) in zip(axes, series.items(), strict=True):
         for line in dict.fromkeys(point.line for point in points):
             own = [point for point in points if point.line == line]
-            axis.plot([p.x for p in own], [p.rate for p in own], marker="o", label=line)
+            axis.plot([p.x for p in own], [p.y for p in own], marker="o", label=line)
         if name in ("environments", "interval"):
             axis.set_xscale("log", base=2)
-        axis.set_ylim(0, 1.15 * max(point.rate for point in points))
+        axis.set_ylim(0, 1.15 * max(point.y for point in points))
         axis.set_xlabel(LABELS[name])
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0].set_ylabel("env steps per second")
+    axes[0].set_ylabel("policy lag in updates" if "lag" in series else RATE)
     figure.savefig(path, dpi=110)
     print(f"{path} written")
 
@@ -188,13 +275,12 @@ def main() -> int:
         default=result_path("paper_claims"),
         help="JSON file; the plots are written beside it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--series", nargs="+", choices=SERIES, default=list(SERIES), help="default: all"
+    )
     args = parser.parse_args()
-    series = {
-        "variance": variance(args.seconds),
-        "environments": environments(args.seconds),
-        "interval": interval(args.seconds),
-    }
-    series["actors"], hashes = actors(args.seconds)
+    series = {name: SERIES[name](args.seconds) for name in args.series}
+    hashes = {number: hashes_of(number) for number in ACTORS} if "actors" in series else {}
     report = {
         "series": {name: [asdict(point) for point in points] for name, points in series.items()},
         "hashes": hashes,
@@ -202,7 +288,10 @@ def main() -> int:
     write_result(args.output, report)
     for name, panels in FIGURES.items():
         path = args.output.with_name(f"{args.output.stem}_{name}.png")
-        draw({panel: series[panel] for panel in panels}, path)
+        if series.keys() >= set(panels):
+            draw({panel: series[panel] for panel in panels}, path)
+    if not hashes:
+        return 0
     equal = len({json.dumps(entry) for entry in hashes.values()}) == 1
     print(f"hashes of runs with different numbers of actors: {'equal' if equal else 'DIFFERENT'}")
     return 0 if equal else 1

@@ -55,6 +55,9 @@ ALGOS: dict[str, AlgoConfig] = {
     # The limits of weights are so low that both limited and other weights occur.
     "decoupled": replace(PPO, correction="decoupled", max_weight=1.01),
     "vtrace": replace(PPO, correction="vtrace", max_weight=1.01, vtrace_rho=1.005, vtrace_c=1.0),
+    "impala": sections.impala(
+        learning_rate=2e-3, max_weight=1.01, vtrace_rho=1.005, max_grad_norm=200.0
+    ),
 }
 
 
@@ -144,7 +147,8 @@ def command(*words: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Returns environment variables for a subprocess in any folder."""
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def htsrl(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

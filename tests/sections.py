@@ -10,12 +10,14 @@ from functools import cache
 from typing import Any, TypeVar
 
 from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.impala.config import ImpalaConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.cli.compose import Composer, resolved
 from htsrl_cli.config.kinds import NetworkConfig
 from htsrl_cli.config.plain import build, find_kind
 from htsrl_cli.config.sections import (
     ActorsConfig,
+    AsyncRunnerConfig,
     BenchConfig,
     CheckpointConfig,
     EvalConfig,
@@ -77,6 +79,10 @@ def a2c(**changes: Any) -> A2cConfig:
     return replace(_section(A2cConfig, "algo", ("algo=a2c",)), **changes)
 
 
+def impala(**changes: Any) -> ImpalaConfig:
+    return replace(_section(ImpalaConfig, "algo", ("algo=impala",)), **changes)
+
+
 def network(name: str = "auto", **changes: Any) -> NetworkConfig:
     """Returns a network, whose linear layer is a matrix product by default."""
     schema = find_kind("network", name).config
@@ -99,6 +105,8 @@ def learner(**changes: Any) -> LearnerConfig:
 
 
 def runner(name: str = "hts", **changes: Any) -> RunnerConfig:
+    if name == "async":
+        return replace(_section(AsyncRunnerConfig, "runner", ("runner=async",)), **changes)
     return replace(_section(RunnerConfig, "runner"), name=name, **changes)
 
 

@@ -80,12 +80,14 @@ class Algorithm(Protocol):
             loss has no weights.
         anneals_loss: True if the loss function depends on the number of updates made, for example
             through an annealed clipping range.
+        makes_one_step: True if every update makes only one optimizer step.
     """
 
     at_behaviour: bool
     reevaluates: bool
     max_weight: float
     anneals_loss: bool
+    makes_one_step: bool
 
     def build_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """Builds the optimizer; the learner sets the learning rate before every optimizer step."""
@@ -131,6 +133,7 @@ class WholeSlot:
     reevaluates = False
     max_weight = math.inf
     anneals_loss = False
+    makes_one_step = True
 
     def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
         """Yields all rows as one minibatch."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +39,36 @@ _CHUNK = 1 << 20
 # 11-30 ms. With a window that spans several env steps, level 1 also compresses as well as
 # level 3: to 0.3 MB for Pong and 1.3 MB for Space Invaders (2.4 MB with level 1's default window).
 # On float32 parameters, which hardly compress, level 1 takes two thirds of level 3's time.
-_COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22)
+_COMPRESSION = zstandard.ZstdCompressionParameters.from_level(1, window_log=22, write_checksum=True)
+# A payload may be larger than _SMALL only if the file has at least one byte for _MOST_EXPANSION
+# bytes of it, so that a small file cannot fill the memory. Files that compress better are padded.
+# Screens of Pong, which compress well, are 190 times larger than their file.
+_SMALL = 1 << 27
+_MOST_EXPANSION = 1000
+_MOST_DEPTH = 50
 # Exceptions that decoding can raise if the checksum matches but another program wrote the frame.
 _DECODING_ERRORS = (
     zstandard.ZstdError,
     SafetensorError,
     struct.error,
     ArithmeticError,
+    AttributeError,
     LookupError,
     MemoryError,
+    RecursionError,
     TypeError,
     ValueError,
 )
+
+
+# Tests of values that are used before a resume compares the content with its run.
+_KNOWN_VALUES: dict[str, Callable[[Any], bool]] = {
+    "env_steps": lambda value: type(value) is int and value >= 0,
+    "metric": lambda value: value is None or type(value) in (int, float),
+    "seconds": lambda value: type(value) in (int, float),
+    "config": lambda value: isinstance(value, dict),
+    "env_spec": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -122,21 +141,25 @@ def missing(path: Path) -> CheckpointError:
 
 
 class _HashedFile:
-    """A writer that passes chunks on to `file` and computes their total length and SHA-256."""
+    """A writer that passes chunks on to `file` and computes their total length and SHA-256.
+
+    Attributes:
+        length: number of bytes so far.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
-        self._length = 0
+        self.length = 0
 
     def write(self, chunk: bytes) -> int:
         self._file.write(chunk)
         self._sha256.update(chunk)
-        self._length += len(chunk)
+        self.length += len(chunk)
         return len(chunk)
 
     def header(self) -> bytes:
-        return _HEADER.pack(MAGIC, FORMAT_VERSION, self._length, self._sha256.digest())
+        return _HEADER.pack(MAGIC, FORMAT_VERSION, self.length, self._sha256.digest())
 
 
 def _write_frame(file: BinaryIO, payload: bytes) -> None:
@@ -151,6 +174,9 @@ def _write_frame(file: BinaryIO, payload: bytes) -> None:
         closefd=False,
     ) as writer:
         writer.write(payload)
+    if len(payload) > _SMALL:
+        # The padding lies behind the end of the frame, where nothing reads it.
+        hashed.write(bytes(max(0, -(-len(payload) // _MOST_EXPANSION) - hashed.length)))
     file.seek(0)
     file.write(hashed.header())
 
@@ -162,6 +188,9 @@ def _verified(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Errors that reading or decoding raises inside the `with` block also become a `CheckpointError`.
     """
     try:
+        # Opening a pipe would wait for a writer.
+        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
+            raise CheckpointError(f"{path} is no regular file: give a checkpoint file")
         with open(path, "rb") as file:
             yield file, _verify(path, file)
     except FileNotFoundError as error:
@@ -206,12 +235,20 @@ def _sha256(file: BinaryIO) -> bytes:
 def _decompress(file: BinaryIO, size: int = -1) -> bytes:
     """Decompresses the frame at the file's position into the payload, or its first `size` bytes."""
     position = file.tell()
-    if size < 0:
-        # The frame's header contains the payload's size, so a single allocation is enough.
-        size = zstandard.get_frame_parameters(file.read(32)).content_size
-        file.seek(position)
+    # The frame's header contains the payload's size, so a single allocation is enough.
+    whole = zstandard.get_frame_parameters(file.read(32)).content_size
+    file.seek(position)
+    most = max(_SMALL, _MOST_EXPANSION * os.fstat(file.fileno()).st_size)
+    if whole > most or size > whole:
+        raise ValueError(
+            f"its {max(whole, size):,} bytes of content are more than the file can hold"
+        )
+    size = whole if size < 0 else size
     with zstandard.ZstdDecompressor().stream_reader(file, closefd=False) as reader:
-        return reader.read(size)
+        payload = reader.read(size)
+    if len(payload) != size:
+        raise ValueError("its content ends too early")
+    return payload
 
 
 def _decode_meta(payload: bytes) -> dict[str, Any]:
@@ -221,8 +258,25 @@ def _decode_meta(payload: bytes) -> dict[str, Any]:
     """
     (length,) = struct.unpack_from("<Q", payload)
     head = json.loads(payload[8 : 8 + length])
-    meta: dict[str, Any] = json.loads(head["__metadata__"]["meta"])
+    meta = json.loads(head["__metadata__"]["meta"])
+    if not isinstance(meta, dict):
+        raise TypeError(f"its document must be an object, but is of type {type(meta).__name__}")
+    _check_depth(meta)
+    for name, is_known in _KNOWN_VALUES.items():
+        if name in meta and not is_known(meta[name]):
+            raise TypeError(f"its value {name} is of type {type(meta[name]).__name__}")
     return meta
+
+
+def _check_depth(meta: dict[str, Any]) -> None:
+    """Raises `ValueError` if a document is nested so deep that recursive code could fail."""
+    level: list[Any] = [meta]
+    for _ in range(_MOST_DEPTH):
+        nested = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [v for values in nested for v in values if isinstance(v, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"its document is nested more than {_MOST_DEPTH} levels deep")
 
 
 def _truncated(path: Path) -> CheckpointError:

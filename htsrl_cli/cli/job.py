@@ -6,22 +6,18 @@ runs it, which a launcher may have started. At the top level, this module does n
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
+from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.cli import listing, tuned
 from htsrl_cli.cli.compose import (
     config_dir,
@@ -32,7 +28,7 @@ from htsrl_cli.cli.compose import (
     typed_words,
 )
 from htsrl_cli.config.auto import AUTO
-from htsrl_cli.config.identity import changes_no_result, equivalent
+from htsrl_cli.config.identity import changes_no_result, equivalent, named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.plain import flatten, nest, to_plain
 from htsrl_cli.config.sections import TrainConfig
@@ -40,6 +36,8 @@ from htsrl_cli.config.wording import shown
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.plugins import SECTIONS
+from htsrl_cli.runners.folder import hold_folder
+from htsrl_cli.tracking.config_file import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
     from htsrl_cli.runners.run import Outcome
@@ -48,10 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Groups whose options set keys in any section.
 _PRESETS = ("experiment", "tuned", "debug")
-_LOCK_FILE = ".lock"
-_LOCK_PERIOD_S = 0.2
-# errno values of flock(2) on file systems without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # A difference in one of these keys is reported first, because they decide which other keys exist.
 _SCHEMA_KEYS = tuple(f"{section}.{tag}" for section, (tag, _) in SECTIONS.items())
 
@@ -88,13 +82,13 @@ def run_job(cfg: DictConfig) -> tuple[Job, Outcome]:
     cfg, settings = tuned_job(cfg)
     plan = partial(plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
     job = plan()
-    with hold_folder(job.run_dir, job.config.runner.stop_grace_s):
+    with hold_folder(job.run_dir, job.config.runner.stop_grace_s) as held:
         # Another process may have trained in this folder until now, so the plan may be out of date.
         job = plan()
         write_config(job.config, job.run_dir)
         if job.checkpoint is None and settings != AUTO:
             logger.info("%s", tuned_line(settings, job.config, config_dir(hydra)))
-        return job, runner.train(job.config, job.run_dir, job.checkpoint)
+        return job, runner.train(job.config, job.run_dir, job.checkpoint, held.check)
 
 
 def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) -> Job:
@@ -116,67 +110,26 @@ def plan_job(cfg: DictConfig, typed: Sequence[str], run_dir: Path, cwd: Path) ->
         _refuse_other_run(run_dir)
         return Job(to_train_config(cfg), run_dir, None)
     source = _source(resume, run_dir, cwd)
-    checkpoint = find_checkpoint(source)
+    checkpoint, content = open_checkpoint(source)
     folder = _run_folder(source)
     if folder is None:
         _refuse_other_run(run_dir)
-    config = _resumed_config(cfg, typed, checkpoint)
+    stored = content.meta.get("config", {})
+    if folder is not None:
+        _refuse_foreign(checkpoint, stored, folder)
+    config = _resumed_config(cfg, typed, checkpoint, stored)
     return Job(config, folder or run_dir, checkpoint)
 
 
 def holds_run(run_dir: Path) -> bool:
     """Returns True if `run_dir` contains checkpoints, intact or damaged."""
-    return any((run_dir / "checkpoints").glob("*.ckpt"))
-
-
-@contextmanager
-def hold_folder(run_dir: Path, patience_s: float) -> Iterator[None]:
-    """Locks `run_dir` in a `with` block, so that no other process trains in it meanwhile.
-
-    Waits for the lock if another process holds it, and logs this. On a file system without locks,
-    logs a warning and does not lock.
-
-    Raises:
-        ConfigError: another process still holds the lock after `patience_s` seconds.
-    """
-    # Network file systems emulate flock by POSIX record locks, which need a file open for writing.
-    with (run_dir / _LOCK_FILE).open("a") as file:
-        deadline, is_waiting = time.monotonic() + patience_s, False
-        while not _try_lock(file):
-            if not is_waiting:
-                logger.info("another process is training in %s: waiting for it to end", run_dir)
-            is_waiting = True
-            if time.monotonic() > deadline:
-                remedy = "another process is training here: stop it, or choose another folder"
-                raise ConfigError("hydra.run.dir", run_dir, remedy)
-            time.sleep(_LOCK_PERIOD_S)
-        yield
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Locks a file; returns False if another process holds the lock.
-
-    On a file system without locks, it logs a warning and returns True.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        logger.warning(
-            "cannot lock %s (%s): do not start a second run in this folder",
-            file.name,
-            error.strerror,
-        )
-    return True
+    return any(path.is_file() for path in (run_dir / "checkpoints").glob("*.ckpt"))
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> None:
     """Writes the resolved configuration to `config.yaml` in `run_dir`, atomically."""
     content = OmegaConf.to_yaml(OmegaConf.create(to_plain(config))).encode()
-    write_durably(run_dir / "config.yaml", lambda file: file.write(content))
+    write_durably(run_dir / CONFIG_FILE, lambda file: file.write(content))
 
 
 def tuned_line(name: str, config: TrainConfig, config_dir: str | None) -> str:
@@ -215,20 +168,71 @@ def _refuse_other_run(run_dir: Path) -> None:
         raise ConfigError("hydra.run.dir", run_dir, remedy)
 
 
-def _resumed_config(cfg: DictConfig, typed: Sequence[str], checkpoint: Path) -> TrainConfig:
-    """Returns the configuration in `checkpoint`, with the changes that the user typed."""
+def _refuse_foreign(checkpoint: Path, stored: Mapping[str, Any], folder: Path) -> None:
+    """Raises `CheckpointError` if the checkpoint in a run folder belongs to another run.
+
+    Compares the values of keys that a resume cannot change. If `config.yaml` cannot be read, logs a
+    warning instead.
+
+    Args:
+        stored: the configuration in the checkpoint.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return
+    try:
+        named = dict(flatten(upgrade_config(read_config(folder))))
+    except (ValueError, TypeError, AttributeError) as error:
+        logger.warning("cannot check that the checkpoint belongs to this run: %s", error)
+        return
+    for key, value in flatten(stored):
+        here = named.get(key, value)
+        fixed = key != "total_steps" and not changes_no_result(key)
+        if fixed and equivalent(key, value) != equivalent(key, here):
+            raise CheckpointError(
+                f"{checkpoint} belongs to another run: its {key} is {shown(value)}, but {path} has "
+                f"{shown(here)}: delete this checkpoint, or move it out of this folder"
+            )
+
+
+def _resumed_config(
+    cfg: DictConfig, typed: Sequence[str], checkpoint: Path, stored: Mapping[str, Any]
+) -> TrainConfig:
+    """Returns the configuration `stored` in `checkpoint`, with the changes that the user typed."""
     keys = {override.key_or_group for override in parse_overrides(typed)}
     # `runner=NAME` asks only for another runner, but the runner's YAML file also sets other keys.
     sections = {"runner.name" if key == "runner" else key for key in keys}
-    stored = load_checkpoint(checkpoint).meta.get("config", {})
     try:
         load_train_config(stored)
-    except (AttributeError, TypeError, ConfigError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ConfigError,
+    ) as error:
         raise CheckpointError(
             f"{checkpoint}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); resume with the version of htsrl that saved it"
         ) from error
-    return load_train_config(merge(stored, resolved(cfg), sections))
+    asked = resolved(cfg)
+    config = load_train_config(merge(stored, asked, sections))
+    _refuse_named_code(config, checkpoint, dict(flatten(asked)))
+    return config
+
+
+def _refuse_named_code(config: TrainConfig, checkpoint: Path, asked: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if only the checkpoint names a module, which could be anyone's code."""
+    for source, module in named_modules(config).items():
+        key, _, value = source.partition("=")
+        if asked.get(key) != value:
+            raise ConfigError(
+                "resume",
+                checkpoint,
+                f"it names the module {module}, whose code would run: if you trust the checkpoint, "
+                f"add {source}",
+            )
 
 
 def merge(stored: Mapping[str, Any], asked: Mapping[str, Any], typed: set[str]) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from htsrl_cli.cli import system
-from htsrl_cli.errors import HtsrlError, UsageError
+from htsrl_cli.errors import HtsrlError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after `htsrl`; if None, the arguments of this process.
     """
+    system.open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+    handle_signals(leave)
     try:
         _dispatch(words)
     except HtsrlError as error:
@@ -66,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    """Calls `handler` for signals that end a command; ignores SIGHUP if it was ignored (nohup)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
     """Ends the process at once if a signal arrives while no run is active.
 
@@ -76,8 +84,8 @@ def leave(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unwind(signum: int, frame: FrameType | None) -> NoReturn:
-    """Raises `SystemExit`, so that cleanup code ends the child processes before this one exits."""
-    raise SystemExit(128 + signum)
+    """Raises `Stopped`, so that cleanup code ends the child processes before this one exits."""
+    raise Stopped(128 + signum)
 
 
 def _dispatch(words: list[str]) -> None:
@@ -114,14 +122,17 @@ def _report(error: HtsrlError) -> int:
     text = str(error)
     if isinstance(error, UsageError):
         text = " ".join(text.split())
-    print(f"htsrl: error: {text}", file=sys.stderr)
+    # Nobody reads a standard error that is full or a terminal that has gone.
+    with suppress(OSError):
+        print(f"htsrl: error: {text}", file=sys.stderr)
     return error.exit_code
 
 
 def _explained(task: Task, cfg: DictConfig) -> float | None:
-    """Runs a task; raises `HtsrlError` if it reaches a limit of the system."""
+    """Runs a task; raises `HtsrlError` if it reaches a limit of the system, or if code exits."""
     try:
-        return task(cfg)
+        with system.exits_as_errors():
+            return task(cfg)
     except OSError as error:
         raise system.explained(error) or error from error
 
@@ -145,9 +156,9 @@ def _reported(task: Task) -> Task:
         except HtsrlError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            raise SystemExit(_report(error)) from error
-        except SystemExit as error:
-            leave_launcher(int(error.code or 0))
+            raise Stopped(_report(error)) from error
+        except Stopped as error:
+            leave_launcher(error.status)
             raise
 
     return run
@@ -158,13 +169,15 @@ def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from htsrl_cli.cli.job import run_job
     from htsrl_cli.workers.process import settle_in_launcher
+    from htsrl_cli.workers.stopping import end_with_launcher
 
     # Without this line, a failed write to the log file (disk full) would print a traceback.
     logging.raiseExceptions = False
     settle_in_launcher()
+    end_with_launcher()
     _, outcome = run_job(cfg)
     if outcome.signum is not None:
-        raise SystemExit(128 + outcome.signum)
+        raise Stopped(128 + outcome.signum)
     return outcome.metric
 
 
@@ -196,8 +209,7 @@ def bench(cfg: DictConfig) -> float | None:
     words = benchmark.train_words(typed_words(hydra, "task"))
     if folder := config_dir(hydra):
         words.append(f"--config-dir={folder}")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _unwind)
+    handle_signals(_unwind)
     cfg, _ = tuned_job(cfg)
     output = Path(hydra.runtime.output_dir)
     return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, output)
@@ -295,7 +307,8 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
             # This import is slow, and a mistake in the overrides has been found without it.
             from htsrl_cli.cli import preflight
 
-            added = preflight.check(verb, composer, args.overrides, multirun)
+            with system.exits_as_errors():
+                added = preflight.check(verb, composer, args.overrides, multirun)
     _run_hydra(verb, [*flags, *args.overrides, *added], task)
 
 

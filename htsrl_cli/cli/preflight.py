@@ -6,6 +6,7 @@ The check of each verb returns additional overrides to pass to Hydra.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -29,9 +30,11 @@ from htsrl_cli.cli.job import Job, holds_run, plan_job
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.checks import check_combinations
 from htsrl_cli.config.kinds import NetworkConfig, OwnNetworkConfig
-from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.sections import RunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import ConfigError, UsageError
+from htsrl_cli.runners.replay import load_schedule
+from htsrl_cli.workers.stopping import LAUNCHER_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ def check_train(composer: Composer, overrides: Sequence[str], multirun: bool) ->
         raise ConfigError("hydra.run.dir", folder, remedy)
     check_environments([job.config])
     check_extras([job.config])
+    load_schedule(job.config)
     claim_folder("hydra.run.dir", job.run_dir)
     added = [_assign("hydra.run.dir", job.run_dir)]
     if job.checkpoint:
@@ -100,13 +104,19 @@ def check_bench(composer: Composer, overrides: Sequence[str], multirun: bool) ->
     configs = [to_train_config(cfg) for cfg in jobs]
     for cfg, config in zip(jobs, configs, strict=True):
         for runner in to_bench_config(cfg).runners:
-            check_combinations(replace(config, runner=replace(config.runner, name=runner)))
+            check_combinations(replace(config, runner=_runner(runner, overrides)))
     check_environments(configs)
     if multirun:
         return [naming(overrides)]
     folder = output_dir(jobs[0], multirun=False)
     claim_folder("hydra.run.dir", folder)
     return [_assign("hydra.run.dir", folder), *tuned.words(jobs[0])]
+
+
+def _runner(name: str, overrides: Sequence[str]) -> RunnerConfig:
+    """Returns the section `runner` of another runner, with the keys that the user has set."""
+    own = [word for word in overrides if word.startswith("runner.")]
+    return to_train_config(Composer("train").job([f"runner={name}", *own])).runner
 
 
 CHECKS: dict[str, Check] = {"train": check_train, "eval": check_eval, "bench": check_bench}
@@ -123,6 +133,11 @@ def check(verb: str, composer: Composer, overrides: Sequence[str], multirun: boo
         return CHECKS[verb](composer, overrides, multirun)
     except ConfigError as error:
         raise composer.located(error, overrides) from error
+    except RuntimeError as error:
+        # `Path.resolve` raises this; only its text tells it from other errors.
+        if not str(error).startswith("Symlink loop"):
+            raise
+        raise UsageError(f"hydra.run.dir: {error}: choose another folder") from error
 
 
 def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[DictConfig]:
@@ -230,6 +245,8 @@ def _check_sweep(composer: Composer, overrides: Sequence[str]) -> list[str]:
     check_extras([job.config for job in plans])
     folder = Path(str(master.hydra.sweep.dir))
     _refuse_other_names(folder, plans)
+    # Jobs that run on this machine end with this process.
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     claim_folder("hydra.sweep.dir", folder)
     return [_assign("hydra.sweep.dir", folder), names]
 

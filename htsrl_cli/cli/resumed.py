@@ -11,8 +11,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override, QuotedString
 
-from htsrl_cli.checkpoints.file import load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.cli.compose import parse_overrides
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.plain import flatten
@@ -38,7 +37,7 @@ def fit_overrides(overrides: Sequence[str]) -> list[str]:
     if not keys or source is None:
         return list(overrides)
     try:
-        stored = load_checkpoint(find_checkpoint(source)).meta.get("config", {})
+        stored = open_checkpoint(source)[1].meta.get("config", {})
     except CheckpointError:
         return list(overrides)
     known = [key for key, _ in flatten(stored)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from htsrl_cli.config.wording import shown
-from htsrl_cli.errors import HtsrlError, RunError, UsageError
+from htsrl_cli.errors import HtsrlError, RunError, Stopped, UsageError
 
 
 def explained(error: OSError) -> HtsrlError | None:
@@ -25,6 +28,43 @@ def explained(error: OSError) -> HtsrlError | None:
             "limit of open files (ulimit -n)"
         )
     return None
+
+
+def open_standard_streams() -> None:
+    """Connects standard streams that are closed (`2>&-`) to the null device.
+
+    Otherwise the next file to be opened would get the number of the closed stream, and what worker
+    processes write to standard error would go into this file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given out first, so this is `number`.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+@contextmanager
+def exits_as_errors() -> Iterator[None]:
+    """Turns `sys.exit` of other code in the `with` block into an error, whatever its exit code.
+
+    Environments, networks and algorithms of users and packages run in this process, too. Without
+    this function, `sys.exit(0)` in one of them would look like the end of a complete run.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except SystemExit as error:
+        from htsrl_cli.envs.failure import failure
+
+        raise failure(
+            "code of a user or a package called sys.exit, so the command", error
+        ) from None
 
 
 def check_current_folder() -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htsrl_cli.cli import main as cli
+from htsrl_cli.cli import system
 from htsrl_cli.errors import HtsrlError, UsageError
 
 if TYPE_CHECKING:
@@ -87,14 +88,13 @@ def run_trainer(handle: int) -> None:
     Args:
         handle: file descriptor of the connection.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, cli.leave)
+    cli.handle_signals(cli.leave)
     control = Connection(handle)
     words = control.recv()
     threading.Thread(target=_stop_with_caller, args=(control,), daemon=True).start()
     answer = _train(words)
     # From here on, a signal has nothing to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # If the caller has ended, it needs no answer.
     with suppress(OSError):
@@ -114,7 +114,8 @@ def _train(words: list[str]) -> Answer:
 
         # Hydra would print an error's traceback.
         try:
-            job, outcome = run_job(cfg)
+            with system.exits_as_errors():
+                job, outcome = run_job(cfg)
             answers.append(Trained(job.run_dir.resolve(), outcome.is_complete))
         except HtsrlError as error:
             answers.append(error)

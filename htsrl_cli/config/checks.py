@@ -43,10 +43,22 @@ def check_combinations(config: TrainConfig) -> None:
         ConfigError: values do not fit together; the first key that must change is reported.
     """
     config.env.check()
+    _check_schedule(config)
     _check_workers(config)
     _check_processes(config)
     _check_sizes(config)
     _check_evaluation(config)
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    """Checks that the algorithm can learn from data whose policy lag varies."""
+    if config.algo.needs_one_version and config.runner.schedule.lag is None:
+        raise ConfigError(
+            "runner.name",
+            config.runner.name,
+            f"algo={config.algo.name} computes its gradient at the one version of the policy that "
+            "collected a rollout: choose algo=impala or ppo, or runner=hts",
+        )
 
 
 def _check_workers(config: TrainConfig) -> None:
@@ -79,7 +91,8 @@ def _check_sizes(config: TrainConfig) -> None:
     """Checks that the algorithm can use a slot's rows, and that the run makes an update at all."""
     plan = RunPlan.of(config)
     players = " x players" if plan.rows_per_policy > plan.steps_per_rollout else ""
-    config.algo.check(plan.rows_per_policy, f"runner.sync_interval x actors.num_envs{players}")
+    width = "runner.unrolls_per_update" if plan.lag is None else "actors.num_envs"
+    config.algo.check(plan.rows_per_policy, f"runner.sync_interval x {width}{players}")
     if plan.num_updates < 1:
         raise ConfigError(
             "total_steps",

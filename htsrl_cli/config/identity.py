@@ -21,8 +21,20 @@ CHANGES_NO_RESULT = (
     "eval",
     "learner.num_threads",
     "log",
+    "runner.record",
+    "runner.replay",
     "runner.stop_grace_s",
 )
+
+
+def named_modules(config: TrainConfig) -> dict[str, str]:
+    """Returns the modules of users that a configuration names, by key with its value."""
+    values = {"env.id": getattr(config.env, "id", ""), "network.name": config.network.name}
+    return {
+        f"{key}={value}": value.rpartition(":")[0]
+        for key, value in values.items()
+        if value.rpartition(":")[0]
+    }
 
 
 def changes_no_result(key: str) -> bool:

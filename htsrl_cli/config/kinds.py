@@ -16,6 +16,7 @@ from htsrl_cli.config.rules import (
     NOT_EMPTY,
     NOT_NEGATIVE,
     POSITIVE,
+    RATE,
     Rules,
     one_of,
 )
@@ -117,6 +118,8 @@ class AlgoConfig:
 
     Attributes:
         rules: rules of the keys, by key name.
+        needs_one_version: True if all rows of an update must come from one version of the policy,
+            so that the algorithm cannot be used with `runner=async`.
         name: name of the algorithm.
         policies: `shared` (one network for all players) or `independent` (one network for each
             player of an environment; all environments use the same networks).
@@ -130,13 +133,14 @@ class AlgoConfig:
     """
 
     rules: ClassVar[Rules] = {
-        "learning_rate": POSITIVE,
+        "learning_rate": RATE,
         "gamma": FRACTION,
         "entropy_coef": NOT_NEGATIVE,
         "value_coef": NOT_NEGATIVE,
         "max_grad_norm": POSITIVE,
         "policies": one_of("shared", "independent"),
     }
+    needs_one_version: ClassVar[bool] = False
 
     name: str
     policies: str

@@ -137,7 +137,10 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         hint = next(arg for arg in get_args(hint) if arg is not types.NoneType)
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return build(hint, _section(key, value), f"{key}.")
+        section = _section(key, value)
+        # The keys of some sections depend on a value in the section.
+        schema = hint.schema(section) if hasattr(hint, "schema") else hint
+        return build(schema, section, f"{key}.")
     if get_origin(hint) is tuple:
         return _convert_list(key, value, get_args(hint)[0])
     if get_origin(hint) is dict:
@@ -164,7 +167,12 @@ def _convert_scalar(key: str, value: Any, hint: type) -> Any:
     """Converts a scalar; accepts a whole float (1e7) as an integer, and an integer as a float."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(key, shown(value)[:40], "is too large for a number") from error
+    if hint is int and type(value) is int:
+        return value
     if hint is int and number and math.isfinite(value) and int(value) == value:
         return int(value)
     if hint not in (int, float) and type(value) is hint:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from htsrl_cli.config.kinds import AlgoConfig
-from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.sections import AsyncRunnerConfig, TrainConfig
 
 
 def num_policies(algo: AlgoConfig, num_players: int) -> int:
@@ -30,18 +30,19 @@ class RunPlan:
     """Sizes of a run, derived once from its configuration.
 
     Attributes:
-        num_columns: number of columns of a slot (B, the length of its second axis): one column for
-            each player of each environment.
+        num_columns: number of columns of the learner's slot (B, the length of its second axis): one
+            column for each player of each environment or, with `runner=async`, of each unroll.
         sync_interval: env steps of each environment in a rollout (T, the length of a slot's first
             axis).
-        steps_per_rollout: env steps in a rollout, summed over all environments.
+        steps_per_rollout: env steps in a rollout, summed over all environments; with
+            `runner=async`, env steps that one update learns from.
         num_policies: number of trained policies; column c uses policy c % num_policies.
         rows_per_policy: how many of a slot's rows each policy learns from.
         num_rollouts: number of rollouts in the run.
         num_updates: number of updates in the run. Annealed values, such as the learning rate, fall
             over these updates.
         lag: policy lag, which is i - j: an update starts from version i of the parameters, and
-            learns from a rollout that was collected with version j.
+            learns from a rollout that was collected with version j. None if it varies.
     """
 
     num_columns: int
@@ -51,23 +52,27 @@ class RunPlan:
     rows_per_policy: int
     num_rollouts: int
     num_updates: int
-    lag: int
+    lag: int | None
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunPlan:
         """Derives the sizes from a configuration."""
-        steps = config.runner.sync_interval * config.actors.num_envs
+        runner = config.runner
+        width = config.actors.num_envs
+        if isinstance(runner, AsyncRunnerConfig):
+            width = runner.unrolls_per_update
+        steps = runner.sync_interval * width
         num_rollouts = -(-config.total_steps // steps)
-        lag = config.runner.schedule.lag
+        lag = runner.schedule.lag
         policies = num_policies(config.algo, config.env.num_columns)
         return cls(
-            num_columns=config.actors.num_envs * config.env.num_columns,
-            sync_interval=config.runner.sync_interval,
+            num_columns=width * config.env.num_columns,
+            sync_interval=runner.sync_interval,
             steps_per_rollout=steps,
             num_policies=policies,
             rows_per_policy=steps * config.env.num_columns // policies,
             num_rollouts=num_rollouts,
-            num_updates=num_rollouts - lag,
+            num_updates=num_rollouts - (lag or 0),
             lag=lag,
         )
 

@@ -12,7 +12,7 @@ class Runner:
 
     Attributes:
         lag: policy lag, which is i - j: an update starts from version i of the parameters, and
-            learns from a rollout that was collected with version j.
+            learns from a rollout that was collected with version j. None if it varies.
         lockstep: True if the actor waits for the requests of all columns before it serves any
             request.
         inline: True if executors, actors and the learner take turns in the main process; False if
@@ -21,7 +21,7 @@ class Runner:
             bit-identical results.
     """
 
-    lag: int
+    lag: int | None
     lockstep: bool
     inline: bool
     equals: str
@@ -31,4 +31,5 @@ RUNNERS: Mapping[str, Runner] = {
     "hts": Runner(lag=1, lockstep=False, inline=False, equals="hts"),
     "serial": Runner(lag=1, lockstep=False, inline=True, equals="hts"),
     "sync": Runner(lag=0, lockstep=True, inline=False, equals="sync"),
+    "async": Runner(lag=None, lockstep=False, inline=False, equals="async"),
 }

@@ -7,8 +7,9 @@ module, so it imports neither torch nor hydra nor omegaconf.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from htsrl_cli.config.kinds import AlgoConfig, EnvConfig, NetworkConfig
 from htsrl_cli.config.rules import (
@@ -23,6 +24,7 @@ from htsrl_cli.config.rules import (
     SEED,
     Rule,
     Rules,
+    count_to,
     one_of,
 )
 from htsrl_cli.config.runners import RUNNERS, Runner
@@ -46,10 +48,10 @@ class ActorsConfig:
     """
 
     rules: ClassVar[Rules] = {
-        "num_envs": COUNT,
-        "num_executors": COUNT,
-        "num_actors": COUNT,
-        "inference_batch": COUNT,
+        "num_envs": count_to(1_000_000),
+        "num_executors": count_to(4096),
+        "num_actors": count_to(4096),
+        "inference_batch": count_to(65_536),
         "device": DEVICE,
         "precision": PRECISION,
         "host": one_of("process", "thread", "auto"),
@@ -83,7 +85,7 @@ class LearnerConfig:
     rules: ClassVar[Rules] = {
         "device": DEVICE,
         "precision": PRECISION,
-        "num_threads": COUNT,
+        "num_threads": count_to(4096),
         "micro_batch": COUNT,
     }
 
@@ -99,9 +101,10 @@ class RunnerConfig:
 
     Attributes:
         name: `hts` (collects and learns at the same time), `serial` (like `hts`, but without
-            workers; bit-identical to `hts`) or `sync` (the baseline: collects, then learns).
+            workers; bit-identical to `hts`), `sync` (the baseline: collects, then learns) or
+            `async` (nothing waits for a barrier; results depend on timing).
         sync_interval: env steps that each environment takes in one rollout, between two barriers (T
-            in array shapes, alpha in the HTS-RL paper).
+            in array shapes, alpha in the HTS-RL paper); with `async`, env steps of an unroll.
         stop_grace_s: maximum number of seconds from a stop signal to the end of the current
             rollout; after this time, the run stops at once.
     """
@@ -120,6 +123,36 @@ class RunnerConfig:
     def schedule(self) -> Runner:
         """Schedule that `name` stands for."""
         return RUNNERS[self.name]
+
+    @staticmethod
+    def schema(section: Mapping[str, Any]) -> type[RunnerConfig]:
+        """Returns the dataclass for the keys of a section `runner`."""
+        return AsyncRunnerConfig if section.get("name") == "async" else RunnerConfig
+
+
+@dataclass(frozen=True)
+class AsyncRunnerConfig(RunnerConfig):
+    """Section `runner` with `runner=async`.
+
+    Attributes:
+        unrolls_per_update: number of unrolls that an update learns from, in order of arrival.
+        spare_unrolls: number of unrolls that the queue can hold in addition to one for each
+            environment. If it is full, environments wait for the learner. It limits memory and
+            policy lag.
+        record: write `schedule.jsonl`, with which the run can be replayed.
+        replay: folder of a recorded run to repeat bit for bit; null runs freely.
+    """
+
+    rules: ClassVar[Rules] = {
+        "unrolls_per_update": COUNT,
+        "spare_unrolls": COUNT,
+        **RunnerConfig.rules,
+    }
+
+    unrolls_per_update: int
+    spare_unrolls: int
+    record: bool
+    replay: str | None
 
 
 @dataclass(frozen=True)
@@ -229,6 +262,8 @@ class EvalConfig:
             plays them once with each.
         video: write a video of every game.
         renderer: renderer of the videos; null chooses the environment's default.
+        trusted: import the modules that the checkpoint names as `MODULE:NAME`, which runs their
+            code. They are those of `env.id` and `network.name`.
     """
 
     rules: ClassVar[Rules] = {
@@ -245,6 +280,7 @@ class EvalConfig:
     greedy: bool | None
     video: bool
     renderer: str | None
+    trusted: bool
 
 
 @dataclass(frozen=True)

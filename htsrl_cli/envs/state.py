@@ -38,16 +38,23 @@ def unpack_state(kind: str, state: bytes) -> tuple[dict[str, Any], list[bytes]]:
         CheckpointError: the bytes are damaged, or were packed for another `kind`.
     """
     header, body = _read(state)
-    if header["kind"] != kind:
+    meta, lengths = header.get("meta"), header.get("blobs")
+    if (
+        not isinstance(meta, dict)
+        or not isinstance(lengths, list)
+        or any(type(n) is not int or n < 0 for n in lengths)
+    ):
+        raise CheckpointError("the environment state is damaged: its header is not complete")
+    if header.get("kind") != kind:
         raise CheckpointError(
-            f"the saved environment is of kind {header['kind']!r}, but the run's environment is of "
-            f"kind {kind!r}"
+            f"the saved environment is of kind {header.get('kind')!r}, but the run's environment "
+            f"is of kind {kind!r}"
         )
     blobs: list[bytes] = []
-    for length in header["blobs"]:
+    for length in lengths:
         blobs.append(body[:length])
         body = body[length:]
-    return header["meta"], blobs
+    return meta, blobs
 
 
 def check_fit(kind: str, stored: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -98,4 +105,8 @@ def _read(state: bytes) -> tuple[dict[str, Any], bytes]:
     if magic != _MAGIC or crc != zlib.crc32(state[_PREFIX.size - 4 :]):
         raise CheckpointError("the environment state is damaged: its checksum does not match")
     body = state[_PREFIX.size :]
-    return json.loads(body[:length]), body[length:]
+    try:
+        header = json.loads(body[:length])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("the environment state is damaged: its header is no JSON") from error
+    return header if isinstance(header, dict) else {}, body[length:]

@@ -194,9 +194,14 @@ class Evaluator:
     def forget_first(self) -> None:
         """Removes the first entry of `finished` and deletes the policy's file.
 
-        Call this method after logging the scores.
+        Call this method after logging the scores. If the file cannot be deleted, an error is
+        logged; a resume then deletes it.
         """
-        self._path(self._played.popleft().env_steps).unlink(missing_ok=True)
+        path = self._path(self._played.popleft().env_steps)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("cannot delete %s: %s", path, error.strerror)
 
     def close(self) -> None:
         """Stops the process and the writer thread; queued policies stay on disk."""
@@ -267,8 +272,8 @@ class Evaluator:
         return self._folder / f"policy_{env_steps:012d}.ckpt"
 
     def _stored(self) -> list[int]:
-        names = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
-        return [int(match[1]) for match in names if match]
+        files = [path.name for path in self._folder.iterdir() if path.is_file()]
+        return [int(match[1]) for name in files if (match := _NAME.fullmatch(name))]
 
 
 def _as_error(words: HtsrlError | str, env_steps: int) -> HtsrlError:
@@ -316,6 +321,7 @@ def _evaluate(
         greedy=False,
         video=False,
         renderer=None,
+        trusted=True,
     )
     if checkpoint.meta["filmed"]:
         film = film_path(path.parent.parent, env_steps)

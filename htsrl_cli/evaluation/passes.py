@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import Array, EnvSpec
@@ -27,11 +31,36 @@ def stored_config(checkpoint: Checkpoint, path: Path) -> TrainConfig:
     """
     try:
         return load_train_config(checkpoint.meta["config"])
-    except (AttributeError, KeyError, TypeError, ConfigError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ConfigError,
+    ) as error:
         raise CheckpointError(
             f"{path}: this version of htsrl cannot use the configuration in the checkpoint "
             f"({error}); evaluate the checkpoint with the version that saved it"
         ) from error
+
+
+def refuse_named_code(config: TrainConfig, path: Path, value: str, remedy: str) -> None:
+    """Raises `ConfigError` if a checkpoint names a module, which could be anyone's code.
+
+    Args:
+        config: the configuration in the checkpoint.
+        path: path of the checkpoint.
+        value: value of the key or argument `trusted`.
+        remedy: what to write to run the code.
+    """
+    for source, module in named_modules(config).items():
+        raise ConfigError(
+            "trusted",
+            value,
+            f"{path} names the module {module} ({source}), whose code would run: if you trust the "
+            f"checkpoint, add {remedy}",
+        )
 
 
 class Passes:
@@ -106,5 +135,17 @@ def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dic
                 f"it has no parameter {name} of shape {tuple(tensor.shape)}; use the version "
                 "of the network with which the run was trained"
             )
+        if array.dtype != _dtype(tensor) or not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{path}: its parameter {name} has values that are not finite, or the dtype "
+                f"{array.dtype} instead of {_dtype(tensor)}: evaluate another checkpoint"
+            )
         values[name] = array
     return values
+
+
+def _dtype(tensor: Tensor) -> np.dtype[Any]:
+    """Returns the dtype with which a checkpoint stores a tensor of a network."""
+    # The learner's own values of a network that actors run with bf16 are fp32.
+    is_bf16 = tensor.dtype == torch.bfloat16
+    return np.dtype(np.float32) if is_bf16 else tensor.numpy(force=True).dtype

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
 from htsrl_cli.envs.base import Array, Env
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.evaluation.marks import Marks
-from htsrl_cli.evaluation.passes import Passes, stored_config
+from htsrl_cli.evaluation.passes import Passes, refuse_named_code, stored_config
 from htsrl_cli.evaluation.result import (
     KINDS,
     VIDEO_FOLDER,
@@ -59,8 +59,9 @@ def evaluate(config: EvalConfig) -> EvalResult:
             or videos cannot be written.
     """
     set_up_torch()
-    path = find_checkpoint(Path(config.checkpoint))
-    checkpoint = load_checkpoint(path)
+    path, checkpoint = open_checkpoint(Path(config.checkpoint))
+    if not config.trusted:
+        refuse_named_code(stored_config(checkpoint, path), path, "false", "trusted=true")
     found = {}
     for kind, greedy in KINDS.items():
         if config.greedy not in (None, greedy):

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
-from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.checkpoints.file import Checkpoint
+from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.envs.base import Array, Env, EnvSpec, WrapperEnv
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
-from htsrl_cli.evaluation.passes import Passes, stored_config
+from htsrl_cli.evaluation.passes import Passes, refuse_named_code, stored_config
 from htsrl_cli.networks.device import torch_set_up
 from htsrl_cli.seeding import Purpose, draw_noise, generator
 
@@ -30,6 +30,7 @@ class Policy:
         source: a run folder, or a checkpoint file; of a run folder, the newest intact checkpoint is
             used.
         seed: seed of the sampled actions.
+        trusted: see `htsrl_cli.api.load_policy`.
 
     Attributes:
         checkpoint: path of the checkpoint.
@@ -38,15 +39,17 @@ class Policy:
     Raises:
         CheckpointError: there is no intact checkpoint, or it does not fit the environment or this
             version of htsrl.
-        ConfigError: the environment, the network or the device is not available here.
+        ConfigError: the environment, the network or the device is not available here, or the
+            checkpoint names a module and `trusted` is False.
         EnvError: the environment's own code raises an exception while the environment is built.
     """
 
-    def __init__(self, source: Path, seed: int) -> None:
-        self.checkpoint = find_checkpoint(source)
-        whole = load_checkpoint(self.checkpoint)
+    def __init__(self, source: Path, seed: int, trusted: bool) -> None:
+        self.checkpoint, whole = open_checkpoint(source)
         self.env_steps: int = whole.meta["env_steps"]
         self._config = stored_config(whole, self.checkpoint)
+        if not trusted:
+            refuse_named_code(self._config, self.checkpoint, "False", "trusted=True")
         # Saved states of environments, slots and the optimizer need not stay in memory.
         own = {name: a for name, a in whole.arrays.items() if name.startswith("learner/params/")}
         self._stored = Checkpoint(own, whole.meta)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from htsrl_cli.durable import write_durably
 from htsrl_cli.storage.slot import Episode
@@ -99,7 +100,7 @@ def table(result: EvalResult) -> Table:
     """Returns the table that `htsrl eval` prints, with one column for each kind of actions."""
     columns = {f"{kind} actions": _column(found) for kind, found in result.scores.items()}
     title = f"{result.checkpoint} after {result.env_steps:,} env steps (seed {result.seed})"
-    lines = Table("score", *columns, title=title)
+    lines = Table("score", *columns, title=Text(title))
     for name in next(iter(columns.values())):
         lines.add_row(name, *(column[name] for column in columns.values()))
     return lines

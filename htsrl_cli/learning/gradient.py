@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,10 @@ from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
-from htsrl_cli.networks.activations import CachedLayers, relu_layer
+from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin
 from htsrl_cli.networks.distributions import log_prob_entropy
-from htsrl_cli.networks.registry import build_policies
+from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.workers.scheduling import stay_in_background
 
@@ -39,8 +40,8 @@ class Batch(NamedTuple):
         old: log-probabilities of the actions, and values of the observations, both computed by the
             old policy; each float32 [N].
         targets: advantages, returns and importance weights, each float32 [N].
-        activations: activations that actors kept, each [N, ...]; empty if the learner has to
-            compute the forward pass.
+        activations: activations that actors or `GradientEngine.evaluate` kept, each with N rows
+            or more; empty if the gradient has to begin with a forward pass.
     """
 
     obs: Tensor
@@ -109,6 +110,11 @@ class GradientEngine(ABC):
         self._device = device
         self._policies = build_policies(spec, network, algo, config.precision, device)
         self._state: list[Tensor] = list(self._policies.state_dict().values())
+        # If the gradient is computed at the parameters of `evaluate`, it needs no second forward
+        # pass. A GPU's recording includes the forward pass.
+        is_repeated = algorithm.makes_one_step and algorithm.reevaluates and device.type == "cpu"
+        self._layout = activation_layout(spec, network, config.precision) if is_repeated else []
+        self._kept: list[Tensor] = []
 
     @abstractmethod
     def _map(self, work: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterable[Any]:
@@ -170,25 +176,34 @@ class GradientEngine(ABC):
         ]
         return Gradient(gradients, norms, [*parts], torch.stack(losses))
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> OldPolicy:
-        """Returns log-probabilities [N] of a slot's actions and values [N + B] of its observations.
-
-        Both are computed with the loaded parameters.
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[OldPolicy, list[Tensor]]:
+        """Evaluates a slot with the loaded parameters.
 
         Args:
             obs: observations [N + B, *obs_shape]; the last B rows have no action.
             actions: actions [N, D].
+
+        Returns:
+            The log-probabilities [N] of the actions and the values [N + B] of the observations; and
+            the activations [N + B, ...] for `Batch.activations`, which the next call overwrites.
+            There are none if the algorithm or the device does not use them.
         """
         num_policies = len(self._policies)
         found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
+        if self._layout and not self._kept:
+            self._kept = [as_tensor(np.empty((len(obs), *s), dtype)) for s, dtype in self._layout]
 
         @torch.no_grad()
         def evaluate(piece: tuple[int, slice]) -> None:
             policy, rows = piece
-            params, found.values[rows] = self._policies[policy](obs[rows])
+            layers = CachingLayers() if self._layout else None
+            params, values = self._policies[policy](obs[rows], layers or relu_layer)
+            found.values[rows] = values
             chosen = actions[rows]
             log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
             found.log_probs[rows] = log_probs
+            for kept, output in zip(self._kept, layers.outputs if layers else (), strict=True):
+                kept[rows] = output
 
         num_rows = len(obs) // num_policies
         number = num_micro_batches(num_rows, self._micro_batch)
@@ -200,7 +215,7 @@ class GradientEngine(ABC):
         ]
         for _ in self._map(evaluate, pieces):
             pass
-        return found
+        return found, self._kept
 
     @abstractmethod
     def pin(self, arrays: Sequence[Array]) -> None:

@@ -36,7 +36,8 @@ class Learner:
 
     Args:
         num_updates: number of updates in the whole run, over which schedules are annealed.
-        lag: policy lag in versions: 1, or 0 if each slot is used before the next one is collected.
+        lag: policy lag in versions: 1, or 0 if each slot is used before the next one is collected;
+            None if it varies.
         seed: the run's seed, which determines initial parameters and the order of rows.
 
     Attributes:
@@ -52,7 +53,7 @@ class Learner:
         config: LearnerConfig,
         device: torch.device,
         num_updates: int,
-        lag: int,
+        lag: int | None,
         seed: int,
     ) -> None:
         settle_on(device)
@@ -193,10 +194,11 @@ class Learner:
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
         metrics: dict[str, float] = {}
+        kept: list[Tensor] = []
         old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
-        if self._lag and self._algorithm.reevaluates:
+        if self._lag != 0 and self._algorithm.reevaluates:
             self._engine.load(self._state)
-            old = self._engine.evaluate(obs, actions)
+            old, kept = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = _ratios(log_ratios)
@@ -219,7 +221,7 @@ class Learner:
             actions,
             old._replace(values=old.values[:num_rows]),
             targets,
-            [as_tensor(array).flatten(0, 1) for array in activations],
+            kept or [as_tensor(array).flatten(0, 1) for array in activations],
         )
         return batch, metrics
 

@@ -48,9 +48,19 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
             cannot be written to.
     """
     _check_packages()
-    runs, left_out = select({folder: load_run(folder) for folder in find_runs(paths)})
+    found, unreadable = {}, []
+    for folder in find_runs(paths):
+        try:
+            found[folder] = load_run(folder)
+        except ValueError as error:
+            unreadable.append(f"{folder} ({' '.join(str(error).split())})")
+    runs, left_out = select(found)
+    left_out += unreadable
     if not runs:
-        raise UsageError("no episode of these runs has ended yet: there is nothing to compare")
+        reason = "no episode of these runs has ended yet"
+        if unreadable:
+            reason = f"no run can be shown: {unreadable[0]}"
+        raise UsageError(f"{reason}: there is nothing to compare")
     groups = group(runs)
     results = [result(g) for g in groups]
     for environment in dict.fromkeys(each.environment for each in results):
@@ -69,7 +79,8 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
         (output / PAGE_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output {output}: {error.strerror}") from error
-    Console().print(f"wrote {output / PAGE_FILE}, and next to it {FIGURE_FILE} and {TABLE_FILE}")
+    wrote = f"wrote {output / PAGE_FILE}, and next to it {FIGURE_FILE} and {TABLE_FILE}"
+    Console().print(wrote, markup=False)
 
 
 def _check_packages() -> None:

@@ -14,11 +14,11 @@ from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.config.plain import find_kind, flatten
 from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.tracking.bootstrap import Array
+from htsrl_cli.tracking.config_file import CONFIG_FILE, read_config
 from htsrl_cli.tracking.lines import METRICS_FILE, read_lines
 from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC, RECENT_RETURN
 from htsrl_cli.tracking.summary import read_summary
 
-CONFIG_FILE = "config.yaml"
 FINAL_SCORE = "final metric"
 RECENT_SCORE = "mean score of 100 episodes"
 # Keys and sections in which runs of a group may differ. If a schedule spans the run, total_steps
@@ -89,7 +89,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         below = sorted(config.parent for config in path.rglob(CONFIG_FILE))
-        runs = [folder for folder in below if (folder / METRICS_FILE).exists()]
+        runs = [folder for folder in below if (folder / METRICS_FILE).is_file()]
         if not runs:
             raise UsageError(
                 f"{path}: there is no run here (no folder with both {CONFIG_FILE} and "
@@ -100,12 +100,20 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def load_run(folder: Path) -> StoredRun | None:
-    """Loads a run, which may still be in progress; returns None if it has no score yet."""
-    from omegaconf import OmegaConf
+    """Loads a run, which may still be in progress; returns None if it has no score yet.
 
-    plain = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
-    assert isinstance(plain, dict)
-    lines = read_lines(folder)
+    Raises:
+        ValueError: a file of the folder cannot be read, or is not as htsrl writes it.
+    """
+    config = read_config(folder)
+    try:
+        return _loaded(folder, dict(flatten(upgrade_config(config))), read_lines(folder))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, OSError) as error:
+        raise ValueError(f"its files are not as htsrl writes them: {error!r:.200}") from error
+
+
+def _loaded(folder: Path, config: dict[str, Any], lines: list[dict[str, Any]]) -> StoredRun | None:
+    """Returns the run of a configuration with dotted keys and of lines of metrics."""
     training = [line for line in lines if EVAL_RETURN not in line]
     evaluated = [line for line in lines if EVAL_RETURN in line]
     found = {
@@ -113,12 +121,17 @@ def load_run(folder: Path) -> StoredRun | None:
         RECENT_SCORE: _curve(training, RECENT_RETURN),
     }
     curves = {score: curve for score, curve in found.items() if curve is not None}
+    environment_name(config)
     if not curves:
+        if not lines:
+            raise ValueError(f"{METRICS_FILE} has no whole line")
         return None
     env_steps, seconds = max((line["env_steps"], line["time/seconds"]) for line in lines)
+    if not (env_steps > 0 and seconds > 0):
+        raise ValueError(f"{METRICS_FILE} ends at {env_steps} env steps, {seconds} s")
     return StoredRun(
         folder,
-        dict(flatten(upgrade_config({str(key): value for key, value in plain.items()}))),
+        config,
         curves,
         env_steps,
         seconds,
@@ -138,7 +151,8 @@ def _curve(lines: Sequence[dict[str, Any]], score: str) -> Curve | None:
         for line in lines
         if line[score] is not None
     )
-    return Curve(*map(np.array, zip(*scored, strict=True))) if scored else None
+    # Texts do not become numbers.
+    return Curve(*(np.array(c) * 1 for c in zip(*scored, strict=True))) if scored else None
 
 
 def environment_name(config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from htsrl_cli.report.groups import Group
 
@@ -73,7 +74,8 @@ def terminal_table(results: Sequence[Result]) -> Table:
     """Returns the results of one environment as a table for the terminal."""
     # The table is narrow, so that a terminal of 80 columns has room for the group's label.
     title = f"{results[0].environment}, score: {results[0].measure}"
-    table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    # A name of an environment may look like markup.
+    table = Table(title=Text(title), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     rows = [each.texts() for each in results]
     for name in rows[0]:
         is_label = name == "group"
@@ -84,5 +86,5 @@ def terminal_table(results: Sequence[Result]) -> Table:
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(Text, row.values()))
     return table

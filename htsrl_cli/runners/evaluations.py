@@ -76,8 +76,11 @@ class Evaluations:
         """
         self._evaluator.flush()
 
-    def finish(self, signals: StopSignals) -> None:
+    def finish(self, signals: StopSignals, check_folder: Callable[[], None]) -> None:
         """Blocks until every submitted policy has been scored, or a stop signal arrives.
+
+        Args:
+            check_folder: a function that is called before every write; see `runners.run.train`.
 
         Raises:
             RunError: the scores could not be written.
@@ -89,6 +92,7 @@ class Evaluations:
                 logger.info("training is complete; policies left to evaluate: %d", number)
                 told = number
             self._evaluator.wait()
+            check_folder()
             if not self._log_scores():
                 raise RunError(
                     "the evaluation scores could not be written: free up disk space, then resume"

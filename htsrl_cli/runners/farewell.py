@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.tracking.summary import read_summary
 
@@ -20,16 +21,21 @@ def lines(config: TrainConfig, run_dir: Path) -> list[str]:
     relative = os.path.relpath(run_dir)
     path = str(run_dir) if relative.startswith("..") else relative
     folder = shlex.quote(path)
-    longer = f" total_steps={2 * config.total_steps}" if is_complete else ""
+    goal, longer = "go on", ""
+    if is_complete:
+        goal, longer = "train longer", f" total_steps={2 * config.total_steps}"
+    # Commands that run code which the checkpoint names must say so.
+    named = "".join(f" {shlex.quote(source)}" for source in named_modules(config))
+    trusted = " trusted=true" if named else ""
     return [
         f"{'complete' if is_complete else 'stopped'} after {summary['env_steps']:,} env steps and "
         f"{timedelta(seconds=round(summary['seconds']))} of training "
         f"({summary['env_steps_per_second']:,.0f} env steps/s)",
         *_scores(summary, is_evaluated=bool(config.eval.interval)),
         f"run folder: {path}",
-        f"  play games:  htsrl eval checkpoint={folder}",
+        f"  play games:  htsrl eval checkpoint={folder}{trusted}",
         f"  see curves:  htsrl report {folder}",
-        f"  {'train longer' if is_complete else 'go on'}: htsrl train resume={folder}{longer}",
+        f"  {goal}: htsrl train resume={folder}{named}{longer}",
     ]
 
 

@@ -11,6 +11,7 @@ from htsrl_cli.learning.learner import Learner
 from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.sampling.collector import Collector
 from htsrl_cli.sampling.inference import InferenceSetup
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 
@@ -23,7 +24,7 @@ class Roles:
     plan: RunPlan
     spec: EnvSpec
     learner: Learner
-    ring: Ring
+    ring: Ring | UnrollQueue
     store: ParameterStore
     inference: InferenceSetup
     collector: Collector

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,19 +11,20 @@ import numpy as np
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.state import State, Stateful, join, split
-from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.state import state_packages
-from htsrl_cli.errors import CheckpointError
-from htsrl_cli.learning.learner import Learner
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.ring import Ring
 from htsrl_cli.storage.slot import Slot
 from htsrl_cli.workers.board import Board
 
 logger = logging.getLogger(__name__)
+
+# Arrays of a slot that reach the loss; with `algo.correction`, the learner replaces the values.
+_IN_LOSSES = ("log_probs", "values", "rewards", "final_values")
 
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
@@ -57,11 +57,29 @@ def unlearned_slot(roles: Roles, rollout: int) -> Slot | None:
     return roles.ring.slot(rollout - 1) if roles.plan.lag and rollout > 0 else None
 
 
-def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoint:
+def non_finite(roles: Roles, rollout: int) -> list[str]:
+    """Returns the names of parameters and of arrays of the saved slot that are not finite.
+
+    Observations do not count, because a network may replace such values.
+
+    Args:
+        rollout: the number of the next rollout.
+    """
+    named = {f"parameter {name}": a for name, a in roles.learner.parameters().items()}
+    if (slot := unlearned_slot(roles, rollout)) is not None:
+        stored = slot.arrays()
+        named |= {f"slot.{name}": stored[name] for name in _IN_LOSSES}
+    return [name for name, array in named.items() if not np.isfinite(array).all()]
+
+
+def take(
+    roles: Roles, log: Stateful, rollout: int, is_exact: bool, more: Mapping[str, State]
+) -> Checkpoint:
     """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume.
 
     Args:
         is_exact: False if an earlier resume of the run was not exact.
+        more: states of further parts.
     """
     slot = unlearned_slot(roles, rollout)
     whole = join(
@@ -71,6 +89,7 @@ def take(roles: Roles, log: Stateful, rollout: int, is_exact: bool) -> Checkpoin
             "rollouts": roles.rollouts.state(),
             "log": log.state(),
             "slot": State({} if slot is None else slot.arrays(), {}),
+            **more,
         }
     )
     meta = {"interval": rollout, "is_exact": is_exact, "parts": whole.values}
@@ -110,44 +129,6 @@ def log_state(checkpoint: Checkpoint) -> State:
     return split(State({}, checkpoint.meta["parts"]), "log")
 
 
-def check_fit(checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, learner: Learner) -> None:
-    """Checks a checkpoint against the environment and the network of this run.
-
-    Raises:
-        CheckpointError: the environment's observations, actions or players differ, the network's
-            parameters differ, or another version of the environment's package saved the states.
-    """
-    stored = checkpoint.meta["env_spec"]
-    if stored != json.loads(json.dumps(asdict(spec))):
-        raise CheckpointError(
-            "the environment's observations, actions or players have changed: the checkpoint was "
-            f"saved with {stored}, but the installed environment has {asdict(spec)}; install the "
-            "version of the environment with which the run was trained"
-        )
-    _check_packages(checkpoint.meta.get("packages", {}), env)
-    for name, array in learner.parameters().items():
-        found = checkpoint.arrays.get(f"learner/params/{name}")
-        if found is None or found.shape != array.shape:
-            raise CheckpointError(
-                f"the checkpoint has no parameter {name} of shape {array.shape}: use the network "
-                "with which the checkpoint was saved"
-            )
-
-
-def _check_packages(stored: Mapping[str, str], env: EnvConfig) -> None:
-    """Checks that the packages that saved the environment states have the same versions now.
-
-    Checkpoints of early versions of htsrl name no packages and pass the check.
-    """
-    installed = state_packages(env)
-    for name, version in stored.items():
-        if installed.get(name) != version:
-            raise CheckpointError(
-                f"the checkpoint's environment states were saved by {name} {version}, but "
-                f"{installed.get(name, 'none')} is installed: install {name} {version} to resume"
-            )
-
-
 def _restore_slot(roles: Roles, slot: Slot, rollout: int, stored: Mapping[str, Any]) -> bool:
     """Restores the slot of rollout `rollout`, which waits for the learner.
 
@@ -183,8 +164,9 @@ def _serve_again(roles: Roles, slot: Slot, rollout: int) -> None:
     parameters of that rollout, and written to the ring.
     """
     ring, store = roles.ring, roles.store
+    assert isinstance(ring, Ring)
     for name, array in roles.learner.previous_parameters().items():
-        store.half(rollout)[name][...] = array
+        store.place(rollout)[name][...] = array
     store.publish(rollout)
     ring.begin(rollout, slot.obs[0], slot.noise)
     actor = Actor(roles.inference, ring, store, Board(1), 0)

@@ -10,28 +10,35 @@ from dataclasses import replace
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plan import RunPlan
-from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.sections import AsyncRunnerConfig, TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.probe import restores_exactly
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
+from htsrl_cli.runners.fit import check_fit
+from htsrl_cli.runners.replay import load_schedule, schedule_path
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.rollout_digest import RolloutDigest
-from htsrl_cli.runners.snapshot import check_fit
-from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
+from htsrl_cli.sampling.async_collector import AsyncCollector
+from htsrl_cli.sampling.collector import Collector, InlineCollector, ProcessCollector
 from htsrl_cli.sampling.inference import (
     InferenceSetup,
     activations_to_keep,
     has_free_rows,
     has_independent_rows,
 )
+from htsrl_cli.sampling.unrolls import UnrollQueue
 from htsrl_cli.storage.memory import Array, ArrayType, NotEnoughMemoryError
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
 
 logger = logging.getLogger(__name__)
+
+# Versions in the store of an asynchronous run: one that is written, one that is published, and one
+# that an actor may still read.
+_NUM_VERSIONS = 3
 
 
 def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack) -> Roles:
@@ -64,20 +71,55 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     )
     stack.enter_context(closing(learner))
     if checkpoint is not None:
-        check_fit(checkpoint, config.env, spec, learner)
-    activations = activations_to_keep(spec, config)
-    ring = build_ring(config, spec, plan, activations)
+        check_fit(checkpoint, config, plan, spec, learner)
+    ring: Ring | UnrollQueue
+    collector: Collector
     parameters = learner.parameters()
-    store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in parameters.items()})
-    inference = _suited(
-        InferenceSetup.of(spec, config, keeps_activations=bool(activations)), parameters
-    )
-    host = InlineCollector if config.runner.schedule.inline else ProcessCollector
-    collector = host(config, inference, ring, store)
+    layout = {n: (a.shape, a.dtype.name) for n, a in parameters.items()}
+    if isinstance(config.runner, AsyncRunnerConfig):
+        inference = _suited(InferenceSetup.of(spec, config), parameters)
+        ring, store, collector = _connect_freely(config, config.runner, spec, inference, layout)
+    else:
+        activations = activations_to_keep(spec, config)
+        ring = build_ring(config, spec, plan, activations)
+        store = ParameterStore(layout)
+        inference = _suited(
+            InferenceSetup.of(spec, config, keeps_activations=bool(activations)), parameters
+        )
+        host = InlineCollector if config.runner.schedule.inline else ProcessCollector
+        collector = host(config, inference, ring, store)
+        learner.pin(ring.slots)
     stack.push(lambda kind, error, trace: collector.close(gracefully=kind is None))
     rollouts = stack.enter_context(closing(RolloutDigest(config.log.rollouts_sha256)))
-    learner.pin(ring.slots)
     return Roles(config, plan, spec, learner, ring, store, inference, collector, rollouts)
+
+
+def _connect_freely(
+    config: TrainConfig,
+    runner: AsyncRunnerConfig,
+    spec: EnvSpec,
+    inference: InferenceSetup,
+    layout: Mapping[str, ArrayType],
+) -> tuple[UnrollQueue, ParameterStore, AsyncCollector]:
+    """Builds the queue, the store and the collector of `runner=async`.
+
+    The store of a replay also holds the old versions with which late environments must be served.
+    """
+    schedule = load_schedule(config)
+    num_envs = config.actors.num_envs
+    try:
+        queue = UnrollQueue(spec, runner.sync_interval, num_envs + runner.spare_unrolls, num_envs)
+    except NotEnoughMemoryError as error:
+        raise ConfigError(
+            "runner.spare_unrolls",
+            runner.spare_unrolls,
+            f"the queue needs {error.needed / 2**30:.1f} GiB of memory, but "
+            f"{error.free / 2**30:.1f} GiB are free; lower it, actors.num_envs or "
+            "runner.sync_interval",
+        ) from error
+    num_places = _NUM_VERSIONS if schedule is None else schedule.max_lag + 2
+    store = ParameterStore(layout, max(_NUM_VERSIONS, num_places))
+    return queue, store, AsyncCollector(config, inference, queue, store, schedule_path(config))
 
 
 def _suited(inference: InferenceSetup, parameters: Mapping[str, Array]) -> InferenceSetup:

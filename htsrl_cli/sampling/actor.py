@@ -20,8 +20,7 @@ from htsrl_cli.sampling.inference import Inference, InferenceSetup
 from htsrl_cli.sampling.requests import Request, decode, is_final, truncating_step
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.parameters import ParameterStore
-from htsrl_cli.storage.ring import Ring
-from htsrl_cli.storage.slot import Slot
+from htsrl_cli.storage.slot import Cells, Slot
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import wake_promptly
@@ -38,7 +37,7 @@ class Actor:
     """
 
     def __init__(
-        self, setup: InferenceSetup, ring: Ring, store: ParameterStore, board: Board, worker: int
+        self, setup: InferenceSetup, ring: Cells, store: ParameterStore, board: Board, worker: int
     ) -> None:
         self._setup = setup
         self._ring = ring
@@ -80,7 +79,7 @@ class Actor:
             return
         passes: list[dict[int, Request]] = []
         for request in requests:
-            row = request[0] // len(self._inference.policies) % batch
+            row = self._home(request[0]) // len(self._inference.policies) % batch
             free = next((taken for taken in passes if row not in taken), None)
             if free is None:
                 passes.append({row: request})
@@ -88,6 +87,10 @@ class Actor:
                 free[row] = request
         for taken in passes:
             yield np.array(list(taken)), list(taken.values())
+
+    def _home(self, column: int) -> int:
+        """Returns the number from which a column's fixed row is derived."""
+        return column
 
     def _serve_pass(self, policy: int, rows: Array, requests: Sequence[Request]) -> None:
         """Serves requests [n] in rows [n] of one pass and writes the results to the slot."""
@@ -147,7 +150,7 @@ class ActorSetup:
     """
 
     inference: InferenceSetup
-    ring: Ring
+    ring: Cells
     store: ParameterStore
     board: Board
     requests: Pipe

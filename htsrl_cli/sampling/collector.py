@@ -23,7 +23,7 @@ from htsrl_cli.sampling.inference import InferenceSetup
 from htsrl_cli.sampling.requests import WIDTH
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.parameters import ParameterStore
-from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Cells
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe, Worker, start_process, start_thread, stop_workers
 from htsrl_cli.workers.watcher import Watcher
@@ -88,7 +88,7 @@ class ProcessCollector:
     """A collector with executors in processes, and actors in processes or threads."""
 
     def __init__(
-        self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
+        self, config: TrainConfig, inference: InferenceSetup, ring: Cells, store: ParameterStore
     ) -> None:
         actors = config.actors
         self.num_steppers = actors.num_executors
@@ -150,11 +150,16 @@ class ProcessCollector:
             executor_of=np.repeat(range(len(sizes)), sizes).tolist(),
             lockstep=config.runner.schedule.lockstep,
         )
-        host, on_gpu = config.actors.host, inference.device != "cpu"
-        start = start_thread if host == "thread" or (host == "auto" and on_gpu) else start_process
+        start = self._starter(config, inference)
         for i in range(config.actors.num_actors):
             name, timeout_s = f"actor {i}", config.actors.timeout_s
             self._actors.append(start(name, len(answers) + i, timeout_s, run_actor, setup))
+
+    @staticmethod
+    def _starter(config: TrainConfig, inference: InferenceSetup) -> Callable[..., Worker]:
+        """Returns the function that starts an actor, as a process or a thread."""
+        host, on_gpu = config.actors.host, inference.device != "cpu"
+        return start_thread if host == "thread" or (host == "auto" and on_gpu) else start_process
 
     def reset(self) -> None:
         self.obs = _stack([obs for part in self._ask("reset") for obs in part], self._ring)
@@ -207,7 +212,7 @@ class InlineCollector:
     num_steppers = 1
 
     def __init__(
-        self, config: TrainConfig, inference: InferenceSetup, ring: Ring, store: ParameterStore
+        self, config: TrainConfig, inference: InferenceSetup, ring: Cells, store: ParameterStore
     ) -> None:
         self.board = Board(2)
         self._ring = ring
@@ -248,12 +253,12 @@ class InlineCollector:
         self._executor.close()
 
 
-def _stack(observations: Sequence[Array], ring: Ring) -> Array:
+def _stack(observations: Sequence[Array], ring: Cells) -> Array:
     """Returns the environments' observations as one array [B, *obs_shape], with B columns."""
     return np.stack(observations).reshape(ring.final_obs.shape)
 
 
-def _pack(states: Sequence[EnvState], ring: Ring) -> State:
+def _pack(states: Sequence[EnvState], ring: Cells) -> State:
     """Packs environment states, in order, and the open slot's first observations into a `State`."""
     arrays = {str(i): np.frombuffer(state.data, np.uint8) for i, state in enumerate(states)}
     values = {

@@ -21,7 +21,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage.memory import Array
-from htsrl_cli.storage.ring import Ring
+from htsrl_cli.storage.slot import Cells
 from htsrl_cli.workers.board import Board
 from htsrl_cli.workers.process import Pipe
 from htsrl_cli.workers.scheduling import stay_in_background, wake_promptly
@@ -43,11 +43,11 @@ class EnvState:
     training_return: float
 
 
-class _Seat:
+class Seat:
     """An environment of an executor, with its columns and its progress.
 
     Attributes:
-        columns: columns of the environment's players, in order.
+        columns: columns of the environment's players, in order; see `move`.
         where: the same columns as an array index: an integer for one player, a slice for several.
         t: number of env steps taken in this rollout.
         pending: number of requests not yet answered. After an env step, each column makes one
@@ -57,15 +57,21 @@ class _Seat:
     """
 
     def __init__(self, env: Env, index: int) -> None:
-        num_players = env.env_spec.num_players
         self.env = env
         self.index = index
-        self.columns = range(index * num_players, (index + 1) * num_players)
-        self.where = index if num_players == 1 else slice(self.columns.start, self.columns.stop)
+        self.move(index)
         self.num_episodes = 0
         self.training_return = 0.0
         self.t = 0
         self.pending = 0
+
+    def move(self, position: int) -> None:
+        """Makes the environment fill the columns of environment number `position` of the slot."""
+        num_players = self.env.env_spec.num_players
+        self.columns = range(position * num_players, (position + 1) * num_players)
+        self.where: int | slice = position
+        if num_players > 1:
+            self.where = slice(self.columns.start, self.columns.stop)
 
 
 class Executor:
@@ -82,7 +88,7 @@ class Executor:
         env: EnvConfig,
         indices: Sequence[int],
         seed: int,
-        ring: Ring,
+        ring: Cells,
         board: Board,
         worker: int,
     ) -> None:
@@ -93,7 +99,7 @@ class Executor:
         self._seats = []
         for index in indices:
             board.enter(worker)
-            self._seats.append(_Seat(make_env(env, index), index))
+            self._seats.append(Seat(make_env(env, index), index))
         self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
@@ -142,7 +148,7 @@ class Executor:
         for seat in self._seats:
             seat.t = 0
             seat.pending = 0
-            _add_requests(seat, [(c, 0) for c in seat.columns], requests)
+            add_requests(seat, [(c, 0) for c in seat.columns], requests)
         return requests
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
@@ -161,23 +167,27 @@ class Executor:
             if seat.pending:
                 continue
             if seat.t == self._ring.num_steps:
-                self._unfinished -= 1
+                self._finish(seat)
             else:
                 self._step(seat, requests)
         return requests
+
+    def _finish(self, seat: Seat) -> None:
+        """Notes that all columns of a seat are full."""
+        self._unfinished -= 1
 
     def close(self) -> None:
         """Closes the environments."""
         for seat in self._seats:
             seat.env.close()
 
-    def _reset(self, seat: _Seat) -> Array:
+    def _reset(self, seat: Seat) -> Array:
         self._board.enter(self._worker)
         seed = reset_seed(self._seed, seat.index, seat.num_episodes)
         seat.num_episodes += 1
         return seat.env.reset(seed=seed)[0]
 
-    def _step(self, seat: _Seat, requests: list[Request]) -> None:
+    def _step(self, seat: Seat, requests: list[Request]) -> None:
         t, where, slot = seat.t, seat.where, self._slot
         self._board.enter(self._worker)
         obs, reward, terminated, truncated, info = seat.env.step(slot.actions[t, where])
@@ -188,15 +198,15 @@ class Executor:
         self._record_episode(seat, reward, info.get("episode"))
         if truncated and not terminated:
             self._ring.final_obs[where] = obs
-            _add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
+            add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
         if terminated or truncated:
             obs = self._reset(seat)
         slot.obs[t + 1, where] = obs
         seat.t = t + 1
-        _add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
+        add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
 
     def _record_episode(
-        self, seat: _Seat, reward: float | Array, ended: dict[str, float] | None
+        self, seat: Seat, reward: float | Array, ended: dict[str, float] | None
     ) -> None:
         """Adds the reward to the training return; if the game has ended, writes its results.
 
@@ -216,7 +226,7 @@ class Executor:
             seat.training_return = 0.0
 
 
-def _add_requests(seat: _Seat, asked: list[Request], requests: list[Request]) -> None:
+def add_requests(seat: Seat, asked: list[Request], requests: list[Request]) -> None:
     """Adds `asked`, the requests of an environment, to `requests`; counts them as pending."""
     seat.pending += len(asked)
     requests += asked
@@ -246,7 +256,7 @@ class ExecutorSetup:
     env: EnvConfig
     indices: Sequence[int]
     seed: int
-    ring: Ring
+    ring: Cells
     board: Board
     requests: Pipe
     answers: Pipe

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -167,6 +167,34 @@ class Slot:
                 float(self.training_returns[t, c]),
                 int(self.episode_lengths[t, c]),
             )
+
+
+class Cells(Protocol):
+    """The memory that executors and actors fill: a ring, or a queue.
+
+    Attributes:
+        final_obs: see `htsrl_cli.storage.ring.Ring`.
+    """
+
+    final_obs: Array
+
+    @property
+    def rollout(self) -> int:
+        """The number of the rollout that is being collected."""
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of env steps that fill a column."""
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns."""
+
+    def slot(self, rollout: int) -> Slot:
+        """Returns the slot of rollout number `rollout`."""
+
+    def activations(self, rollout: int) -> list[Array]:
+        """Returns the activations that actors keep in rollout number `rollout`."""
 
 
 def poison(arrays: Sequence[Array]) -> None:

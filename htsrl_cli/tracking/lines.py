@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 from htsrl_cli.durable import write_durably
 from htsrl_cli.tracking.metric_names import EVAL_RETURN
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,7 +38,7 @@ class LineFile:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._file.truncate(len(kept))
 
-    def append(self, line: Mapping[str, float | None]) -> None:
+    def append(self, line: Mapping[str, Any]) -> None:
         """Appends a line and syncs it to disk.
 
         Numbers that JSON lacks (NaN, infinities) become null.
@@ -61,13 +64,17 @@ class LineFile:
 def read_lines(run_dir: Path) -> list[dict[str, Any]]:
     """Returns the complete lines of `metrics.jsonl`; an empty list if there is no file.
 
-    The run may still be writing to the file.
+    The run may still be writing to the file. Logs a warning if it skips damaged lines.
     """
     path = run_dir / METRICS_FILE
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    texts = path.read_bytes().split(b"\n")[:-1]
+    lines = [line for text in texts if (line := _parsed(text)) and _is_whole(line)]
+    if num_damaged := len(texts) - len(lines):
+        plural = "s" if num_damaged > 1 else ""
+        logger.warning("%s: skipped %d damaged line%s", path, num_damaged, plural)
+    return lines
 
 
 def training_lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -75,13 +82,34 @@ def training_lines(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in read_lines(run_dir) if EVAL_RETURN not in line]
 
 
+def _parsed(text: bytes) -> dict[str, Any]:
+    """Returns the values of a line; an empty dict if it holds anything but a JSON object."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Returns True for a line with the values that a resume and a report need."""
+    if type(line.get("env_steps")) is not int:
+        return False
+    if EVAL_RETURN not in line:
+        return True
+    score, num_games = line[EVAL_RETURN], line.get("eval/episodes")
+    figures = (line.get("time/seconds"), 0.0 if score is None else score)
+    is_played = type(num_games) is int and num_games > 0
+    return is_played and all(type(figure) in (int, float) for figure in figures)
+
+
 def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
     """Returns True for a complete and valid line that `keep` accepts."""
     try:
-        return line.endswith(b"\n") and keep(json.loads(line))
-    except (ValueError, LookupError, TypeError):
+        return line.endswith(b"\n") and keep(_parsed(line))
+    except (LookupError, TypeError):
         return False
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

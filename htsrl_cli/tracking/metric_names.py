@@ -168,8 +168,15 @@ METRICS: Mapping[str, Metric] = {
     "learner/lag": Metric(
         "updates",
         "Policy lag: the version of the parameters at the start of an update, minus the version "
-        "that collected the rollout from which the update learns.",
-        "Always 1 with `runner=hts` and `runner=serial`, always 0 with `runner=sync`.",
+        "that chose the actions from which the update learns; averaged over the update's rows.",
+        "Always 1 with `runner=hts` and `runner=serial`, always 0 with `runner=sync`. With "
+        "`runner=async`, it depends on timing.",
+    ),
+    "learner/max_lag": Metric(
+        "updates",
+        "`runner=async` only: the largest policy lag of a row. TensorBoard also shows the policy "
+        "lags of all rows as the histogram `learner/lags`.",
+        "At most a few updates. It is limited by `runner.spare_unrolls` and `actors.num_envs`.",
     ),
     "lag/first_clip_fraction": Metric(
         "fraction",

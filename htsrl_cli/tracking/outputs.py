@@ -94,10 +94,19 @@ class Outputs:
 
     def show(self, gif: bytes, env_steps: int) -> None:
         """Adds the GIF of an evaluated policy to TensorBoard, if the run uses TensorBoard."""
-        events = self._trackers.get("TensorBoard")
-        if isinstance(events, EventFiles):
-            with self._reported("TensorBoard"):
+        with self._reported("TensorBoard"):
+            if events := self._events:
                 events.write_animation(gif, env_steps)
+
+    def show_lags(self, lags: Mapping[int, int], env_steps: int) -> None:
+        """Adds a histogram of policy lags to TensorBoard, if the run uses TensorBoard.
+
+        Args:
+            lags: for each policy lag, the number of rows with it.
+        """
+        with self._reported("TensorBoard"):
+            if events := self._events:
+                events.write_lags(lags, env_steps)
 
     def close(self, is_complete: bool) -> None:
         """Closes files and trackers, and restores the terminal.
@@ -110,6 +119,11 @@ class Outputs:
         for name, tracker in list(self._trackers.items()):
             with self._reported(name):
                 tracker.close(is_complete)
+
+    @property
+    def _events(self) -> EventFiles | None:
+        events = self._trackers.get("TensorBoard")
+        return events if isinstance(events, EventFiles) else None
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TextIO
@@ -68,7 +69,7 @@ class TerminalBar:
     """A progress bar that is redrawn at every barrier.
 
     No thread redraws the bar between barriers. Until `close`, the cursor is hidden, and log
-    messages to the terminal appear above the bar.
+    messages to the terminal appear above the bar. If the terminal is closed, the bar is given up.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -90,13 +91,15 @@ class TerminalBar:
     def barrier(self, status: Status) -> None:
         """Redraws the bar."""
         self._row.status = status
-        self._live.refresh()
+        with suppress(OSError):
+            self._live.refresh()
 
     def close(self) -> None:
         """Leaves the bar on the screen and shows the cursor again."""
         for handler in self._handlers:
             handler.setStream(self._stream)
-        self._live.stop()
+        with suppress(OSError):
+            self._live.stop()
         self._live.console.pop_render_hook()
 
 

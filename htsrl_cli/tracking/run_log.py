@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from htsrl_cli.checkpoints.state import State
@@ -137,6 +139,7 @@ class RunLog:
         scalars: Mapping[str, float],
         episodes: Sequence[Episode],
         seconds: Mapping[str, float],
+        lags: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         """Adds a rollout and shows the progress; writes a line if a line is due.
 
@@ -149,9 +152,11 @@ class RunLog:
             episodes: the games that ended in the rollout, in order of env step and column.
             seconds: seconds spent (means over the workers) or counts, by name. Both are divided by
                 the wall-clock time since the previous line, and logged as fractions or rates.
+            lags: for each policy lag, the number of the update's rows with it. TensorBoard shows
+                them as a histogram.
         """
         self._env_steps = env_steps
-        self._window.add(scalars, episodes)
+        self._window.add(scalars, episodes, lags)
         self._recent.extend(episode.raw_return for episode in episodes)
         self._num_episodes += len(episodes)
         self._stopwatch.add(seconds)
@@ -206,10 +211,10 @@ class RunLog:
         return True
 
     def _take_in(self, line: Mapping[str, Any]) -> None:
-        env_steps = line["env_steps"]
-        self.final_metric.add(
-            env_steps, line["time/seconds"], line[EVAL_RETURN], line["eval/episodes"]
-        )
+        # A file has null where a score was not finite.
+        env_steps, score = line["env_steps"], line[EVAL_RETURN]
+        score = math.nan if score is None else score
+        self.final_metric.add(env_steps, line["time/seconds"], score, line["eval/episodes"])
         assert self.final_metric.value is not None
         self._evaluated[env_steps] = self.final_metric.value
 
@@ -234,6 +239,7 @@ class RunLog:
             "last_line": self._last_line,
             "sums": dict(self._window.sums),
             "episodes": list(self._window.episodes),
+            "lags": list(self._window.lags.items()),
             "recent": list(self._recent),
             "num_episodes": self._num_episodes,
             "seconds": self.seconds,
@@ -246,7 +252,9 @@ class RunLog:
         values = state.values
         self._env_steps, self._last_line = values["env_steps"], values["last_line"]
         sums = {name: (total, count) for name, (total, count) in values["sums"].items()}
-        self._window = Window(sums, [Episode(*figures) for figures in values["episodes"]])
+        episodes = [Episode(*figures) for figures in values["episodes"]]
+        # Checkpoints of early versions of htsrl have no lags.
+        self._window = Window(sums, episodes, dict(values.get("lags", ())))
         self._recent = deque(values["recent"], maxlen=RECENT_EPISODES)
         self._num_episodes = values["num_episodes"]
         self._stopwatch.seconds_before = values["seconds"]
@@ -286,7 +294,8 @@ class RunLog:
         line |= {RECENT_RETURN: mean(self._recent), "episode/total": self._num_episodes}
         line |= self._window.means()
         line |= self._stopwatch.line(self._env_steps)
-        outputs.write(line)
+        if outputs.write(line) and self._window.lags:
+            outputs.show_lags(self._window.lags, self._env_steps)
         self._window = Window()
         self._last_line = self._env_steps
         logger.info("%s", self._status())

@@ -41,7 +41,7 @@ LAYOUT = {
 
 
 class EventFiles:
-    """The TensorBoard events of a run: scalars, GIFs, hyperparameters and the layout of charts.
+    """The TensorBoard events of a run: scalars, histograms, GIFs, hyperparameters and a layout.
 
     The constructor writes hyperparameters and layout only if `env_steps` is 0 or the folder holds
     no event file yet.
@@ -87,6 +87,26 @@ class EventFiles:
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         summary = Summary(value=[Summary.Value(tag="eval/game", image=image)])
         self._writer.file_writer.add_summary(summary, env_steps)  # type: ignore[attr-defined]
+        self._writer.flush()
+
+    def write_lags(self, lags: Mapping[int, int], env_steps: int) -> None:
+        """Adds the histogram "learner/lags": the number of rows for each policy lag.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        values = range(max(lags) + 1)
+        self._writer.add_histogram_raw(
+            "learner/lags",
+            min=min(lags),
+            max=max(lags),
+            num=sum(lags.values()),
+            sum=sum(lag * count for lag, count in lags.items()),
+            sum_squares=sum(lag**2 * count for lag, count in lags.items()),
+            bucket_limits=[lag + 0.5 for lag in values],
+            bucket_counts=[lags.get(lag, 0) for lag in values],
+            global_step=env_steps,
+        )
         self._writer.flush()
 
     def close(self, is_complete: bool) -> None:

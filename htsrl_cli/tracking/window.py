@@ -16,17 +16,23 @@ class Window:
     Attributes:
         sums: for each scalar, its sum and the number of rollouts that reported it.
         episodes: the games that ended, in the order in which they were added.
+        lags: for each policy lag, the number of rows with it; empty unless `runner=async`.
     """
 
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
+    lags: dict[int, int] = field(default_factory=dict)
 
-    def add(self, scalars: Mapping[str, float], episodes: Sequence[Episode]) -> None:
-        """Adds the scalars and games of a rollout."""
+    def add(
+        self, scalars: Mapping[str, float], episodes: Sequence[Episode], lags: Mapping[int, int]
+    ) -> None:
+        """Adds the scalars, games and policy lags of a rollout."""
         for name, value in scalars.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + float(value), count + 1)
         self.episodes += episodes
+        for lag, count in lags.items():
+            self.lags[lag] = self.lags.get(lag, 0) + count
 
     def means(self) -> Line:
         """Returns each scalar's mean over the rollouts that reported it, sorted by name."""

@@ -2,7 +2,8 @@
 
 A worker is a spawned process or a thread. A worker process ignores stop signals, because the runner
 decides when to stop. A worker process ends when the main process ends, and writes its stack to a
-file when it receives SIGUSR1. This module imports neither torch nor hydra, because executors import
+file when it receives SIGUSR1. The processes that it started end with it; see
+`htsrl_cli.workers.groups`. This module imports neither torch nor hydra, because executors import
 it.
 """
 
@@ -33,9 +34,10 @@ from typing import IO, Any
 import numpy as np
 
 from htsrl_cli.errors import HtsrlError
+from htsrl_cli.workers.groups import GUARD, lead_group
 
 CONTEXT = multiprocessing.get_context("spawn")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 # Seconds that a worker may take to stop before it is killed.
 STOP_GRACE_S = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -127,6 +129,8 @@ def start_process(
     resource_tracker.ensure_running()
     with _stop_signals_held():
         process.start()
+    assert process.pid is not None
+    GUARD.watch(process.pid)
     theirs.close()
     return Worker(name, index, timeout_s, process, process.sentinel, ours, stack)
 
@@ -210,6 +214,7 @@ def _process_main(
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    lead_group()
     faulthandler.enable(stack_fd)
     faulthandler.register(signal.SIGUSR1, stack_fd)
     _leave_with_parent()
@@ -293,5 +298,8 @@ def stop_workers(workers: Sequence[Worker], gracefully: bool) -> None:
     for worker in workers:
         # A hung thread cannot be ended; it lives as long as this process.
         worker.host.join(STOP_GRACE_S)
+        if isinstance(worker.host, SpawnProcess) and not worker.host.is_alive():
+            assert worker.host.pid is not None
+            GUARD.end(worker.host.pid)
         worker.control.close()
         worker.stack.close()

@@ -13,7 +13,6 @@ from typing import Any
 from scripts.compare_learning import Trained, means_table, summary_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
-from scripts.paper_claims import FIGURES
 from scripts.provenance import RESULTS
 from scripts.reference.markdown import table
 from scripts.time_to_score import runs_table
@@ -186,12 +185,22 @@ def asynchrony(folder: Path = RESULTS) -> str:
     )
 
 
+# Plots of `scripts.paper_claims`, and their titles; a result may lack some.
+_CLAIMS = {
+    "steps": "Env steps per second",
+    "rollouts": "Env steps per second",
+    "lag": "Policy lag",
+}
+
+
 def paper_claims(folder: Path = RESULTS) -> str:
     """Returns Markdown that shows the plots of `scripts.paper_claims`, for each processor."""
     return _join(
         result.with_origin(
             "\n\n".join(
-                result.figure(folder.parent, "Env steps per second", f"_{name}") for name in FIGURES
+                result.figure(folder.parent, title, f"_{name}")
+                for name, title in _CLAIMS.items()
+                if result.path.with_name(f"paper_claims_{name}.png").exists()
             )
         )
         for result in find("paper_claims", folder)

@@ -103,6 +103,13 @@ def section_keys(section: str) -> list[Key]:
     return [Key(f"{section}.{f}", schema, f, {"": values[f]}) for f in fields(schema)]
 
 
+def async_keys() -> list[Key]:
+    """Returns the keys that only `runner=async` has."""
+    schema, values = sections.AsyncRunnerConfig, options_values("runner/async")
+    own = [field for field in fields(schema) if field not in fields(sections.RunnerConfig)]
+    return [Key(f"runner.{f}", schema, f, {"": values[f]}) for f in own]
+
+
 def common_keys(section: str) -> list[Key]:
     """Returns the keys that all kinds of a section have."""
     base = BASES[section]
@@ -336,6 +343,7 @@ REGIONS: Mapping[str, Callable[[], str]] = {
     "general": lambda: key_table(general_keys()),
     **{section: partial(kinds_text, section) for section in BASES},
     **{section: partial(section_text, section) for section in FILES},
+    "runner-async": lambda: key_table(async_keys()),
     "options": options_text,
     "environments": environments_text,
     "verb-eval": lambda: key_table(verb_keys(sections.EvalConfig, "eval")),

@@ -269,8 +269,8 @@ def test_notices_stale_parameters(
 
     def publish_version_only(self: ParameterStore, version: int) -> None:
         if version == 3:
-            for name, array in self.half(2).items():
-                self.half(3)[name][...] = array
+            for name, array in self.place(2).items():
+                self.place(3)[name][...] = array
         publish(self, version)
 
     monkeypatch.setattr(ParameterStore, "publish", publish_version_only)

@@ -34,6 +34,7 @@ FAST = {
     ("atari", "a2c", IMAGE_PRECISION, "product"),
     ("truncating", "ppo", "fp32", "product"),
     ("gaussian", "vtrace", "fp32", "product"),
+    ("terminating", "impala", "fp32", "product"),
 }
 
 
@@ -88,7 +89,8 @@ def torment(seed: int) -> Iterator[list[int]]:
 
     def stop_and_continue() -> None:
         while not over.wait(rng.uniform(0.0, 0.05)):
-            workers = psutil.Process().children()
+            processes = psutil.Process().children()
+            workers = [process for process in processes if "spawn_main" in str(process.cmdline())]
             if workers:
                 pid = rng.choice(workers).pid
                 with suppress(ProcessLookupError):

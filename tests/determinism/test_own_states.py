@@ -91,7 +91,7 @@ def test_resume_equals_the_uninterrupted_run(htsrl: Htsrl, folder: Path, runner:
     log = train(htsrl, *start, f"total_steps={WHOLE}", "hydra.run.dir=whole")
     assert NOT_EXACT not in log
     train(htsrl, *start, f"total_steps={HALF}", "hydra.run.dir=run")
-    train(htsrl, "resume=run", f"total_steps={WHOLE}")
+    train(htsrl, "resume=run", "env.id=drift:Saving-v0", f"total_steps={WHOLE}")
     assert fingerprint(folder / "run") == fingerprint(folder / "whole")
     assert json.loads((folder / "run" / "summary.json").read_text())["is_exact"] is True
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from htsrl_cli.algorithms.impala.config import ImpalaConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.checkpoints.store import find_checkpoint
-from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.config.sections import AsyncRunnerConfig, RunnerConfig, TrainConfig
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.envs.synthetic.config import SyntheticConfig
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request
 from tests import harness, sections, warm
@@ -29,37 +31,54 @@ LONG_ROLLOUTS = 400
 
 
 def env_words(env: EnvConfig) -> list[str]:
-    """Returns the overrides that select the environment: football, Gymnasium or Breakout."""
+    """Returns the overrides that select the environment: football, Gymnasium, or others."""
     if isinstance(env, GymConfig):
         return [
             *("env=gym", "tuned=none", f"env.id={env.id}"),
             f"env.max_episode_steps={env.max_episode_steps}",
         ]
-    if isinstance(env, FootballConfig):
+    if isinstance(env, SyntheticConfig):
+        option = "synthetic/sleep"
+        names = ["mean_ms", "episode_length", "truncate", "num_players"]
+    elif isinstance(env, FootballConfig):
         option = f"football/{env.scenario}"
         names = ["representation", "frame_stack", "num_left_players", "num_right_players"]
     else:
         option = "atari/breakout"
-        names = ["max_num_frames_per_episode", "screen_size", "frame_stack"]
+        names = ["game", "max_num_frames_per_episode", "screen_size", "frame_stack"]
     return [f"env={option}", *(f"env.{name}={getattr(env, name)}" for name in names)]
 
 
+def algo_words(algo: AlgoConfig) -> list[str]:
+    """Returns the overrides that select PPO or IMPALA as in the harness."""
+    names = ["policies", "learning_rate", "max_weight", "vtrace_rho", "vtrace_c"]
+    if isinstance(algo, ImpalaConfig):
+        names += ["max_grad_norm"]
+    else:
+        assert isinstance(algo, PpoConfig)
+        names += ["correction", "update_epochs"]
+    return [f"algo={algo.name}", *(f"algo.{name}={getattr(algo, name)}" for name in names)]
+
+
+def runner_words(runner: RunnerConfig) -> list[str]:
+    """Returns the overrides that select the runner."""
+    names = ["sync_interval"]
+    if isinstance(runner, AsyncRunnerConfig):
+        names += ["unrolls_per_update", "spare_unrolls", "record"]
+        names += ["replay"] if runner.replay else []
+    return [f"runner={runner.name}", *(f"runner.{name}={getattr(runner, name)}" for name in names)]
+
+
 def words(config: TrainConfig) -> list[str]:
-    """Returns the overrides that give `config`, for PPO as in the harness."""
-    assert isinstance(config.algo, PpoConfig)
+    """Returns the overrides that give `config`."""
     return [
         *env_words(config.env),
-        "algo=ppo",
-        f"algo.policies={config.algo.policies}",
-        "algo.update_epochs=2",
-        "algo.learning_rate=1e-3",
-        *(
-            f"algo.{name}={getattr(config.algo, name)}"
-            for name in ("correction", "max_weight", "vtrace_rho", "vtrace_c")
-        ),
+        *algo_words(config.algo),
+        *runner_words(config.runner),
         f"actors.num_envs={config.actors.num_envs}",
+        f"actors.precision={config.actors.precision}",
+        f"learner.precision={config.learner.precision}",
         f"learner.micro_batch={config.learner.micro_batch}",
-        f"runner.sync_interval={config.runner.sync_interval}",
         f"checkpoint.interval={config.checkpoint.interval}",
         f"log.interval={config.log.interval}",
         "log.tensorboard=false",

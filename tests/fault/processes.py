@@ -27,15 +27,13 @@ GONE_S = 30.0
 NUM_EXECUTORS = 2
 STEPS_PER_ROLLOUT = 64
 # A rollout takes a twentieth of a second, and each writes a line of metrics.
-WORDS = (
+_COMMON = (
     "env=synthetic/sleep",
     "env.episode_length=23",
     "actors.num_envs=4",
     f"actors.num_executors={NUM_EXECUTORS}",
     "actors.inference_batch=4",
     "runner.sync_interval=16",
-    "algo.num_minibatches=2",
-    "algo.update_epochs=1",
     "network.hidden_sizes=[8]",
     "learner.micro_batch=16",
     "learner.num_threads=2",
@@ -44,10 +42,19 @@ WORDS = (
     "log.tensorboard=false",
     "hydra.run.dir=run",
 )
+WORDS = (*_COMMON, "algo.num_minibatches=2", "algo.update_epochs=1")
+# The same with `runner=async`: an update uses four unrolls.
+ASYNC_WORDS = (
+    *_COMMON,
+    "runner=async",
+    "algo=impala",
+    "runner.unrolls_per_update=4",
+    "runner.spare_unrolls=4",
+)
 ENDLESS = "total_steps=1_000_000_000"
 # All files that a run's folder may hold, whenever its process ended.
 KNOWN_FILES = re.compile(
-    r"\.lock|\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|metrics\.jsonl"
+    r"\.lock|\.hydra/(config|hydra|overrides)\.yaml|config\.yaml|train\.log|(metrics|schedule)\.jsonl"
     r"|(summary|eval)\.json|checkpoints/step_\d{12}\.ckpt|evaluations/policy_\d{12}\.ckpt"
 )
 

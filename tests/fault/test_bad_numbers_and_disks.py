@@ -12,9 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from htsrl_cli.checkpoints.file import load_checkpoint
+from htsrl_cli.checkpoints.store import find_checkpoint
+from htsrl_cli.errors import NonFiniteError
+from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.collector import InlineCollector, ProcessCollector
-from tests.fault.conftest import Train
-from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from htsrl_cli.sampling.schedule import SCHEDULE_FILE, Schedule
+from tests.fault.conftest import ALSO_ASYNC, ALSO_ASYNC_SLOW, Train
+from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, WORDS, Run, wait_until
 from tests.harness import run as harness_run
 from tests.harness import small_config
 
@@ -36,9 +41,12 @@ gymnasium.register("Broken-v0", Broken)
 """
 
 
-def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> None:
+@ALSO_ASYNC_SLOW
+def test_loss_that_is_not_finite(
+    start: Callable[..., Run], words: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "broken.py").write_text(ENVIRONMENT)
-    words = [word for word in WORDS if not word.startswith("env.")]
+    words = tuple(word for word in words if not word.startswith("env"))
     run = start("train", *words, "env=gym", "env.id=broken:Broken-v0", ENDLESS)
     assert run.wait() == 1, run.stderr
     error = run.stderr[run.stderr.index("htsrl: error: ") :]
@@ -49,6 +57,56 @@ def test_loss_that_is_not_finite(start: Callable[..., Run], tmp_path: Path) -> N
     checkpoint = run.checkpoint()
     assert checkpoint.meta["env_steps"] > 0
     assert all((array == array).all() for array in checkpoint.arrays.values())
+
+
+@pytest.mark.parametrize(("runner", "keep"), [("hts", 1), ("serial", 2)])
+def test_checkpoint_from_which_no_update_can_be_made_is_deleted(
+    runner: str, keep: int, start: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(ENVIRONMENT)
+    words = [word for word in WORDS if not word.startswith(("env.", "checkpoint."))]
+    words += ["env=gym", "env.id=broken:Broken-v0", f"runner={runner}", "total_steps=1280"]
+    run = start("train", *words, "checkpoint.interval=64", f"checkpoint.keep={keep}")
+    assert run.wait() == 1, run.stderr
+    assert "not finite: loss/policy, loss/value" in run.stderr
+    assert ": the update from its experience is not finite" in run.stderr
+    # The environment is mended.
+    (tmp_path / "broken.py").write_text(ENVIRONMENT.replace("1e38", "1.0"))
+    resumed = start("train", "resume=run", "env.id=broken:Broken-v0")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.checkpoint().meta["env_steps"] == 1280
+
+
+SIGN = "is not saved, because it would hold values that are not finite: "
+
+
+def test_infinite_parameters_are_not_saved(train: Train) -> None:
+    words = ("checkpoint.interval=64", "checkpoint.keep=1", "algo.num_minibatches=1")
+    run = train(*words, "algo.learning_rate=9e37", ENDLESS)
+    assert run.wait() == 1, run.stderr
+    assert f"{SIGN}parameter 0." in run.stderr
+    assert "Traceback" not in run.stderr
+    arrays = run.checkpoint().arrays.values()
+    assert run.checkpoint().meta["env_steps"] > 0
+    assert all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+
+
+def test_slot_that_is_not_finite_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish = InlineCollector.finish
+
+    def spoil(self: Any, check: Any) -> None:
+        finish(self, check)
+        if self._ring.rollout == 7:
+            self._ring.slot(7).values[3, 2] = np.nan
+
+    monkeypatch.setattr(InlineCollector, "finish", spoil)
+    with pytest.raises(NonFiniteError):
+        harness_run(small_config("terminating", "a2c", runner="serial"), tmp_path / "run")
+    assert f"{SIGN}slot.values" in caplog.text
+    arrays = load_checkpoint(find_checkpoint(tmp_path / "run")).arrays.values()
+    assert all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
 
 
 @pytest.fixture
@@ -72,6 +130,7 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@ALSO_ASYNC_SLOW
 def test_full_disk(small_disk: Path, train: Train) -> None:
     run = train("total_steps=6400", "checkpoint.keep=1")
     run.wait_for_steps(700)
@@ -98,6 +157,7 @@ def test_disk_that_is_full_at_the_start(small_disk: Path, train: Train) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
     run = train("total_steps=3200", "checkpoint.keep=1")
     run.wait_for_steps(700)
@@ -108,6 +168,27 @@ def test_disk_that_stays_full(small_disk: Path, train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == kept
     assert "htsrl: error: summary.json could not be written: No space left" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["async"], indirect=True)
+def test_schedule_on_a_full_disk(
+    small_disk: Path, train: Train, start: Callable[..., Run], mode: str
+) -> None:
+    """A schedule with a gap cannot be replayed, so the run ends; a resume records the rest."""
+    run = train("total_steps=6400", "checkpoint.keep=1", "runner.record=true")
+    run.wait_for_steps(700)
+    filler = fill(small_disk)
+    status = run.wait()
+    filler.unlink()
+    assert status == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    error = run.stderr[run.stderr.index("htsrl: error: ") :]
+    assert "schedule.jsonl" in error
+    assert "No space left on device" in error
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert len(Schedule.load(small_disk / SCHEDULE_FILE).updates) == 6400 // STEPS_PER_ROLLOUT
 
 
 @pytest.mark.parametrize("runner", ["serial", "sync"])
@@ -126,3 +207,19 @@ def test_cell_that_nobody_wrote(
     monkeypatch.setattr(host, "finish", forget)
     with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
         harness_run(small_config("terminating", "ppo", runner=runner), tmp_path / "run")
+
+
+def test_cell_of_an_unroll_that_nobody_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Puts the poison back into one cell of a full buffer of the queue."""
+    take: Any = AsyncCollector.take
+
+    def forget(self: Any, check: Any) -> Any:
+        buffers = take(self, check)
+        self._queue.slot_of_buffers.truncated.view(np.uint8)[3, buffers[0]] = 0xAB
+        return buffers
+
+    monkeypatch.setattr(AsyncCollector, "take", forget)
+    with pytest.raises(AssertionError, match=r"slot\.truncated has cells that were never written"):
+        harness_run(small_config("terminating", "impala", runner="async"), tmp_path / "run")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -243,6 +245,47 @@ def test_stopped_run(
     training, policies = lines(run.folder)
     assert training == lines(evaluated)[0]
     assert sorted(policies, key=lambda line: line["env_steps"]) == lines(evaluated)[1]
+
+
+def test_folder_that_becomes_read_only(
+    train: Train, start: Callable[..., Run], evaluated: Path
+) -> None:
+    run = train(TOTAL, *EVAL)
+    run.wait_for_steps(700)
+    # Files that the run has opened can still be written to; no file can be added or deleted.
+    mount = ["mount", "--bind", str(run.folder), str(run.folder)]
+    if sys.platform != "linux" or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("needs the right to mount a folder")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(run.folder)], check=True)
+        assert run.wait() == 1, run.stderr
+    finally:
+        subprocess.run(["umount", str(run.folder)], check=True)
+    assert "Traceback" not in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("htsrl: error: summary.json could not be written: Read-only file system")
+    assert ".ckpt: Read-only file system; this policy is not evaluated" in run.stderr
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    training, policies = lines(run.folder)
+    assert training == lines(evaluated)[0]
+    assert sorted(policies, key=lambda line: line["env_steps"]) == lines(evaluated)[1]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations"])
+def test_folder_that_cannot_be_written_to_at_the_start(train: Train, name: str) -> None:
+    run = train(TOTAL, *EVAL)
+    run.wait_for_start()
+    wait_until(run.folder.exists, "the run's folder")
+    path = run.folder / name
+    # What has the name of a file, or of a folder, cannot be opened or created.
+    path.mkdir() if name == "metrics.jsonl" else path.touch()
+    assert run.wait() == 1, run.stderr
+    path.rmdir() if name == "metrics.jsonl" else path.unlink()
+    assert "Traceback" not in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("htsrl: error: the run folder cannot be used: ")
+    assert name in last
 
 
 @pytest.mark.slow

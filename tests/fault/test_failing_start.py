@@ -9,18 +9,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.runners.run import Run, train
+from htsrl_cli.runners.loop import Run
+from htsrl_cli.runners.run import train
 from tests import harness, sections
 
 
 def alive() -> set[str]:
-    """Returns the names of this process's threads and of its child processes."""
+    """Returns the names of this process's threads and of its workers."""
     processes = psutil.Process().children()
-    names = {f"process {p.pid} {p.name()}" for p in processes if "tracker" not in str(p.cmdline())}
+    names = {f"process {p.pid} {p.name()}" for p in processes if "spawn_main" in str(p.cmdline())}
     return names | {f"thread {thread.name}" for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("runner", ["hts", "serial"])
+@pytest.mark.parametrize("runner", ["hts", "serial", "async"])
 def test_what_fails_at_the_first_checkpoint_leaves_nothing(
     runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

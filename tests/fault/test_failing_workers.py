@@ -12,12 +12,18 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
+from tests.fault.conftest import (
+    ALSO_ASYNC,
+    ALSO_ASYNC_SLOW,
+    ALSO_REPLAY_SLOW,
+    TOTAL,
+    TOTAL_STEPS,
+    Train,
+)
 from tests.fault.processes import (
     ENDLESS,
     NUM_EXECUTORS,
     STEPS_PER_ROLLOUT,
-    WORDS,
     Run,
     wait_until,
 )
@@ -47,16 +53,19 @@ def expect_failure(run: Run, message: str) -> None:
     assert run.checkpoint().meta["env_steps"] <= run.env_steps
 
 
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize("fault", ["raise", "crash", "hang", pytest.param("exit", marks=slow)])
-def test_environment_fails(train: Train, fault: str) -> None:
+def test_environment_fails(train: Train, mode: str, fault: str) -> None:
     run = train(
         *FAULTY, *TIMEOUTS, f"env.fault={fault}", f"checkpoint.interval={STEPS_PER_ROLLOUT}"
     )
     expect_failure(run, SIGNS[fault])
-    assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_ROLLOUT
+    if mode == "hts":
+        assert run.checkpoint().meta["env_steps"] == 2 * STEPS_PER_ROLLOUT
 
 
 @slow
+@ALSO_ASYNC
 def test_failed_run_can_be_evaluated(train: Train, start: Callable[..., Run]) -> None:
     run = train(*FAULTY)
     expect_failure(run, SIGNS["raise"])
@@ -64,6 +73,7 @@ def test_failed_run_can_be_evaluated(train: Train, start: Callable[..., Run]) ->
     assert played.wait() == 0, played.stderr
 
 
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize(
     "fault", ["hang", *(pytest.param(fault, marks=slow) for fault in ("raise", "crash", "exit"))]
 )
@@ -92,6 +102,7 @@ def kill_and_resume(train: Train, start: Callable[..., Run], role: str, env_step
     return resumed
 
 
+@ALSO_REPLAY_SLOW
 def test_killed_executor(
     train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
@@ -100,6 +111,7 @@ def test_killed_executor(
 
 
 @slow
+@ALSO_REPLAY_SLOW
 @pytest.mark.parametrize("attempt", range(5))
 @pytest.mark.parametrize("role", ["executor 0", "actor 0"])
 def test_worker_killed_at_a_random_moment(
@@ -110,13 +122,15 @@ def test_worker_killed_at_a_random_moment(
 
 
 @slow
+@ALSO_ASYNC
 def test_crashing_actor(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(200)
     worker_of(run, "actor 0").send_signal(signal.SIGSEGV)
-    expect_failure(run, "actor 0 was killed by SIGSEGV\n.*in run_actor")
+    expect_failure(run, "actor 0 was killed by SIGSEGV\n.*in run_(async_)?actor")
 
 
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize("role", [pytest.param("executor 0", marks=slow), "actor 0"])
 def test_stopped_worker(train: Train, role: str) -> None:
     run = train(ENDLESS, *TIMEOUTS)
@@ -128,6 +142,7 @@ def test_stopped_worker(train: Train, role: str) -> None:
 
 
 @slow
+@ALSO_ASYNC
 @pytest.mark.parametrize("attempt", range(6))
 @pytest.mark.parametrize("role", ["executor 0", "actor 0"])
 def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int) -> None:
@@ -140,6 +155,7 @@ def test_worker_stopped_at_a_random_moment(train: Train, role: str, attempt: int
 
 
 @slow
+@ALSO_ASYNC
 def test_one_of_two_actors_is_stopped(train: Train) -> None:
     run = train(ENDLESS, *TIMEOUTS, "actors.num_actors=2")
     run.wait_for_steps(200)
@@ -155,6 +171,7 @@ def test_one_of_two_actors_is_stopped(train: Train) -> None:
 
 
 @pytest.mark.slow
+@ALSO_REPLAY_SLOW
 def test_pauses_change_nothing(train: Train, uninterrupted: Fingerprint) -> None:
     run = train(TOTAL, *TIMEOUTS)
     run.wait_for_steps(1)
@@ -191,6 +208,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -201,7 +219,9 @@ sys.exit(cli.main(sys.argv[1:]))
     ],
     ids=["raises", "hangs"],
 )
-def test_actor_thread_fails(start: Callable[..., Run], fault: str, message: str) -> None:
-    program = [sys.executable, "-c", WITH_THREAD.format(fault=fault), "train", *WORDS]
+def test_actor_thread_fails(
+    start: Callable[..., Run], words: tuple[str, ...], fault: str, message: str
+) -> None:
+    program = [sys.executable, "-c", WITH_THREAD.format(fault=fault), "train", *words]
     run = start(command_line=[*program, ENDLESS, "actors.host=thread", *TIMEOUTS])
     expect_failure(run, message)

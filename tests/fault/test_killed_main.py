@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fault.conftest import Train
-from tests.fault.processes import ENDLESS, WORDS, Run, wait_until
+from tests.fault.conftest import ALSO_ASYNC, ALSO_ASYNC_SLOW, Train
+from tests.fault.processes import ENDLESS, Run, wait_until
 from tests.fault.test_signals import STUCK, STUCK_STEPS
 from tests.harness import command
 
 
 @pytest.fixture
-def train(start: Callable[..., Run]) -> Train:
+def train(start: Callable[..., Run], words: tuple[str, ...]) -> Train:
     """Starts `htsrl train` on something small, as users do: with every process that it has then."""
-    return lambda *words: start(command_line=command("train", *WORDS, *words))
+    return lambda *more: start(command_line=command("train", *words, *more))
 
 
 def kill(run: Run) -> None:
@@ -29,6 +29,7 @@ def kill(run: Run) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_busy_workers_end(train: Train) -> None:
     run = train(*STUCK)
     run.wait_for_steps(STUCK_STEPS)
@@ -40,6 +41,7 @@ def test_busy_workers_end(train: Train) -> None:
     assert "Traceback" not in run.stderr
 
 
+@ALSO_ASYNC_SLOW
 def test_waiting_and_stopped_workers_end(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(1)
@@ -49,6 +51,7 @@ def test_waiting_and_stopped_workers_end(train: Train) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_starting_workers_end(train: Train) -> None:
     run = train(ENDLESS)
     wait_until(run.actors, "an actor")
@@ -56,6 +59,7 @@ def test_starting_workers_end(train: Train) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_environment_in_a_long_step(train: Train) -> None:
     run = train(ENDLESS, "env.mean_ms=100_000")
     wait_until((run.folder / "checkpoints").exists, "the first checkpoint")
@@ -63,6 +67,7 @@ def test_environment_in_a_long_step(train: Train) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 @pytest.mark.parametrize("attempt", range(20))
 def test_killed_at_a_random_moment(train: Train, attempt: int) -> None:
     run = train(ENDLESS)

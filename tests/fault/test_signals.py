@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.fault.conftest import TOTAL, TOTAL_STEPS, Train
-from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, Run, wait_until
-from tests.harness import Fingerprint
+from tests.fault.conftest import (
+    ALSO_ASYNC,
+    ALSO_ASYNC_SLOW,
+    ALSO_REPLAY,
+    TOTAL,
+    TOTAL_STEPS,
+    Train,
+)
+from tests.fault.processes import ENDLESS, STEPS_PER_ROLLOUT, WORDS, Run, wait_until
+from tests.harness import Fingerprint, command
 
 # The third rollout never ends: environment 0 hangs in it.
 STUCK = (
@@ -25,6 +34,7 @@ STUCK_STEPS = 2 * STEPS_PER_ROLLOUT
 STOPPING = "stopping after this rollout"
 
 
+@ALSO_REPLAY
 def test_interrupt_finishes_the_rollout_and_resumes(
     train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:
@@ -41,7 +51,64 @@ def test_interrupt_finishes_the_rollout_and_resumes(
     assert resumed.fingerprint() == uninterrupted
 
 
+def test_hangup_stops_like_a_termination(
+    train: Train, start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = train(TOTAL)
+    run.wait_for_steps(1000)
+    run.signal(signal.SIGHUP, group=True)
+    assert run.wait() == 129, run.stderr
+    assert "SIGHUP: stopping after this rollout" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.checkpoint().meta["env_steps"] == run.env_steps < TOTAL_STEPS
+    resumed = start("train", "resume=run")
+    assert resumed.wait() == 0, resumed.stderr
+    assert resumed.fingerprint() == uninterrupted
+
+
+def test_hangup_is_ignored_under_nohup(
+    start: Callable[..., Run], uninterrupted: Fingerprint
+) -> None:
+    run = start(command_line=["nohup", *command("train", *WORDS, TOTAL)])
+    run.wait_for_start()
+    run.signal(signal.SIGHUP, group=True)
+    run.wait_for_steps(500)
+    run.signal(signal.SIGHUP, group=True)
+    assert run.wait() == 0, run.stderr
+    assert run.fingerprint() == uninterrupted
+
+
+# Starts a command in a terminal, which it closes when the file `close` appears.
+IN_TERMINAL = """
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+os.set_blocking(terminal, False)
+while not os.path.exists("close"):
+    try:
+        os.read(terminal, 65536)
+    except BlockingIOError:
+        time.sleep(0.01)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_closed_terminal_stops_a_run(start: Callable[..., Run], tmp_path: Path) -> None:
+    words = command("train", *WORDS, ENDLESS)
+    run = start(command_line=[sys.executable, "-c", IN_TERMINAL, *words])
+    run.wait_for_steps(500)
+    (tmp_path / "close").touch()
+    assert run.wait() == 129
+    log = (run.folder / "train.log").read_text()
+    assert "SIGHUP: stopping after this rollout" in log
+    assert "Traceback" not in log
+    assert run.checkpoint().meta["env_steps"] == run.env_steps
+
+
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_terminating_the_whole_group(train: Train) -> None:
     run = train(ENDLESS)
     run.wait_for_steps(100)
@@ -65,6 +132,7 @@ def stop_while_starting(run: Run, number: int, group: bool, delay_s: float) -> N
 
 
 # While Hydra is imported, while torch is imported, and while executors start.
+@ALSO_ASYNC_SLOW
 @pytest.mark.parametrize("delay_s", [0.0, 0.5, 1.5, 3.0])
 def test_signal_while_starting(train: Train, delay_s: float) -> None:
     number = random.choice([signal.SIGINT, signal.SIGTERM])
@@ -72,6 +140,7 @@ def test_signal_while_starting(train: Train, delay_s: float) -> None:
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_at_random_moments(train: Train, number: int, group: bool) -> None:
@@ -81,6 +150,7 @@ def test_signal_at_random_moments(train: Train, number: int, group: bool) -> Non
 
 
 @pytest.mark.slow
+@ALSO_ASYNC
 def test_signal_while_workers_start(train: Train) -> None:
     run = train(ENDLESS)
     wait_until(run.workers, "a worker")
@@ -92,6 +162,7 @@ def test_signal_while_workers_start(train: Train) -> None:
     assert again.wait() == 0, again.stderr
 
 
+@ALSO_ASYNC_SLOW
 def test_second_signal_ends_at_once(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=1000")
     run.wait_for_steps(STUCK_STEPS)
@@ -106,6 +177,7 @@ def test_second_signal_ends_at_once(train: Train) -> None:
     assert run.checkpoint().meta["env_steps"] == 0
 
 
+@ALSO_ASYNC_SLOW
 def test_grace_ends_the_wait_for_a_rollout(train: Train) -> None:
     run = train(*STUCK, "runner.stop_grace_s=2")
     run.wait_for_steps(STUCK_STEPS)

@@ -217,6 +217,28 @@ def test_timeout_of_a_batch_system(
     assert fingerprint(run.folder) == uninterrupted
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_jobs_of_the_local_launcher_end_with_it(
+    number: signal.Signals,
+    tmp_path: Path,
+    start: Callable[..., Run],
+    uninterrupted: Fingerprint,
+) -> None:
+    words = ("train", "-m", *JOB_WORDS, TOTAL, "launcher=local", "seed=1,2")
+    run = start(*words)
+    run.folder = tmp_path / "sweep" / "0_seed-1"
+    run.wait_for_steps(TOTAL_STEPS // 6)
+    run.signal(number)
+    assert run.wait() in (128 + number, -number), run.stderr
+    # The same command goes on, even while the jobs still write their checkpoints.
+    again = start(*words)
+    assert again.wait() == 0, again.stderr
+    assert fingerprint(run.folder) == uninterrupted
+    log = (run.folder / "train.log").read_text()
+    assert "SIGTERM: stopping after this rollout" in log
+    assert "resumed from" in log
+
+
 def test_user_signal_without_a_batch_system(
     start: Callable[..., Run], uninterrupted: Fingerprint
 ) -> None:

@@ -130,7 +130,7 @@ TRAIN = {
     "mistyped hydra key": (["hydra.run.dri=x"], "hydra.run.dri=x", "hydra.run.dir?"),
     "mistyped group": (["algos=ppo"], "algos=ppo", "did you mean algo?"),
     "mistyped option": (["env=atari/pnog"], "env=atari/pnog", "did you mean atari/pong?"),
-    "unknown algorithm": (["algo=dqn"], "algo=dqn", "a2c, ppo"),
+    "unknown algorithm": (["algo=dqn"], "algo=dqn", "a2c, impala, ppo"),
     "unknown preset": (["experiment=atari_pp"], "experiment=atari_pp", "atari_ppo?"),
     "option of a nested group": (["env/atari=pong"], "env/atari=pong", "env=atari/pong"),
     "new argument of an environment": (
@@ -151,26 +151,26 @@ TRAIN = {
     "null": (["total_steps=null"], "total_steps=null", "an integer"),
     "number for a list": (["network.hidden_sizes=64"], "network.hidden_sizes=64", "[A,B]"),
     "empty list": (["network.hidden_sizes=[]"], "network.hidden_sizes=()", "positive sizes"),
-    "not a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan", "finite"),
+    "not a number": (["algo.learning_rate=nan"], "algo.learning_rate=nan", "greater than 0"),
     "infinite": (["algo.max_grad_norm=inf"], "algo.max_grad_norm=inf", "finite"),
     "negative rate": (["algo.learning_rate=-1e-4"], "algo.learning_rate=-0.0001", "greater"),
     "discount above one": (["algo.gamma=1.1"], "algo.gamma=1.1", "between 0.0 and 1.0"),
-    "no environments": (["actors.num_envs=0"], "actors.num_envs=0", "1 or more"),
+    "no environments": (["actors.num_envs=0"], "actors.num_envs=0", "between 1 and"),
     "seed too large": ([f"seed={2**63}"], f"seed={2**63}", "2**63 - 1"),
     "unknown precision": (["learner.precision=fp16"], "learner.precision=fp16", "fp32, bf16"),
     "unknown device": (["actors.device=gpu"], "actors.device=gpu", "cuda:N"),
     "unknown host": (["actors.host=threads"], "actors.host=threads", "did you mean thread?"),
-    "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "1 or more"),
-    "negative evaluation interval": (["eval.interval=-1"], "eval.interval=-1", "0 or more"),
+    "no checkpoint kept": (["checkpoint.keep=0"], "checkpoint.keep=0", "between 1 and"),
+    "negative evaluation interval": (["eval.interval=-1"], "eval.interval=-1", "between 0 and"),
     "evaluation after the end": (
         ["total_steps=5000", "eval.interval=6145"],
         "eval.interval=6145",
         "6144 or less",
     ),
-    "no evaluation episode": (["eval.episodes=0"], "eval.episodes=0", "1 or more"),
+    "no evaluation episode": (["eval.episodes=0"], "eval.episodes=0", "between 1 and"),
     "number for a list of targets": (["eval.targets=18"], "eval.targets=18", "[A,B]"),
     "target that is no number": (["eval.targets=[nan]"], "eval.targets=(nan,)", "finite scores"),
-    "small screen": (["env.screen_size=20"], "env.screen_size=20", "36 or more"),
+    "small screen": (["env.screen_size=20"], "env.screen_size=20", "between 36 and"),
     "more executors than environments": (
         ["actors.num_envs=2", "actors.num_executors=8"],
         "actors.num_executors=8",
@@ -204,7 +204,7 @@ TRAIN = {
     "no synthetic players": (
         ["env=synthetic/sleep", "env.num_players=0"],
         "env.num_players=0",
-        "1 or more",
+        "between 1 and",
     ),
     "unknown policies": (["algo.policies=each"], "algo.policies=each", "shared, independent"),
     "players of another environment": (
@@ -313,14 +313,14 @@ TRAIN = {
 }
 EVAL = {
     "no checkpoint": ([], "checkpoint=???", "checkpoint=..."),
-    "no episodes": (["checkpoint=x", "episodes=0"], "episodes=0", "1 or more"),
+    "no episodes": (["checkpoint=x", "episodes=0"], "episodes=0", "between 1 and"),
     "mistyped key of eval": (["checkpoint=x", "episode=1"], "episode=1", "episodes?"),
     "nothing to evaluate": (["checkpoint=nowhere"], "nowhere", "does not exist"),
 }
 BENCH = {
-    "no rounds": (["bench.repeats=0"], "bench.repeats=0", "1 or more"),
+    "no rounds": (["bench.repeats=0"], "bench.repeats=0", "between 1 and"),
     "no time": (["bench.seconds=0"], "bench.seconds=0.0", "greater than 0"),
-    "unknown runner": (["bench.runners=[async]"], "bench.runners=", "hts, serial and sync"),
+    "unknown runner": (["bench.runners=[asink]"], "bench.runners=", "hts, serial, sync and async"),
     "actors of the baseline": (["actors.num_actors=2"], "actors.num_actors=2", "runner=sync"),
     "mistyped key of bench": (["bench.repeat=1"], "bench.repeat=1", "bench.repeats?"),
     "mistyped key of training": (["algo.gama=1"], "algo.gama=1", "algo.gamma?"),

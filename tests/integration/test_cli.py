@@ -34,7 +34,7 @@ WITH_RUNNER = """
 import sys, types
 from htsrl_cli import errors
 runner = types.ModuleType("htsrl_cli.runners.run")
-def train(config, run_dir, checkpoint):
+def train(config, run_dir, checkpoint, check_folder):
     print("seed", config.seed)
     if config.seed > 1:
         return types.SimpleNamespace(metric=1.0, signum=None)
@@ -74,7 +74,12 @@ def test_help_and_version(htsrl: Htsrl, tmp_path: Path) -> None:
     for words in (["--version"], ["train", "--version"]):
         assert htsrl(*words).stdout == f"htsrl {htsrl_cli.__version__}\n"
     text = htsrl("train", "--help").stdout
-    for shown in ("env: atari/alien, ", "algo: a2c, ppo", "learning_rate: 0.00025", "--cfg job"):
+    for shown in (
+        "env: atari/alien, ",
+        "algo: a2c, impala, ppo",
+        "learning_rate: 0.00025",
+        "--cfg job",
+    ):
         assert shown in text
     assert "greedy: null" in htsrl("eval", "--help").stdout
     assert "repeats: 3" in htsrl("bench", "--help").stdout
@@ -120,7 +125,7 @@ def test_completion(htsrl: Htsrl) -> None:
 
     assert complete("htsrl ") == ["train", "eval", "bench", "list", "report"]
     assert complete("htsrl tr") == ["train"]
-    assert complete("htsrl train algo=") == ["algo=a2c", "algo=ppo"]
+    assert complete("htsrl train algo=") == ["algo=a2c", "algo=impala", "algo=ppo"]
     assert complete("htsrl train algo.gam") == ["algo.gamma="]
     assert complete("htsrl eval gr") == ["greedy="]
     assert complete("htsrl bench bench.rep") == ["bench.repeats="]
@@ -130,7 +135,7 @@ def test_completion(htsrl: Htsrl) -> None:
     assert "complete " in htsrl("-sc", "install=bash").stdout
     # Fish expects one candidate per line.
     fish = htsrl("-sc", "query=fish", env={"COMP_LINE": "htsrl train algo="})
-    assert fish.stdout == "algo=a2c\nalgo=ppo\n"
+    assert fish.stdout == "algo=a2c\nalgo=impala\nalgo=ppo\n"
 
 
 def test_list(htsrl: Htsrl) -> None:
@@ -139,7 +144,7 @@ def test_list(htsrl: Htsrl) -> None:
     assert any(line.startswith("gym  ") and "Gymnasium" in line for line in games)
     assert len(games) == len(set(games)) == 57 + 18 + 3 + 1
     everything = htsrl("list").stdout
-    assert "algo:\n  a2c  Advantage actor-critic" in everything
+    assert "algo:\n  a2c     Advantage actor-critic" in everything
     assert "  cartpole_ppo" in everything
     run = htsrl("list", "envs")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)

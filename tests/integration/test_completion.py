@@ -90,7 +90,7 @@ def test_every_verb_is_completed(bash: Bash) -> None:
     bash.complete("htsrl tr", r"htsrl train")
     # Groups and their options, keys, and a verb's arguments.
     bash.complete("htsrl train alg", r"htsrl train algo[.=]?")
-    bash.choices("htsrl train algo=", r"algo=a2c\s+algo=ppo|a2c\s+ppo")
+    bash.choices("htsrl train algo=", r"algo=a2c\s+algo=impala\s+algo=ppo|a2c\s+impala\s+ppo")
     bash.complete("htsrl train algo.gam", r"htsrl train algo\.gamma=")
     bash.complete("htsrl train env=atari/ms_p", r"atari/ms_pacman")
     bash.complete("htsrl eval gre", r"htsrl eval greedy=")

@@ -109,7 +109,7 @@ def test_a_network_in_the_working_directory(htsrl: Htsrl, tmp_path: Path) -> Non
         summary = json.loads((tmp_path / runner / "summary.json").read_text())
         found.append([summary["params_sha256"], summary["rollouts_sha256"]])
     assert found[0] == found[1]
-    played = htsrl("eval", "checkpoint=hts", "episodes=2")
+    played = htsrl("eval", "checkpoint=hts", "episodes=2", "trusted=true")
     assert played.returncode == 0, played.stderr
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from htsrl_cli.runners.run import Run
+from htsrl_cli.runners.loop import Run
 from tests import harness
 from tests.unit.test_scheduling import SHORT_NS, needs_slices, nice, slice_ns
 

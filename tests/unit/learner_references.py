@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from htsrl_cli.algorithms.a2c.config import A2cConfig
+from htsrl_cli.algorithms.impala.config import ImpalaConfig
 from htsrl_cli.algorithms.ppo.config import PpoConfig
+from htsrl_cli.algorithms.rmsprop import RmspropConfig
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
 from htsrl_cli.seeding import minibatch_orders
 from htsrl_cli.storage.memory import Array
@@ -39,6 +41,20 @@ PPO = sections.ppo(
     num_minibatches=4,
     correction="proximal",
     max_grad_norm=0.05,
+)
+# Limits of weights that some ratios of random slots exceed, and others do not.
+IMPALA = sections.impala(
+    learning_rate=1e-2,
+    gamma=0.9,
+    gae_lambda=0.8,
+    max_weight=1.3,
+    vtrace_rho=1.2,
+    vtrace_c=1.1,
+    sum_losses=False,
+    entropy_coef=0.01,
+    value_coef=0.5,
+    max_grad_norm=1.0,
+    rmsprop_eps=1e-3,
 )
 SEED = 3
 Theta = dict[str, Tensor]
@@ -118,13 +134,27 @@ def ended(slot: Slot, t: int, c: int) -> bool:
     return bool(slot.terminated[t, c] or slot.truncated[t, c])
 
 
-class A2cReference:
+class Rmsprop:
+    """RMSprop, written out; `theta` holds the parameters."""
+
+    def __init__(self, config: RmspropConfig, theta: Theta) -> None:
+        self.alpha, self.eps = config.rmsprop_alpha, config.rmsprop_eps
+        self.theta = theta
+        self.squares = {name: torch.zeros_like(p) for name, p in theta.items()}
+
+    def step(self, gradients: Theta, rate: float) -> None:
+        for name, g in gradients.items():
+            self.squares[name] = self.alpha * self.squares[name] + (1 - self.alpha) * g * g
+            step = g / (self.squares[name].sqrt() + self.eps)
+            self.theta[name] = self.theta[name] - rate * step
+
+
+class A2cReference(Rmsprop):
     """A2C by Eq. 6: takes the gradient at `at`, which acted, and applies it to θ[j] by RMSprop."""
 
     def __init__(self, config: A2cConfig, theta: Theta) -> None:
+        super().__init__(config, theta)
         self.config = config
-        self.theta = theta
-        self.squares = {name: torch.zeros_like(p) for name, p in theta.items()}
 
     def targets(self, slot: Slot) -> tuple[Array, Array]:
         def cell(t: int, c: int) -> tuple[float, float]:
@@ -154,11 +184,55 @@ class A2cReference:
             return total / (T * B)
 
         config = self.config
-        for name, g in clipped(gradient(at, loss), config.max_grad_norm).items():
-            alpha = config.rmsprop_alpha
-            self.squares[name] = alpha * self.squares[name] + (1 - alpha) * g * g
-            step = g / (self.squares[name].sqrt() + config.rmsprop_eps)
-            self.theta[name] = self.theta[name] - config.learning_rate * step
+        self.step(clipped(gradient(at, loss), config.max_grad_norm), config.learning_rate)
+
+
+class Limits:
+    """The limits of importance ratios; counts by key how many ratios exceeded them."""
+
+    def __init__(self, config: PpoConfig | ImpalaConfig) -> None:
+        self._config = config
+        self.num_limited = {"max_weight": 0, "vtrace_rho": 0, "vtrace_c": 0}
+
+    def __call__(self, name: str, ratio: float) -> float:
+        """Returns an importance ratio, or the limit in the key `name` if that is less."""
+        limit: float = getattr(self._config, name)
+        self.num_limited[name] += ratio > limit
+        return min(ratio, limit)
+
+
+def summed_targets(
+    slot: Slot,
+    ratios: Array,
+    config: PpoConfig | ImpalaConfig,
+    limits: Limits,
+    is_vtrace: bool = True,
+) -> tuple[Array, Array]:
+    """Returns V-trace's advantages and returns as sums over the rest of the episode.
+
+    Without V-trace, all its weights are 1.
+    """
+
+    def delta(t: int, c: int) -> float:
+        change = config.gamma * follow(slot, t, c) - float(slot.values[t, c])
+        return float(slot.rewards[t, c]) + change
+
+    def cell(t: int, c: int) -> tuple[float, float]:
+        advantage = correction = 0.0
+        passed = 1.0  # product of the weights c from step t to the step before k
+        for k in range(t, T):
+            weight = limits("vtrace_rho", ratios[k, c]) if is_vtrace else 1.0
+            term = (config.gamma * config.gae_lambda) ** (k - t) * delta(k, c)
+            correction += passed * weight * term
+            # The advantage has no weights of its own action.
+            own = limits("vtrace_c", ratios[t, c]) if is_vtrace else 1.0
+            advantage += term if k == t else passed / own * weight * term
+            passed *= limits("vtrace_c", ratios[k, c]) if is_vtrace else 1.0
+            if ended(slot, k, c):
+                break
+        return advantage, correction + float(slot.values[t, c])
+
+    return row_by_row(slot, cell)
 
 
 class PpoReference:
@@ -176,39 +250,12 @@ class PpoReference:
         self.second = {name: torch.zeros_like(p) for name, p in theta.items()}
         self.num_steps = 0
         self.num_clipped = 0
-        self.num_limited = {"max_weight": 0, "vtrace_rho": 0, "vtrace_c": 0}
-
-    def limited(self, name: str, ratio: float) -> float:
-        """Returns an importance ratio, or the limit in the key `name` if that is less."""
-        limit: float = getattr(self.config, name)
-        self.num_limited[name] += ratio > limit
-        return min(ratio, limit)
+        self.limits = Limits(config)
+        self.is_vtrace = config.correction == "vtrace"
 
     def targets(self, slot: Slot, ratios: Array) -> tuple[Array, Array]:
         """Returns advantages and returns as sums over the rest of the episode, or by V-trace."""
-        config = self.config
-        is_vtrace = config.correction == "vtrace"
-
-        def delta(t: int, c: int) -> float:
-            change = config.gamma * follow(slot, t, c) - float(slot.values[t, c])
-            return float(slot.rewards[t, c]) + change
-
-        def cell(t: int, c: int) -> tuple[float, float]:
-            advantage = correction = 0.0
-            passed = 1.0  # product of the weights c from step t to the step before k
-            for k in range(t, T):
-                weight = self.limited("vtrace_rho", ratios[k, c]) if is_vtrace else 1.0
-                term = (config.gamma * config.gae_lambda) ** (k - t) * delta(k, c)
-                correction += passed * weight * term
-                # The advantage has no weights of its own action.
-                own = self.limited("vtrace_c", ratios[t, c]) if is_vtrace else 1.0
-                advantage += term if k == t else passed / own * weight * term
-                passed *= self.limited("vtrace_c", ratios[k, c]) if is_vtrace else 1.0
-                if ended(slot, k, c):
-                    break
-            return advantage, correction + float(slot.values[t, c])
-
-        return row_by_row(slot, cell)
+        return summed_targets(slot, ratios, self.config, self.limits, self.is_vtrace)
 
     def update(self, slot: Slot, number: int) -> None:
         config = self.config
@@ -224,7 +271,7 @@ class PpoReference:
         is_weighted = config.correction in ("decoupled", "vtrace")
         weights = np.ones((T, B))
         for cell in np.ndindex(T, B) if is_weighted else ():
-            weights[cell] = self.limited("max_weight", float(ratios[cell]))
+            weights[cell] = self.limits("max_weight", float(ratios[cell]))
         for order in minibatch_orders(SEED, number, config.update_epochs, T * B):
             for rows in np.split(order, config.num_minibatches):
                 cells = [divmod(int(row), B) for row in rows]
@@ -278,6 +325,42 @@ class PpoReference:
             self.theta[name] = self.theta[name] - rate * mean / (
                 square.sqrt() + self.config.adam_eps
             )
+
+
+class ImpalaReference(Rmsprop):
+    """IMPALA: policy gradient with V-trace, at the newest parameters, applied by RMSprop."""
+
+    def __init__(self, config: ImpalaConfig, theta: Theta, num_updates: int) -> None:
+        super().__init__(config, theta)
+        self.config = config
+        self.num_updates = num_updates
+        self.num_clipped = 0
+        self.limits = Limits(config)
+
+    def update(self, slot: Slot, number: int) -> None:
+        config = self.config
+        now = reevaluated(slot, self.theta)
+        ratios = np.exp(now.log_probs - slot.log_probs.astype(np.float64))
+        advantages, returns = summed_targets(now, ratios, config, self.limits)
+
+        def loss(theta: Theta) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64)
+            for t, c in np.ndindex(T, B):
+                log_p, values = (result[0] for result in network(theta, slot.obs[t, c : c + 1]))
+                weight = self.limits("max_weight", float(ratios[t, c]))
+                total = total - weight * float(advantages[t, c]) * log_p[slot.actions[t, c, 0]]
+                total = total + config.value_coef * (float(returns[t, c]) - values) ** 2
+                total = total + config.entropy_coef * (log_p.exp() * log_p).sum()
+            return total if config.sum_losses else total / (T * B)
+
+        gradients = gradient(self.theta, loss)
+        norm = sum(float((g**2).sum()) for g in gradients.values()) ** 0.5
+        self.num_clipped += norm > config.max_grad_norm
+        factor = min(1.0, config.max_grad_norm / norm)
+        rate = config.learning_rate
+        if config.anneal_learning_rate:
+            rate *= 1 - number / self.num_updates
+        self.step({name: g * factor for name, g in gradients.items()}, rate)
 
 
 def reevaluated(slot: Slot, theta: Theta) -> Slot:

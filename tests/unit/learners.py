@@ -30,7 +30,7 @@ def make_learner(
     *,
     spec: EnvSpec = SPEC,
     num_updates: int = 10,
-    lag: int = 1,
+    lag: int | None = 1,
     micro_batch: int = 12,
     num_threads: int = 1,
     precision: str = "fp32",

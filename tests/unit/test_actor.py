@@ -91,7 +91,7 @@ class Stage:
             {name: (array.shape, array.dtype.name) for name, array in parameters.items()}
         )
         for name, array in parameters.items():
-            self.parameters.half(5)[name][...] = array
+            self.parameters.place(5)[name][...] = array
         self.parameters.publish(5)
         self.actor = Actor(setup, self.ring, self.parameters, Board(1), 0)
 
@@ -192,7 +192,7 @@ def test_new_parameters_are_taken_with_their_version() -> None:
     first = stage.answers([[(0, 0)]])
     value = float(stage.slot.values[0, 0])
     for name, array in stage.parameters.values.items():
-        stage.parameters.half(6)[name][...] = 2 * array
+        stage.parameters.place(6)[name][...] = 2 * array
     stage.parameters.publish(6)
     assert stage.answers([[(0, 0)]]) != first
     assert stage.slot.versions[0, 0] == 6

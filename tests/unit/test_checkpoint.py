@@ -26,7 +26,7 @@ from htsrl_cli import durable
 from htsrl_cli.checkpoints import file as checkpoint_module
 from htsrl_cli.checkpoints.file import MAGIC, Checkpoint, load_checkpoint, save_checkpoint
 from htsrl_cli.checkpoints.state import State, split
-from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 from htsrl_cli.checkpoints.upgrade import upgrade_config
 from htsrl_cli.config.plain import to_plain
 from htsrl_cli.errors import CheckpointError
@@ -510,7 +510,7 @@ from pathlib import Path
 import numpy as np
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.checkpoints.state import State, split
-from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint
+from htsrl_cli.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 
 run_dir = Path(sys.argv[1])
 store = CheckpointStore(run_dir, keep=2)
@@ -549,3 +549,96 @@ def test_kills_in_the_middle_of_saving_leave_only_whole_files(tmp_path: Path) ->
         assert len(kept) <= 4, "at most the newest two, the best, and the one being added"
         reached = max(reached, kept[-1])
     assert reached > 12
+
+
+def test_a_store_deletes_only_files_of_its_run(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, None, tiny())
+    # Another run has taken the folder over.
+    other = CheckpointStore(tmp_path, keep=5)
+    other.save(7, None, tiny())
+    store.save(9, None, tiny())
+    assert steps(tmp_path) == [7, 9]
+
+
+def add_odd_entries(folder: Path) -> list[str]:
+    """Puts entries that are no files into a folder of checkpoints; returns their names."""
+    (folder / "step_000000000900.ckpt").mkdir()
+    (folder / "step_000000000900.ckpt" / "notes").touch()
+    (folder / "step_000000000700.ckpt.part").mkdir()
+    os.mkfifo(folder / "step_000000000901.ckpt")
+    (folder / "step_000000000902.ckpt").symlink_to("step_000000000902.ckpt")
+    (folder / "step_000000000903.ckpt").symlink_to("/dev/zero")
+    return [
+        f"step_000000000{number}"
+        for number in ("700.ckpt.part", "900.ckpt", "901.ckpt", "902.ckpt", "903.ckpt")
+    ]
+
+
+def test_entries_that_are_no_files_are_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(10, None, tiny())
+    odd = add_odd_entries(tmp_path / "checkpoints")
+    assert find_checkpoint(tmp_path) == store.path(10)
+    for name in odd:
+        assert caplog.text.count(name) == (not name.endswith(".part")), name
+    caplog.clear()
+    store = CheckpointStore(tmp_path, keep=1)
+    assert all(name in caplog.text for name in odd)
+    caplog.clear()
+    store.discard_after(10)
+    assert store.save(20, None, tiny(20))
+    assert store.save(30, None, tiny(30))
+    assert not caplog.records
+    assert names(tmp_path) == ["step_000000000030.ckpt", *odd]
+    # What has the name of the next checkpoint is no reason to end the run.
+    assert not store.save(900, None, tiny())
+    assert "cannot save" in caplog.text
+    assert names(tmp_path) == ["step_000000000030.ckpt", *odd]
+    with pytest.raises(CheckpointError, match=r"901\.ckpt is no regular file"):
+        load_checkpoint(tmp_path / "checkpoints" / "step_000000000901.ckpt")
+
+
+def test_what_cannot_be_deleted_does_not_stop_the_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for env_steps in (1, 2, 3):
+        store.save(env_steps, None, tiny())
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if "000001" in path.name:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    store = CheckpointStore(tmp_path, keep=1)
+    store.forget_metrics()
+    for env_steps in (1, 2, 3):
+        store.set_metric(env_steps, None)
+    assert steps(tmp_path) == [1, 3]
+    assert "cannot delete" in caplog.text
+    assert "cannot save" not in caplog.text
+
+
+def test_reading_beside_a_pruning_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CheckpointStore(tmp_path, keep=1).save(0, None, tiny())
+    saver = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER.replace("keep=2", "keep=1"), str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )
+    seen: set[Path] = set()
+    num_reads = 0
+    try:
+        # Without pruning meanwhile, the test would prove nothing.
+        while num_reads < 1500 or len(seen) <= 20:
+            assert saver.poll() is None
+            seen.add(open_checkpoint(tmp_path)[0])
+            num_reads += 1
+    finally:
+        saver.kill()
+        saver.wait()
+    assert not caplog.records

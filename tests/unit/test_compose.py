@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.cli.job import _resumed_config, merge
@@ -283,8 +282,9 @@ def test_hash_sees_every_other_key() -> None:
 
 
 def test_keys_that_change_no_result_exist() -> None:
-    config = to_plain(train_config())
-    keys = {key for key, _ in flatten(config)} | {field.name for field in fields(TrainConfig)}
+    configs = [to_plain(train_config(f"runner={name}", "algo=ppo")) for name in ("hts", "async")]
+    keys = {key for config in configs for key, _ in flatten(config)}
+    keys |= {field.name for field in fields(TrainConfig)}
     assert set(CHANGES_NO_RESULT) <= keys
 
 
@@ -306,19 +306,16 @@ def test_resume_with_a_preset_compares_every_key() -> None:
         merge(STORED, STORED | {"seed": 2}, {"experiment"})
 
 
-def test_what_auto_came_to_stays_with_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_auto_came_to_stays_with_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # This machine would choose other values. A preset counts as if every key had been typed.
     words = ["experiment=atari_ppo", "learner.precision=auto", "actors.precision=auto"]
     begun = train_config(*words)
-    path = tmp_path / "run.ckpt"
-    save_checkpoint(path, Checkpoint({}, {"config": to_plain(begun)}))
     others: dict[str, int | str] = {"inference_batch": 77, "precision": "other", "num_actors": 7}
     for key, other in others.items():
         choice = auto.Choice(partial(lambda value, _: value, other), placeholder=other)
         monkeypatch.setitem(auto.CHOICES, ("actors", key), choice)
-    resumed = _resumed_config(Composer("train").job(words), words, path)
+    job = Composer("train").job(words)
+    resumed = _resumed_config(job, words, Path("run.ckpt"), to_plain(begun))
     assert resumed == replace(begun, actors=replace(begun.actors, num_actors=7))
 
 

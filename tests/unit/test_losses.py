@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from htsrl_cli.algorithms.a2c.loss import a2c_loss
 from htsrl_cli.algorithms.base import OldPolicy, Prediction, Targets
+from htsrl_cli.algorithms.policy_gradient import policy_gradient_loss
 from htsrl_cli.algorithms.ppo.loss import ppo_loss
 from htsrl_cli.algorithms.returns import Rollout, bootstrapped_returns, gae, next_values, vtrace
 from htsrl_cli.storage.memory import Array
@@ -246,7 +246,7 @@ def vector(*numbers: float) -> Tensor:
 
 def test_a2c_loss_by_hand() -> None:
     # Policy -(-1 * 2 + -2 * 1) / 2 = 2, value (1 + 4) / 2, entropy (0.5 + 0.7) / 2.
-    loss, parts = a2c_loss(
+    loss, parts = policy_gradient_loss(
         Prediction(log_probs=vector(-1, -2), entropy=vector(0.5, 0.7), values=vector(1, 3)),
         Targets(advantages=vector(2, 1), returns=vector(2, 5), weights=vector(1, 1)),
         entropy_coef=0.1,
@@ -341,7 +341,7 @@ def test_micro_batches_add_up(algorithm: str) -> None:
     def loss(inputs: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         now, old, targets = Prediction(*inputs[:3]), OldPolicy(*inputs[3:5]), Targets(*inputs[5:])
         if algorithm == "a2c":
-            return a2c_loss(now, targets, 0.1, 0.5, 10)
+            return policy_gradient_loss(now, targets, 0.1, 0.5, 10)
         return ppo_loss(
             now,
             old,

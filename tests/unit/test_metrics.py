@@ -406,6 +406,37 @@ def test_scores_wait_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert lines(late) == lines(expected)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"no JSON",
+        bytes(30),
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"env_steps": "many"}',
+        b'{"env_steps": 64, "eval/return_mean": 1.0}',
+        b'{"env_steps": 64, "eval/return_mean": [], "eval/episodes": 1, "time/seconds": 1}',
+        b"{" * 100_000,
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_is_skipped_with_a_warning(
+    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = [{"env_steps": 64, "x": 1.0}, {"env_steps": 128, "x": None}]
+    texts = [json.dumps(line).encode() for line in whole]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([texts[0], damage, texts[1], b"half"]))
+    with caplog.at_level(logging.WARNING):
+        assert line_file.read_lines(tmp_path) == whole
+    assert "metrics.jsonl: skipped 1 damaged line" in caplog.text
+    # A resume removes it from the file.
+    LineFile(tmp_path / "metrics.jsonl", lambda line: line["env_steps"] <= 64).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(texts[0] + b"\n")
+    RunLog(tmp_path, CONFIG, {}, 10_000, 64, evaluation=sections.evaluation(interval=64))
+
+
 def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[bytes] = []
 
@@ -447,6 +478,26 @@ def test_event_files_hold_the_same_as_the_lines(tmp_path: Path) -> None:
             if line.get(tag) is not None
         ]
         assert read[tag] == expected, tag
+
+
+def test_event_files_hold_policy_lags_as_histograms(tmp_path: Path) -> None:
+    config = replace(CONFIG, tensorboard=True)
+    with open_log(tmp_path, config=config) as log:
+        log.rollout(100, {}, [], {}, lags={0: 3, 2: 1})
+        state = json.loads(json.dumps(log.state().values))
+    with open_log(tmp_path, 100, config=config) as log:
+        log.load_state(State({}, state))
+        log.rollout(200, {}, [], {}, lags={2: 4, 5: 6})
+        log.rollout(400, {}, [], {}, lags={1: 7})
+        log.rollout(600, {}, [], {})
+    reader = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    events = reader.Histograms("learner/lags")
+    assert [event.step for event in events] == [200, 400]
+    first = events[0].histogram_value
+    assert (first.min, first.max, first.num, first.sum) == (0, 5, 14, 40)
+    assert first.bucket_limit == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert first.bucket == [3, 0, 5, 0, 0, 6]
+    assert events[1].histogram_value.bucket == [0, 7]
 
 
 def test_event_files_hold_the_hyperparameters_in_the_same_folder(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_actors_get_buffers_with_the_parameters() -> None:
     actor.obs[:] = make_slot(SPEC, 0).obs[0, :4]
     answers: list[Tensor] = []
     for version in (0, 1):
-        learner.write_parameters(store.half(version))
+        learner.write_parameters(store.place(version))
         store.publish(version)
         actor.load(store.values)
         taken = actor.policies.state_dict()

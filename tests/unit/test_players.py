@@ -205,7 +205,7 @@ def store_of(policies: nn.ModuleList) -> ParameterStore:
     arrays = arrays_of(policies)
     store = ParameterStore({name: (a.shape, a.dtype.name) for name, a in arrays.items()})
     for name, array in arrays.items():
-        store.half(0)[name][...] = array
+        store.place(0)[name][...] = array
     store.publish(0)
     return store
 

@@ -321,7 +321,7 @@ def published(spec: EnvSpec, precision: str) -> tuple[nn.ModuleList, nn.ModuleLi
     config = sections.learner(device="cpu")
     learner = Learner(spec, network, algo, config, cpu, num_updates=1, lag=1, seed=1)
     store = ParameterStore({n: (a.shape, a.dtype.name) for n, a in learner.parameters().items()})
-    learner.write_parameters(store.half(0))
+    learner.write_parameters(store.place(0))
     store.publish(0)
     learner.close()
     actor = Inference(InferenceSetup(spec, network, algo, 4, False, "cpu", precision, False))

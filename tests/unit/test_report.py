@@ -60,7 +60,12 @@ def evaluate(run: Path, *env_steps: int, score: float = 5.0) -> None:
     """Adds evaluated policies, all with the same final metric."""
     with open(run / "metrics.jsonl", "a") as file:
         for steps in env_steps:
-            line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
+            line = {
+                "env_steps": steps,
+                "time/seconds": steps / 100,
+                "eval/return_mean": 0.0,
+                "eval/episodes": 1,
+            }
             file.write(json.dumps(line | {"eval/final_metric": score}) + "\n")
 
 
@@ -178,7 +183,12 @@ def test_final_metric_counts_where_all_runs_were_evaluated(tmp_path: Path) -> No
         with open(run / "metrics.jsonl", "a") as file:
             # Lines of evaluations are in the order in which their scores arrived.
             for steps in (3000, 1000):
-                line = {"env_steps": steps, "time/seconds": steps / 100, "eval/return_mean": 0.0}
+                line = {
+                    "env_steps": steps,
+                    "time/seconds": steps / 100,
+                    "eval/return_mean": 0.0,
+                    "eval/episodes": 1,
+                }
                 file.write(json.dumps(line | {"eval/final_metric": steps * seed}) + "\n")
     (both,) = groups_of(tmp_path)
     assert both.score == FINAL_SCORE
@@ -335,3 +345,66 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     assert loaded is not None
     assert loaded.curves[RECENT_SCORE].scores.tolist() == [1.0, 2.0]
     assert loaded.summary == {}
+
+
+def alias_bomb() -> str:
+    """Returns YAML of few lines that stands for 10**30 values."""
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 31)]
+    return "\n".join(lines)
+
+
+BAD_FILES = {
+    "garbage config": ("config.yaml", b"{[%\n"),
+    "bytes": ("config.yaml", b"\xff\xfe\x00"),
+    "list": ("config.yaml", b"- 1\n- 2\n"),
+    "text": ("config.yaml", b"hello\n"),
+    "empty": ("config.yaml", b""),
+    "no environment": ("config.yaml", b"seed: 1\n"),
+    "another environment": ("config.yaml", b"env: [1]\nseed: 1\n"),
+    "alias bomb": ("config.yaml", alias_bomb().encode()),
+    "deep": ("config.yaml", b"a: " + b"[" * 5000 + b"]" * 5000),
+    "garbage metrics": ("metrics.jsonl", b"\x00\x00\n[1]\nnull\n"),
+    "other values": ("metrics.jsonl", b'{"env_steps": 64, "episode/return_mean_100": 1}\n'),
+    "texts": (
+        "metrics.jsonl",
+        b'{"env_steps": 64, "time/seconds": "x", "episode/return_mean_100": "y"}\n',
+    ),
+    "no seconds": (
+        "metrics.jsonl",
+        b'{"env_steps": 64, "time/seconds": 0, "episode/return_mean_100": 1.0}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_folder_is_left_out(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "good", [1.0, 2.0])
+    bad = write_run(tmp_path / "bad [/bold] [red]", [1.0, 2.0], seed=2)
+    file, content = BAD_FILES[name]
+    (bad / file).write_bytes(content)
+    report.write_report([tmp_path], tmp_path / "out [/bold]")
+    shown = capsys.readouterr().out
+    assert "left out: " in shown
+    assert "bad [/bold] [red]" in shown.replace("\n", "")
+    (row,) = json.loads((tmp_path / "out [/bold]" / "report.json").read_text())
+    assert row["runs"] == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_broken_summary_is_passed_over(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path / "run", [1.0, 2.0])
+    (tmp_path / "run" / "summary.json").write_bytes(content)
+    report.write_report([tmp_path], tmp_path / "out")
+    assert "summary.json" in caplog.text
+
+
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = {"kind": "gym", "id": "[/bold]X-v0"}
+    write_run(tmp_path / "run", [1.0, 2.0], env=env)
+    report.write_report([tmp_path], tmp_path / "out")
+    assert "[/bold]X-v0" in capsys.readouterr().out

@@ -38,6 +38,7 @@ def test_the_purposes_are_pinned() -> None:
         "SHUFFLES": 3,
         "EVALUATION_RESETS": 4,
         "EVALUATION_ACTIONS": 5,
+        "UNROLL_ACTIONS": 6,
     }
 
 

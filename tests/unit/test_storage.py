@@ -189,7 +189,7 @@ def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Conn
 def test_a_spawned_child_shares_everything() -> None:
     ring, store, board = make_ring(), ParameterStore({"weight": ((2, 5), "float32")}), Board(2)
     ring.begin(5, np.zeros((B, 5, 2)), np.zeros((T, B, 2)))
-    store.half(5)["weight"][:] = np.arange(10).reshape(2, 5)
+    store.place(5)["weight"][:] = np.arange(10).reshape(2, 5)
     store.publish(5)
     ours, theirs = CONTEXT.Pipe()
     child = CONTEXT.Process(target=fill_in_child, args=(ring, store, board, theirs))
@@ -209,9 +209,9 @@ def test_a_spawned_child_shares_everything() -> None:
 def test_the_store_starts_without_a_version() -> None:
     store = ParameterStore({"0.weight": ((2,), "float32"), "0.count": ((), "int64")})
     assert store.version == -1
-    store.half(0)["0.weight"][:] = [1.5, -2.0]
-    store.half(0)["0.count"][...] = 2**40
-    for array in store.half(1).values():
+    store.place(0)["0.weight"][:] = [1.5, -2.0]
+    store.place(0)["0.count"][...] = 2**40
+    for array in store.place(1).values():
         array[...] = 9
     store.publish(0)
     assert store.version == 0

@@ -20,6 +20,7 @@ class Ppo:
     """Proximal policy optimization (Schulman et al., 2017) with epochs of shuffled minibatches."""
 
     at_behaviour = False
+    makes_one_step = False
 
     def __init__(self, config: PpoConfig) -> None:
         self._config = config

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.config.rules import BELOW_ONE, COUNT, INDEX, Rule, Rules
+from htsrl_cli.config.rules import BELOW_ONE, COUNT, INDEX, Rule, Rules, between, count_to
 from htsrl_cli.plugins import Kind
 
 _GAME = Rule(
@@ -16,7 +16,7 @@ _GAME = Rule(
 )
 # The Nature CNN's convolutions (kernel/stride 8/4, 4/2, 3/1) have no output for a smaller image.
 _SMALLEST_SCREEN = 36
-_SCREEN = Rule(lambda value: value >= _SMALLEST_SCREEN, f"must be {_SMALLEST_SCREEN} or more")
+_SCREEN = between(_SMALLEST_SCREEN, 1024)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AtariConfig(EnvConfig):
         "game": _GAME,
         "frame_skip": COUNT,
         "screen_size": _SCREEN,
-        "frame_stack": COUNT,
+        "frame_stack": count_to(100),
         "noop_max": INDEX,
         "repeat_action_probability": BELOW_ONE,
         "max_num_frames_per_episode": COUNT,

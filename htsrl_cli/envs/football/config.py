@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.config.rules import COUNT, INDEX, Rules, one_of
+from htsrl_cli.config.rules import INDEX, Rules, count_to, one_of
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.plugins import Kind
 
@@ -55,7 +55,7 @@ class FootballConfig(EnvConfig):
     rules: ClassVar[Rules] = {
         "scenario": one_of(*SCENARIOS),
         "representation": one_of("extracted", "simple115v2", "pixels_gray", "pixels"),
-        "frame_stack": COUNT,
+        "frame_stack": count_to(100),
         "rewards": one_of("scoring", "scoring,checkpoints"),
         "num_left_players": INDEX,
         "num_right_players": INDEX,

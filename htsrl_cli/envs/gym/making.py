@@ -87,6 +87,8 @@ def _import_module(env_id: str) -> str:
     if "/" in module or module.startswith(".") or module.endswith(".py"):
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise ConfigError("env.id", env_id, f"name the module as in Python: {dotted}:{name}")
+    if not all(part.isidentifier() for part in module.split(".")) or not name:
+        raise ConfigError("env.id", env_id, "must be an id, or MODULE:ID with a module's name")
     try:
         import_here(module)
     except ModuleNotFoundError as cause:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.config.rules import COUNT, INDEX, NOT_NEGATIVE, POSITIVE, Rules, one_of
+from htsrl_cli.config.rules import INDEX, NOT_NEGATIVE, POSITIVE, Rules, count_to, one_of
 from htsrl_cli.plugins import Kind
 
 
@@ -36,10 +36,10 @@ class SyntheticConfig(EnvConfig):
         "distribution": one_of("constant", "exponential", "gamma"),
         "mean_ms": NOT_NEGATIVE,
         "shape": POSITIVE,
-        "episode_length": COUNT,
+        "episode_length": count_to(1_000_000),
         "fault": one_of("raise", "crash", "exit", "hang"),
         "fault_env": INDEX,
-        "num_players": COUNT,
+        "num_players": count_to(1000),
         **EnvConfig.rules,
     }
     label_key: ClassVar[str] = "name"
