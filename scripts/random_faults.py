@@ -109,6 +109,12 @@ FAULTS: dict[str, Fault] = {
 MOUNTS = ("full folder", "read-only folder")
 
 
+def is_mounted(folder: Path) -> bool:
+    """Returns True if something is mounted on a folder, also a folder of the same file system."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return str(folder) in (line.split()[4] for line in mounts)
+
+
 def apply(name: str, rng: random.Random, folder: Path, runner: str) -> dict[str, Any]:
     """Starts the run, lets the fault happen and waits for the end; returns what was found."""
     run_dir = folder / "run"
@@ -134,7 +140,7 @@ def apply(name: str, rng: random.Random, folder: Path, runner: str) -> dict[str,
     status = run.wait(600)
     left = [text for text in run.leftovers(60) if not text.startswith("filler")]
     run.end()
-    if name == "read-only folder" and os.path.ismount(run_dir):
+    if name == "read-only folder" and is_mounted(run_dir):
         subprocess.run(["umount", str(run_dir)], check=True)
     if is_full:
         (run_dir / "filler").unlink(missing_ok=True)
