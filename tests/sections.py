@@ -31,7 +31,6 @@ from htsrl_cli.envs.atari.config import AtariConfig
 from htsrl_cli.envs.football.config import FootballConfig
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.synthetic.config import SyntheticConfig
-from htsrl_cli.networks.mlp.config import MlpConfig
 
 _SectionT = TypeVar("_SectionT")
 _FIXED = (
@@ -86,14 +85,10 @@ def impala(**changes: Any) -> ImpalaConfig:
 def network(name: str = "auto", **changes: Any) -> NetworkConfig:
     """Returns a network, whose linear layer is a matrix product by default."""
     schema = find_kind("network", name).config
-    if name != "mlp":
+    if name in ("auto", "nature_cnn"):
         changes = {"linear_kernel": "product", **changes}
     config: NetworkConfig = replace(_section(schema, "network", (f"network={name}",)), **changes)
     return config
-
-
-def mlp(*hidden_sizes: int) -> MlpConfig:
-    return MlpConfig("mlp", hidden_sizes)
 
 
 def actors(**changes: Any) -> ActorsConfig:

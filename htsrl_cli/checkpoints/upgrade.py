@@ -9,8 +9,9 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, and, for Gymnasium environments, `scale_observations` and `scale_actions`. The
-key `algo.reevaluate` of earlier versions becomes `algo.correction`.
+evaluated games, for Gymnasium environments `scale_observations` and `scale_actions`, and for
+perceptrons `activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
+`algo.correction`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         network = {"name": "auto", "hidden_sizes": algo.pop("hidden_sizes")}
     if network.get("name") in ("auto", "nature_cnn"):
         network.setdefault("linear_kernel", "convolution")
+    if network.get("name") in ("auto", "mlp"):
+        network = {"activation": "tanh", "separate_value": True, **network}
     if "reevaluate" in algo:
         algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)

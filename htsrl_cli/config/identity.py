@@ -26,6 +26,10 @@ CHANGES_NO_RESULT = (
     "runner.stop_grace_s",
 )
 
+# Keys that are younger than others, with the value that gives the results of the time before them.
+# A key with this value is not hashed, so that a configuration keeps its hash.
+_YOUNGER = {"network.activation": "tanh", "network.separate_value": True}
+
 
 def named_modules(config: TrainConfig) -> dict[str, str]:
     """Returns the modules of users that a configuration names, by key with its value."""
@@ -55,12 +59,13 @@ def equivalent(key: str, value: object) -> object:
 def config_sha256(config: TrainConfig) -> str:
     """Returns the hexadecimal SHA-256 of the names and values of all keys that can change results.
 
-    Values that give equal results are hashed as one value; see `equivalent`.
+    Values that give equal results are hashed as one value; see `equivalent`. A key in `_YOUNGER` is
+    left out if it has the value there.
     """
     values = {
         key: equivalent(key, value)
         for key, value in flatten(to_plain(config))
-        if not changes_no_result(key)
+        if not changes_no_result(key) and (key not in _YOUNGER or value != _YOUNGER[key])
     }
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

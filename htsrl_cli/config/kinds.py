@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from htsrl_cli.config.rules import (
+    ACTIVATION,
     FRACTION,
     LINEAR_KERNEL,
     NOT_EMPTY,
@@ -199,12 +200,20 @@ class OwnNetworkConfig(NetworkConfig):
 
     Attributes:
         hidden_sizes: sizes of the hidden layers; the network may ignore this key.
+        activation: see `network=mlp`; the network may ignore this key.
+        separate_value: see `network=mlp`; the network may ignore this key.
         linear_kernel: see `network=nature_cnn`; the network may ignore this key.
         kwargs: settings that only this network has, for example `+network.kwargs.width=3`.
     """
 
-    rules: ClassVar[Rules] = {"linear_kernel": LINEAR_KERNEL, **NetworkConfig.rules}
+    rules: ClassVar[Rules] = {
+        "activation": ACTIVATION,
+        "linear_kernel": LINEAR_KERNEL,
+        **NetworkConfig.rules,
+    }
 
     hidden_sizes: tuple[int, ...] = ()
+    activation: str = "tanh"
+    separate_value: bool = True
     linear_kernel: str = "product"
     kwargs: dict[str, Any] = field(default_factory=dict)

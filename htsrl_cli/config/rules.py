@@ -85,6 +85,7 @@ DEVICE = Rule(
     "must be auto, cpu or cuda:N",
 )
 PRECISION = one_of("fp32", "bf16")
+ACTIVATION = one_of("tanh", "relu", "elu", "silu", "gelu")
 LINEAR_KERNELS = ("product", "convolution")
 LINEAR_KERNEL = one_of(*LINEAR_KERNELS)
 SCORES = Rule(lambda scores: all(map(math.isfinite, scores)), "must be a list of finite scores")

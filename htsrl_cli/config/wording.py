@@ -31,6 +31,7 @@ _OTHER_NAMES = {
     "n_envs": "actors.num_envs",
     "num_workers": "actors.num_executors",
     "net_arch": "network.hidden_sizes",
+    "activation_fn": "network.activation",
     "env_id": "env.id",
     "device": "learner.device",
     "timesteps": "total_steps",

@@ -74,13 +74,15 @@ def _features(trunk: nn.Module, obs: Tensor, layer: Layer) -> Tensor:
 def initialize(policy: ActorCritic, rng: torch.Generator) -> None:
     """Sets orthogonal weights and zero biases in linear layers and 2-D convolutions.
 
-    The gain is 0.01 for the policy head, 1 for the value head and sqrt(2) elsewhere. Layers of
-    other types keep their initial parameters.
+    The gain is 0.01 for the policy head and 1 for the value head. Elsewhere it is the layer's
+    attribute `initial_gain`, or sqrt(2) without this attribute. Layers of other types keep their
+    initial parameters.
     """
     gains = {id(policy.policy_head): 0.01, id(policy.value_head): 1.0}
     for module in policy.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            gain = gains.get(id(module), math.sqrt(2))
+            usual: Any = getattr(module, "initial_gain", math.sqrt(2))
+            gain = gains.get(id(module), usual)
             # `orthogonal_` cannot fill a tensor in channels-last memory.
             weight = torch.empty(module.weight.shape)
             module.weight.copy_(nn.init.orthogonal_(weight, gain, generator=rng))

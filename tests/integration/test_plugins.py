@@ -119,7 +119,7 @@ def test_a_network_in_the_working_directory(htsrl: Htsrl, tmp_path: Path) -> Non
         ("mine:Nothing", "module mine has no Nothing"),
         ("nowhere:Net", "there is no module nowhere"),
         ("mine:NoNetwork", "it must return a torch.nn.Module with an integer num_features"),
-        ("alexnet", "must be one of auto, mlp, nature_cnn, small_cnn"),
+        ("alexnet", "must be one of auto, impala_resnet, mlp, nature_cnn, small_cnn"),
     ],
 )
 def test_networks_that_are_none(htsrl: Htsrl, tmp_path: Path, name: str, said: str) -> None:

@@ -94,7 +94,13 @@ OLD_CONFIG = {"seed": 1, "algo": {"name": "a2c", "gamma": 0.9, "hidden_sizes": [
 NEW_CONFIG = {
     "seed": 1,
     "algo": {"name": "a2c", "gamma": 0.9},
-    "network": {"name": "auto", "hidden_sizes": [7], "linear_kernel": "convolution"},
+    "network": {
+        "name": "auto",
+        "hidden_sizes": [7],
+        "activation": "tanh",
+        "separate_value": True,
+        "linear_kernel": "convolution",
+    },
 }
 
 
@@ -179,7 +185,8 @@ def test_a_run_before_corrections_keeps_what_it_did(reevaluate: bool, correction
 
 def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:
     # Names that had a meaning in format 1 are ordinary names now.
-    config = NEW_CONFIG | {"network": {"name": "auto", "linear_kernel": "product"}}
+    network = {"activation": "relu", "separate_value": False, "linear_kernel": "product"}
+    config = NEW_CONFIG | {"network": {"name": "auto", **network}}
     checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": config})
     save_checkpoint(tmp_path / "a.ckpt", checkpoint)
     read = load_checkpoint(tmp_path / "a.ckpt")

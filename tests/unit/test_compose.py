@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import fields, replace
@@ -15,7 +16,12 @@ from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.cli.files import configs_dir
 from htsrl_cli.cli.job import _resumed_config, merge
 from htsrl_cli.config import auto
-from htsrl_cli.config.identity import CHANGES_NO_RESULT, config_sha256
+from htsrl_cli.config.identity import (
+    CHANGES_NO_RESULT,
+    changes_no_result,
+    config_sha256,
+    equivalent,
+)
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.plain import flatten, to_plain
 from htsrl_cli.config.sections import TrainConfig
@@ -279,6 +285,24 @@ def test_hash_sees_every_other_key() -> None:
         changed = replace(owner, **{name: other})
         hashes.add(config_sha256(replace(config, **{section: changed}) if section else changed))
     assert len(hashes) == len(counted) - 4 + 1
+
+
+@pytest.mark.parametrize("network", ["auto", "mlp"])
+def test_a_younger_key_is_hashed_only_with_a_new_value(network: str) -> None:
+    config = train_config(f"network={network}")
+    values = dict(flatten(to_plain(config)))
+    older = {
+        key: equivalent(key, value)
+        for key, value in values.items()
+        if not changes_no_result(key)
+        and key not in ("network.activation", "network.separate_value")
+    }
+    text = json.dumps(older, sort_keys=True, separators=(",", ":"))
+    hashes = {hashlib.sha256(text.encode()).hexdigest(), config_sha256(config)}
+    assert len(hashes) == 1
+    for word in ("network.activation=relu", "network.separate_value=false"):
+        hashes.add(config_sha256(train_config(f"network={network}", word)))
+    assert len(hashes) == 3
 
 
 def test_keys_that_change_no_result_exist() -> None:

@@ -176,7 +176,7 @@ def test_images_of_floats_and_of_bytes_give_the_same_features(network: str) -> N
         form = observations(GYM, space)
         spec = EnvSpec(form.shape, form.dtype, COIN, obs_max=form.obs_max)
         torch.manual_seed(0)
-        trunk = NatureCnn(spec, "product") if network == "cnn" else Mlp(spec, (16,))
+        trunk = NatureCnn(spec, "product") if network == "cnn" else Mlp(spec, (16,), "tanh")
         with torch.no_grad():
             features.append(trunk(torch.from_numpy(form.convert(raw).copy())[None]))
     for other in features[1:]:

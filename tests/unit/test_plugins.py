@@ -16,7 +16,7 @@ BASES: dict[str, type] = {"env": EnvConfig, "algo": AlgoConfig, "network": Netwo
 OWN = {
     "env": ["atari", "football", "gym", "synthetic"],
     "algo": ["a2c", "ppo"],
-    "network": ["auto", "mlp", "nature_cnn", "small_cnn"],
+    "network": ["auto", "impala_resnet", "mlp", "nature_cnn", "small_cnn"],
 }
 KINDS = [(section, name) for section, names in OWN.items() for name in names]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from torch.distributions import Categorical, Normal
 from torch.nn import functional as fn
 
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
+from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.actor_critic import ActorCritic, initialize
 from htsrl_cli.networks.distributions import log_prob_entropy, most_likely, running_sums, sample
+from htsrl_cli.networks.impala_resnet.network import ImpalaResnet
+from htsrl_cli.networks.mlp.network import Mlp
 from htsrl_cli.networks.nature_cnn.network import NatureCnn, join_columns
 from htsrl_cli.networks.registry import PRECISIONS, build_policy, initial_policies
 from htsrl_cli.networks.small_cnn.network import SmallCnn
@@ -44,8 +48,11 @@ def random_obs(spec: EnvSpec, num_rows: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (num_rows, *spec.obs_shape), generator=rng, dtype=torch.uint8)
 
 
-def make_policy(spec: EnvSpec, precision: str = "fp32", seed: int = 0) -> ActorCritic:
-    policy = build_policy(spec, sections.network(), precision, torch.device("cpu"))
+def make_policy(
+    spec: EnvSpec, precision: str = "fp32", seed: int = 0, network: str = "auto", **keys: Any
+) -> ActorCritic:
+    config = sections.network(network, **keys)
+    policy = build_policy(spec, config, precision, torch.device("cpu"))
     initialize(policy, torch.Generator().manual_seed(seed))
     return policy
 
@@ -229,6 +236,81 @@ def test_nature_cnn_equals_a_plain_one(spec: EnvSpec) -> None:
         assert float((got - expected).norm() / expected.norm()) < tolerance
 
 
+def plain_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return fn.conv2d(x, conv.weight.double().contiguous(), conv.bias.double(), padding=1)
+
+
+def plain_impala_resnet(trunk: ImpalaResnet, obs: Tensor) -> Tensor:
+    """Applies the network to contiguous channels-first float64 images, divided by 255."""
+    x = obs.permute(0, 3, 1, 2).contiguous().double() / 255
+    for section in trunk.sections:
+        assert isinstance(section.conv, nn.Conv2d)
+        x = fn.max_pool2d(plain_conv(x, section.conv), 3, 2, 1)
+        for block in section.get_submodule("blocks").children():
+            first, second = block.children()
+            assert isinstance(first, nn.Conv2d)
+            assert isinstance(second, nn.Conv2d)
+            x = x + plain_conv(fn.relu(plain_conv(fn.relu(x), first)), second)
+    features = fn.relu(x).permute(0, 2, 3, 1).flatten(1)
+    return fn.relu(fn.linear(features, trunk.fc.weight.double(), trunk.fc.bias.double()))
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 4), (61, 55, 3), (7, 30, 2), (1, 1, 1)], ids=str)
+def test_impala_resnet_equals_a_plain_one(shape: tuple[int, int, int]) -> None:
+    spec = EnvSpec(shape, "uint8", SINGLE)
+    obs = random_obs(spec, 3)
+    for precision, tolerance in (("fp32", 1e-4), ("bf16", 5e-2)):
+        policy = make_policy(spec, precision, network="impala_resnet")
+        trunk = policy.trunk
+        assert isinstance(trunk, ImpalaResnet)
+        convolutions = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
+        assert [conv.out_channels for conv in convolutions] == [16] * 5 + [32] * 10
+        with torch.no_grad():
+            for conv in convolutions:
+                assert conv.bias is not None
+                conv.bias += 0.05
+            expected = plain_impala_resnet(trunk, obs)
+            got = trunk(obs).double()
+        assert got.shape == (3, 256)
+        assert float((got - expected).norm() / expected.norm()) < tolerance
+
+
+def test_impala_resnet_starts_with_small_logits_and_values() -> None:
+    policy = make_policy(PIXELS, network="impala_resnet")
+    with torch.no_grad():
+        params, values = policy(random_obs(PIXELS, 8))
+    assert float(params.abs().max()) < 0.1
+    assert float(values.abs().max()) < 4
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "words"),
+    [
+        ("nature_cnn", (35, 80, 3), "images of at least 36 x 36 pixels"),
+        ("nature_cnn", (80,), "images of at least 36 x 36 pixels"),
+        ("small_cnn", (30, 2, 4), "images of at least 3 x 3 pixels"),
+        ("small_cnn", (30,), "images of at least 3 x 3 pixels"),
+        ("impala_resnet", (30,), "needs images, but"),
+    ],
+)
+def test_observations_that_do_not_fit_a_network_are_refused_in_one_line(
+    network: str, shape: tuple[int, ...], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        make_policy(EnvSpec(shape, "uint8", SINGLE), network=network)
+    assert str(list(shape)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(36, 90, 3), (90, 37, 1)], ids=str)
+@pytest.mark.parametrize("network", ["nature_cnn", "small_cnn", "impala_resnet"])
+def test_images_need_not_be_square(network: str, shape: tuple[int, int, int]) -> None:
+    spec = EnvSpec(shape, "uint8", SINGLE)
+    params, values = make_policy(spec, network=network)(random_obs(spec, 2))
+    assert (params.shape, values.shape) == ((2, 4), (2,))
+
+
 def test_columns_are_joined_without_a_copy() -> None:
     cnn = make_policy(PIXELS, "bf16").trunk
     assert isinstance(cnn, NatureCnn)
@@ -260,6 +342,28 @@ def test_everything_else_takes_two_perceptrons(spec: EnvSpec, scale: float) -> N
             x = torch.tanh(fn.linear(x, layer.weight.double(), layer.bias.double()))
         expected = fn.linear(x, head.weight.double(), head.bias.double())
         torch.testing.assert_close(got.double().view_as(expected), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu", "elu", "silu", "gelu"])
+def test_the_activation_of_a_perceptron_is_a_choice(name: str) -> None:
+    policy = make_policy(VECTORS, network="mlp", activation=name, hidden_sizes=(5,))
+    x = random_obs(VECTORS, 4)
+    [layer] = policy.trunk.get_submodule("layers").children()
+    activation = {
+        "tanh": nn.Tanh(), "relu": nn.ReLU(), "elu": nn.ELU(), "silu": nn.SiLU(), "gelu": nn.GELU()
+    }[name]  # fmt: skip
+    torch.testing.assert_close(policy.trunk(x), activation(layer(x)))
+
+
+@pytest.mark.parametrize("network", ["mlp", "auto"])
+def test_a_perceptron_serves_policy_and_value_or_each_has_its_own(network: str) -> None:
+    own = make_policy(VECTORS, network=network)
+    assert isinstance(own.value_trunk, Mlp)
+    shared = make_policy(VECTORS, network=network, separate_value=False)
+    assert shared.value_trunk is None
+    x = random_obs(VECTORS, 4)
+    expected = shared.value_head(shared.trunk(x)).squeeze(1)
+    torch.testing.assert_close(shared(x)[1], expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -16,6 +16,8 @@ class AutoConfig(MlpConfig):
 
     Attributes:
         hidden_sizes: see `network=mlp`; `nature_cnn` does not use this key.
+        activation: see `network=mlp`; `nature_cnn` does not use this key.
+        separate_value: see `network=mlp`; `nature_cnn` does not use this key.
         linear_kernel: see `network=nature_cnn`; `mlp` does not use this key.
     """
 

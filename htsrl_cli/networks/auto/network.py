@@ -9,8 +9,8 @@ from htsrl_cli.networks.nature_cnn.config import is_large_image
 from htsrl_cli.networks.nature_cnn.network import NatureCnn
 
 
-def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | tuple[Mlp, Mlp]:
-    """Builds the Nature CNN if observations are large images, and two MLPs otherwise."""
+def make_auto(config: AutoConfig, spec: EnvSpec) -> NatureCnn | Mlp | tuple[Mlp, Mlp]:
+    """Builds the Nature CNN if observations are large images, and MLPs otherwise."""
     if is_large_image(spec.obs_shape):
         return NatureCnn(spec, config.linear_kernel)
     return make_mlps(config, spec)
