@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from htsrl_cli.config.auto import AUTO
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plain import build_section
+from htsrl_cli.envs.base import is_large_image
 from htsrl_cli.errors import ConfigError, HtsrlError
-from htsrl_cli.networks.nature_cnn.config import is_large_image
 
 GROUP = "tuned"
 # The kinds of environments that this process has built: building one may take long.

@@ -5,13 +5,17 @@ Executors import this module, so it imports little.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+# Height and width of the smallest images for convolutional networks such as `nature_cnn`, whose
+# third convolution would have no output for smaller ones.
+LARGE_IMAGE = 36
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,11 @@ class EnvSpec:
     def obs_scale(self) -> float:
         """Factor by which a network multiplies an observation before its first layer."""
         return 1 / self.obs_max if self.obs_dtype == "uint8" else 1.0
+
+
+def is_large_image(obs_shape: tuple[int, ...]) -> bool:
+    """Returns True if `obs_shape` is [H, W, C], and H and W are at least `LARGE_IMAGE`."""
+    return len(obs_shape) == 3 and min(obs_shape[:2]) >= LARGE_IMAGE
 
 
 class Env(Protocol):
@@ -152,6 +161,16 @@ class WrapperEnv(Protocol):
 
     def to_action(self, action: Array) -> Any:
         """Converts an action vector [D] into an action that `wrapped.step` takes."""
+
+    def unbatch(self, raw: Any) -> list[Any] | None:
+        """Returns the observations of a batch; None if `raw` is one observation of `wrapped`.
+
+        Raises:
+            ValueError: `raw` is neither.
+        """
+
+    def batch(self, actions: Sequence[Any]) -> Any:
+        """Returns the batch of one or more actions for `wrapped`."""
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.envs.base import Array, Env, EnvSpec, WrapperEnv
+from htsrl_cli.envs.batches import is_batch
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
 from htsrl_cli.evaluation.passes import Passes, refuse_named_code, stored_config
@@ -75,15 +76,16 @@ class Policy:
             greedy: True to take the most likely action instead of a sampled action.
 
         Returns:
-            The action, or an array with one action for each observation of the batch.
+            The action, or an array with one action for each observation of the batch. Batches for
+            Gymnasium's `Dict` and `Tuple` spaces have an array for each of their parts.
 
         Raises:
             UsageError: the observation does not fit the environment.
         """
         form = self._form
         try:
-            is_batch = self._is_batch(tuple(np.shape(obs)))
-            rows = np.stack([form.to_obs(one) for one in (obs if is_batch else [obs])])
+            batch = form.unbatch(obs)
+            rows = np.stack([form.to_obs(one) for one in ([obs] if batch is None else batch)])
         except ValueError as error:
             raise UsageError(f"act: {error}") from error
         spec = form.spec
@@ -96,7 +98,7 @@ class Policy:
         with torch_set_up():
             chosen = passes.act(rows, noise)
         actions = [form.to_action(one if spec.num_players > 1 else one[0]) for one in chosen]
-        return np.stack(actions) if is_batch else actions[0]
+        return actions[0] if batch is None else form.batch(actions)
 
     def make_env(self) -> Any:
         """Returns a new environment with the run's settings, whose observations `act` takes.
@@ -107,17 +109,6 @@ class Policy:
         """
         env = make_env(self._config.env, 0)
         return env.wrapped if isinstance(env, WrapperEnv) else env
-
-    def _is_batch(self, shape: tuple[int, ...]) -> bool:
-        one = self._form.shape
-        if shape == one:
-            return False
-        if shape[1:] == one and len(shape) == len(one) + 1 and shape[0]:
-            return True
-        raise UsageError(
-            f"act: the observation has the shape {shape}, but one observation of this run's "
-            f"environment has {one}, and a batch of N has {('N', *one)}"
-        )
 
     def _load_passes(self, greedy: bool) -> Passes:
         if greedy not in self._passes:
@@ -134,23 +125,33 @@ class _Form:
 
     Attributes:
         spec: the form of htsrl's observations and actions.
-        shape: shape of one raw observation, of all players.
+        unbatch: returns the raw observations of a batch; None for one raw observation, of all
+            players; raises `ValueError` for anything else.
         to_obs: converts a raw observation; raises `ValueError` if it does not fit.
         to_action: converts an action [D], or [P, D] for several players.
+        batch: makes a batch of converted actions.
     """
 
     spec: EnvSpec
-    shape: tuple[int, ...]
+    unbatch: Callable[[Any], Sequence[Any] | None]
     to_obs: Callable[[Any], Array]
     to_action: Callable[[Array], Any]
+    batch: Callable[[Sequence[Any]], Any]
 
     @classmethod
     def of(cls, env: Env) -> _Form:
         spec = env.env_spec
         if isinstance(env, WrapperEnv):
-            return cls(spec, env.wrapped.observation_space.shape, env.to_obs, env.to_action)
+            return cls(spec, env.unbatch, env.to_obs, env.to_action, env.batch)
         players = (spec.num_players,) if spec.num_players > 1 else ()
-        return cls(spec, players + spec.obs_shape, lambda obs: _checked(obs, spec), lambda a: a)
+        one = players + spec.obs_shape
+        return cls(
+            spec,
+            lambda obs: obs if is_batch("observation", np.shape(obs), one) else None,
+            lambda obs: _checked(obs, spec),
+            lambda action: action,
+            np.stack,
+        )
 
 
 def _checked(obs: Any, spec: EnvSpec) -> Array:

@@ -152,10 +152,10 @@ def test_box_actions_are_clipped_to_their_bounds() -> None:
 @pytest.mark.parametrize(
     ("obs", "action", "message"),
     [
-        (spaces.Dict(a=VECTOR), COIN, "observation space"),
-        (image(2, 3, 40, 50), COIN, "observation space"),
-        (VECTOR, spaces.MultiBinary(3), "action space"),
-        (VECTOR, spaces.Box(0, 5, (2,), np.int64), "action space"),
+        (spaces.Text(3), COIN, "observation_space = Text"),
+        (image(2, 3, 40, 50), COIN, "observation_space = Box"),
+        (VECTOR, spaces.Text(3), "action_space = Text"),
+        (VECTOR, spaces.Box(0, 5, (2,), np.int64), "action_space = Box"),
     ],
 )
 def test_other_spaces_are_refused_in_one_line(

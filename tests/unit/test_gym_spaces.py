@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htsrl_cli.envs.base import ActionSpec, EnvSpec
-from htsrl_cli.envs.gym.spaces import actions, observations
+from htsrl_cli.envs.gym.actions import action_form
+from htsrl_cli.envs.gym.observations import obs_form
 from htsrl_cli.networks.mlp.network import Mlp
 from htsrl_cli.networks.nature_cnn.network import NatureCnn
 from tests import sections
@@ -46,7 +47,7 @@ def boxes(draw: st.DrawFn, dtypes: list[Any], max_axes: int = 3) -> spaces.Box:
 
 def scaled(space: spaces.Box, raw: Any) -> np.ndarray[Any, Any]:
     """Returns the first inputs of a network for a raw observation, as it is multiplied there."""
-    form = observations(GYM, space)
+    form = obs_form(GYM, space)
     obs = form.convert(raw)
     assert obs.shape == form.shape
     assert obs.dtype == form.dtype
@@ -80,7 +81,7 @@ def test_floats_keep_their_order_and_their_zero(space: spaces.Box, seed: int) ->
 @MANY
 @given(boxes([np.float32, np.float64]), st.integers(0, 2**16))
 def test_actions_reach_both_bounds_and_the_middle(space: spaces.Box, seed: int) -> None:
-    form = actions(GYM, space)
+    form = action_form(GYM, space)
     size = form.spec.num_dims
     for action, expected in (
         (-1, space.low),
@@ -98,7 +99,7 @@ def test_actions_reach_both_bounds_and_the_middle(space: spaces.Box, seed: int) 
 
 @pytest.mark.parametrize("bound", [1e-2, 1.0, 100.0, 3e37])
 def test_random_actions_cover_a_space_of_any_width(bound: float) -> None:
-    form = actions(GYM, spaces.Box(-bound, bound, (1000,), np.float32))
+    form = action_form(GYM, spaces.Box(-bound, bound, (1000,), np.float32))
     noise = np.random.default_rng(0).standard_normal(1000, dtype=np.float32)
     taken = np.abs(form.convert(noise)) / bound
     assert taken.max() == pytest.approx(1)
@@ -108,14 +109,14 @@ def test_random_actions_cover_a_space_of_any_width(bound: float) -> None:
 
 def test_actions_without_bounds_are_left_alone() -> None:
     low, high = np.array([-np.inf, -2, -np.inf]), np.array([np.inf, np.inf, 3])
-    form = actions(GYM, spaces.Box(low, high, dtype=np.float64))
+    form = action_form(GYM, spaces.Box(low, high, dtype=np.float64))
     assert form.convert(np.array([50, 50, -50], np.float32)).tolist() == [50, 50, -50]
     assert form.convert(np.array([-50, -50, 50], np.float32)).tolist() == [-50, -2, 3]
     assert form.note == ""
 
 
 def test_scaling_of_actions_can_be_turned_off() -> None:
-    form = actions(sections.gym("Any-v0", scale_actions=False), spaces.Box(-2, 2, (1,)))
+    form = action_form(sections.gym("Any-v0", scale_actions=False), spaces.Box(-2, 2, (1,)))
     assert form.convert(np.array([1.5], np.float32)).tolist() == [1.5]
     assert form.convert(np.array([7.0], np.float32)).tolist() == [2]
     assert form.spec == ActionSpec("gaussian", low=(-2.0,), high=(2.0,))
@@ -138,7 +139,7 @@ def test_scaling_of_actions_can_be_turned_off() -> None:
     ids=str,
 )
 def test_forms(space: spaces.Box, shape: tuple[int, ...], dtype: str, obs_max: int) -> None:
-    form = observations(GYM, space)
+    form = obs_form(GYM, space)
     assert (form.shape, form.dtype, form.obs_max) == (shape, dtype, obs_max)
 
 
@@ -149,16 +150,16 @@ def test_bounds_of_the_dtype_say_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_values_above_the_bound_are_refused(dtype: Any) -> None:
-    form = observations(GYM, spaces.Box(0, 6, (8, 8), dtype))
+    form = obs_form(GYM, spaces.Box(0, 6, (8, 8), dtype))
     with pytest.raises(ValueError, match="from 0 to 6, as in the observation space"):
         form.convert(np.full((8, 8), 7, dtype))
 
 
 def test_scaling_of_observations_can_be_turned_off() -> None:
     config = sections.gym("Any-v0", scale_observations=False)
-    flags = observations(config, spaces.Box(0, 1, (20,), np.uint8))
+    flags = obs_form(config, spaces.Box(0, 1, (20,), np.uint8))
     assert (flags.shape, flags.dtype, flags.obs_max) == ((20,), "uint8", 255)
-    image = observations(config, spaces.Box(0, 1, (64, 64, 3), np.float32))
+    image = obs_form(config, spaces.Box(0, 1, (64, 64, 3), np.float32))
     assert (image.shape, image.dtype) == ((64 * 64 * 3,), "float32")
 
 
@@ -173,7 +174,7 @@ def test_images_of_floats_and_of_bytes_give_the_same_features(network: str) -> N
         (spaces.Box(0, 255, (40, 40, 3), np.float32), pixels.astype(np.float32)),
         (spaces.Box(0, 1, (3, 40, 40), np.float64), np.moveaxis(pixels, -1, 0) / 255),
     ):
-        form = observations(GYM, space)
+        form = obs_form(GYM, space)
         spec = EnvSpec(form.shape, form.dtype, COIN, obs_max=form.obs_max)
         torch.manual_seed(0)
         trunk = NatureCnn(spec, "product") if network == "cnn" else Mlp(spec, (16,), "tanh")

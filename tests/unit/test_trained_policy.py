@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatten
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from htsrl_cli.api import game_seed, load_policy
 from htsrl_cli.checkpoints.file import Checkpoint, save_checkpoint
@@ -20,6 +22,7 @@ from htsrl_cli.evaluation.policy import Policy
 from tests import sections
 from tests.unit.test_evaluation import CARTPOLE, make_checkpoint, play
 from tests.unit.test_gym_env import Echo
+from tests.unit.test_gym_parts import Sampled
 from tests.unit.test_players import play as play_team
 from tests.unit.test_players import team_checkpoint, team_config
 
@@ -33,6 +36,17 @@ SPACES: dict[str, tuple[spaces.Box, spaces.Space[Any]]] = {
     "channels-first": (spaces.Box(0, 255, (3, 40, 44), np.uint8), spaces.Discrete(3)),
     "gray": (spaces.Box(0, 255, (40, 44), np.uint8), spaces.Discrete(3)),
 }
+PARTS: tuple[spaces.Space[Any], spaces.Space[Any]] = (
+    spaces.Dict(
+        height=spaces.Box(-1.0, 1.0, ()), inner=spaces.Tuple([VECTOR, spaces.Discrete(3, start=1)])
+    ),
+    spaces.Tuple([spaces.Dict(go=spaces.Discrete(3, start=-1)), spaces.MultiBinary(2)]),
+)
+gymnasium.register(
+    "Raw-parts-v0",
+    f"{Sampled.__module__}:Sampled",
+    kwargs={"obs": PARTS[0], "action": PARTS[1]},
+)
 for name, (obs_space, action_space) in SPACES.items():
     gymnasium.register(
         f"Raw-{name}-v0",
@@ -71,6 +85,32 @@ def test_every_space_takes_observations_and_actions_as_they_are(
     # Any array-like will do.
     assert policy.act(batch[0].tolist(), greedy=True) in taken
     assert policy.act(torch.from_numpy(batch), greedy=True).shape == actions.shape
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_dicts_and_tuples_come_alone_and_in_batches(greedy: bool, tmp_path: Path) -> None:
+    # Gymnasium itself makes the batches, as its vector environments do.
+    space, moves = PARTS
+    policy = policy_of(sections.gym("Raw-parts-v0"), tmp_path)
+    space.seed(3)
+    samples = [space.sample() for _ in range(5)]
+    empty: Any = create_empty_array(space, 5)
+    batch: Any = concatenate(space, samples, empty)
+    actions = list(iterate(batch_space(moves, 5), policy.act(batch, greedy)))
+    assert all(action in moves for action in actions)
+    again = load_policy(tmp_path / "policy.ckpt")
+    alone = [again.act(one, greedy) for one in samples]
+    assert all(action in moves for action in alone)
+    for one, other in zip(alone, actions, strict=True):
+        np.testing.assert_array_equal(flatten(moves, one), flatten(moves, other))
+    for wrong, words in (
+        (samples, "must be a dict with the keys height, inner, but is a list of 5"),
+        ({**batch, "height": np.zeros(4)}, "do not belong to one batch"),
+        ({**samples[0], "height": np.zeros((2, 2))}, r'observation\["height"\] has the shape'),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            policy.act(wrong)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -1,7 +1,4 @@
-"""An adapter for Gymnasium environments with Box observations.
-
-Actions may be Discrete, MultiDiscrete or Box.
-"""
+"""An adapter for Gymnasium environments."""
 
 from __future__ import annotations
 
@@ -18,9 +15,11 @@ from gymnasium import error
 
 from htsrl_cli.envs.base import Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
-from htsrl_cli.envs.gym import results, spaces
+from htsrl_cli.envs.gym import parts, results
+from htsrl_cli.envs.gym.actions import action_form
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.gym.making import make
+from htsrl_cli.envs.gym.observations import obs_form
 from htsrl_cli.envs.gym.saving import Snapshots
 from htsrl_cli.envs.probe import restoring_fault
 from htsrl_cli.envs.state import check_fit, pack_state, unpack_state
@@ -39,7 +38,7 @@ class GymEnv:
     environment offers its own state, and if a test shows that this state is restored exactly, the
     saved state is a snapshot instead.
 
-    `htsrl_cli.envs.gym.spaces` converts observations and actions.
+    `htsrl_cli.envs.gym.observations` and `htsrl_cli.envs.gym.actions` convert them.
 
     Args:
         config: the section `env`.
@@ -51,7 +50,7 @@ class GymEnv:
     Attributes:
         frame_rate: env steps per second at the environment's normal speed.
         notes: what happens to the numbers in observations and actions, a sentence for each.
-        to_obs, to_action: see `WrapperEnv`.
+        to_obs, to_action, unbatch, batch: see `WrapperEnv`.
         on_replayed_step, begins_again: see `Replayable`.
         score: the raw score of the episode so far.
 
@@ -72,9 +71,11 @@ class GymEnv:
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
         self._env = _make_pictured(config) if pictured else make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
-        obs = spaces.observations(config, self._env.observation_space)
-        action = spaces.actions(config, self._env.action_space)
+        obs = obs_form(config, self._env.observation_space)
+        action = action_form(config, self._env.action_space)
         self.to_obs, self.to_action = obs.convert, action.convert
+        self.unbatch = partial(parts.unbatch, self._env.observation_space)
+        self.batch = partial(parts.batch, self._env.action_space)
         actions = action.spec
         self.env_spec = EnvSpec(obs.shape, obs.dtype, actions, obs_max=obs.obs_max)
         self.notes = [form.note for form in (obs, action) if form.note]

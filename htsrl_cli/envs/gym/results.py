@@ -6,6 +6,7 @@ The functions raise `ValueError` with a message that says what was returned and 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,14 @@ _STEP = "step() must return (observation, reward, terminated, truncated, info)"
 def of_reset(result: Any) -> tuple[Any, Any]:
     """Returns the observation and the info that `reset` returned."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(f"{_RESET}, but returned {_described(result)}")
+        raise ValueError(f"{_RESET}, but returned {described(result)}")
     return result
 
 
 def of_step(result: Any) -> tuple[Any, float, bool, bool]:
     """Returns the observation, reward, `terminated` and `truncated` that `step` returned."""
     if not isinstance(result, tuple) or len(result) != 5:
-        raise ValueError(f"{_STEP}, but returned {_described(result)}")
+        raise ValueError(f"{_STEP}, but returned {described(result)}")
     obs, reward, terminated, truncated, _ = result
     try:
         number = float(reward)
@@ -66,6 +67,25 @@ def bytes_of(obs: Any, shape: tuple[int, ...], most: int) -> Array:
     )
 
 
+def indices(obs: Any, start: Array, sizes: Array) -> Array:
+    """Returns integers from `start` to `start + sizes - 1` as int64 from 0 on, checked.
+
+    Args:
+        start, sizes: the first value of each entry, and the number of its values; their shape is
+            that of the observation.
+    """
+    array = np.asarray(obs)
+    _check_shape(array, start.shape)
+    if array.dtype == np.bool_ or np.issubdtype(array.dtype, np.integer):
+        found: Array = array.astype(np.int64) - start
+        if (found >= 0).all() and (found < sizes).all():
+            return found
+    raise ValueError(
+        f"the observation must be integers from {start.tolist()!s:.80} to "
+        f"{(start + sizes - 1).tolist()!s:.80}, as in the observation space, but is {obs!r:.80}"
+    )
+
+
 def _check_shape(array: Array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(
@@ -73,7 +93,10 @@ def _check_shape(array: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def _described(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"a tuple of {len(result)}"
-    return f"a {type(result).__name__}"
+def described(value: Any) -> str:
+    """Returns the type of a value, and the length of a tuple or list or the keys of a dict."""
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {', '.join(map(str, value))}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.base import EnvSpec, is_large_image
 from htsrl_cli.networks.auto.config import AutoConfig
 from htsrl_cli.networks.mlp.network import Mlp, make_mlps
-from htsrl_cli.networks.nature_cnn.config import is_large_image
 from htsrl_cli.networks.nature_cnn.network import NatureCnn
 
 
