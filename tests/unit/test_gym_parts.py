@@ -11,8 +11,11 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.spaces.utils import flatten
+from gymnasium.spaces.utils import flatten, unflatten
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from htsrl_cli.envs.base import Array
 from htsrl_cli.envs.gym.actions import action_form
 from htsrl_cli.envs.gym.environment import GymEnv
 from htsrl_cli.envs.gym.observations import obs_form
@@ -21,6 +24,9 @@ from htsrl_cli.errors import ConfigError, EnvError
 from tests import sections
 
 GYM = sections.gym("Any-v0")
+# Many spaces, always the same ones, and no time limit for one of them.
+MANY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+SEEDS = st.integers(0, 2**16)
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 PIXELS = spaces.Box(0, 255, (4, 5, 3), np.uint8)
 CAMERA = spaces.Box(0, 255, (3, 40, 50), np.uint8)
@@ -58,6 +64,116 @@ gymnasium.register("Parts-v0", f"{__name__}:Sampled")
 
 def env_of(obs: Space, action: Space) -> GymEnv:
     return GymEnv(sections.gym("Parts-v0", kwargs={"obs": obs, "action": action}))
+
+
+# Random spaces
+
+
+@st.composite
+def discretes(draw: st.DrawFn) -> Space:
+    """Draws a `Discrete`, `MultiDiscrete` or `MultiBinary`."""
+    kind = draw(st.integers(0, 2))
+    start = draw(st.integers(-3, 3))
+    if kind == 0:
+        return spaces.Discrete(draw(st.integers(1, 6)), start=start)
+    shape = draw(st.sampled_from([(1,), (3,), (2, 2)]))
+    if kind == 1:
+        sizes = draw(st.lists(st.integers(1, 5), min_size=4, max_size=4))
+        nvec = np.array(sizes)[: np.prod(shape)].reshape(shape)
+        return spaces.MultiDiscrete(nvec, start=np.full(shape, start))
+    return spaces.MultiBinary(draw(st.sampled_from([1, 3])))
+
+
+@st.composite
+def vectors(draw: st.DrawFn) -> Space:
+    """Draws a `Box` of floats of at most one axis, with or without bounds."""
+    shape = draw(st.sampled_from([(), (1,), (4,)]))
+    low, high = draw(st.sampled_from([(-1.0, 1.0), (-np.inf, np.inf), (0.0, np.inf), (-5.0, 9.0)]))
+    return spaces.Box(low, high, shape, draw(st.sampled_from([np.float32, np.float64])))
+
+
+def nested(leaves: st.SearchStrategy[Space]) -> st.SearchStrategy[Space]:
+    """Returns the strategy for one of these spaces, or `Dict` and `Tuple` spaces of them."""
+
+    def grow(inner: st.SearchStrategy[Space]) -> st.SearchStrategy[Space]:
+        several = st.lists(inner, min_size=1, max_size=3)
+        return st.one_of(
+            several.map(spaces.Tuple),
+            several.map(lambda found: spaces.Dict(dict(zip("cab", found, strict=False)))),
+        )
+
+    return st.recursive(leaves, grow, max_leaves=5)
+
+
+@MANY
+@given(nested(st.one_of(discretes(), vectors())), SEEDS)
+def test_observations_are_flattened_as_gymnasium_flattens_them(space: Space, seed: int) -> None:
+    form = obs_form(GYM, space)
+    space.seed(seed)
+    raw = space.sample()
+    obs = form.convert(raw)
+    assert (obs.shape, obs.dtype) == (form.shape, np.dtype(np.float32))
+    assert form.dtype == "float32"
+    flat = flatten(space, raw)
+    np.testing.assert_array_equal(obs, np.asarray(flat, np.float32))
+    # Nothing is lost: the raw observation can be found again.
+    back = flatten(space, unflatten(space, obs.astype(np.asarray(flat).dtype)))
+    np.testing.assert_array_equal(np.asarray(back, np.float32), obs)
+
+
+@MANY
+@given(nested(discretes()), SEEDS)
+def test_discrete_actions_fill_their_space(space: Space, seed: int) -> None:
+    # Every action vector is another action: its parts can be read from the action.
+    env = env_of(VECTOR, space)
+    spec = env.env_spec.actions
+    assert (spec.kind, spec.dtype) == ("categorical", "int64")
+    rng = np.random.default_rng(seed)
+    env.reset(seed=seed)
+    for _ in range(5):
+        vector = random_action(env, rng)
+        assert (vector.shape, vector.dtype) == ((spec.num_dims,), np.dtype(np.int64))
+        action = env.to_action(vector)
+        assert space.contains(action)
+        assert read(space, action) == vector.tolist()
+        env.step(vector)
+    last = np.array(spec.sizes) - 1
+    assert read(space, env.to_action(last)) == last.tolist()
+
+
+def read(space: Any, action: Any) -> list[int]:
+    """Returns the action vector of an action."""
+    if isinstance(space, spaces.Dict):
+        return [entry for key, own in space.items() for entry in read(own, action[key])]
+    if isinstance(space, spaces.Tuple):
+        return [entry for own, one in zip(space, action, strict=True) for entry in read(own, one)]
+    start = getattr(space, "start", 0)
+    found: list[int] = np.atleast_1d(action - np.asarray(start)).ravel().tolist()
+    return found
+
+
+@MANY
+@given(nested(vectors()), SEEDS)
+def test_actions_of_boxes_are_those_of_each_alone(space: Space, seed: int) -> None:
+    form = action_form(GYM, space)
+    vector = np.random.default_rng(seed).standard_normal(form.spec.num_dims, dtype=np.float32)
+    taken = form.convert(vector)
+    assert space.contains(taken)
+    leaves = [space]
+    while any(isinstance(leaf, spaces.Dict | spaces.Tuple) for leaf in leaves):
+        leaves = [own for leaf in leaves for own in children(leaf)]
+    alone: list[Array] = []
+    for leaf in leaves:
+        own = action_form(GYM, leaf)
+        part, vector = np.split(vector, [own.spec.num_dims])
+        alone.append(own.convert(part).ravel())
+    np.testing.assert_array_equal(flatten(space, taken), np.concatenate(alone))
+
+
+def children(space: Any) -> list[Space]:
+    if isinstance(space, spaces.Dict):
+        return list(space.values())
+    return list(space) if isinstance(space, spaces.Tuple) else [space]
 
 
 # Chosen spaces
