@@ -141,7 +141,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
-    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy))))
+    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy, 0))))
     number = num_micro_batches(minibatch, config.learner.micro_batch)
     rows = minibatch // number
     policy = build_policy(spec, config.network, config.learner.precision, device)

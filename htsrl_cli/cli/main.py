@@ -100,12 +100,23 @@ def _dispatch(words: list[str]) -> None:
         _complete(words)
     elif first in VERBS:
         system.check_current_folder()
-        if first in TASKS:
+        if int(os.environ.get("RANK", "0")) and first in TASKS:
+            _follow(first)
+        elif first in TASKS:
             run_verb(first, words[1:], TASKS[first])
         else:
             TOOLS[first](words[1:])
     else:
         raise _unknown_verb(first)
+
+
+def _follow(verb: str) -> None:
+    """Trains as a rank that `torchrun` has started; rank 0 alone reads and writes files."""
+    from htsrl_cli.runners.follow import follow
+
+    if verb != "train":
+        raise UsageError(f"{verb}: runs on one rank only: start it without torchrun")
+    follow()
 
 
 def _unknown_verb(word: str) -> UsageError:
