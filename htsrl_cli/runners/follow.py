@@ -37,9 +37,10 @@ def lead(group: Group, config: TrainConfig) -> None:
         ConfigError: the run cannot be divided among the ranks.
         UsageError: a rank has another version of a package, or was started by another command.
     """
+    introductions = group.gather(_introduction())
     try:
         _check_size(group.size, config)
-        for rank, found in enumerate(group.gather(_introduction())):
+        for rank, found in enumerate(introductions):
             for name, value in _introduction().items():
                 if found[name] != value:
                     raise UsageError(
