@@ -32,18 +32,23 @@ def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         OSError: the content could not be written (an existing file is then unchanged), or the new
-            name could not be synced to disk.
+            name could not be synced to disk. Its `filename` is `path`.
     """
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        anonymous = _open_anonymous(path.parent)
-        if anonymous is None:
-            _write_and_rename(path, write)
-        else:
-            _write_and_link(anonymous, path, folder, write)
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            anonymous = _open_anonymous(path.parent)
+            if anonymous is None:
+                _write_and_rename(path, write)
+            else:
+                _write_and_link(anonymous, path, folder, write)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        # A failed write, for example to a full disk, names no file, or a temporary one.
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

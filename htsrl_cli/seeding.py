@@ -69,13 +69,14 @@ def reset_seed(seed: int, env: int, episode: int, purpose: Purpose = Purpose.RES
 
 
 def minibatch_orders(
-    seed: int, update: int, num_epochs: int, num_rows: int
+    seed: int, update: int, num_epochs: int, num_rows: int, shard: int = 0
 ) -> npt.NDArray[np.int64]:
     """Returns a random order of row indices for each epoch of an update, int64 [epochs, rows].
 
     Args:
-        num_rows: number of rows (one for each env step and column) of a slot that each policy
-            learns from.
+        num_rows: number of rows (one for each env step and column) of a shard of a slot that each
+            policy learns from.
+        shard: number of the shard; each has an order of its own.
     """
-    rng = generator(seed, Purpose.SHUFFLES, update)
+    rng = generator(seed, Purpose.SHUFFLES, update, shard)
     return np.stack([rng.permutation(num_rows) for _ in range(num_epochs)])

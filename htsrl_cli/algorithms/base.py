@@ -95,15 +95,16 @@ class Algorithm(Protocol):
     def targets(self, rollout: Rollout) -> Targets:
         """Computes the advantages, returns and importance weights of a slot, float32 [T, B]."""
 
-    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
-        """Yields the row indices of each minibatch of update `update`, int64 [rows].
+    def minibatches(self, seed: int, update: int, num_rows: int, shard: int) -> Iterator[Indices]:
+        """Yields a shard's row indices of each minibatch of update `update`, int64 [rows].
 
         The learner makes one optimizer step for each minibatch. The indices count only the rows of
-        one policy; every policy uses the same indices.
+        one policy in the shard; every policy uses the same indices.
 
         Args:
-            seed: the run's seed; a random order of rows is derived from it and `update`.
-            num_rows: how many of a slot's rows each policy learns from.
+            seed: the run's seed; a random order of rows is derived from it, `update` and `shard`.
+            num_rows: how many of the shard's rows each policy learns from.
+            shard: number of the shard.
         """
 
     def weigh(self, advantages: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class WholeSlot:
     anneals_loss = False
     makes_one_step = True
 
-    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
+    def minibatches(self, seed: int, update: int, num_rows: int, shard: int) -> Iterator[Indices]:
         """Yields all rows as one minibatch."""
         yield np.arange(num_rows)
 

@@ -22,7 +22,7 @@ from htsrl_cli.config.rules import LINEAR_KERNELS
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.registry import make_env
-from htsrl_cli.learning.gradient import num_micro_batches
+from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, set_up_torch
@@ -141,7 +141,7 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     """
     algorithm = build_algorithm(config.algo)
     plan = RunPlan.of(config)
-    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy))))
+    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy, 0))))
     number = num_micro_batches(minibatch, config.learner.micro_batch)
     rows = minibatch // number
     policy = build_policy(spec, config.network, config.learner.precision, device)

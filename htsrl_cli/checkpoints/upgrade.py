@@ -9,9 +9,9 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, for Gymnasium environments `scale_observations` and `scale_actions`, and for
-perceptrons `activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
-`algo.correction`.
+evaluated games, the number of shards, for Gymnasium environments `scale_observations` and
+`scale_actions`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate` of
+earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     if "reevaluate" in algo:
         algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)
+    learner = {"num_shards": 1, **config.get("learner", {})}
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":
         env = {"scale_observations": False, "scale_actions": False, **env}
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
     new = {**config, **({"env": env} if env else {}), **({"algo": algo} if algo else {})}
+    if "learner" in config:
+        new["learner"] = learner
     if "eval" in config:
         new["eval"] = evaluation
     return {**new, "network": network} if network else new

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from htsrl_cli.config.wording import shown
 from htsrl_cli.durable import write_durably
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.plugins import SECTIONS
-from htsrl_cli.runners.folder import hold_folder
+from htsrl_cli.runners.folder import hold_folder, usable
 from htsrl_cli.tracking.config_file import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ def run_job(cfg: DictConfig) -> tuple[Job, Outcome]:
     cfg, settings = tuned_job(cfg)
     plan = partial(plan_job, cfg, typed, Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd))
     job = plan()
-    with hold_folder(job.run_dir, job.config.runner.stop_grace_s) as held:
-        # Another process may have trained in this folder until now, so the plan may be out of date.
-        job = plan()
-        write_config(job.config, job.run_dir)
+    with ExitStack() as stack:
+        with usable(job.run_dir):
+            held = stack.enter_context(hold_folder(job.run_dir, job.config.runner.stop_grace_s))
+            # Another process may have trained in this folder until now, so the plan may be out of
+            # date.
+            job = plan()
+            write_config(job.config, job.run_dir)
         if job.checkpoint is None and settings != AUTO:
             logger.info("%s", tuned_line(settings, job.config, config_dir(hydra)))
         return job, runner.train(job.config, job.run_dir, job.checkpoint, held.check)

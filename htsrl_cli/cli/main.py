@@ -119,9 +119,7 @@ def _unknown_verb(word: str) -> UsageError:
 
 def _report(error: HtsrlError) -> int:
     """Prints an error (on one line if it is a user's mistake) and returns its exit code."""
-    text = str(error)
-    if isinstance(error, UsageError):
-        text = " ".join(text.split())
+    text = " ".join(str(error).split()) if isinstance(error, UsageError) else str(error)
     # Nobody reads a standard error that is full or a terminal that has gone.
     with suppress(OSError):
         print(f"htsrl: error: {text}", file=sys.stderr)
@@ -280,8 +278,10 @@ def run_verb(verb: str, words: list[str], task: Task) -> None:
     Raises:
         HtsrlError: the command cannot run as typed.
     """
-    from htsrl_cli.cli import compose, tuned
+    from htsrl_cli.cli import compose, ranks, tuned
 
+    if ranks.follows(verb):
+        return
     # Discards the warnings of the checks: each job logs them again once logging is configured.
     logging.getLogger("htsrl_cli").addHandler(logging.NullHandler())
     args, flags = _parse_flags(verb, words)

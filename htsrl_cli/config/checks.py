@@ -46,6 +46,7 @@ def check_combinations(config: TrainConfig) -> None:
     _check_schedule(config)
     _check_workers(config)
     _check_processes(config)
+    _check_shards(config)
     _check_sizes(config)
     _check_evaluation(config)
 
@@ -87,12 +88,27 @@ def _check_processes(config: TrainConfig) -> None:
         raise ConfigError("actors.num_executors", actors.num_executors, remedy)
 
 
+def _check_shards(config: TrainConfig) -> None:
+    """Checks that every shard gets equally many environments."""
+    shards, num_envs = config.learner.num_shards, config.actors.num_envs
+    if config.runner.schedule.lag is None and shards > 1:
+        raise ConfigError(
+            "learner.num_shards", shards, f"must be 1 with runner={config.runner.name}"
+        )
+    if num_envs % shards:
+        raise ConfigError("learner.num_shards", shards, f"must divide actors.num_envs={num_envs}")
+
+
 def _check_sizes(config: TrainConfig) -> None:
     """Checks that the algorithm can use a slot's rows, and that the run makes an update at all."""
     plan = RunPlan.of(config)
     players = " x players" if plan.rows_per_policy > plan.steps_per_rollout else ""
     width = "runner.unrolls_per_update" if plan.lag is None else "actors.num_envs"
-    config.algo.check(plan.rows_per_policy, f"runner.sync_interval x {width}{players}")
+    shards = config.learner.num_shards
+    of_shards = " / learner.num_shards" if shards > 1 else ""
+    config.algo.check(
+        plan.rows_per_policy // shards, f"runner.sync_interval x {width}{players}{of_shards}"
+    )
     if plan.num_updates < 1:
         raise ConfigError(
             "total_steps",

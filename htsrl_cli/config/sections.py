@@ -80,11 +80,17 @@ class LearnerConfig:
         micro_batch: maximum number of rows of a micro-batch, the part of a minibatch that a thread
             or a GPU computes at a time. A large micro-batch is more efficient; a small micro-batch
             keeps more threads busy.
+        num_shards: number of shards, a power of two. Gradients of shards are summed in a fixed
+            order, so up to this number of ranks (`torchrun`) can train with the same results.
     """
 
     rules: ClassVar[Rules] = {
         "device": DEVICE,
         "precision": PRECISION,
+        "num_shards": Rule(
+            lambda value: 1 <= value <= 4096 and value & (value - 1) == 0,
+            "must be a power of two from 1 to 4096",
+        ),
         "num_threads": count_to(4096),
         "micro_batch": COUNT,
     }
@@ -93,6 +99,7 @@ class LearnerConfig:
     precision: str
     num_threads: int
     micro_batch: int
+    num_shards: int
 
 
 @dataclass(frozen=True)

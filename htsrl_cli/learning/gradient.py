@@ -23,10 +23,12 @@ from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin
 from htsrl_cli.networks.distributions import log_prob_entropy
 from htsrl_cli.networks.registry import activation_layout, build_policies
+from htsrl_cli.ranks.shards import by_shard, tree_sum
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.workers.scheduling import stay_in_background
 
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
         targets: advantages, returns and importance weights, each float32 [N].
         activations: activations that actors or `GradientEngine.evaluate` kept, each with N rows
             or more; empty if the gradient has to begin with a forward pass.
+        width: number of columns of one policy in one shard.
     """
 
     obs: Tensor
@@ -49,6 +52,7 @@ class Batch(NamedTuple):
     old: OldPolicy
     targets: Targets
     activations: list[Tensor]
+    width: int
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Returns all tensors except the activations, in a fixed order."""
@@ -59,26 +63,27 @@ class Gradient(NamedTuple):
     """The gradient of a minibatch.
 
     Attributes:
-        of_policies: gradients in float32; entry [k][i] belongs to parameter i of policy k.
-        norms: for each policy, the norm of each parameter's gradient, float32 [parameters].
+        of_policies: gradients in float32, summed over this rank's shards; entry [k][i] belongs to
+            parameter i of policy k.
         names: names of the parts of the loss.
-        losses: the parts of each micro-batch's loss, float32 [micro-batches, parts]. The sum of
-            part p over one policy's micro-batches is part p of the policy's loss.
+        losses: the parts of each micro-batch's loss, float32 [K, S, micro-batches, parts] for K
+            policies and this rank's S shards. The sum of part p over one policy's micro-batches is
+            part p of the policy's loss.
     """
 
     of_policies: list[list[Tensor]]
-    norms: list[Tensor]
     names: list[str]
     losses: Tensor
 
 
 class _Piece(NamedTuple):
-    """A micro-batch: index of its policy, indices of its rows in the batch [n], and advantages [n].
+    """A micro-batch of a shard: its rows' indices in the batch [n], and their advantages [n].
 
-    The advantages are those of its rows, as returned by `Algorithm.weigh`.
+    The advantages are those that `Algorithm.weigh` returned.
     """
 
     policy: int
+    shard: int
     rows: Tensor
     advantages: Tensor
 
@@ -92,6 +97,7 @@ class GradientEngine(ABC):
     Args:
         algorithm: the algorithm, which defines the loss.
         config: section `learner`: precision, number of threads, and size of micro-batches.
+        num_shards: number of shards that this rank hosts.
     """
 
     def __init__(
@@ -102,8 +108,11 @@ class GradientEngine(ABC):
         algorithm: Algorithm,
         config: LearnerConfig,
         device: torch.device,
+        num_shards: int,
     ) -> None:
         self._algorithm = algorithm
+        self._num_shards = num_shards
+        self._is_whole = config.num_shards == 1
         self._actions = spec.actions
         self._micro_batch = config.micro_batch
         self._num_threads = config.num_threads
@@ -137,19 +146,25 @@ class GradientEngine(ABC):
         """
         return batch
 
-    def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
-        """Computes the gradient of a minibatch's loss.
+    def gradient(
+        self, batch: Batch, rows: Tensor, advantages: Tensor, num_rows: int, remaining: float
+    ) -> Gradient:
+        """Computes the gradient of a minibatch's loss, summed over this rank's shards.
+
+        Each shard's micro-batches are summed in order, and then the shards in a binary tree.
 
         Args:
             batch: a batch that `hold` returned.
-            rows: the minibatch's row indices, int64 [n], which all policies use. Index i stands for
-                row i of the policy's own rows, not of all rows of the batch.
+            rows: the minibatch's row indices, int64 [S, n], for each shard. All policies use them.
+                Index i stands for row i of the policy's own rows, not of all rows of the batch.
+            advantages: what `Algorithm.weigh` returned for these rows, float32 [K, S, n].
+            num_rows: number of rows of the minibatch in all shards of the run.
             remaining: fraction of the run's updates not yet made, 1 for the first update.
 
         Returns:
             The gradient, which the next call may overwrite.
         """
-        num_policies, num_rows = len(self._policies), len(rows)
+        num_policies, num_shards = len(self._policies), len(rows)
 
         def micro_batch(piece: _Piece) -> tuple[list[Tensor], dict[str, Tensor]]:
             loss, parts = self._loss(batch, piece, num_rows, remaining)
@@ -161,20 +176,25 @@ class GradientEngine(ABC):
         pieces = [
             piece
             for policy in range(num_policies)
-            for piece in self._pieces(batch, rows * num_policies + policy, policy)
+            for shard in range(num_shards)
+            for piece in self._pieces(
+                policy, shard, rows[shard] * num_policies + policy, advantages[policy, shard]
+            )
         ]
-        gradients: list[list[Tensor]] = []
+        gradients: list[list[list[Tensor]]] = [[] for _ in range(num_policies)]
         losses: list[Tensor] = []
         for piece, (gradient, parts) in zip(pieces, self._map(micro_batch, pieces), strict=True):
-            if piece.policy == len(gradients):
-                gradients.append(gradient)
+            of_policy = gradients[piece.policy]
+            if piece.shard == len(of_policy):
+                of_policy.append(gradient)
             else:
-                torch._foreach_add_(gradients[piece.policy], gradient)
+                torch._foreach_add_(of_policy[piece.shard], gradient)
             losses.append(torch.stack([*parts.values()]))
-        norms = [
-            torch.stack([torch.linalg.vector_norm(g) for g in gradient]) for gradient in gradients
-        ]
-        return Gradient(gradients, norms, [*parts], torch.stack(losses))
+        return Gradient(
+            [tree_sum(of_policy) for of_policy in gradients],
+            [*parts],
+            torch.stack(losses).view(num_policies, num_shards, -1, len(parts)),
+        )
 
     def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[OldPolicy, list[Tensor]]:
         """Evaluates a slot with the loaded parameters.
@@ -188,34 +208,51 @@ class GradientEngine(ABC):
             the activations [N + B, ...] for `Batch.activations`, which the next call overwrites.
             There are none if the algorithm or the device does not use them.
         """
-        num_policies = len(self._policies)
         found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
         if self._layout and not self._kept:
             self._kept = [as_tensor(np.empty((len(obs), *s), dtype)) for s, dtype in self._layout]
 
         @torch.no_grad()
-        def evaluate(piece: tuple[int, slice]) -> None:
+        def evaluate(piece: tuple[int, slice | Tensor]) -> None:
             policy, rows = piece
             layers = CachingLayers() if self._layout else None
             params, values = self._policies[policy](obs[rows], layers or relu_layer)
             found.values[rows] = values
-            chosen = actions[rows]
+            # Rows are in time-major order, so those without an action come last.
+            acted = rows if isinstance(rows, slice) else rows[rows < len(actions)]
+            chosen = actions[acted]
             log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
-            found.log_probs[rows] = log_probs
+            found.log_probs[acted] = log_probs
             for kept, output in zip(self._kept, layers.outputs if layers else (), strict=True):
                 kept[rows] = output
 
-        num_rows = len(obs) // num_policies
-        number = num_micro_batches(num_rows, self._micro_batch)
-        edges = [num_policies * (num_rows * k // number) for k in range(number + 1)]
-        pieces = [
-            (policy, slice(start + policy, stop + policy, num_policies))
-            for policy in range(num_policies)
-            for start, stop in pairwise(edges)
-        ]
-        for _ in self._map(evaluate, pieces):
+        for _ in self._map(evaluate, self._evaluated(len(obs), len(obs) - len(actions))):
             pass
         return found, self._kept
+
+    def _evaluated(self, num_rows: int, num_columns: int) -> list[tuple[int, slice | Tensor]]:
+        """Returns the micro-batches of a slot: the index of the policy, and indices of rows.
+
+        A micro-batch has rows of one shard only, so that its size does not depend on how many
+        shards a rank hosts.
+        """
+        num_policies = len(self._policies)
+        pieces: list[tuple[int, slice | Tensor]] = []
+        of_shard = num_rows // (num_policies * self._num_shards)
+        number = num_micro_batches(of_shard, self._micro_batch)
+        edges = [of_shard * k // number for k in range(number + 1)]
+        if self._is_whole:
+            # Slices make views, where indices would copy the observations.
+            return [
+                (policy, slice(num_policies * start + policy, num_policies * stop, num_policies))
+                for policy in range(num_policies)
+                for start, stop in pairwise(edges)
+            ]
+        cells = torch.arange(num_rows, device=self._device).view(-1, num_columns)
+        for policy, shards in enumerate(by_shard(cells, num_policies, self._num_shards)):
+            for shard in shards:
+                pieces += [(policy, shard[start:stop]) for start, stop in pairwise(edges)]
+        return pieces
 
     @abstractmethod
     def pin(self, arrays: Sequence[Array]) -> None:
@@ -225,17 +262,18 @@ class GradientEngine(ABC):
     def close(self) -> None:
         """Releases threads and pinned memory."""
 
-    def _pieces(self, batch: Batch, rows: Tensor, policy: int) -> Iterator[_Piece]:
-        """Cuts one policy's rows of a minibatch into micro-batches."""
-        advantages = self._algorithm.weigh(batch.targets.advantages[rows])
+    def _pieces(
+        self, policy: int, shard: int, rows: Tensor, advantages: Tensor
+    ) -> Iterator[_Piece]:
+        """Cuts the rows of one policy and one shard into micro-batches."""
         number = num_micro_batches(len(rows), self._micro_batch)
         wholes = (torch.tensor_split(whole, number) for whole in (rows, advantages))
-        yield from (_Piece(policy, *parts) for parts in zip(*wholes, strict=True))
+        yield from (_Piece(policy, shard, *parts) for parts in zip(*wholes, strict=True))
 
     def _loss(
         self, batch: Batch, piece: _Piece, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        policy, rows, advantages = piece
+        policy, _, rows, advantages = piece
         cached = [array.index_select(0, rows) for array in batch.activations]
         params, values = self._policies[policy](
             batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
@@ -307,22 +345,25 @@ class GpuEngine(GradientEngine):
                 held.copy_(tensor)
         return self._held
 
-    def gradient(self, batch: Batch, rows: Tensor, remaining: float) -> Gradient:
+    def gradient(
+        self, batch: Batch, rows: Tensor, advantages: Tensor, num_rows: int, remaining: float
+    ) -> Gradient:
         """Computes the gradient of a minibatch's loss, by replaying the recording if possible.
 
         The first call makes the recording, unless the loss function changes from update to update.
         """
         if self._algorithm.anneals_loss:
-            return super().gradient(batch, rows, remaining)
+            return super().gradient(batch, rows, advantages, num_rows, remaining)
         if self._recorded is None:
-            self._rows = rows.clone()
+            self._rows, self._advantages = rows.clone(), advantages.clone()
             compute = super().gradient
             self._recorded = record(
-                lambda: compute(batch, self._rows, remaining),
+                lambda: compute(batch, self._rows, self._advantages, num_rows, remaining),
                 torch.cuda.Stream(self._device),  # type: ignore[no-untyped-call]
             )
         graph, gradient = self._recorded
         self._rows.copy_(rows)
+        self._advantages.copy_(advantages)
         graph.replay()
         return gradient
 
@@ -348,20 +389,3 @@ class GpuEngine(GradientEngine):
 def engine_for(device: torch.device) -> type[GradientEngine]:
     """Returns the engine class for a device."""
     return GpuEngine if device.type == "cuda" else PoolEngine
-
-
-def num_micro_batches(num_rows: int, most: int) -> int:
-    """Returns the number of micro-batches into which a minibatch is cut.
-
-    A minibatch of at most `most / 2` rows is not cut. Otherwise, the number is rounded up to an
-    even number if there are enough rows, so that two threads finish at the same time. The sizes of
-    the micro-batches differ by at most one row, and no micro-batch is empty.
-
-    Args:
-        num_rows: number of rows in the minibatch.
-        most: maximum number of rows in a micro-batch.
-    """
-    if 2 * num_rows <= most:
-        return 1
-    number = -(-num_rows // most)
-    return min(number + number % 2, num_rows)

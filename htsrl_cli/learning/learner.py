@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from htsrl_cli.learning.gradient import Batch, Gradient, engine_for
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
 from htsrl_cli.networks.registry import initial_policies
+from htsrl_cli.ranks.group import ALONE, Group
+from htsrl_cli.ranks.shards import by_shard, slot_rows
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
 
@@ -39,6 +41,7 @@ class Learner:
         lag: policy lag in versions: 1, or 0 if each slot is used before the next one is collected;
             None if it varies.
         seed: the run's seed, which determines initial parameters and the order of rows.
+        group: the ranks that train the run; this rank's slots hold the columns of its shards.
 
     Attributes:
         policies: the `ActorCritic` networks, in float32.
@@ -55,8 +58,14 @@ class Learner:
         num_updates: int,
         lag: int | None,
         seed: int,
+        group: Group = ALONE,
     ) -> None:
         settle_on(device)
+        self._group = group
+        self._num_shards = config.num_shards
+        # The shards of this rank.
+        own = config.num_shards // group.size
+        self._own = range(group.rank * own, (group.rank + 1) * own)
         self._algo = algo
         self._algorithm = build_algorithm(algo)
         self._device = device
@@ -71,7 +80,7 @@ class Learner:
         self._previous = _clones(self._state)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
         engine = engine_for(device)
-        self._engine = engine(spec, network, algo, self._algorithm, config, device)
+        self._engine = engine(spec, network, algo, self._algorithm, config, device, own)
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:
@@ -110,35 +119,58 @@ class Learner:
                 applied. Continue from a checkpoint.
         """
         started_from = _clones(self._state)
-        built, lag_metrics = self._batch(slot, activations)
+        built, advantages, metrics = self._batch(slot, activations)
         batch = self._engine.hold(built)
         logged = []
-        num_rows = len(batch.targets.returns) // len(self.policies)
-        for rows in self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows):
+        for rows in self._minibatches(advantages.shape[-1]):
             check()
             # Under policy lag, the slot was collected with θ[j-1]. A2C computes the gradient at
             # θ[j-1], where the slot is on-policy, and applies it to θ[j].
             at_previous = self._algorithm.at_behaviour and self._lag
             self._engine.load(self._previous if at_previous else self._state)
-            logged.append(self._minibatch(batch, torch.from_numpy(rows).to(self._device)))
+            logged.append(self._minibatch(batch, rows, advantages))
         self._previous = started_from
         means = {name: float(np.mean([entry[name] for entry in logged])) for name in logged[0]}
-        means["loss/explained_variance"] = _explained_variance(batch)
         means["learner/learning_rate"] = self._learning_rate()
         if "loss/clip_fraction" in logged[0]:
             means["lag/first_clip_fraction"] = logged[0]["loss/clip_fraction"]
         self.num_updates_done += 1
-        return means | lag_metrics
+        return means | metrics
 
-    def _minibatch(self, batch: Batch, rows: Tensor) -> dict[str, float]:
+    def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
+        """Yields each minibatch's row indices in every shard of the run, int64 [shards, rows].
+
+        Args:
+            num_rows: how many rows of a shard each policy learns from.
+        """
+        of_shards = (
+            self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows, shard)
+            for shard in range(self._num_shards)
+        )
+        for rows in zip(*of_shards, strict=True):
+            yield torch.from_numpy(np.stack(rows)).to(self._device)
+
+    def _minibatch(self, batch: Batch, rows: Tensor, advantages: Tensor) -> dict[str, float]:
         """Makes one optimizer step with a minibatch; returns the minibatch's metrics by name.
 
         Args:
-            rows: row indices of the minibatch; see `GradientEngine.gradient`.
+            rows: row indices of the minibatch; see `_minibatches`.
+            advantages: those of all shards of the run; see `_batch`.
         """
-        gradient = self._engine.gradient(batch, rows, self._remaining())
+        num_policies, own = len(self.policies), self._own
+        chosen = advantages.gather(2, rows.expand(num_policies, -1, -1))
+        weighed = torch.stack([self._algorithm.weigh(c.flatten()) for c in chosen])
+        gradient = self._engine.gradient(
+            batch,
+            slot_rows(rows[own.start : own.stop], batch.width),
+            weighed.view_as(chosen)[:, own.start : own.stop],
+            rows.numel(),
+            self._remaining(),
+        )
         sleep_until_done(self._device)
-        sums = [sum(parts) for parts in zip(*gradient.losses.cpu().tolist(), strict=True)]
+        flat = [g for of_policy in gradient.of_policies for g in of_policy]
+        losses = self._group.sum(flat, gradient.losses).flatten(0, 2)
+        sums = [sum(parts) for parts in zip(*losses.cpu().tolist(), strict=True)]
         logged = {
             f"loss/{name}": total / len(self.policies)
             for name, total in zip(gradient.names, sums, strict=True)
@@ -155,13 +187,17 @@ class Learner:
         Raises:
             NonFiniteError: a loss or gradient is not finite.
         """
+        norms = [
+            torch.stack([torch.linalg.vector_norm(g) for g in of_policy])
+            for of_policy in gradient.of_policies
+        ]
         totals: list[float] = (
-            torch.stack([torch.linalg.vector_norm(norms) for norms in gradient.norms])
-            .cpu()
-            .tolist()
+            torch.stack([torch.linalg.vector_norm(of_policy) for of_policy in norms]).cpu().tolist()
         )
         if not np.isfinite([*totals, *losses.values()]).all():
-            raise NonFiniteError(self._name_non_finite(losses, torch.cat(gradient.norms).cpu()))
+            names = [name for name, _ in self.policies.named_parameters()]
+            by_name = dict(zip(names, torch.cat(norms).tolist(), strict=True))
+            raise NonFiniteError(f"update {self.num_updates_done}: {_non_finite(losses, by_name)}")
         for of_policy, norm in zip(gradient.of_policies, totals, strict=True):
             torch._foreach_mul_(of_policy, min(1.0, self._algo.max_grad_norm / (norm + 1e-6)))
         flat = [g for of_policy in gradient.of_policies for g in of_policy]
@@ -171,19 +207,14 @@ class Learner:
         self._optimizer.step()
         return sum(totals) / len(totals)
 
-    def _name_non_finite(self, losses: dict[str, float], norms: Tensor) -> str:
-        bad = [name for name, value in losses.items() if not np.isfinite(value)]
-        names = [f"gradient of {name}" for name, _ in self.policies.named_parameters()]
-        bad += [n for n, norm in zip(names, norms.tolist(), strict=True) if not np.isfinite(norm)]
-        return (
-            f"update {self.num_updates_done}: not finite: {', '.join(bad[:4])}; the gradient was "
-            "not applied; lower algo.learning_rate or set learner.precision=fp32"
-        )
+    def _batch(
+        self, slot: Slot, activations: Sequence[Array]
+    ) -> tuple[Batch, Tensor, dict[str, float]]:
+        """Returns the batch of a slot.
 
-    def _batch(self, slot: Slot, activations: Sequence[Array]) -> tuple[Batch, dict[str, float]]:
-        """Returns the batch of a slot, and the metrics of its importance weights by name.
-
-        There are no metrics if the slot is not reevaluated.
+        Also returns the advantages of all shards of the run, float32 [K, shards, rows]; and metrics
+        by name, of all shards: the explained variance and, if the slot is reevaluated, those of its
+        importance weights.
         """
 
         def tensor(array: Array) -> Tensor:
@@ -193,16 +224,16 @@ class Learner:
         values, behaviour = torch.from_numpy(slot.values), torch.from_numpy(slot.log_probs)
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
-        metrics: dict[str, float] = {}
+        log_ratios = torch.zeros_like(behaviour)
         kept: list[Tensor] = []
         old = OldPolicy(tensor(slot.log_probs).flatten(), tensor(slot.values).flatten())
-        if self._lag != 0 and self._algorithm.reevaluates:
+        is_reevaluated = self._lag != 0 and self._algorithm.reevaluates
+        if is_reevaluated:
             self._engine.load(self._state)
             old, kept = self._engine.evaluate(obs, actions)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = _ratios(log_ratios)
-            metrics = _lag_metrics(log_ratios, ratios, self._algorithm.max_weight)
         # Targets are computed on the CPU, because they take hundreds of tiny operations.
         rollout = Rollout(
             torch.from_numpy(slot.rewards),
@@ -212,9 +243,13 @@ class Learner:
             torch.from_numpy(slot.final_values),
             ratios,
         )
-        targets = Targets(
-            *(array.flatten().to(self._device) for array in self._algorithm.targets(rollout))
-        )
+        found = self._algorithm.targets(rollout)
+        targets = Targets(*(array.flatten().to(self._device) for array in found))
+        whole = torch.stack([found.advantages, found.returns, values[:-1], log_ratios])
+        advantages, returns, estimates, log_ratios = self._group.columns(whole)
+        metrics = {"loss/explained_variance": _explained_variance(returns, estimates)}
+        if is_reevaluated:
+            metrics |= _lag_metrics(log_ratios, self._algorithm.max_weight)
         num_rows = len(actions)
         batch = Batch(
             obs[:num_rows],
@@ -222,8 +257,10 @@ class Learner:
             old._replace(values=old.values[:num_rows]),
             targets,
             kept or [as_tensor(array).flatten(0, 1) for array in activations],
+            slot.rewards.shape[1] // (len(self._own) * len(self.policies)),
         )
-        return batch, metrics
+        by_policy = by_shard(advantages, len(self.policies), self._num_shards)
+        return batch, by_policy.to(self._device), metrics
 
     def _remaining(self) -> float:
         return 1.0 - self.num_updates_done / self._num_updates
@@ -294,14 +331,23 @@ class Learner:
                 self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
 
 
-def _explained_variance(batch: Batch) -> float:
+def _non_finite(losses: Mapping[str, float], norms: Mapping[str, float]) -> str:
+    """Returns what to say of losses and of parameters' gradients that are not finite."""
+    gradients = {f"gradient of {name}": norm for name, norm in norms.items()}
+    bad = [name for name, value in {**losses, **gradients}.items() if not np.isfinite(value)]
+    return (
+        f"not finite: {', '.join(bad[:4])}; the gradient was not applied; lower algo.learning_rate "
+        "or set learner.precision=fp32"
+    )
+
+
+def _explained_variance(returns: Tensor, values: Tensor) -> float:
     """Returns 1 - Var(returns - values) / Var(returns).
 
     The result is 1 for perfect values. It is 0 for constant values, and if all returns are equal.
     """
-    returns = batch.targets.returns
     variance = float(returns.var(correction=0))
-    residual = float((returns - batch.old.values).var(correction=0))
+    residual = float((returns - values).var(correction=0))
     return 1 - residual / variance if variance else 0.0
 
 
@@ -310,8 +356,9 @@ def _ratios(log_ratios: Tensor) -> Tensor:
     return log_ratios.clamp(max=_MAX_LOG_RATIO).exp()
 
 
-def _lag_metrics(log_ratios: Tensor, ratios: Tensor, max_weight: float) -> dict[str, float]:
+def _lag_metrics(log_ratios: Tensor, max_weight: float) -> dict[str, float]:
     """Returns metrics of the importance weights by name; see `htsrl_cli.tracking.metric_names`."""
+    ratios = _ratios(log_ratios)
     weights = ratios.clamp(max=max_weight)
     size = weights.sum() ** 2 / (weights**2).sum() / weights.numel()
     return {

@@ -23,6 +23,7 @@ from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.loop import Run
 from htsrl_cli.runners.replay import header, load_schedule
 from htsrl_cli.runners.roles import Roles
+from htsrl_cli.runners.snapshot import non_finite, parts_of_rank
 from htsrl_cli.sampling.async_collector import AsyncCollector
 from htsrl_cli.sampling.schedule import SCHEDULE_FILE, Unroll
 from htsrl_cli.sampling.unrolls import UnrollQueue, copy_unroll, local_slot
@@ -79,9 +80,6 @@ class AsyncRun(Run):
         self._publish()
         self._collector.begin()
 
-    def _last_slot(self) -> Slot:
-        return self._slot
-
     def _run_rollout(self, check: Callable[[], None]) -> None:
         roles = self._roles
         watch = LoadMeter(self._collector.board, self._collector.num_steppers)
@@ -99,6 +97,7 @@ class AsyncRun(Run):
             self._queue.consumed[unroll.env] += 1
         self._rollout += 1
         self._publish()
+        self._episodes = [episode for _, episode in self._slot.episodes()]
         learner_s = time.monotonic() - began
         self._seconds = watch.shares(learner_s) | {"collecting": watch.seconds(), "barrier": 0.0}
 
@@ -179,7 +178,16 @@ class AsyncRun(Run):
         queue.release([buffer])
         return unroll
 
-    def _more_state(self) -> dict[str, State]:
+    def _non_finite(self) -> list[str]:
+        return non_finite(self._roles, self._rollout)
+
+    def _chains(self) -> list[str]:
+        return self._roles.rollouts.chains
+
+    def _parts(self) -> dict[str, State]:
+        return {**parts_of_rank(self._roles, self._rollout), **self._old_versions()}
+
+    def _old_versions(self) -> dict[str, State]:
         """Returns, for a replay, all versions that later requests may need."""
         if self._replayed is None:
             return {}

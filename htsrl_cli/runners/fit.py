@@ -132,7 +132,7 @@ def _check_values(meta: Mapping[str, Any], config: TrainConfig, plan: RunPlan) -
             # With `runner=async`, the number of each environment's first unroll to collect.
             **({"numbers": _list_of(_is_count, num_envs)} if plan.lag is None else {}),
         },
-        "rollouts": {"sha256": lambda value: bool(re.fullmatch(r"([0-9a-f]{64})?", str(value)))},
+        "rollouts": {"sha256": lambda value: bool(re.fullmatch(r"([0-9a-f]{64})*", str(value)))},
         "log": _OF_LOG,
     }
     parts = meta.get("parts")

@@ -19,15 +19,15 @@ from htsrl_cli.errors import RunError
 from htsrl_cli.runners import provenance
 from htsrl_cli.runners.evaluations import Evaluations
 from htsrl_cli.runners.roles import Roles
+from htsrl_cli.runners.rollout_digest import digest_of_run
 from htsrl_cli.runners.snapshot import (
+    cut_for_ranks,
     log_state,
-    non_finite,
     policy_checkpoint,
     restore,
     take,
-    unlearned_slot,
 )
-from htsrl_cli.storage.slot import Slot
+from htsrl_cli.storage.slot import Episode
 from htsrl_cli.tracking.run_log import RunLog
 from htsrl_cli.workers.stopping import StopSignals
 
@@ -66,10 +66,15 @@ class Run(ABC):
         self._logged: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
         self._row_lags: dict[int, int] = {}
+        self._episodes: list[Episode] = []
+        # A stop signal that another rank has received.
+        self._told: int | None = None
         if checkpoint is None:
+            roles.group.scatter([None] * roles.group.size)
             roles.collector.reset()
         else:
-            self._rollout, self._is_exact = restore(roles, checkpoint)
+            own = roles.group.scatter(cut_for_ranks(checkpoint, roles.group.size))
+            self._rollout, self._is_exact = restore(roles, own)
         self._begin(checkpoint)
         self._check_folder = check_folder
         check_folder()
@@ -107,19 +112,31 @@ class Run(ABC):
     def _run_rollout(self, check: Callable[[], None]) -> None:
         """Makes one rollout and the update that is due, and prepares the next rollout.
 
-        Sets `_logged`, `_seconds` and possibly `_row_lags` for the log, and increments `_rollout`.
+        Sets `_logged`, `_episodes`, `_seconds` and possibly `_row_lags` for the log, and increments
+        `_rollout`.
 
         Args:
             check: a function to call often; any exception that it raises ends the run.
         """
 
     @abstractmethod
-    def _last_slot(self) -> Slot:
-        """Returns the slot of the last rollout."""
+    def _parts(self) -> dict[str, State]:
+        """Returns the states of the environments, the slot and the digest, for a checkpoint."""
 
-    def _more_state(self) -> dict[str, State]:
-        """Returns the states of further parts, for a checkpoint."""
-        return {}
+    @abstractmethod
+    def _non_finite(self) -> list[str]:
+        """Returns the names of values that are not finite; see `snapshot.non_finite`."""
+
+    @abstractmethod
+    def _chains(self) -> list[str]:
+        """Returns the digests of all shards, extended by the slot that waits for the learner."""
+
+    def dismiss(self) -> None:  # noqa: B027 - most runs have no other ranks
+        """Tells the other ranks that the run has ended."""
+
+    def signum(self, signals: StopSignals) -> int | None:
+        """Returns the first stop signal that any rank has received."""
+        return self._told if signals.signum is None else signals.signum
 
     @property
     def _env_steps(self) -> int:
@@ -144,7 +161,7 @@ class Run(ABC):
             self._roles.collector.check()
             signals.check()
 
-        while not self.is_complete and signals.signum is None:
+        while not self.is_complete and self.signum(signals) is None:
             self._run_rollout(check)
             self._check_folder()
             self._checkpoints.prove()
@@ -165,12 +182,13 @@ class Run(ABC):
         self._end()
 
     def _log_rollout(self) -> None:
-        episodes = list(self._last_slot().episodes())
-        self.log.rollout(self._env_steps, self._logged, episodes, self._seconds, self._row_lags)
+        self.log.rollout(
+            self._env_steps, self._logged, self._episodes, self._seconds, self._row_lags
+        )
 
     def _save_checkpoint(self) -> None:
         """Saves a checkpoint, unless it would hold values from which no update can be made."""
-        if names := non_finite(self._roles, self._rollout):
+        if names := self._non_finite():
             logger.error(
                 "the checkpoint at %s env steps is not saved, because it would hold values that "
                 "are not finite: %s",
@@ -178,7 +196,7 @@ class Run(ABC):
                 ", ".join(names),
             )
             return
-        checkpoint = take(self._roles, self.log, self._rollout, self._is_exact, self._more_state())
+        checkpoint = take(self._roles, self.log, self._rollout, self._is_exact, self._parts())
         if self._evaluations:
             self._evaluations.flush()
         self._check_folder()
@@ -228,9 +246,7 @@ class Run(ABC):
             **(self._evaluations.summary() if self._evaluations else {}),
             "params_sha256": digest(learner.parameters()),
             "optimizer_sha256": digest(learner.optimizer_state()),
-            "rollouts_sha256": self._roles.rollouts.with_slot(
-                unlearned_slot(self._roles, self._rollout)
-            ),
+            "rollouts_sha256": digest_of_run(self._chains()),
             "config_sha256": config_sha256(self._config),
             "versions": provenance.versions(self._config),
             "machine": provenance.machine(self._config),

@@ -8,6 +8,7 @@ from htsrl_cli.config.plan import RunPlan
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.learning.learner import Learner
+from htsrl_cli.ranks.group import Group
 from htsrl_cli.runners.rollout_digest import RolloutDigest
 from htsrl_cli.sampling.collector import Collector
 from htsrl_cli.sampling.inference import InferenceSetup
@@ -28,4 +29,5 @@ class Roles:
     store: ParameterStore
     inference: InferenceSetup
     collector: Collector
+    group: Group
     rollouts: RolloutDigest

@@ -11,10 +11,12 @@ from pathlib import Path
 from htsrl_cli.checkpoints.file import load_checkpoint
 from htsrl_cli.config.sections import AsyncRunnerConfig, TrainConfig
 from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.ranks.group import joined
 from htsrl_cli.runners import farewell
 from htsrl_cli.runners.async_run import AsyncRun
 from htsrl_cli.runners.barrier_run import BarrierRun
 from htsrl_cli.runners.folder import usable
+from htsrl_cli.runners.follow import lead
 from htsrl_cli.runners.roles import Roles
 from htsrl_cli.runners.wiring import connect
 from htsrl_cli.workers.stopping import StopSignals
@@ -61,7 +63,9 @@ def train(
     set_up_torch()
     stored = None if checkpoint is None else load_checkpoint(checkpoint)
     with ExitStack() as stack:
-        roles = connect(config, stored, stack)
+        group = stack.enter_context(joined())
+        lead(group, config)
+        roles = connect(config, stored, stack, group)
         _introduce(roles, run_dir)
         kind = AsyncRun if isinstance(config.runner, AsyncRunnerConfig) else BarrierRun
         stack.enter_context(usable(run_dir))
@@ -76,9 +80,10 @@ def train(
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
+        run.dismiss()
     for line in farewell.lines(config, run_dir):
         logger.info("%s", line)
-    return Outcome(run.log.metric, signals.signum, run.is_complete)
+    return Outcome(run.log.metric, run.signum(signals), run.is_complete)
 
 
 def _introduce(roles: Roles, run_dir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,9 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.state import state_packages
 from htsrl_cli.runners.roles import Roles
+from htsrl_cli.runners.rollout_digest import cut_chains
 from htsrl_cli.sampling.actor import Actor
+from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.ring import Ring
 from htsrl_cli.storage.slot import Slot
 from htsrl_cli.workers.board import Board
@@ -72,26 +74,75 @@ def non_finite(roles: Roles, rollout: int) -> list[str]:
     return [name for name, array in named.items() if not np.isfinite(array).all()]
 
 
+def parts_of_rank(roles: Roles, rollout: int) -> dict[str, State]:
+    """Returns what only this rank has of the state before rollout `rollout`."""
+    slot = unlearned_slot(roles, rollout)
+    return {
+        "envs": roles.collector.state(),
+        "rollouts": State({}, {"sha256": "".join(roles.rollouts.chains)}),
+        "slot": State({} if slot is None else slot.arrays(), {}),
+    }
+
+
+def merge_parts(of_ranks: Sequence[Mapping[str, State]]) -> dict[str, State]:
+    """Returns the parts of a whole run from those of its ranks, as one rank would have them."""
+    if len(of_ranks) == 1:
+        return dict(of_ranks[0])
+    envs = [parts["envs"] for parts in of_ranks]
+    slots = [parts["slot"].arrays for parts in of_ranks]
+    states = [rank.arrays[str(i)] for rank in envs for i in range(len(rank.values["num_episodes"]))]
+    arrays = {str(i): state for i, state in enumerate(states)}
+    arrays["obs"] = np.concatenate([rank.arrays["obs"] for rank in envs])
+    values = {k: [v for rank in envs for v in rank.values[k]] for k in envs[0].values}
+    chains = "".join(parts["rollouts"].values["sha256"] for parts in of_ranks)
+    slot = {n: np.concatenate([arrays[n] for arrays in slots], axis=1) for n in slots[0]}
+    return {
+        "envs": State(arrays, values),
+        "rollouts": State({}, {"sha256": chains}),
+        "slot": State(slot, {}),
+    }
+
+
+def cut_for_ranks(checkpoint: Checkpoint, size: int) -> list[Checkpoint]:
+    """Returns a checkpoint for each of `size` ranks, with its environments, slot and digests."""
+    return [_cut(checkpoint, rank, size) for rank in range(size)] if size > 1 else [checkpoint]
+
+
+def _cut(checkpoint: Checkpoint, rank: int, size: int) -> Checkpoint:
+    def own(whole: Any) -> Any:
+        """Returns the rank's share of a sequence, or of an array's first axis."""
+        width = len(whole) // size
+        return whole[rank * width : (rank + 1) * width]
+
+    meta = dict(checkpoint.meta)
+    parts = dict(meta["parts"])
+    parts["envs"] = {name: own(values) for name, values in parts["envs"].items()}
+    parts["rollouts"] = {"sha256": own(parts["rollouts"]["sha256"])}
+    indices = own(range(checkpoint.meta["config"]["actors"]["num_envs"]))
+    arrays: dict[str, Array] = {}
+    for name, array in checkpoint.arrays.items():
+        part, _, rest = name.partition("/")
+        if part == "slot":
+            arrays[name] = np.ascontiguousarray(np.swapaxes(own(np.swapaxes(array, 0, 1)), 0, 1))
+        elif name == "envs/obs":
+            arrays[name] = own(array)
+        elif part != "envs":
+            arrays[name] = array
+        elif int(rest) in indices:
+            arrays[f"envs/{int(rest) - indices[0]}"] = array
+    return Checkpoint(arrays, meta | {"parts": parts})
+
+
 def take(
-    roles: Roles, log: Stateful, rollout: int, is_exact: bool, more: Mapping[str, State]
+    roles: Roles, log: Stateful, rollout: int, is_exact: bool, parts: Mapping[str, State]
 ) -> Checkpoint:
     """Returns a checkpoint of the state before rollout `rollout`, for a bit-identical resume.
 
     Args:
         is_exact: False if an earlier resume of the run was not exact.
-        more: states of further parts.
+        parts: states of the environments, the digest and the slot of all ranks.
     """
-    slot = unlearned_slot(roles, rollout)
-    whole = join(
-        {
-            "learner": roles.learner.state(),
-            "envs": roles.collector.state(),
-            "rollouts": roles.rollouts.state(),
-            "log": log.state(),
-            "slot": State({} if slot is None else slot.arrays(), {}),
-            **more,
-        }
-    )
+    whole = join({"learner": roles.learner.state(), "log": log.state(), **parts})
     meta = {"interval": rollout, "is_exact": is_exact, "parts": whole.values}
     return Checkpoint(whole.arrays, meta | identity(roles.config, roles.spec))
 
@@ -108,7 +159,8 @@ def restore(roles: Roles, checkpoint: Checkpoint) -> tuple[int, bool]:
     is_exact: bool = checkpoint.meta.get("is_exact", True)
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     rollout: int = checkpoint.meta["interval"]
-    roles.rollouts.load_state(split(whole, "rollouts"))
+    chains: str = split(whole, "rollouts").values["sha256"]
+    roles.rollouts.chains = cut_chains(chains, len(roles.rollouts.chains))
     roles.learner.load_state(split(whole, "learner"))
     slot = unlearned_slot(roles, rollout)
     if slot is not None:

@@ -17,6 +17,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import resolve_device
+from htsrl_cli.ranks.group import ALONE, Group
 from htsrl_cli.runners.fit import check_fit
 from htsrl_cli.runners.replay import load_schedule, schedule_path
 from htsrl_cli.runners.roles import Roles
@@ -41,7 +42,9 @@ logger = logging.getLogger(__name__)
 _NUM_VERSIONS = 3
 
 
-def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack) -> Roles:
+def connect(
+    config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack, group: Group = ALONE
+) -> Roles:
     """Builds the roles of a run and connects them.
 
     Executors write observations and rewards into a slot of the ring. Actors read the store's
@@ -51,6 +54,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
     Args:
         checkpoint: the checkpoint to continue from; it is checked here and restored later.
         stack: the exit stack that closes the roles.
+        group: the ranks that train the run; the roles are those of this rank.
 
     Raises:
         ConfigError: the environment, a device or the network is not available, or there is too
@@ -68,6 +72,7 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
         plan.num_updates,
         plan.lag,
         config.seed,
+        group,
     )
     stack.enter_context(closing(learner))
     if checkpoint is not None:
@@ -81,17 +86,22 @@ def connect(config: TrainConfig, checkpoint: Checkpoint | None, stack: ExitStack
         ring, store, collector = _connect_freely(config, config.runner, spec, inference, layout)
     else:
         activations = activations_to_keep(spec, config)
-        ring = build_ring(config, spec, plan, activations)
+        ring = build_ring(config, spec, plan, activations, group.size)
         store = ParameterStore(layout)
         inference = _suited(
             InferenceSetup.of(spec, config, keeps_activations=bool(activations)), parameters
         )
         host = InlineCollector if config.runner.schedule.inline else ProcessCollector
-        collector = host(config, inference, ring, store)
+        own = config.actors.num_envs // group.size
+        executors = min(config.actors.num_executors, own)
+        actors = replace(config.actors, num_envs=own, num_executors=executors)
+        hosted = replace(config, actors=actors)
+        collector = host(hosted, inference, ring, store, group.rank * own)
         learner.pin(ring.slots)
     stack.push(lambda kind, error, trace: collector.close(gracefully=kind is None))
-    rollouts = stack.enter_context(closing(RolloutDigest(config.log.rollouts_sha256)))
-    return Roles(config, plan, spec, learner, ring, store, inference, collector, rollouts)
+    num_shards = config.learner.num_shards // group.size
+    rollouts = stack.enter_context(closing(RolloutDigest(config.log.rollouts_sha256, num_shards)))
+    return Roles(config, plan, spec, learner, ring, store, inference, collector, group, rollouts)
 
 
 def _connect_freely(
@@ -167,19 +177,24 @@ def probe(config: EnvConfig) -> EnvSpec:
 
 
 def build_ring(
-    config: TrainConfig, spec: EnvSpec, plan: RunPlan, activations: list[ArrayType]
+    config: TrainConfig,
+    spec: EnvSpec,
+    plan: RunPlan,
+    activations: list[ArrayType],
+    num_ranks: int = 1,
 ) -> Ring:
     """Builds the ring, whose two slots are in shared memory.
 
     Args:
         activations: for each activation array, shape and dtype of the activations of one column at
             one env step; see `Ring`.
+        num_ranks: number of ranks, each of which has a ring for its own columns.
 
     Raises:
         ConfigError: there is not enough memory.
     """
     try:
-        return Ring(spec, plan.sync_interval, plan.num_columns, activations)
+        return Ring(spec, plan.sync_interval, plan.num_columns // num_ranks, activations)
     except NotEnoughMemoryError as error:
         raise ConfigError(
             "actors.num_envs",

@@ -85,11 +85,22 @@ class Collector(Protocol):
 
 
 class ProcessCollector:
-    """A collector with executors in processes, and actors in processes or threads."""
+    """A collector with executors in processes, and actors in processes or threads.
+
+    Args:
+        first_env: index of the first environment among those of all ranks; the collector steps
+            `actors.num_envs` environments from this one on.
+    """
 
     def __init__(
-        self, config: TrainConfig, inference: InferenceSetup, ring: Cells, store: ParameterStore
+        self,
+        config: TrainConfig,
+        inference: InferenceSetup,
+        ring: Cells,
+        store: ParameterStore,
+        first_env: int = 0,
     ) -> None:
+        self._first_env = first_env
         actors = config.actors
         self.num_steppers = actors.num_executors
         self.board = Board(actors.num_executors + actors.num_actors)
@@ -118,7 +129,8 @@ class ProcessCollector:
         for i, (share, pipe) in enumerate(zip(self._shares, answers, strict=True)):
             setup = ExecutorSetup(
                 env=config.env,
-                indices=share,
+                indices=[self._first_env + i for i in share],
+                first_env=self._first_env,
                 seed=config.seed,
                 ring=self._ring,
                 board=self.board,
@@ -212,12 +224,17 @@ class InlineCollector:
     num_steppers = 1
 
     def __init__(
-        self, config: TrainConfig, inference: InferenceSetup, ring: Cells, store: ParameterStore
+        self,
+        config: TrainConfig,
+        inference: InferenceSetup,
+        ring: Cells,
+        store: ParameterStore,
+        first_env: int = 0,
     ) -> None:
         self.board = Board(2)
         self._ring = ring
-        indices = range(config.actors.num_envs)
-        self._executor = Executor(config.env, indices, config.seed, ring, self.board, 0)
+        indices = range(first_env, first_env + config.actors.num_envs)
+        self._executor = Executor(config.env, indices, config.seed, ring, self.board, 0, first_env)
         self._actor = Actor(inference, ring, store, self.board, 1)
 
     def reset(self) -> None:

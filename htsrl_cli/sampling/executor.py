@@ -56,10 +56,10 @@ class Seat:
             request, for the value of the episode's last observation.
     """
 
-    def __init__(self, env: Env, index: int) -> None:
+    def __init__(self, env: Env, index: int, position: int) -> None:
         self.env = env
         self.index = index
-        self.move(index)
+        self.move(position)
         self.num_episodes = 0
         self.training_return = 0.0
         self.t = 0
@@ -81,6 +81,7 @@ class Executor:
         indices: consecutive indices of the executor's environments, which determine its columns.
         seed: the run's seed, from which every reset's seed is derived.
         worker: index of the executor's line on the board.
+        first_env: index of the environment that fills the first columns of the ring.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Executor:
         ring: Cells,
         board: Board,
         worker: int,
+        first_env: int = 0,
     ) -> None:
         self._ring = ring
         self._board = board
@@ -99,7 +101,7 @@ class Executor:
         self._seats = []
         for index in indices:
             board.enter(worker)
-            self._seats.append(Seat(make_env(env, index), index))
+            self._seats.append(Seat(make_env(env, index), index, index - first_env))
         self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
@@ -239,6 +241,7 @@ class ExecutorSetup:
     Attributes:
         env: the configuration of the executor's environments.
         indices: consecutive indices of the executor's environments, which determine its columns.
+        first_env: index of the environment that fills the first columns of the ring.
         seed: the run's seed, from which every reset's seed is derived.
         ring: the slots, from which the executor reads actions and to which it writes observations
             and rewards.
@@ -255,6 +258,7 @@ class ExecutorSetup:
 
     env: EnvConfig
     indices: Sequence[int]
+    first_env: int
     seed: int
     ring: Cells
     board: Board
@@ -271,7 +275,9 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
     else:
         wake_promptly()
     board = setup.board
-    executor = Executor(setup.env, setup.indices, setup.seed, setup.ring, board, worker)
+    executor = Executor(
+        setup.env, setup.indices, setup.seed, setup.ring, board, worker, setup.first_env
+    )
     try:
         while True:
             command, *args = control.recv()

@@ -159,14 +159,22 @@ class Slot:
             digest.update(array.data)
         return digest.hexdigest()
 
-    def episodes(self) -> Iterator[Episode]:
-        """Yields the results of every game that ended, in order of env step and column."""
+    def episodes(self) -> Iterator[tuple[int, Episode]]:
+        """Yields every game that ended, in order of env step and column: env step and results."""
         for t, c in np.argwhere(self.episode_lengths > 0):
-            yield Episode(
-                float(self.episode_returns[t, c]),
-                float(self.training_returns[t, c]),
-                int(self.episode_lengths[t, c]),
+            yield (
+                int(t),
+                Episode(
+                    float(self.episode_returns[t, c]),
+                    float(self.training_returns[t, c]),
+                    int(self.episode_lengths[t, c]),
+                ),
             )
+
+    def columns(self, columns: slice) -> Slot:
+        """Returns a slot with some of the columns, whose arrays are copies in memory order."""
+        arrays = self._arrays.items()
+        return Slot({n: np.ascontiguousarray(array[:, columns]) for n, array in arrays})
 
 
 class Cells(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from htsrl_cli.durable import write_durably
+from htsrl_cli.errors import RunError
+from htsrl_cli.runners.folder import usable
 from htsrl_cli.runners.loop import Run
 from htsrl_cli.runners.run import train
 from tests import harness, sections
+from tests.conftest import Htsrl
 
 
 def alive() -> set[str]:
@@ -37,3 +43,29 @@ def test_what_fails_at_the_first_checkpoint_leaves_nothing(
     with pytest.raises(RuntimeError, match="out of luck"):
         train(config, tmp_path)
     assert alive() <= before
+
+
+@pytest.mark.parametrize("name", [".lock", "config.yaml"])
+def test_a_file_that_cannot_be_written_at_the_start_is_named(
+    name: str, htsrl: Htsrl, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    run = htsrl("train", "env=synthetic/count", "runner=serial", "hydra.run.dir=run")
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    error = run.stderr.splitlines()[-1]
+    assert error.startswith("htsrl: error: the run folder cannot be used: ")
+    assert f"run/{name}: Is a directory" in error
+
+
+def test_the_error_of_a_full_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with pytest.raises(RunError, match=r"run/a: No space left on device"), usable(run_dir):
+        write_durably(run_dir / "a", lambda file: file.write(b"content"))

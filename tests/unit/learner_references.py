@@ -8,7 +8,7 @@ Shapes: T env steps, B columns, N rows of a batch, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -242,10 +242,13 @@ class PpoReference:
     policy from which the update starts.
     """
 
-    def __init__(self, config: PpoConfig, theta: Theta, num_updates: int) -> None:
+    def __init__(
+        self, config: PpoConfig, theta: Theta, num_updates: int, num_shards: int = 1
+    ) -> None:
         self.config = config
         self.theta = theta
         self.num_updates = num_updates
+        self.num_shards = num_shards
         self.first = {name: torch.zeros_like(p) for name, p in theta.items()}
         self.second = {name: torch.zeros_like(p) for name, p in theta.items()}
         self.num_steps = 0
@@ -272,21 +275,35 @@ class PpoReference:
         weights = np.ones((T, B))
         for cell in np.ndindex(T, B) if is_weighted else ():
             weights[cell] = self.limits("max_weight", float(ratios[cell]))
-        for order in minibatch_orders(SEED, number, config.update_epochs, T * B):
-            for rows in np.split(order, config.num_minibatches):
-                cells = [divmod(int(row), B) for row in rows]
-                chosen = np.array([advantages[cell] for cell in cells])
-                chosen = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
-                loss = partial(
-                    self.loss,
-                    slot=slot,
-                    cells=cells,
-                    advantages=chosen,
-                    returns=returns,
-                    weights=weights,
-                    clip=clip,
-                )
-                self.step(loss, rate)
+        for cells in self.minibatches(number):
+            chosen = np.array([advantages[cell] for cell in cells])
+            chosen = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
+            loss = partial(
+                self.loss,
+                slot=slot,
+                cells=cells,
+                advantages=chosen,
+                returns=returns,
+                weights=weights,
+                clip=clip,
+            )
+            self.step(loss, rate)
+
+    def minibatches(self, number: int) -> Iterator[list[tuple[int, int]]]:
+        """Yields the cells of each minibatch of an update, shard by shard."""
+        config, width = self.config, B // self.num_shards
+        orders = [
+            minibatch_orders(SEED, number, config.update_epochs, T * width, shard)
+            for shard in range(self.num_shards)
+        ]
+        for epoch in range(config.update_epochs):
+            parts = [np.split(order[epoch], config.num_minibatches) for order in orders]
+            for k in range(config.num_minibatches):
+                yield [
+                    (int(row) // width, shard * width + int(row) % width)
+                    for shard, of_shard in enumerate(parts)
+                    for row in of_shard[k]
+                ]
 
     def loss(
         self,

@@ -34,11 +34,16 @@ def make_learner(
     micro_batch: int = 12,
     num_threads: int = 1,
     precision: str = "fp32",
+    num_shards: int = 1,
 ) -> Learner:
     """Builds a learner, with torch set up as in a run."""
     set_up_torch()
     config = sections.learner(
-        device="cpu", precision=precision, num_threads=num_threads, micro_batch=micro_batch
+        device="cpu",
+        precision=precision,
+        num_threads=num_threads,
+        micro_batch=micro_batch,
+        num_shards=num_shards,
     )
     return Learner(spec, NETWORK, algo, config, torch.device("cpu"), num_updates, lag, SEED)
 

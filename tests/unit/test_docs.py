@@ -103,6 +103,8 @@ def reason_to_skip(words: list[str]) -> str:
         return "it has a gap to fill"
     if any(word.startswith(("--config-dir", "-cd")) for word in words):
         return "it needs the reader's own files"
+    if any(word.startswith("resume=") for word in words) and any("env.id=" in w for w in words):
+        return "it needs the run, which has this key"
     pairs = [word.partition("=") for word in words]
     if any((EXAMPLE / group / f"{option}.yaml").exists() for group, _, option in pairs):
         return "it needs examples/plugin"

@@ -19,7 +19,7 @@ from htsrl_cli.config.kinds import AlgoConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.gradient import num_micro_batches
+from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.runners.run import train
 from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.requests import Request

@@ -171,7 +171,8 @@ def test_episodes_come_in_order_of_address() -> None:
         cells = (slot.episode_returns, slot.training_returns, slot.episode_lengths)
         for array, value in zip(cells, episode, strict=True):
             array[t, c] = value
-    assert list(slot.episodes()) == [(0.0, 2.0, 9), (-1.0, 0.5, 2), (5.0, 1.0, 7)]
+    ended = [(0, (0.0, 2.0, 9)), (0, (-1.0, 0.5, 2)), (2, (5.0, 1.0, 7))]
+    assert list(slot.episodes()) == ended
 
 
 def fill_in_child(ring: Ring, store: ParameterStore, board: Board, control: Connection) -> None:

@@ -48,10 +48,10 @@ class Ppo:
             advantages, returns, weights if self._is_weighted else torch.ones_like(weights)
         )
 
-    def minibatches(self, seed: int, update: int, num_rows: int) -> Iterator[Indices]:
+    def minibatches(self, seed: int, update: int, num_rows: int, shard: int) -> Iterator[Indices]:
         config = self._config
         size = num_rows // config.num_minibatches
-        for order in minibatch_orders(seed, update, config.update_epochs, num_rows):
+        for order in minibatch_orders(seed, update, config.update_epochs, num_rows, shard):
             yield from order.reshape(-1, size)
 
     def weigh(self, advantages: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""The start of ranks other than rank 0, which need no configuration and no folder of their own."""
+
+from __future__ import annotations
+
+import os
+
+from htsrl_cli.errors import UsageError
+
+
+def follows(verb: str) -> bool:
+    """Trains if `torchrun` has started this process as another rank than 0.
+
+    Returns:
+        False in rank 0 and in a process that is no rank, which then run the verb.
+
+    Raises:
+        HtsrlError: the ranks cannot train together, or the run failed.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        return False
+    if verb != "train":
+        raise UsageError(f"{verb}: runs in one process only: start it without torchrun")
+
+    from htsrl_cli.runners.follow import follow
+
+    follow()
+    return True

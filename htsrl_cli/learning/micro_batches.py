@@ -1,0 +1,20 @@
+"""The number of micro-batches into which rows are cut."""
+
+from __future__ import annotations
+
+
+def num_micro_batches(num_rows: int, most: int) -> int:
+    """Returns the number of micro-batches into which a minibatch is cut.
+
+    A minibatch of at most `most / 2` rows is not cut. Otherwise, the number is rounded up to an
+    even number if there are enough rows, so that two threads finish at the same time. The sizes of
+    the micro-batches differ by at most one row, and no micro-batch is empty.
+
+    Args:
+        num_rows: number of rows in the minibatch.
+        most: maximum number of rows in a micro-batch.
+    """
+    if 2 * num_rows <= most:
+        return 1
+    number = -(-num_rows // most)
+    return min(number + number % 2, num_rows)

@@ -1,0 +1,137 @@
+"""The group of ranks that train one run: the processes that `torchrun` has started.
+
+Each rank hosts some of the run's shards. Ranks exchange bytes; they never let a collective add,
+because the order of its additions depends on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from htsrl_cli.errors import RunError
+from htsrl_cli.ranks.shards import tree_sum
+
+
+class Group:
+    """The ranks of a run, as one of them sees them; a single rank by default.
+
+    Attributes:
+        rank: number of this rank, from 0.
+        size: number of ranks, a power of two.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    def columns(self, local: Tensor) -> Tensor:
+        """Returns the columns of all ranks, [..., B * size], for columns of this rank, [..., B]."""
+        if self.size == 1:
+            return local
+        parts = [torch.empty_like(local) for _ in range(self.size)]
+        with _named(self):
+            dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts, dim=-1)
+
+    def sum(self, gradient: list[Tensor], losses: Tensor) -> Tensor:
+        """Sums the ranks' gradients in place, in the order of the tree over all shards.
+
+        Each rank sums one slice of the gradients of all ranks.
+
+        Args:
+            gradient: the sum over this rank's shards, float32.
+            losses: parts of the loss, float32 [K, S, ...] with this rank's shards.
+
+        Returns:
+            The losses with the shards of all ranks.
+        """
+        if self.size == 1:
+            return losses
+        flat = torch.cat([tensor.flatten() for tensor in gradient])
+        width = -(-len(flat) // self.size)
+        sent = torch.zeros(self.size * width, device=flat.device)
+        sent[: len(flat)] = flat
+        received = torch.empty_like(sent)
+        with _named(self):
+            dist.all_to_all_single(received, sent)
+        (own,) = tree_sum([[part] for part in received.view(self.size, width).unbind()])
+        # The losses travel with the sums: a message of their own would cost a second delay.
+        said = torch.cat([own, losses.flatten()])
+        heard = [torch.empty_like(said) for _ in range(self.size)]
+        with _named(self):
+            dist.all_gather(heard, said)
+        sums = torch.cat([part[:width] for part in heard])[: len(flat)]
+        sizes = [tensor.numel() for tensor in gradient]
+        for tensor, total in zip(gradient, torch.split(sums, sizes), strict=True):
+            tensor.copy_(total.view_as(tensor))
+        return torch.cat([part[width:].view_as(losses) for part in heard], dim=1)
+
+    def gather(self, what: Any) -> list[Any]:
+        """Returns the objects of all ranks, in order, on rank 0; an empty list on other ranks."""
+        if self.size == 1:
+            return [what]
+        found: list[Any] = [None] * self.size
+        with _named(self):
+            dist.gather_object(what, found if self.rank == 0 else None)
+        return found if self.rank == 0 else []
+
+    def scatter(self, parts: Sequence[Any]) -> Any:
+        """Returns this rank's entry of rank 0's list; other ranks give an empty list."""
+        if self.size == 1:
+            return parts[0]
+        box = [None]
+        with _named(self):
+            dist.scatter_object_list(box, list(parts) or None)
+        return box[0]
+
+    def broadcast(self, what: Any) -> Any:
+        """Returns the object of rank 0."""
+        if self.size == 1:
+            return what
+        box = [what]
+        with _named(self):
+            dist.broadcast_object_list(box)
+        return box[0]
+
+
+ALONE = Group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Returns the number of this rank and of all ranks, as `torchrun` sets them; 0 and 1 alone."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+@contextmanager
+def joined() -> Iterator[Group]:
+    """Connects this process to the other ranks until the end of the `with` block."""
+    rank, size = rank_and_size()
+    if size == 1:
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Group(rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _named(group: Group) -> Iterator[None]:
+    """Raises an error that names this rank if the others cannot be reached in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"rank {group.rank} of {group.size} lost the connection to another rank, which has "
+            f"ended or hangs ({str(error).splitlines()[0]}); resume from the last checkpoint"
+        ) from error
