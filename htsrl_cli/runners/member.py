@@ -34,7 +34,7 @@ from htsrl_cli.storage.slot import Episode, Slot
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank tells rank 0 about a rollout.
+    """The report of a rank to rank 0 about a rollout.
 
     Attributes:
         logged: metrics of the update, which are equal on all ranks.
@@ -82,7 +82,7 @@ class Member:
         self._open_rollout(rollout, roles.collector.obs)
 
     def ask(self, order: str) -> list[Any]:
-        """Has all ranks obey an order; returns their answers, in the order of the ranks.
+        """Lets all ranks obey an order; returns their answers, in the order of the ranks.
 
         Only rank 0 asks. The orders are `rollout` (answered with a `Report`), `non_finite` (names
         of values that are not finite), `parts` (states for a checkpoint) and `chains` (digests of

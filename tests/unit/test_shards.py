@@ -74,7 +74,7 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("kind", "algo", "shards", "said"),
     [
-        ("terminating", "ppo", 16, "must divide actors.num_envs"),
+        ("terminating", "ppo", 4096, "must divide actors.num_envs"),
         ("terminating", "impala", 2, "must be 1 with runner=async"),
     ],
 )
