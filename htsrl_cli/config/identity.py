@@ -28,7 +28,11 @@ CHANGES_NO_RESULT = (
 
 # Keys that are younger than others, with the value that gives the results of the time before them.
 # A key with this value is not hashed, so that a configuration keeps its hash.
-_YOUNGER = {"network.activation": "tanh", "network.separate_value": True}
+_YOUNGER = {
+    "learner.num_shards": 1,
+    "network.activation": "tanh",
+    "network.separate_value": True,
+}
 
 
 def named_modules(config: TrainConfig) -> dict[str, str]:
