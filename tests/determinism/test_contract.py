@@ -82,6 +82,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference(tmp_path_factory.mktemp("reference"))
 
 
+def worker_processes() -> list[int]:
+    """Returns the ids of this process's living workers."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):  # It may have ended.
+            if "spawn_main" in str(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
 @contextmanager
 def torment(seed: int) -> Iterator[list[int]]:
     """Suspends and resumes random workers of this process for random times."""
@@ -89,10 +99,9 @@ def torment(seed: int) -> Iterator[list[int]]:
 
     def stop_and_continue() -> None:
         while not over.wait(rng.uniform(0.0, 0.05)):
-            processes = psutil.Process().children()
-            workers = [process for process in processes if "spawn_main" in str(process.cmdline())]
+            workers = worker_processes()
             if workers:
-                pid = rng.choice(workers).pid
+                pid = rng.choice(workers)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
                     stopped.append(pid)

@@ -17,6 +17,7 @@ from htsrl_cli.checkpoints.state import digest
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.networks.device import set_up_torch
+from htsrl_cli.runners.rollout_digest import digest_of_run
 from htsrl_cli.runners.snapshot import restore, unlearned_slot
 from htsrl_cli.runners.wiring import connect
 from tests import harness
@@ -42,7 +43,7 @@ def test_every_bit_is_restored() -> None:
         assert roles.learner.num_updates_done == expected["updates"]
         assert digest(roles.learner.parameters()) == expected["params_sha256"]
         assert digest(roles.learner.optimizer_state()) == expected["optimizer_sha256"]
-        found = roles.rollouts.with_slot(unlearned_slot(roles, rollout))
+        found = digest_of_run(roles.rollouts.with_slot(unlearned_slot(roles, rollout)))
         assert found == expected["rollouts_sha256"]
 
 
