@@ -83,10 +83,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def results(run: Run) -> tuple[Any, ...]:
-    """Returns hashes, and lines of metrics without wall-clock values."""
+    """Returns hashes, and lines of metrics without wall-clock values.
+
+    The line of an evaluated policy is written when its scores arrive, so lines are sorted.
+    """
     summary = json.loads((run.folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+    timeless.sort(key=lambda line: (line["env_steps"], "eval/return_mean" in line))
     hashes = [summary[f"{name}_sha256"] for name in ("params", "optimizer", "rollouts")]
     return hashes, summary["is_exact"], summary["metric"], timeless
 
