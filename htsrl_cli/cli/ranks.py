@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from htsrl_cli.errors import UsageError
+from htsrl_cli.ranks.environment import rank_and_size
 
 
 def follows(verb: str) -> bool:
@@ -16,7 +15,8 @@ def follows(verb: str) -> bool:
     Raises:
         HtsrlError: the ranks cannot train together, or the run failed.
     """
-    if os.environ.get("RANK", "0") == "0":
+    rank, _ = rank_and_size()
+    if rank == 0:
         return False
     if verb != "train":
         raise UsageError(f"{verb}: runs in one process only: start it without torchrun")

@@ -6,7 +6,6 @@ because the order of its additions depends on the number of ranks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from htsrl_cli.errors import RunError
+from htsrl_cli.ranks.environment import rank_and_size
 from htsrl_cli.ranks.shards import tree_sum
 
 
@@ -102,13 +102,6 @@ class Group:
 
 
 ALONE = Group()
-
-
-def rank_and_size() -> tuple[int, int]:
-    """Returns the number of this rank and of all ranks, as `torchrun` sets them; 0 and 1 alone."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from htsrl_cli.cli.ranks import follows
 from htsrl_cli.config.checks import check_combinations
-from htsrl_cli.errors import ConfigError
+from htsrl_cli.errors import ConfigError, UsageError
 from htsrl_cli.ranks.shards import by_shard, slot_rows, tree_sum
 from tests import harness
 from tests.unit.learner_references import PPO, SPEC, PpoReference, make_slot
@@ -83,3 +84,15 @@ def test_shards_that_do_not_fit_are_refused(kind: str, algo: str, shards: int, s
     config = replace(config, learner=replace(config.learner, num_shards=shards))
     with pytest.raises(ConfigError, match=said):
         check_combinations(config)
+
+
+def test_only_train_runs_on_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A batch system may set RANK for its own purposes.
+    monkeypatch.setenv("RANK", "1")
+    assert not follows("eval")
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="eval: runs in one process only"):
+        follows("eval")
+    monkeypatch.setenv("RANK", "0")
+    assert not follows("eval")

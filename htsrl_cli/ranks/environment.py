@@ -1,0 +1,14 @@
+"""The environment variables by which `torchrun` numbers its processes; needs no torch."""
+
+from __future__ import annotations
+
+import os
+
+_NEEDED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Returns the number of this rank and of all ranks; 0 and 1 without `torchrun`."""
+    if not os.environ.keys() >= _NEEDED:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
