@@ -34,7 +34,13 @@ VECTOR = (*WORDS, "env=gym", "tuned=none", "network.hidden_sizes=[16]", "runner.
 PPO = ("algo=ppo", "algo.num_minibatches=2", "algo.update_epochs=2")
 CARTPOLE = (*VECTOR, *PPO, "env.id=CartPole-v1", "total_steps=3072")
 PONG = (*WORDS, "env=atari/pong", "runner.sync_interval=16", "total_steps=768")
-TEAM = (*WORDS, "env=football/academy_3_vs_1_with_keeper", "env.num_players=3")
+# Each environment of football needs a process of its own.
+TEAM = (
+    *(word for word in WORDS if not word.startswith("actors.num_executors")),
+    "actors.num_executors=8",
+    "env=football/academy_3_vs_1_with_keeper",
+    "env.num_left_players=3",
+)
 KINDS = {
     "cartpole": CARTPOLE,
     "correction": (*CARTPOLE, "algo.correction=decoupled"),
