@@ -12,10 +12,17 @@ from htsrl_cli.errors import RunError
 
 
 def failure(error: Exception) -> RunError | None:
-    """Returns the error to report if `error` shows that a sweep has failed; otherwise None.
+    """Returns the error to report if Hydra raised `error` for a known reason; otherwise None.
 
-    Call this function in the process that ran the sweep, before Hydra runs anything else.
+    The reasons are a failed sweep and a log file that cannot be opened. Call this function in the
+    process that ran the sweep, before Hydra runs anything else.
     """
+    if isinstance(error, ValueError) and isinstance(error.__cause__, OSError):
+        cause = error.__cause__
+        return RunError(
+            f"the run folder cannot be used: {cause.filename}: {cause.strerror}: fix the cause, "
+            "then repeat the command"
+        )
     if isinstance(error, BrokenProcessPool):
         folder = HydraConfig.get().sweep.dir
         return RunError(

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.fault.processes import Run, wait_until
+from tests.fault.processes import Run, wait_until, without_leftovers
 from tests.harness import NEEDS_BF16, NO_FOOTBALL, command
 
 WORDS = (
@@ -67,25 +67,21 @@ Start = Callable[..., Run]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Returns a function that trains with some ranks in a folder; checks that nothing is left."""
-    runs: list[Run] = []
+    with without_leftovers() as runs:
 
-    def start(ranks: int, folder: str, *words: str) -> Run:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        line = command("train", *words)
-        if ranks > 1:
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            # torchrun leaves this folder if a rank fails.
-            launcher += [f"--nproc-per-node={ranks}", f"--log-dir={tmp_path / 'logs'}"]
-            line = [*launcher, *line[1:]]
-        one_thread = {"OMP_NUM_THREADS": "1"}
-        runs.append(Run(tmp_path / folder, command_line=line, env=one_thread))
-        return runs[-1]
+        def start(ranks: int, folder: str, *words: str) -> Run:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            line = command("train", *words)
+            if ranks > 1:
+                launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+                # torchrun leaves this folder if a rank fails.
+                launcher += [f"--nproc-per-node={ranks}", f"--log-dir={tmp_path / 'logs'}"]
+                line = [*launcher, *line[1:]]
+            one_thread = {"OMP_NUM_THREADS": "1"}
+            runs.append(Run(tmp_path / folder, command_line=line, env=one_thread))
+            return runs[-1]
 
-    yield start
-    left = [thing for run in runs for thing in run.leftovers()]
-    for run in runs:
-        run.end()
-    assert not left
+        yield start
 
 
 def results(run: Run) -> tuple[Any, ...]:

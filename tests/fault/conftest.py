@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.processes import ASYNC_WORDS, WORDS, Run
+from tests.fault.processes import ASYNC_WORDS, WORDS, Run, without_leftovers
 from tests.harness import Fingerprint
 
 Train = Callable[..., Run]
@@ -33,17 +33,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
     At the end of the test all runs must have ended without leftovers.
     """
-    runs: list[Run] = []
+    with without_leftovers() as runs:
 
-    def start(*words: str, command_line: list[str] | None = None) -> Run:
-        runs.append(Run(tmp_path, *words, command_line=command_line))
-        return runs[-1]
+        def start(*words: str, command_line: list[str] | None = None) -> Run:
+            runs.append(Run(tmp_path, *words, command_line=command_line))
+            return runs[-1]
 
-    yield start
-    left = [thing for run in runs for thing in run.leftovers()]
-    for run in runs:
-        run.end()
-    assert not left
+        yield start
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -244,3 +245,14 @@ def _has_living_owner(segment: str) -> bool:
     """Returns True if the process that joblib named in a segment is alive."""
     number = re.search(r"(?:joblib_memmapping_folder_|loky-)(\d+)", segment)
     return number is not None and psutil.pid_exists(int(number[1]))
+
+
+@contextmanager
+def without_leftovers() -> Iterator[list[Run]]:
+    """Yields a list for runs; at the end, all runs in it must have ended without leftovers."""
+    runs: list[Run] = []
+    yield runs
+    left = [thing for run in runs for thing in run.leftovers()]
+    for run in runs:
+        run.end()
+    assert not left

@@ -45,7 +45,7 @@ def test_what_fails_at_the_first_checkpoint_leaves_nothing(
     assert alive() <= before
 
 
-@pytest.mark.parametrize("name", [".lock", "config.yaml"])
+@pytest.mark.parametrize("name", [".lock", "config.yaml", "train.log"])
 def test_a_file_that_cannot_be_written_at_the_start_is_named(
     name: str, htsrl: Htsrl, tmp_path: Path
 ) -> None:

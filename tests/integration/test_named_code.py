@@ -40,24 +40,30 @@ CASES = {
 }
 
 
+def trained(case: str, htsrl: Htsrl, folder: Path) -> tuple[str, str]:
+    """Trains with a module; returns the word that names the module, and the run's log."""
+    code, words = CASES[case]
+    (folder / "payload.py").write_text(code)
+    run = htsrl("train", *words, *SMALL, "total_steps=640", "hydra.run.dir=run")
+    assert run.returncode == 0, run.stderr
+    (folder / "executed").unlink()
+    return words[1], run.stderr
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_module_that_only_a_file_names_is_not_imported(
     case: str, htsrl: Htsrl, tmp_path: Path
 ) -> None:
-    code, words = CASES[case]
-    (tmp_path / "payload.py").write_text(code)
-    run = htsrl("train", *words, *SMALL, "total_steps=640", "hydra.run.dir=run")
-    assert run.returncode == 0, run.stderr
-    (tmp_path / "executed").unlink()
+    name, log = trained(case, htsrl, tmp_path)
     refused = htsrl("eval", "checkpoint=run", "episodes=1")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert f"names the module payload ({words[1]})" in line
+    assert f"names the module payload ({name})" in line
     assert "add trusted=true" in line
     assert not (tmp_path / "executed").exists()
     # The run's own last lines give the command with the key.
-    assert "htsrl eval checkpoint=run trusted=true" in run.stderr
-    assert f"htsrl train resume=run {words[1]} total_steps=1280" in run.stderr
+    assert "htsrl eval checkpoint=run trusted=true" in log
+    assert f"htsrl train resume=run {name} total_steps=1280" in log
     played = htsrl("eval", "checkpoint=run", "episodes=1", "trusted=true")
     assert played.returncode == 0, played.stderr
     assert (tmp_path / "executed").exists()
@@ -67,20 +73,16 @@ def test_a_module_that_only_a_file_names_is_not_imported(
 def test_a_resume_runs_only_code_that_the_command_names(
     case: str, htsrl: Htsrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, words = CASES[case]
-    (tmp_path / "payload.py").write_text(code)
-    run = htsrl("train", *words, *SMALL, "total_steps=640", "hydra.run.dir=run")
-    assert run.returncode == 0, run.stderr
-    (tmp_path / "executed").unlink()
+    name, _ = trained(case, htsrl, tmp_path)
     refused = htsrl("train", "resume=run", "total_steps=1280")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
     assert "names the module payload" in line
-    assert f"add {words[1]}" in line
+    assert f"add {name}" in line
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="add trusted=True"):
         load_policy("run")
     assert not (tmp_path / "executed").exists()
-    resumed = htsrl("train", "resume=run", words[1], "total_steps=1280")
+    resumed = htsrl("train", "resume=run", name, "total_steps=1280")
     assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "executed").exists()
