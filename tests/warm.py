@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -102,5 +103,7 @@ def _main(
     try:
         sys.exit(main())
     finally:
-        # multiprocessing ends its processes without them.
+        # An interpreter ends like this; multiprocessing leaves the second step out, and runs the
+        # first too late for joblib, whose processes would never end.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
