@@ -82,6 +82,8 @@ class LearnerConfig:
             keeps more threads busy.
         num_shards: number of shards, a power of two. Gradients of shards are summed in a fixed
             order, so up to this number of ranks (`torchrun`) can train with the same results.
+        check_interval: number of updates between two comparisons of the ranks' parameters and
+            optimizers, which must be equal.
     """
 
     rules: ClassVar[Rules] = {
@@ -93,6 +95,7 @@ class LearnerConfig:
         ),
         "num_threads": count_to(4096),
         "micro_batch": COUNT,
+        "check_interval": COUNT,
     }
 
     device: str
@@ -100,6 +103,7 @@ class LearnerConfig:
     num_threads: int
     micro_batch: int
     num_shards: int
+    check_interval: int
 
 
 @dataclass(frozen=True)
@@ -114,17 +118,23 @@ class RunnerConfig:
             in array shapes, alpha in the HTS-RL paper); with `async`, env steps of an unroll.
         stop_grace_s: maximum number of seconds from a stop signal to the end of the current
             rollout; after this time, the run stops at once.
+        rank_timeout_s: seconds that ranks (`torchrun`) wait for a rank before it counts as hung,
+            which ends the run.
     """
 
     rules: ClassVar[Rules] = {
         "name": one_of(*RUNNERS),
         "sync_interval": COUNT,
         "stop_grace_s": NOT_NEGATIVE,
+        "rank_timeout_s": Rule(
+            lambda value: 1 <= value <= 10_000_000, "must be between 1 and 10,000,000"
+        ),
     }
 
     name: str
     sync_interval: int
     stop_grace_s: float
+    rank_timeout_s: float
 
     @property
     def schedule(self) -> Runner:

@@ -7,37 +7,55 @@ because the order of its additions depends on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from htsrl_cli.errors import RunError
 from htsrl_cli.ranks.environment import rank_and_size
 from htsrl_cli.ranks.shards import tree_sum
+from htsrl_cli.ranks.watch import Watch
 
 
 class Group:
     """The ranks of a run, as one of them sees them; a single rank by default.
+
+    Args:
+        watch: the progress of all ranks; None for a single rank.
 
     Attributes:
         rank: number of this rank, from 0.
         size: number of ranks, a power of two.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    _engine: dist.ProcessGroup | None = None
+
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
         self.rank = rank
         self.size = size
+        self._watch = watch
+
+    def limit(self, timeout_s: float) -> None:
+        """Sets the time after which an exchange fails; all ranks must call this together.
+
+        Args:
+            timeout_s: seconds.
+        """
+        if self.size > 1:
+            self._engine = dist.new_group(timeout=timedelta(seconds=timeout_s))
 
     def columns(self, local: Tensor) -> Tensor:
         """Returns the columns of all ranks, [..., B * size], for columns of this rank, [..., B]."""
         if self.size == 1:
             return local
         parts = [torch.empty_like(local) for _ in range(self.size)]
-        with _named(self):
-            dist.all_gather(parts, local.contiguous())
+        with self._exchange():
+            dist.all_gather(parts, local.contiguous(), self._engine)
         return torch.cat(parts, dim=-1)
 
     def sum(self, gradient: list[Tensor], losses: Tensor) -> Tensor:
@@ -59,14 +77,14 @@ class Group:
         sent = torch.zeros(self.size * width, device=flat.device)
         sent[: len(flat)] = flat
         received = torch.empty_like(sent)
-        with _named(self):
-            dist.all_to_all_single(received, sent)
+        with self._exchange():
+            dist.all_to_all_single(received, sent, group=self._engine)
         (own,) = tree_sum([[part] for part in received.view(self.size, width).unbind()])
         # The losses travel with the sums: a message of their own would cost a second delay.
         said = torch.cat([own, losses.flatten()])
         heard = [torch.empty_like(said) for _ in range(self.size)]
-        with _named(self):
-            dist.all_gather(heard, said)
+        with self._exchange():
+            dist.all_gather(heard, said, self._engine)
         sums = torch.cat([part[:width] for part in heard])[: len(flat)]
         sizes = [tensor.numel() for tensor in gradient]
         for tensor, total in zip(gradient, torch.split(sums, sizes), strict=True):
@@ -78,8 +96,8 @@ class Group:
         if self.size == 1:
             return [what]
         found: list[Any] = [None] * self.size
-        with _named(self):
-            dist.gather_object(what, found if self.rank == 0 else None)
+        with self._exchange():
+            dist.gather_object(what, found if self.rank == 0 else None, group=self._engine)
         return found if self.rank == 0 else []
 
     def scatter(self, parts: Sequence[Any]) -> Any:
@@ -87,8 +105,8 @@ class Group:
         if self.size == 1:
             return parts[0]
         box = [None]
-        with _named(self):
-            dist.scatter_object_list(box, list(parts) or None)
+        with self._exchange():
+            dist.scatter_object_list(box, list(parts) or None, group=self._engine)
         return box[0]
 
     def broadcast(self, what: Any) -> Any:
@@ -96,9 +114,19 @@ class Group:
         if self.size == 1:
             return what
         box = [what]
-        with _named(self):
-            dist.broadcast_object_list(box)
+        with self._exchange():
+            dist.broadcast_object_list(box, group=self._engine)
         return box[0]
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Counts an exchange; raises an error that names the rank with which it failed."""
+        assert self._watch is not None
+        self._watch.count += 1
+        try:
+            yield
+        except RuntimeError as error:
+            raise RunError(self._watch.lost(error)) from error
 
 
 ALONE = Group()
@@ -111,20 +139,11 @@ def joined() -> Iterator[Group]:
     if size == 1:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, _, _ = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield Group(rank, size)
+        with closing(Watch(store, rank, size)) as watch:
+            yield Group(rank, size, watch)
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _named(group: Group) -> Iterator[None]:
-    """Raises an error that names this rank if the others cannot be reached in the block."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RunError(
-            f"rank {group.rank} of {group.size} lost the connection to another rank, which has "
-            f"ended or hangs ({str(error).splitlines()[0]}); resume from the last checkpoint"
-        ) from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.state import State
-from htsrl_cli.errors import NonFiniteError
+from htsrl_cli.errors import NonFiniteError, RunError
 from htsrl_cli.runners.loop import Run
 from htsrl_cli.runners.member import Member, Report
 from htsrl_cli.runners.snapshot import merge_parts
@@ -28,6 +28,7 @@ class BarrierRun(Run):
             if self._plan.lag and self._saved_at == self._rollout:
                 self._checkpoints.discard(self._env_steps)
             raise
+        _check_equal(reports, self._roles.learner.num_updates_done)
         self._rollout = self._member.rollout
         self._logged = reports[0].logged
         self._seconds = {
@@ -39,7 +40,7 @@ class BarrierRun(Run):
         self._episodes = [episode for _, episode in ended]
         self._told = next((r.signum for r in reports if r.signum is not None), None)
 
-    def dismiss(self) -> None:
+    def _dismiss(self) -> None:
         """Tells the other ranks that no order will follow."""
         self._member.dismiss()
 
@@ -51,3 +52,18 @@ class BarrierRun(Run):
 
     def _chains(self) -> list[str]:
         return [chain for chains in self._member.ask("chains") for chain in chains]
+
+
+def _check_equal(reports: Sequence[Report], num_updates: int) -> None:
+    """Checks that all ranks have the parameters and the optimizer of rank 0.
+
+    Raises:
+        RunError: a rank has others.
+    """
+    for rank, report in enumerate(reports):
+        if report.sha256 != reports[0].sha256:
+            raise RunError(
+                f"rank {rank} and rank 0 have different parameters after update {num_updates}: "
+                "one of them computes wrongly, for example because its memory is faulty; resume "
+                "from a checkpoint before it, without the faulty machine"
+            )

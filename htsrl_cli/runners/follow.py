@@ -23,6 +23,7 @@ from htsrl_cli.networks.device import set_up_torch
 from htsrl_cli.ranks.group import Group, joined
 from htsrl_cli.runners.member import Member
 from htsrl_cli.runners.snapshot import restore
+from htsrl_cli.runners.start_check import check_computation
 from htsrl_cli.runners.wiring import connect
 from htsrl_cli.workers.stopping import StopSignals
 
@@ -53,6 +54,7 @@ def lead(group: Group, config: TrainConfig) -> None:
         group.broadcast(error)
         raise
     group.broadcast(config)
+    group.limit(config.runner.rank_timeout_s)
 
 
 def follow() -> None:
@@ -69,7 +71,9 @@ def follow() -> None:
         config = group.broadcast(None)
         if isinstance(config, UsageError):
             raise config
+        group.limit(config.runner.rank_timeout_s)
         roles = connect(_with_own_workers(config), None, stack, group)
+        check_computation(roles)
         checkpoint = group.scatter([])
         rollout, is_exact = 0, True
         if checkpoint is None:

@@ -131,7 +131,7 @@ class Run(ABC):
     def _chains(self) -> list[str]:
         """Returns the digests of all shards, extended by the slot that waits for the learner."""
 
-    def dismiss(self) -> None:  # noqa: B027 - most runs have no other ranks
+    def _dismiss(self) -> None:  # noqa: B027 - most runs have no other ranks
         """Tells the other ranks that the run has ended."""
 
     def signum(self, signals: StopSignals) -> int | None:
@@ -173,13 +173,16 @@ class Run(ABC):
                 self._save_checkpoint()
         if self._saved_at != self._rollout:
             self._save_checkpoint()
+        chains = self._chains()
+        # The other ranks need not wait for the last evaluations.
+        self._dismiss()
         if self.is_complete:
             # The log finishes after the checkpoint is saved. If the run is later resumed with a
             # higher `total_steps`, the run then writes the same lines as if it had not ended here.
             self.log.finish()
             if self._evaluations:
                 self._evaluations.finish(signals, self._check_folder)
-        self._end()
+        self._end(digest_of_run(chains))
 
     def _log_rollout(self) -> None:
         self.log.rollout(
@@ -211,7 +214,7 @@ class Run(ABC):
         if is_saved:
             self._saved_at = self._rollout
 
-    def _end(self) -> None:
+    def _end(self, rollouts_sha256: str | None) -> None:
         """Writes the summary, then checks that the last checkpoint is on disk.
 
         Raises:
@@ -219,7 +222,7 @@ class Run(ABC):
         """
         self._check_folder()
         try:
-            self.log.write_summary(self._summary())
+            self.log.write_summary(self._summary(rollouts_sha256))
         except OSError as error:
             raise RunError(
                 f"summary.json could not be written: {error.strerror}; fix the cause, then resume"
@@ -230,7 +233,7 @@ class Run(ABC):
                 "resume from the checkpoint before it"
             )
 
-    def _summary(self) -> dict[str, object]:
+    def _summary(self, rollouts_sha256: str | None) -> dict[str, object]:
         learner, best = self._roles.learner, self._checkpoints.best
         return {
             "env_steps": self._env_steps,
@@ -246,7 +249,7 @@ class Run(ABC):
             **(self._evaluations.summary() if self._evaluations else {}),
             "params_sha256": digest(learner.parameters()),
             "optimizer_sha256": digest(learner.optimizer_state()),
-            "rollouts_sha256": digest_of_run(self._chains()),
+            "rollouts_sha256": rollouts_sha256,
             "config_sha256": config_sha256(self._config),
             "versions": provenance.versions(self._config),
             "machine": provenance.machine(self._config),

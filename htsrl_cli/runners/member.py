@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from htsrl_cli.checkpoints.state import State
+from htsrl_cli.checkpoints.state import State, digest
 from htsrl_cli.runners import snapshot
 from htsrl_cli.runners.load_meter import LoadMeter
 from htsrl_cli.runners.roles import Roles
@@ -41,12 +41,14 @@ class Report:
         seconds: see `RunLog.rollout`.
         episodes: games that ended: env step, and results.
         signum: the first stop signal that the rank has received; None if none arrived.
+        sha256: digest of the rank's parameters and optimizer; empty if no check is due.
     """
 
     logged: dict[str, float]
     seconds: dict[str, float]
     episodes: list[tuple[int, Episode]]
     signum: int | None
+    sha256: str
 
 
 class Member:
@@ -134,7 +136,15 @@ class Member:
         seconds = watch.shares(learner_s) | {"barrier": barrier_s}
         full = ring.slot(self.rollout)
         self._open_rollout(self.rollout + 1, full.obs[-1])
-        return Report(logged, seconds, list(full.episodes()), self.signum())
+        return Report(logged, seconds, list(full.episodes()), self.signum(), self._sha256())
+
+    def _sha256(self) -> str:
+        """Returns the digest of the parameters and the optimizer, if ranks are to compare them."""
+        learner = self._roles.learner
+        number, interval = learner.num_updates_done, self._roles.config.learner.check_interval
+        if self._roles.group.size == 1 or number == 0 or number % interval:
+            return ""
+        return digest(learner.parameters()) + digest(learner.optimizer_state())
 
     def _learn(self, rollout: int) -> dict[str, float]:
         """Makes one update from the full slot of rollout number `rollout`; returns its metrics."""

@@ -18,6 +18,7 @@ from htsrl_cli.runners.barrier_run import BarrierRun
 from htsrl_cli.runners.folder import usable
 from htsrl_cli.runners.follow import lead
 from htsrl_cli.runners.roles import Roles
+from htsrl_cli.runners.start_check import check_computation
 from htsrl_cli.runners.wiring import connect
 from htsrl_cli.workers.stopping import StopSignals
 
@@ -66,6 +67,7 @@ def train(
         group = stack.enter_context(joined())
         lead(group, config)
         roles = connect(config, stored, stack, group)
+        check_computation(roles)
         _introduce(roles, run_dir)
         kind = AsyncRun if isinstance(config.runner, AsyncRunnerConfig) else BarrierRun
         stack.enter_context(usable(run_dir))
@@ -80,7 +82,6 @@ def train(
         # so a signal may end the process at once.
         with StopSignals(config.runner.stop_grace_s) as signals:
             run.advance(signals)
-        run.dismiss()
     for line in farewell.lines(config, run_dir):
         logger.info("%s", line)
     return Outcome(run.log.metric, run.signum(signals), run.is_complete)

@@ -227,11 +227,11 @@ def _keeps_bits(
     inference.load(_random_weights(rng, inference, values))
     for _ in range(_TRIALS):
         noise = rng.random(inference.noise.shape, dtype=np.float32)
-        obs = _random_obs(rng, inference.obs)
+        obs = random_obs(rng, inference.obs)
         expected = _results(inference, obs, noise)
         for shift, first in changes:
             moved = np.roll(obs, shift, axis=0)
-            moved[first::2] = _random_obs(rng, moved[first::2])
+            moved[first::2] = random_obs(rng, moved[first::2])
             kept = torch.arange(1 - first, setup.batch, 2)
             results = _results(inference, moved, np.roll(noise, shift, axis=0))
             for result, reference in zip(results, expected, strict=True):
@@ -265,7 +265,8 @@ def _random_weights(
     }
 
 
-def _random_obs(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+def random_obs(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    """Returns random observations with the shape and dtype of `like`."""
     if like.dtype == np.uint8:
         return rng.integers(0, 256, like.shape, dtype=np.uint8)
     return rng.standard_normal(like.shape).astype(like.dtype)

@@ -34,8 +34,9 @@ def test_busy_workers_end(train: Train) -> None:
     run = train(*STUCK)
     run.wait_for_steps(STUCK_STEPS)
     run.wait_for_quiet()
-    # The main process, two executors, an actor, and multiprocessing's resource tracker.
-    assert (len(run.processes()), len(run.workers())) == (5, 3)
+    # The main process, the guard of its workers, two executors, an actor, and multiprocessing's
+    # resource tracker.
+    assert (len(run.processes()), len(run.workers())) == (6, 3)
     kill(run)
     # No process reports an error.
     assert "Traceback" not in run.stderr

@@ -1,0 +1,124 @@
+"""Ranks that end, hang, or compute something else: the run ends and names them."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import CARTPOLE, Start, rank_processes, results, start
+
+__all__ = ["start"]
+
+LONG = (*(word for word in CARTPOLE if not word.startswith("total_steps")), "total_steps=12800")
+
+# Starts htsrl; rank 1 first does something else.
+AS_RANK = """
+import os, sys
+if os.environ.get("RANK") == "1":
+    {}
+from htsrl_cli.cli.main import main
+sys.exit(main())
+"""
+
+# The main process imports the environment's module. It flips a bit of a parameter in rank 1.
+FLIPPING = """
+import os
+import gymnasium
+from htsrl_cli.learning.learner import Learner
+
+update = Learner.update
+
+def flip(self, *args):
+    metrics = update(self, *args)
+    if os.environ["RANK"] == "1" and self.num_updates_done == 3:
+        next(self.policies.parameters()).detach().view(-1).numpy().view("uint32")[0] ^= 1
+    return metrics
+
+Learner.update = flip
+gymnasium.register("Flipping-v0", "gymnasium.envs.classic_control:CartPoleEnv", 500)
+"""
+
+
+@pytest.mark.slow("starts 4 ranks")
+def test_a_killed_rank_is_named(start: Start) -> None:
+    run = start(4, "run", *LONG)
+    run.wait_for_steps(1000)
+    killed = rank_processes(run)[2]
+    killed.kill()
+    assert run.wait() == 1
+    assert f"lost the connection to rank 2 ({platform.node()}, process {killed.pid})" in run.stderr
+    assert run.checkpoint().meta["env_steps"] > 0
+
+
+def test_a_rank_that_hangs_is_named_and_killed(start: Start) -> None:
+    run = start(2, "run", *LONG, "runner.rank_timeout_s=4")
+    run.wait_for_steps(1000)
+    hanging = rank_processes(run)[1]
+    hanging.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert run.wait() == 1
+    # torchrun alone would wait for 30 seconds before it kills a process that does not end.
+    while run.processes() and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    assert not run.processes()
+    assert (
+        f"waited in vain for rank 1 ({platform.node()}, process {hanging.pid}): raise "
+        "runner.rank_timeout_s if it is only slow" in run.stderr
+    )
+    assert run.checkpoint().meta["env_steps"] > 0
+
+
+@pytest.mark.slow("starts 3 ranks twice, and one process")
+def test_torchrun_starts_ranks_again(start: Start) -> None:
+    whole = start(1, "whole", *LONG)
+    assert whole.wait() == 0, whole.stderr
+    run = start(2, "run", *LONG, "resume=auto", options=("--max-restarts=3",))
+    run.wait_for_steps(2000)
+    rank_processes(run)[1].kill()
+    assert run.wait() == 0, run.stderr
+    assert "resumed from" in run.stderr
+    assert results(run) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("different", "said"),
+    [
+        pytest.param(
+            "os.environ['ONEDNN_MAX_CPU_ISA'] = 'SSE41'",
+            "computes with other bits than rank 0",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "sys.argv.append('algo.gamma=0.9'); os.execv(sys.executable, "
+            "[sys.executable, '-m', 'htsrl_cli', *sys.argv[1:]])",
+            "rank 1 has the command",
+            marks=pytest.mark.slow,
+        ),
+        (
+            "import htsrl_cli; htsrl_cli.__version__ = '0.0.1'",
+            "rank 1 has htsrl 0.0.1, but rank 0 has",
+        ),
+    ],
+)
+def test_a_rank_that_is_different_is_refused(different: str, said: str, start: Start) -> None:
+    pong = ("env=atari/pong", "total_steps=256", "learner.num_shards=2", "hydra.run.dir=run")
+    small = ("actors.num_envs=4", "actors.num_executors=1", "runner.sync_interval=16")
+    run = start(2, "run", *pong, *small, script=AS_RANK.format(different))
+    assert run.wait() == 1
+    assert said in run.stderr
+    assert not (run.folder / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow("starts 2 ranks")
+def test_a_rank_with_another_parameter_ends_the_run(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "flipping.py").write_text(FLIPPING)
+    words = [word for word in CARTPOLE if not word.startswith("env.id")]
+    words += ["runner=serial", "env.id=flipping:Flipping-v0", "learner.check_interval=2"]
+    run = start(2, "run", *words)
+    assert run.wait() == 1
+    assert "rank 1 and rank 0 have different parameters after update 4: " in run.stderr
