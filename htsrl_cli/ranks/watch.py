@@ -1,4 +1,4 @@
-"""What ranks know of each other, to name the rank that ends or hangs."""
+"""The progress of all ranks, by which the rank that ends or hangs is named."""
 
 from __future__ import annotations
 
