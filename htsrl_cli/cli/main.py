@@ -166,6 +166,7 @@ def _reported(task: Task) -> Task:
 def train(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl train`; returns the metric that a sweeper optimizes."""
     from htsrl_cli.cli.job import run_job
+    from htsrl_cli.cli.ranks import follows_in_job
     from htsrl_cli.workers.process import settle_in_launcher
     from htsrl_cli.workers.stopping import end_with_launcher
 
@@ -173,6 +174,8 @@ def train(cfg: DictConfig) -> float | None:
     logging.raiseExceptions = False
     settle_in_launcher()
     end_with_launcher()
+    if follows_in_job():
+        return None
     _, outcome = run_job(cfg)
     if outcome.signum is not None:
         raise Stopped(128 + outcome.signum)

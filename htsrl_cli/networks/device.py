@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from htsrl_cli.errors import ConfigError, RunError
+from htsrl_cli.ranks.environment import local_rank
 from htsrl_cli.storage.memory import Array
 
 T = TypeVar("T")
@@ -88,14 +89,15 @@ def resolve_device(key: str, name: str) -> torch.device:
     Args:
         key: the configuration key, for the error message.
         name: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto` (the first GPU, or the CPU if
-            there is no GPU).
+            there is no GPU). Of the ranks on one machine (`torchrun`), the first one takes the
+            first GPU, the second one the second, and so on.
 
     Raises:
         ConfigError: the device does not exist.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
+    device = torch.device(f"cuda:{local_rank()}" if name in ("auto", "cuda") else name)
     if not torch.cuda.is_available():
         raise ConfigError(key, name, f"torch finds no GPU here: use {key}=cpu or {key}=auto")
     if (device.index or 0) >= torch.cuda.device_count():

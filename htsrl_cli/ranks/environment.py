@@ -12,3 +12,8 @@ def rank_and_size() -> tuple[int, int]:
     if not os.environ.keys() >= _NEEDED:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def local_rank() -> int:
+    """Returns the number of this rank among those of its machine; 0 without `torchrun`."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if rank_and_size()[1] > 1 else 0

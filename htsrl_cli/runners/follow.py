@@ -89,9 +89,13 @@ def follow() -> None:
 
 
 def _words() -> list[str]:
-    """Returns the words of this process's command after `train`."""
+    """Returns the words of this process's command after `train`; none in a job of submitit.
+
+    The tasks of such a job cannot differ, because submitit gives all of them the same function.
+    """
     # Hydra replaces sys.argv.
-    return sys.orig_argv[sys.orig_argv.index("train") + 1 :]
+    words = sys.orig_argv
+    return words[words.index("train") + 1 :] if "train" in words else []
 
 
 def _introduction() -> dict[str, object]:

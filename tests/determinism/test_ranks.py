@@ -73,6 +73,18 @@ def test_ranks_change_nothing(kind: str, ranks: int, start: Start) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow("starts three runs, two of them with 2 ranks")
+def test_the_tasks_of_a_job_become_ranks(start: Start) -> None:
+    words = [word for word in CARTPOLE if not word.startswith("hydra.run.dir")]
+    jobs = ("-m", "launcher=local", "hydra.launcher.tasks_per_node=2", "hydra.sweep.dir=sweep")
+    sweep = start(1, "of_2", *words, *jobs, "seed=1,2")
+    assert sweep.wait() == 0, sweep.stderr
+    whole = start(1, "of_1", *words, "seed=2", "hydra.run.dir=run")
+    assert whole.wait() == 0, whole.stderr
+    sweep.folder = sweep.folder.parent / "sweep" / "1_seed-2"
+    assert results(sweep) == results(whole)
+
+
 @pytest.mark.slow("starts 9 processes one after the other")
 def test_a_killed_and_a_stopped_rank(start: Start) -> None:
     words = [word for word in CARTPOLE if not word.startswith("total_steps")]
