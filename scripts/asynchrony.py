@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scipy.stats import gamma
 
-from htsrl_cli.bench.benchmark import MeasuredRun, measure
+from htsrl_cli.bench.measured_run import MeasuredRun, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from scripts.measured_runs import Comparison, compose, median, show, show_medians, write_runs
 from scripts.provenance import result_path

@@ -33,7 +33,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from htsrl_cli.bench.benchmark import MeasuredRun, busy_cores, measure
+from htsrl_cli.bench.measured_run import MeasuredRun, busy_cores, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.machine import cpu_words, has_bf16
 from scripts.measured_runs import (

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.bench.benchmark import MeasuredRun, is_quiet
+from htsrl_cli.bench.measured_run import MeasuredRun, is_quiet
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.sections import TrainConfig
 from scripts.provenance import write_result

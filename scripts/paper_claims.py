@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from htsrl_cli.bench.benchmark import MeasuredRun, measure
+from htsrl_cli.bench.measured_run import MeasuredRun, measure
 from htsrl_cli.sampling.schedule import SCHEDULE_FILE
 from htsrl_cli.tracking.lines import training_lines
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds

@@ -34,16 +34,21 @@ Start = Callable[..., Run]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Returns a function that trains with some ranks in a folder; checks that nothing is left.
 
-    Its arguments: the number of ranks, the folder, the words after `train`, a program to run in the
-    place of htsrl, and options of `torchrun`.
+    Its arguments: the number of ranks, the folder, the words after the verb, the verb, a program to
+    run in the place of htsrl, and options of `torchrun`.
     """
     with without_leftovers() as runs:
 
         def start(
-            ranks: int, folder: str, *words: str, script: str = "", options: tuple[str, ...] = ()
+            ranks: int,
+            folder: str,
+            *words: str,
+            verb: str = "train",
+            script: str = "",
+            options: tuple[str, ...] = (),
         ) -> Run:
             (tmp_path / folder).mkdir(exist_ok=True)
-            line = command("train", *words)
+            line = command(verb, *words)
             if script:
                 (tmp_path / "script.py").write_text(script)
                 line = [sys.executable, str(tmp_path / "script.py"), "train", *words]

@@ -195,25 +195,10 @@ def evaluate(cfg: DictConfig) -> float | None:
 @_reported
 def bench(cfg: DictConfig) -> float | None:
     """Runs one job of `htsrl bench`; returns the first runner's env steps per second."""
-    from hydra.core.hydra_config import HydraConfig
+    from htsrl_cli.cli import benched
 
-    from htsrl_cli.bench import benchmark
-    from htsrl_cli.cli.compose import (
-        config_dir,
-        to_bench_config,
-        to_train_config,
-        tuned_job,
-        typed_words,
-    )
-
-    hydra = HydraConfig.get()
-    words = benchmark.train_words(typed_words(hydra, "task"))
-    if folder := config_dir(hydra):
-        words.append(f"--config-dir={folder}")
     handle_signals(_unwind)
-    cfg, _ = tuned_job(cfg)
-    output = Path(hydra.runtime.output_dir)
-    return benchmark.run_benchmark(to_bench_config(cfg), to_train_config(cfg), words, output)
+    return benched.run_job(cfg)
 
 
 TASKS: dict[str, Task] = {"train": train, "eval": evaluate, "bench": bench}

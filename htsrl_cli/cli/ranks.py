@@ -20,11 +20,12 @@ def follows(verb: str) -> bool:
     rank, _ = rank_and_size()
     if rank == 0:
         return False
-    if verb != "train":
+    if verb == "train":
+        from htsrl_cli.runners.follow import follow
+    elif verb == "bench":
+        from htsrl_cli.bench.ranks import follow
+    else:
         raise UsageError(f"{verb}: runs in one process only: start it without torchrun")
-
-    from htsrl_cli.runners.follow import follow
-
     follow()
     return True
 

@@ -15,6 +15,7 @@ from typing import Any
 from htsrl_cli import machine
 from htsrl_cli.config.plan import num_policies
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.ranks.environment import num_local_ranks
 
 AUTO = "auto"
 # If none of these files (NVIDIA, WSL, AMD) exists, there is no GPU and no need to import torch.
@@ -55,6 +56,11 @@ class Choice:
     placeholder: int | str
 
 
+def _num_cores() -> int:
+    """Returns this rank's share of the cores, at least 1."""
+    return max(1, machine.num_cores() // num_local_ranks())
+
+
 def _num_executors(config: TrainConfig) -> int:
     """Returns the number of executors for which there are enough cores, at most `actors.num_envs`.
 
@@ -71,17 +77,17 @@ def _num_executors(config: TrainConfig) -> int:
     learns_fast = config.algo.num_epochs == 1 and "avx512f" in machine.cpu_words()
     has_all = config.runner.schedule.lockstep or is_gpu(config.learner.device) or learns_fast
     per_executor = 1 if has_all else config.env.cores_per_executor
-    return min(num_envs, max(1, machine.num_cores() // per_executor))
+    return min(num_envs, max(1, _num_cores() // per_executor))
 
 
 def _num_actors(config: TrainConfig) -> int:
     if config.runner.schedule.lockstep:
         return 1
-    return -(-machine.num_cores() // _CORES_PER_ACTOR)
+    return -(-_num_cores() // _CORES_PER_ACTOR)
 
 
 def _num_threads(config: TrainConfig) -> int:
-    return 1 if is_gpu(config.learner.device) else machine.num_cores()
+    return 1 if is_gpu(config.learner.device) else _num_cores()
 
 
 def _inference_batch(config: TrainConfig) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+# Names the variable with the number of a run among those that one `torchrun` makes.
+RUN_NUMBER = "HTSRL_RUN_NUMBER"
 _NEEDED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -17,3 +19,8 @@ def rank_and_size() -> tuple[int, int]:
 def local_rank() -> int:
     """Returns the number of this rank among those of its machine; 0 without `torchrun`."""
     return int(os.environ.get("LOCAL_RANK", "0")) if rank_and_size()[1] > 1 else 0
+
+
+def num_local_ranks() -> int:
+    """Returns the number of ranks on this machine; 1 without `torchrun`."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if rank_and_size()[1] > 1 else 1

@@ -6,6 +6,8 @@ because the order of its additions depends on the number of ranks.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from htsrl_cli.errors import RunError
-from htsrl_cli.ranks.environment import rank_and_size
+from htsrl_cli.ranks.environment import RUN_NUMBER, rank_and_size
 from htsrl_cli.ranks.shards import tree_sum
 from htsrl_cli.ranks.watch import Watch
 
@@ -31,6 +33,7 @@ class Group:
     Attributes:
         rank: number of this rank, from 0.
         size: number of ranks, a power of two.
+        exchange_s: seconds spent in exchanges so far, waiting for other ranks included.
     """
 
     _engine: dist.ProcessGroup | None = None
@@ -38,6 +41,7 @@ class Group:
     def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
         self.rank = rank
         self.size = size
+        self.exchange_s = 0.0
         self._watch = watch
 
     def limit(self, timeout_s: float) -> None:
@@ -123,10 +127,12 @@ class Group:
         """Counts an exchange; raises an error that names the rank with which it failed."""
         assert self._watch is not None
         self._watch.count += 1
+        began = time.monotonic()
         try:
             yield
         except RuntimeError as error:
             raise RunError(self._watch.lost(error)) from error
+        self.exchange_s += time.monotonic() - began
 
 
 ALONE = Group()
@@ -139,7 +145,10 @@ def joined() -> Iterator[Group]:
     if size == 1:
         yield ALONE
         return
-    store, _, _ = next(rendezvous("env://"))
+    found, _, _ = next(rendezvous("env://"))
+    store = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"htsrl/{os.environ.get(RUN_NUMBER, '0')}", found
+    )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

@@ -114,11 +114,11 @@ class Watch:
 
 
 def _count_key(rank: int) -> str:
-    return f"htsrl/count/{rank}"
+    return f"count/{rank}"
 
 
 def _place_key(rank: int) -> str:
-    return f"htsrl/place/{rank}"
+    return f"place/{rank}"
 
 
 def _machine() -> str:

@@ -120,6 +120,7 @@ class Member:
         watch = LoadMeter(collector.board, collector.num_steppers)
         barrier_s = watch.started_at - self._barrier_began
         logged: dict[str, float] = {}
+        exchanged_s = self._roles.group.exchange_s
         collector.begin()
         if self._plan.lag and self.rollout > 0:
             logged = self._learn(self.rollout - 1)
@@ -134,6 +135,8 @@ class Member:
             learner_s += watch.seconds()
         self._barrier_began = time.monotonic()
         seconds = watch.shares(learner_s) | {"barrier": barrier_s}
+        if self._roles.group.size > 1:
+            seconds["exchange"] = self._roles.group.exchange_s - exchanged_s
         full = ring.slot(self.rollout)
         self._open_rollout(self.rollout + 1, full.obs[-1])
         return Report(logged, seconds, list(full.episodes()), self.signum(), self._sha256())

@@ -307,6 +307,14 @@ METRICS: Mapping[str, Metric] = {
         "Low. If it is high, raise `runner.sync_interval`, `log.interval` or "
         "`checkpoint.interval`.",
     ),
+    "time/exchange": Metric(
+        "fraction",
+        "With several ranks (`torchrun`): fraction of the time in which the learner exchanges "
+        "gradients with other ranks, or waits for them to do so. It is part of "
+        "`time/learner_busy`.",
+        "Low. If it is high and `time/learner_busy` is near 1, the network or the slowest rank is "
+        "the bottleneck.",
+    ),
     "time/inference_passes_per_second": Metric(
         "passes / s",
         "Number of forward passes of all actors per second. To get the mean number of observations "

@@ -6,6 +6,7 @@ ranks after a stop or a kill.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -71,6 +72,25 @@ def test_ranks_change_nothing(kind: str, ranks: int, start: Start) -> None:
         assert run.wait() == 0, run.stderr
         found.append(results(run))
     assert found[0] == found[1]
+
+
+@pytest.mark.slow("makes 4 runs")
+def test_benchmark_of_two_ranks(start: Start) -> None:
+    own = ("bench.runners=[hts]", "bench.repeats=2", "bench.seconds=1", "hydra.run.dir=run")
+    words = [w for w in CARTPOLE if not w.startswith(("hydra", "total_steps", "log.interval"))]
+    bench = start(2, "run", *words, "log.interval=128", *own, verb="bench")
+    assert bench.wait() == 0, bench.stderr
+    result = bench.folder / "bench.json"
+    found = json.loads(result.read_text())
+    result.unlink()
+    assert (found["ranks"], found["machines"]) == (2, 1)
+    assert found["exchange"]["sum_s"] > 0
+    names = [run["name"] for run in found["runs"]]
+    assert names == ["hts, one process"] * 2 + ["hts"] * 2
+    assert all(run["rate"] > 0 for run in found["runs"])
+    assert [0 < run["times"].get("exchange", 0) < 1 for run in found["runs"]] == [False] * 2 + [
+        True
+    ] * 2
 
 
 @pytest.mark.slow("starts three runs, two of them with 2 ranks")

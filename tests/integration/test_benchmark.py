@@ -14,15 +14,9 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
-from htsrl_cli.bench import benchmark, microbenchmarks
-from htsrl_cli.bench.benchmark import (
-    RESULT_FILE,
-    ROLES,
-    MeasuredRun,
-    Sample,
-    summarize,
-    train_words,
-)
+from htsrl_cli.bench import benchmark, measured_run, microbenchmarks
+from htsrl_cli.bench.benchmark import RESULT_FILE, train_words
+from htsrl_cli.bench.measured_run import ROLES, MeasuredRun, Sample, summarize
 from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.rules import LINEAR_KERNELS
@@ -162,11 +156,11 @@ def test_a_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"runner\.sync_interval=0"):
-        benchmark.measure("x", ["runner.sync_interval=0"], 1.0)
+        measured_run.measure("x", ["runner.sync_interval=0"], 1.0)
 
 
 def test_a_slow_run_is_given_the_time_for_a_rate() -> None:
-    run = benchmark.measure("x", ["env=synthetic/sleep", "env.mean_ms=2"], 0.0)
+    run = measured_run.measure("x", ["env=synthetic/sleep", "env.mean_ms=2"], 0.0)
     assert run.env_steps > 0
     assert run.rate > 0
 
