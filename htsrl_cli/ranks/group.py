@@ -23,6 +23,9 @@ from htsrl_cli.ranks.environment import RUN_NUMBER, rank_and_size
 from htsrl_cli.ranks.shards import tree_sum
 from htsrl_cli.ranks.watch import Watch
 
+# Bytes of all ranks' gradients up to which each rank sums the whole gradients.
+_SMALL = 1 << 20
+
 
 class Group:
     """The ranks of a run, as one of them sees them; a single rank by default.
@@ -57,15 +60,14 @@ class Group:
         """Returns the columns of all ranks, [..., B * size], for columns of this rank, [..., B]."""
         if self.size == 1:
             return local
-        parts = [torch.empty_like(local) for _ in range(self.size)]
-        with self._exchange():
-            dist.all_gather(parts, local.contiguous(), self._engine)
-        return torch.cat(parts, dim=-1)
+        return torch.cat(self._all(local.contiguous()), dim=-1)
 
     def sum(self, gradient: list[Tensor], losses: Tensor) -> Tensor:
         """Sums the ranks' gradients in place, in the order of the tree over all shards.
 
-        Each rank sums one slice of the gradients of all ranks.
+        Each rank sums one slice of the gradients of all ranks, and sends the sums to all. If each
+        rank summed the whole gradients, it would receive more bytes from three or more ranks, but
+        would wait for one message instead of two. It does so if the gradients are small.
 
         Args:
             gradient: the sum over this rank's shards, float32.
@@ -77,23 +79,34 @@ class Group:
         if self.size == 1:
             return losses
         flat = torch.cat([tensor.flatten() for tensor in gradient])
+        number = len(flat)
+        is_whole = self.size == 2 or 4 * number * self.size <= _SMALL
+        own = flat if is_whole else self._own_slice(flat)
+        # The losses travel with the gradient: a message of their own would cost a second delay.
+        heard = self._all(torch.cat([own, losses.flatten()]))
+        parts = [part[: len(own)] for part in heard]
+        sums = tree_sum([[part] for part in parts])[0] if is_whole else torch.cat(parts)[:number]
+        sizes = [tensor.numel() for tensor in gradient]
+        for tensor, total in zip(gradient, torch.split(sums, sizes), strict=True):
+            tensor.copy_(total.view_as(tensor))
+        return torch.cat([part[len(own) :].view_as(losses) for part in heard], dim=1)
+
+    def _own_slice(self, flat: Tensor) -> Tensor:
+        """Returns the sum of this rank's slice of the gradients; slices have equal lengths."""
         width = -(-len(flat) // self.size)
         sent = torch.zeros(self.size * width, device=flat.device)
         sent[: len(flat)] = flat
         received = torch.empty_like(sent)
         with self._exchange():
             dist.all_to_all_single(received, sent, group=self._engine)
-        (own,) = tree_sum([[part] for part in received.view(self.size, width).unbind()])
-        # The losses travel with the sums: a message of their own would cost a second delay.
-        said = torch.cat([own, losses.flatten()])
-        heard = [torch.empty_like(said) for _ in range(self.size)]
+        return tree_sum([[part] for part in received.view(self.size, width).unbind()])[0][0]
+
+    def _all(self, local: Tensor) -> list[Tensor]:
+        """Returns the tensors of all ranks."""
+        parts = [torch.empty_like(local) for _ in range(self.size)]
         with self._exchange():
-            dist.all_gather(heard, said, self._engine)
-        sums = torch.cat([part[:width] for part in heard])[: len(flat)]
-        sizes = [tensor.numel() for tensor in gradient]
-        for tensor, total in zip(gradient, torch.split(sums, sizes), strict=True):
-            tensor.copy_(total.view_as(tensor))
-        return torch.cat([part[width:].view_as(losses) for part in heard], dim=1)
+            dist.all_gather(parts, local, self._engine)
+        return parts
 
     def gather(self, what: Any) -> list[Any]:
         """Returns the objects of all ranks, in order, on rank 0; an empty list on other ranks."""
