@@ -1,9 +1,9 @@
-"""A link between two network namespaces, which stand for two machines. Needs Linux and root rights.
+r"""A link between two network namespaces, which stand for two machines; Linux and root only.
 
 A relay in this process carries the packets of two TUN devices, one in each namespace, with a delay
 and at a limited rate. (The kernel's own means for this, `tc netem`, is missing on many machines.)
 
-    python -m scripts.network_link --delay-ms 10 --megabits 1000 -- \\
+    python -m scripts.network_link --delay-ms 10 --megabits 1000 -- \
         train env=atari/pong algo=ppo learner.num_shards=2 hydra.run.dir=/tmp/two
 
 trains with one rank in each namespace, and prints the output of both. The words may also begin with
@@ -84,17 +84,18 @@ class Link:
         variables = [f"GLOO_SOCKET_IFNAME={_DEVICE}", "OMP_NUM_THREADS=1"]
         return ["ip", "netns", "exec", self.names[side], "env", *variables, *command]
 
-    def torchrun(self, side: int, words: Sequence[str]) -> list[str]:
+    def torchrun(self, side: int, words: Sequence[str], *more: str) -> list[str]:
         """Returns the command line of one of two `torchrun`, with one rank each.
 
         Args:
             side: 0 or 1.
             words: arguments of `htsrl`.
+            more: more options of `torchrun`.
         """
         options = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={side}"]
         options += [f"--master-addr={self.addresses[0]}", "--master-port=29500"]
         program = [sys.executable, "-m", "torch.distributed.run"]
-        return self.command(side, [*program, *options, "-m", "htsrl_cli", *words])
+        return self.command(side, [*program, *options, *more, "-m", "htsrl_cli", *words])
 
     def _device(self, name: str) -> int:
         with _inside(name):

@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psutil
@@ -14,6 +15,8 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 # Seconds between two reports of a rank.
 _PERIOD_S = 1.0
+# Seconds that the store may take to answer.
+_STORE_TIMEOUT_S = 3.0
 
 
 class _Place(NamedTuple):
@@ -42,7 +45,8 @@ class Watch:
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store = store
+        # Threads share no connection, because one would wait for the other.
+        self._store = store.clone()  # type: ignore[attr-defined]
         self._rank = rank
         self._size = size
         self._ended = threading.Event()
@@ -53,9 +57,9 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, unless it waits for a store that cannot be reached."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(_PERIOD_S)
 
     def lost(self, error: RuntimeError) -> str:
         """Returns an error message for an exchange that failed.
@@ -68,11 +72,7 @@ class Watch:
         """
         detail = str(error).splitlines()[0]
         hangs = "timed out" in detail.lower()
-        try:
-            behind = self._behind()
-        except RuntimeError:
-            # The store has ended, or cannot be reached.
-            behind = {}
+        behind = self._ask_behind()
         names = [f"rank {rank} ({p.host}, process {p.pid})" for rank, p in behind.items()]
         if hangs:
             for place in behind.values():
@@ -99,6 +99,21 @@ class Watch:
     def _report(self) -> None:
         self._store.set(_count_key(self._rank), str(self.count))
 
+    def _ask_behind(self) -> dict[int, _Place]:
+        """Returns what `_behind` returns; an empty dictionary if the store does not answer."""
+        found: dict[int, _Place] = {}
+
+        def ask() -> None:
+            # The store may have ended.
+            with suppress(RuntimeError):
+                found.update(self._behind())
+
+        # Without a network, the store's own timeouts do not hold.
+        asking = threading.Thread(target=ask, name="rank-behind", daemon=True)
+        asking.start()
+        asking.join(1.5 * _PERIOD_S + _STORE_TIMEOUT_S)
+        return {} if asking.is_alive() else found
+
     def _behind(self) -> dict[int, _Place]:
         """Returns the places of the ranks that have begun the fewest exchanges, if not all have."""
         self._report()
@@ -122,11 +137,12 @@ def _place_key(rank: int) -> str:
 
 
 def _machine() -> str:
-    """Returns a name of this machine, or of this container if it has process ids of its own."""
+    """Returns a name of this machine, or of this container, which has namespaces of its own."""
     if platform.system() != "Linux":
         return platform.node()
     with open("/proc/sys/kernel/random/boot_id") as file:
-        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+        boot = file.read().strip()
+    return " ".join([boot, *(os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net"))])
 
 
 def _own_place() -> _Place:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.network_link import Link
+from tests.fault.processes import Run, without_leftovers
 from tests.ranks import CARTPOLE, Start, rank_processes, results, start
 
 __all__ = ["start"]
@@ -70,6 +76,41 @@ def test_a_rank_that_hangs_is_named_and_killed(start: Start) -> None:
         "runner.rank_timeout_s if it is only slow" in run.stderr
     )
     assert run.checkpoint().meta["env_steps"] > 0
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    """A link of 1 Gbit/s with a delay of 10 ms between two network namespaces."""
+    if sys.platform != "linux" or os.geteuid() or not shutil.which("ip"):
+        pytest.skip("needs Linux, root rights and the command ip")
+    with Link(0.010, 1e9) as link:
+        yield link
+
+
+@pytest.mark.slow("starts two ranks twice, and one process")
+def test_a_network_that_goes(link: Link, start: Start, tmp_path: Path) -> None:
+    whole = start(1, "whole", *CARTPOLE)
+    assert whole.wait() == 0, whole.stderr
+    words = ("train", *CARTPOLE, "runner.rank_timeout_s=5", "resume=auto")
+    folders = [tmp_path / "host_0", tmp_path / "host_1"]
+    with without_leftovers() as runs:
+        for is_lost in (True, False):
+            for side, folder in enumerate(folders):
+                folder.mkdir(exist_ok=True)
+                # torchrun leaves this folder if a rank fails.
+                line = link.torchrun(side, words, f"--log-dir={tmp_path / 'logs'}")
+                runs.append(Run(folder, command_line=line))
+            first, second = runs[-2:]
+            if is_lost:
+                first.wait_for_steps(500)
+                link.is_up = False
+                assert (first.wait(), second.wait()) == (1, 1)
+                assert "waited in vain for rank 1" in first.stderr + second.stderr
+                link.is_up = True
+        assert first.wait() == 0, first.stderr
+        assert second.wait() == 0, second.stderr
+    assert "resumed from" in first.stderr
+    assert results(first) == results(whole)
 
 
 @pytest.mark.slow("starts 3 ranks twice, and one process")
