@@ -43,8 +43,7 @@ def test_every_key_is_explained_on_its_line(verb: str) -> None:
         (["network=mlp"], "  hidden_sizes: [64, 64]  # number of units of each hidden layer"),
         (["env=gym"], "  kwargs: {}  # keyword arguments for gymnasium.make"),
         (["env=football/5_vs_5"], "  scenario: 5_vs_5  # name of the scenario; env=football/SCEN"),
-        # The comment of the preset explains the value, not the key.
-        (["experiment=cartpole_ppo"], "  correction: proximal  # of policy lag: none, proximal"),
+        (["experiment=cartpole_ppo"], "  gamma: 0.98  # discount factor"),
     ],
 )
 def test_meaning_is_that_of_the_chosen_option(words: list[str], line: str) -> None:
