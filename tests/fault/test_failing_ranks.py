@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.network_link import Link
@@ -122,6 +124,27 @@ def test_torchrun_starts_ranks_again(start: Start) -> None:
     rank_processes(run)[1].kill()
     assert run.wait() == 0, run.stderr
     assert "resumed from" in run.stderr
+    assert results(run) == results(whole)
+
+
+@pytest.mark.slow("starts 21 times up to 4 ranks")
+def test_random_kills(start: Start) -> None:
+    """Kills a random rank 20 times, often during a checkpoint, as each rollout has one."""
+    rng = random.Random(0)
+    words = (*(word for word in LONG if not word.startswith("checkpoint")), "resume=auto")
+    words += ("checkpoint.interval=128",)
+    whole = start(1, "whole", *words)
+    assert whole.wait() == 0, whole.stderr
+    for _ in range(20):
+        size = rng.choice([1, 2, 4])
+        run = start(size, "run", *words)
+        run.wait_for_steps(run.env_steps + 128 * rng.randrange(2, 5))
+        time.sleep(rng.random() / 10)
+        ranks = rank_processes(run) if size > 1 else [psutil.Process(run.process.pid)]
+        rng.choice(ranks).kill()
+        assert run.wait() != 0
+    run = start(2, "run", *words)
+    assert run.wait() == 0, run.stderr
     assert results(run) == results(whole)
 
 
