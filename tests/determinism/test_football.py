@@ -40,7 +40,7 @@ TEAMS = {
     "both-sides": (BOTH, "independent", "none"),
     "one-images": (IMAGES, "shared", "none"),
 }
-FAST = ("one", "three-independent-vtrace")
+FAST = ("three-independent-vtrace",)
 
 
 def football_config(

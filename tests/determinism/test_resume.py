@@ -203,6 +203,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Fingerprint:
     return harness.run(STOPPED, tmp_path_factory.mktemp("uninterrupted"))
 
 
+@pytest.mark.slow
 def test_two_kills(tmp_path: Path, uninterrupted: Fingerprint) -> None:
     killed, _ = kill_and_resume(STOPPED, 2, tmp_path)
     assert killed >= 1

@@ -20,7 +20,7 @@ def checkpoints(folder: Path) -> set[str]:
     return {path.name for path in (folder / "checkpoints").iterdir()}
 
 
-@pytest.mark.parametrize("how", ["deleted", "moved"])
+@pytest.mark.parametrize("how", ["deleted", pytest.param("moved", marks=pytest.mark.slow)])
 def test_two_runs_do_not_mix_in_one_folder(
     how: str, train: Train, start: Callable[..., Run], tmp_path: Path, uninterrupted: Fingerprint
 ) -> None:

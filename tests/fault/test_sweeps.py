@@ -135,6 +135,7 @@ def test_search_without_a_result_in_other_words(tmp_path: Path, start: Callable[
     assert len(summaries(tmp_path / "sweep")) == 2
 
 
+@pytest.mark.slow
 def test_search_finds_its_folders_again(htsrl: Htsrl, tmp_path: Path) -> None:
     words = [*SEARCH_ALONE[:-2], "env.episode_length=10", "total_steps=256"]
     words += ["algo.entropy_coef=choice(0.0,0.01)"]
@@ -217,7 +218,9 @@ def test_timeout_of_a_batch_system(
     assert fingerprint(run.folder) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_jobs_of_the_local_launcher_end_with_it(
     number: signal.Signals,
     tmp_path: Path,
