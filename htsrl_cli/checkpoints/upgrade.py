@@ -9,9 +9,9 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, the number of shards, for Gymnasium environments `scale_observations` and
-`scale_actions`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate` of
-earlier versions becomes `algo.correction`.
+evaluated games, the number of shards, for Gymnasium environments `scale_observations`,
+`scale_actions` and `mask_actions`, and for perceptrons `activation` and `separate_value`. The key
+`algo.reevaluate` of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def upgrade(
     if "config" in new:
         new["config"] = upgrade_config(new["config"])
     if "env_spec" in new:
-        new["env_spec"] = {"obs_max": 255, **new["env_spec"]}
+        new["env_spec"] = {"obs_max": 255, "has_masks": False, **new["env_spec"]}
     if version > 1:
         return arrays, new
     renamed = {}
@@ -76,7 +76,12 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     learner = {"num_shards": 1, **config.get("learner", {})}
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":
-        env = {"scale_observations": False, "scale_actions": False, **env}
+        env = {
+            "scale_observations": False,
+            "scale_actions": False,
+            "mask_actions": False,
+            **env,
+        }
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
     new = {**config, **({"env": env} if env else {}), **({"algo": algo} if algo else {})}
     if "learner" in config:

@@ -97,16 +97,18 @@ class Passes:
         self._spec = spec
         self._one_by_one = not has_free_rows(setup, values)
 
-    def act(self, obs: Array, noise: Array) -> Array:
+    def act(self, obs: Array, noise: Array, masks: Array | None = None) -> Array:
         """Returns the actions of the P players of G games, [G, P, D].
 
         Args:
             obs: observations, [G, P, *obs_shape]; with one player, the axis P may be missing.
             noise: the noise from which actions are sampled, float32 [G, P, D].
+            masks: action masks, bool [G, P, M]; None if the environment gives none.
         """
         if self._one_by_one and len(obs) > 1:
-            pairs = zip(obs, noise, strict=True)
-            return np.concatenate([self.act(one[None], its[None]) for one, its in pairs])
+            games = range(len(obs))
+            inputs = (obs, noise) if masks is None else (obs, noise, masks)
+            return np.concatenate([self.act(*(of[i : i + 1] for of in inputs)) for i in games])
         inference, shape = self._inference, noise.shape
         obs = obs.reshape(-1, *self._spec.obs_shape)
         noise = noise.reshape(len(obs), -1)
@@ -120,6 +122,8 @@ class Passes:
                 # network mixes the rows of a batch.
                 inference.obs[: len(rows)] = obs[rows]
                 inference.noise[: len(rows)] = noise[rows]
+                if masks is not None and inference.masks is not None:
+                    inference.masks[: len(rows)] = masks.reshape(len(obs), -1)[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
         return actions.reshape(shape)
 

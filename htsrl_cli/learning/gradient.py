@@ -26,7 +26,7 @@ from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin
-from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.distributions import log_prob_entropy, mask_logits
 from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.ranks.shards import by_shard, tree_sum
 from htsrl_cli.storage.memory import Array
@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     Attributes:
         obs: observations [N, *obs_shape].
         actions: actions [N, D].
+        masks: bool [N, M], True for the actions that were allowed; None if there are no masks.
         old: log-probabilities of the actions, and values of the observations, both computed by the
             old policy; each float32 [N].
         targets: advantages, returns and importance weights, each float32 [N].
@@ -49,6 +50,7 @@ class Batch(NamedTuple):
 
     obs: Tensor
     actions: Tensor
+    masks: Tensor | None
     old: OldPolicy
     targets: Targets
     activations: list[Tensor]
@@ -56,7 +58,8 @@ class Batch(NamedTuple):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Returns all tensors except the activations, in a fixed order."""
-        return self.obs, self.actions, *self.old, *self.targets
+        masks = () if self.masks is None else (self.masks,)
+        return self.obs, self.actions, *masks, *self.old, *self.targets
 
 
 class Gradient(NamedTuple):
@@ -196,12 +199,15 @@ class GradientEngine(ABC):
             torch.stack(losses).view(num_policies, num_shards, -1, len(parts)),
         )
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[OldPolicy, list[Tensor]]:
+    def evaluate(
+        self, obs: Tensor, actions: Tensor, masks: Tensor | None
+    ) -> tuple[OldPolicy, list[Tensor]]:
         """Evaluates a slot with the loaded parameters.
 
         Args:
             obs: observations [N + B, *obs_shape]; the last B rows have no action.
             actions: actions [N, D].
+            masks: see `Batch`.
 
         Returns:
             The log-probabilities [N] of the actions and the values [N + B] of the observations; and
@@ -221,7 +227,9 @@ class GradientEngine(ABC):
             # Rows are in time-major order, so those without an action come last.
             acted = rows if isinstance(rows, slice) else rows[rows < len(actions)]
             chosen = actions[acted]
-            log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
+            allowed = None if masks is None else masks[acted]
+            logits = mask_logits(params[: len(chosen)], allowed)
+            log_probs, _ = log_prob_entropy(self._actions, logits, chosen)
             found.log_probs[acted] = log_probs
             for kept, output in zip(self._kept, layers.outputs if layers else (), strict=True):
                 kept[rows] = output
@@ -278,6 +286,7 @@ class GradientEngine(ABC):
         params, values = self._policies[policy](
             batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
         )
+        params = mask_logits(params, None if batch.masks is None else batch.masks[rows])
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -216,11 +217,9 @@ class Learner:
         by name, of all shards: the explained variance and, if the slot is reevaluated, those of its
         importance weights.
         """
-
-        def tensor(array: Array) -> Tensor:
-            return torch.from_numpy(array).to(self._device, non_blocking=True)
-
+        tensor = partial(_on_device, device=self._device)
         obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
+        masks = None if slot.masks is None else tensor(slot.masks[:-1]).flatten(0, 1)
         values, behaviour = torch.from_numpy(slot.values), torch.from_numpy(slot.log_probs)
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
@@ -230,7 +229,7 @@ class Learner:
         is_reevaluated = self._lag != 0 and self._algorithm.reevaluates
         if is_reevaluated:
             self._engine.load(self._state)
-            old, kept = self._engine.evaluate(obs, actions)
+            old, kept = self._engine.evaluate(obs, actions, masks)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = _ratios(log_ratios)
@@ -254,6 +253,7 @@ class Learner:
         batch = Batch(
             obs[:num_rows],
             actions,
+            masks,
             old._replace(values=old.values[:num_rows]),
             targets,
             kept or [as_tensor(array).flatten(0, 1) for array in activations],
@@ -367,6 +367,10 @@ def _lag_metrics(log_ratios: Tensor, max_weight: float) -> dict[str, float]:
         "lag/max_weight": float(ratios.max()),
         "lag/truncated_fraction": float((ratios > max_weight).float().mean()),
     }
+
+
+def _on_device(array: Array, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _clones(tensors: list[Tensor]) -> list[Tensor]:

@@ -14,6 +14,20 @@ from torch import Tensor
 from htsrl_cli.envs.base import ActionSpec
 
 
+def mask_logits(params: Tensor, masks: Tensor | None) -> Tensor:
+    """Returns logits with which masked actions have probability 0 and no gradient.
+
+    Masked logits get the lowest finite number: with -inf, entropies would be NaN.
+
+    Args:
+        params: logits [N, P].
+        masks: bool [N, P], True for allowed actions; None returns `params`.
+    """
+    if masks is None:
+        return params
+    return params.masked_fill(~masks, torch.finfo(params.dtype).min)
+
+
 def sample(actions: ActionSpec, params: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Turns noise into actions [N, D] and their log-probabilities [N].
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.sampling.executor import EnvState, Executor, Seat, add_requests
+from htsrl_cli.sampling.executor import EnvState, Executor, Seat
 from htsrl_cli.sampling.requests import Request, encode
 from htsrl_cli.sampling.schedule import Schedule, from_runs
 from htsrl_cli.sampling.unrolls import UnrollQueue
@@ -143,8 +143,7 @@ class AsyncExecutor(Executor):
             for t, player, version in unroll.finals:
                 queue.wanted_finals[t, seat.columns[player]] = version
         self._slot.obs[0, seat.where] = self._obs[env]
-        seat.t = 0
-        add_requests(seat, [(c, 0) for c in seat.columns], requests)
+        self._ask_first(seat, requests)
 
     def _finish(self, seat: Seat) -> None:
         """Hands over the full buffer of a seat."""

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.envs.base import Env, Replayable
+from htsrl_cli.envs.base import Env, Replayable, action_mask
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
@@ -148,10 +148,16 @@ class Executor:
         self._unfinished = len(self._seats)
         requests: list[Request] = []
         for seat in self._seats:
-            seat.t = 0
             seat.pending = 0
-            add_requests(seat, [(c, 0) for c in seat.columns], requests)
+            self._ask_first(seat, requests)
         return requests
+
+    def _ask_first(self, seat: Seat, requests: list[Request]) -> None:
+        """Adds a seat's requests for row 0, whose observations are in the slot, to `requests`."""
+        seat.t = 0
+        if self._slot.masks is not None:
+            self._slot.masks[0, seat.where] = action_mask(seat.env)
+        add_requests(seat, [(c, 0) for c in seat.columns], requests)
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
         """Steps the environments whose requests are all answered; returns the next requests.
@@ -204,6 +210,8 @@ class Executor:
         if terminated or truncated:
             obs = self._reset(seat)
         slot.obs[t + 1, where] = obs
+        if slot.masks is not None:
+            slot.masks[t + 1, where] = action_mask(seat.env)
         seat.t = t + 1
         add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
 
