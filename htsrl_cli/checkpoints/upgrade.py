@@ -9,9 +9,9 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, the number of shards, for Gymnasium environments `scale_observations`,
-`scale_actions` and `mask_actions`, and for perceptrons `activation` and `separate_value`. The key
-`algo.reevaluate` of earlier versions becomes `algo.correction`.
+evaluated games, the number of shards, `algo.squash`, for Gymnasium environments
+`scale_observations`, `scale_actions` and `mask_actions`, and for perceptrons `activation` and
+`separate_value`. The key `algo.reevaluate` of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     if "reevaluate" in algo:
         algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)
+    if algo:
+        algo = {"squash": "clip", **algo}
     learner = {"num_shards": 1, **config.get("learner", {})}
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":

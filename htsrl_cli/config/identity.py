@@ -29,6 +29,7 @@ CHANGES_NO_RESULT = (
 # Keys that are younger than others, with the value that gives the results of the time before them.
 # A key with this value is not hashed, so that a configuration keeps its hash.
 _YOUNGER = {
+    "algo.squash": "clip",
     "env.mask_actions": False,
     "learner.num_shards": 1,
     "network.activation": "tanh",

@@ -24,8 +24,9 @@ class ActionSpec:
 
     Attributes:
         kind: `categorical` (one integer for each entry of `sizes`; with several entries, the action
-            is multi-categorical) or `gaussian` (one float for each entry of `low`).
-        sizes: the number of categories in each dimension; empty for `gaussian`.
+            is multi-categorical) or `gaussian` (one float for each entry of `low`). The actions of
+            a policy may also be `squashed`: `gaussian` and then brought into the bounds by tanh.
+        sizes: the number of categories in each dimension; empty for floats.
         low, high: the bounds to which an action is clipped; empty for `categorical`.
     """
 
@@ -41,13 +42,13 @@ class ActionSpec:
 
     @property
     def num_choices(self) -> int:
-        """M, the number of categories in all dimensions; 0 for `gaussian`."""
+        """M, the number of categories in all dimensions; 0 for floats."""
         return sum(self.sizes)
 
     @property
     def dtype(self) -> str:
         """NumPy's name of the dtype of an action vector."""
-        return "float32" if self.kind == "gaussian" else "int64"
+        return "int64" if self.kind == "categorical" else "float32"
 
 
 @dataclass(frozen=True)

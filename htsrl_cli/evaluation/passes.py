@@ -16,6 +16,7 @@ from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import Array, EnvSpec
+from htsrl_cli.envs.squash import squasher
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
 
@@ -95,10 +96,11 @@ class Passes:
         values = _parameters(checkpoint, self._inference, path)
         self._inference.load(values)
         self._spec = spec
+        self._squash = squasher(spec.actions, config.algo)
         self._one_by_one = not has_free_rows(setup, values)
 
     def act(self, obs: Array, noise: Array, masks: Array | None = None) -> Array:
-        """Returns the actions of the P players of G games, [G, P, D].
+        """Returns the actions of the P players of G games, [G, P, D], for their environments.
 
         Args:
             obs: observations, [G, P, *obs_shape]; with one player, the axis P may be missing.
@@ -125,7 +127,8 @@ class Passes:
                 if masks is not None and inference.masks is not None:
                     inference.masks[: len(rows)] = masks.reshape(len(obs), -1)[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
-        return actions.reshape(shape)
+        found = actions.reshape(shape)
+        return found if self._squash is None else self._squash(found)
 
 
 def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dict[str, Array]:

@@ -23,43 +23,15 @@ from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.learning.batch import Batch
 from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin
-from htsrl_cli.networks.distributions import log_prob_entropy, mask_logits
+from htsrl_cli.networks.distributions import log_prob_entropy, mask_logits, policy_actions
 from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.ranks.shards import by_shard, tree_sum
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.workers.scheduling import stay_in_background
-
-
-class Batch(NamedTuple):
-    """The N = T * B rows of a slot (T env steps, B columns), in time-major order, on the device.
-
-    Attributes:
-        obs: observations [N, *obs_shape].
-        actions: actions [N, D].
-        masks: bool [N, M], True for the actions that were allowed; None if there are no masks.
-        old: log-probabilities of the actions, and values of the observations, both computed by the
-            old policy; each float32 [N].
-        targets: advantages, returns and importance weights, each float32 [N].
-        activations: activations that actors or `GradientEngine.evaluate` kept, each with N rows
-            or more; empty if the gradient has to begin with a forward pass.
-        width: number of columns of one policy in one shard.
-    """
-
-    obs: Tensor
-    actions: Tensor
-    masks: Tensor | None
-    old: OldPolicy
-    targets: Targets
-    activations: list[Tensor]
-    width: int
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Returns all tensors except the activations, in a fixed order."""
-        masks = () if self.masks is None else (self.masks,)
-        return self.obs, self.actions, *masks, *self.old, *self.targets
 
 
 class Gradient(NamedTuple):
@@ -116,7 +88,7 @@ class GradientEngine(ABC):
         self._algorithm = algorithm
         self._num_shards = num_shards
         self._is_whole = config.num_shards == 1
-        self._actions = spec.actions
+        self._actions = policy_actions(spec.actions, algo)
         self._micro_batch = config.micro_batch
         self._num_threads = config.num_threads
         self._device = device
@@ -287,7 +259,8 @@ class GradientEngine(ABC):
             batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
         )
         params = mask_logits(params, None if batch.masks is None else batch.masks[rows])
-        log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
+        noise = None if batch.noise is None else batch.noise[rows]
+        log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows], noise)
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
             OldPolicy(*(array[rows] for array in batch.old)),

@@ -16,8 +16,10 @@ from htsrl_cli.checkpoints.state import State
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.squash import TANH
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.gradient import Batch, Gradient, engine_for
+from htsrl_cli.learning.batch import Batch
+from htsrl_cli.learning.gradient import Gradient, engine_for
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
 from htsrl_cli.networks.registry import initial_policies
@@ -254,6 +256,7 @@ class Learner:
             obs[:num_rows],
             actions,
             masks,
+            tensor(slot.noise).flatten(0, 1) if self._algo.squash == TANH else None,
             old._replace(values=old.values[:num_rows]),
             targets,
             kept or [as_tensor(array).flatten(0, 1) for array in activations],

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from htsrl_cli.config.kinds import EnvConfig
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
 from htsrl_cli.sampling.executor import EnvState, Executor, Seat
 from htsrl_cli.sampling.requests import Request, encode
 from htsrl_cli.sampling.schedule import Schedule, from_runs
@@ -51,6 +51,7 @@ class AsyncExecutor(Executor):
     def __init__(
         self,
         env: EnvConfig,
+        algo: AlgoConfig,
         indices: Sequence[int],
         seed: int,
         queue: UnrollQueue,
@@ -58,7 +59,7 @@ class AsyncExecutor(Executor):
         worker: int,
         schedule: Schedule | None,
     ) -> None:
-        super().__init__(env, indices, seed, queue, board, worker)
+        super().__init__(env, algo, indices, seed, queue, board, worker)
         self._queue = queue
         self._slot = queue.slot_of_buffers
         self._of_column = {}
@@ -165,6 +166,7 @@ class AsyncExecutorSetup:
     """
 
     env: EnvConfig
+    algo: AlgoConfig
     indices: Sequence[int]
     seed: int
     queue: UnrollQueue
@@ -182,7 +184,9 @@ def run_async_executor(control: Connection, worker: int, setup: AsyncExecutorSet
     wake_promptly()
     board, queue = setup.board, setup.queue
     schedule = Schedule.load(setup.schedule) if setup.schedule else None
-    executor = AsyncExecutor(setup.env, setup.indices, setup.seed, queue, board, worker, schedule)
+    executor = AsyncExecutor(
+        setup.env, setup.algo, setup.indices, setup.seed, queue, board, worker, schedule
+    )
     poll = select.poll()
     for source in (control, setup.answers):
         poll.register(source, select.POLLIN)

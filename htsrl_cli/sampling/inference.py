@@ -22,7 +22,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, sleep_until_done
-from htsrl_cli.networks.distributions import mask_logits, most_likely, sample
+from htsrl_cli.networks.distributions import mask_logits, most_likely, policy_actions, sample
 from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.storage.memory import Array, ArrayType
 
@@ -112,7 +112,7 @@ class Inference:
         )
         self._state = self.policies.state_dict()
         self._choose = most_likely if greedy else sample
-        self._actions = setup.spec.actions
+        self._actions = policy_actions(setup.spec.actions, setup.algo)
         self._keeps_activations = setup.keeps_activations
         self.activations: list[Tensor] = []
         self._obs = torch.from_numpy(

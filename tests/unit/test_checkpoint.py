@@ -93,7 +93,7 @@ def in_format_1(path: Path, checkpoint: Checkpoint) -> Path:
 OLD_CONFIG = {"seed": 1, "algo": {"name": "a2c", "gamma": 0.9, "hidden_sizes": [7]}}
 NEW_CONFIG = {
     "seed": 1,
-    "algo": {"name": "a2c", "gamma": 0.9},
+    "algo": {"name": "a2c", "squash": "clip", "gamma": 0.9},
     "network": {
         "name": "auto",
         "hidden_sizes": [7],
