@@ -10,8 +10,9 @@
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
 evaluated games, the number of shards, `algo.squash`, for Gymnasium environments
-`scale_observations`, `scale_actions` and `mask_actions`, and for perceptrons `activation` and
-`separate_value`. The key `algo.reevaluate` of earlier versions becomes `algo.correction`.
+`scale_observations`, `scale_actions`, `ignore_observations` and `mask_actions`, and for perceptrons
+`activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
+`algo.correction`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         env = {
             "scale_observations": False,
             "scale_actions": False,
+            "ignore_observations": [],
             "mask_actions": False,
             **env,
         }

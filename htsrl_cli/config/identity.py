@@ -30,6 +30,7 @@ CHANGES_NO_RESULT = (
 # A key with this value is not hashed, so that a configuration keeps its hash.
 _YOUNGER = {
     "algo.squash": "clip",
+    "env.ignore_observations": [],
     "env.mask_actions": False,
     "learner.num_shards": 1,
     "network.activation": "tanh",

@@ -22,6 +22,8 @@ class GymConfig(EnvConfig):
             false, only uint8 arrays are divided, by 255.
         scale_actions: map -1 and 1 to the bounds of a bounded `Box` of actions; if false, actions
             are only clipped to the bounds.
+        ignore_observations: keys of a `Dict` of observations that the policy does not see, for
+            example because their space is not supported.
         mask_actions: never choose an action that the environment's action mask does not allow; the
             mask is `info["action_mask"]`, or the part `action_mask` of a `Dict` observation.
         max_episode_steps: time limit of an episode in env steps; null keeps the limit with which
@@ -41,6 +43,7 @@ class GymConfig(EnvConfig):
     kwargs: dict[str, Any]
     scale_observations: bool
     scale_actions: bool
+    ignore_observations: tuple[str, ...]
     mask_actions: bool
     max_episode_steps: int | None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import error
+from gymnasium import error, spaces
 
 from htsrl_cli.envs.base import Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
@@ -77,15 +77,19 @@ class GymEnv:
         self._env = _make_pictured(config) if pictured else make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
         action = action_form(config, self._env.action_space)
-        space = self._env.observation_space
+        space = _seen(config, self._env.observation_space)
         self._masks = MaskForm(config, space, action.spec) if config.mask_actions else None
-        obs = obs_form(config, self._masks.obs_space if self._masks else space)
-        self.to_obs, self.to_action = obs.convert, action.convert
+        unseen = [*config.ignore_observations]
         if self._masks:
-            without_mask = self._masks.without_mask
-            self.to_obs = lambda raw: obs.convert(without_mask(raw))
             self.to_mask = self._masks.convert
-        self.unbatch = partial(parts.unbatch, self._env.observation_space)
+            unseen += [KEY] * self._masks.in_obs
+        obs = obs_form(config, parts.without(space, unseen))
+        self.to_obs, self.to_action = obs.convert, action.convert
+        if unseen:
+            self.to_obs = lambda raw: obs.convert(parts.leave_out(raw, unseen))
+        self.unbatch = lambda raw: parts.unbatch(
+            space, parts.leave_out(raw, config.ignore_observations)
+        )
         self.batch = partial(parts.batch, self._env.action_space)
         actions = action.spec
         self.env_spec = EnvSpec(
@@ -288,6 +292,20 @@ def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     return make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+
+
+def _seen(config: GymConfig, space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Returns the observation space without `env.ignore_observations`."""
+    known = list(space.spaces) if isinstance(space, spaces.Dict) else []
+    for key in config.ignore_observations:
+        if key not in known:
+            remedy = f"env.id={config.id} has no such part; its parts are: {', '.join(known)}"
+            raise ConfigError(
+                "env.ignore_observations",
+                list(config.ignore_observations),
+                remedy if known else f"the observation of env.id={config.id} is no Dict",
+            )
+    return parts.without(space, config.ignore_observations)
 
 
 def _is_image(picture: Any) -> bool:

@@ -31,7 +31,6 @@ class MaskForm:
 
     Attributes:
         in_obs: True if the mask is part of the observation.
-        obs_space: the observation space without the mask.
 
     Raises:
         ConfigError: the actions are not discrete.
@@ -46,19 +45,7 @@ class MaskForm:
                 "masked: leave this key out",
             )
         self.in_obs = is_in(space)
-        self.obs_space = space
-        if self.in_obs:
-            assert isinstance(space, spaces.Dict)
-            self.obs_space = spaces.Dict(
-                [(key, part) for key, part in space.spaces.items() if key != KEY]
-            )
         self._edges = np.cumsum([0, *actions.sizes]).tolist()
-
-    def without_mask(self, obs: Any) -> Any:
-        """Returns an observation of `obs_space`, given one of the environment."""
-        if not self.in_obs or not isinstance(obs, Mapping) or KEY not in obs:
-            return obs
-        return {key: part for key, part in obs.items() if key != KEY}
 
     def convert(self, obs: Any, given: Any) -> Array:
         """Converts the mask for an observation; see `WrapperEnv.to_mask`.
