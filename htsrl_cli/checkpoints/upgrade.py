@@ -10,9 +10,9 @@
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
 evaluated games, the number of shards, `algo.squash`, for Gymnasium environments
-`scale_observations`, `scale_actions`, `ignore_observations` and `mask_actions`, and for perceptrons
-`activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
-`algo.correction`.
+`scale_observations`, `scale_actions`, `ignore_observations`, `mask_actions`, `normalize_obs` and
+`normalize_reward`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate`
+of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _PREFIXES = {
     "obs": "envs/obs",
     "slot": "slot",
 }
+# Attributes of `EnvSpec` that earlier versions lack.
+_SPEC = {"obs_max": 255, "has_masks": False, "normalize_obs": False, "normalize_reward": False}
 
 
 def upgrade(
@@ -40,7 +42,7 @@ def upgrade(
     if "config" in new:
         new["config"] = upgrade_config(new["config"])
     if "env_spec" in new:
-        new["env_spec"] = {"obs_max": 255, "has_masks": False, **new["env_spec"]}
+        new["env_spec"] = {**_SPEC, **new["env_spec"]}
     if version > 1:
         return arrays, new
     renamed = {}
@@ -84,6 +86,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
             "scale_actions": False,
             "ignore_observations": [],
             "mask_actions": False,
+            "normalize_obs": False,
+            "normalize_reward": False,
             **env,
         }
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}

@@ -32,6 +32,8 @@ _YOUNGER = {
     "algo.squash": "clip",
     "env.ignore_observations": [],
     "env.mask_actions": False,
+    "env.normalize_obs": False,
+    "env.normalize_reward": False,
     "learner.num_shards": 1,
     "network.activation": "tanh",
     "network.separate_value": True,

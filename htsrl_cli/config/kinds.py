@@ -80,6 +80,11 @@ class EnvConfig:
         return ""
 
     @property
+    def normalizes_reward(self) -> bool:
+        """True if running statistics of each column's return normalize rewards."""
+        return False
+
+    @property
     def usual_renderer(self) -> str | None:
         """Default renderer; None if the environment cannot be rendered."""
         return next(iter(self.renderers), None)

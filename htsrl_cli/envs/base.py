@@ -64,6 +64,10 @@ class EnvSpec:
         num_players: P, the number of players, who act at the same time; each player is a column of
             the slot.
         has_masks: True if the environment is a `MaskedEnv`; its actions are then categorical.
+        normalize_obs: True if policies normalize observations by running statistics; the dtype is
+            then float32.
+        normalize_reward: True if the learner divides rewards by the standard deviation of their
+            discounted sums.
     """
 
     obs_shape: tuple[int, ...]
@@ -72,6 +76,8 @@ class EnvSpec:
     num_players: int = 1
     obs_max: int = 255
     has_masks: bool = False
+    normalize_obs: bool = False
+    normalize_reward: bool = False
 
     @property
     def obs_scale(self) -> float:

@@ -242,7 +242,7 @@ def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
     def build(spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, *how: Any) -> nn.ModuleList:
         (policy,) = build_policies(spec, network, algo, *how)
         assert isinstance(policy, ActorCritic)
-        return nn.ModuleList([kind(spec.actions, policy.trunk, policy.value_trunk)])
+        return nn.ModuleList([kind(spec, policy.trunk, policy.value_trunk)])
 
     patch.setattr(inference_module, "build_policies", build)
 

@@ -295,6 +295,8 @@ YOUNGER = {
     "algo.squash": "tanh",
     "env.ignore_observations": "[x]",
     "env.mask_actions": "true",
+    "env.normalize_obs": "true",
+    "env.normalize_reward": "true",
 }
 
 

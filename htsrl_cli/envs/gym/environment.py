@@ -84,6 +84,10 @@ class GymEnv:
             self.to_mask = self._masks.convert
             unseen += [KEY] * self._masks.in_obs
         obs = obs_form(config, parts.without(space, unseen))
+        if config.normalize_obs and obs.dtype == "uint8":
+            remedy = f"the observations of env.id={config.id} are bytes, which are divided by "
+            remedy += f"{obs.obs_max}: leave this key out"
+            raise ConfigError("env.normalize_obs", "true", remedy)
         self.to_obs, self.to_action = obs.convert, action.convert
         if unseen:
             self.to_obs = lambda raw: obs.convert(parts.leave_out(raw, unseen))
@@ -93,7 +97,13 @@ class GymEnv:
         self.batch = partial(parts.batch, self._env.action_space)
         actions = action.spec
         self.env_spec = EnvSpec(
-            obs.shape, obs.dtype, actions, obs_max=obs.obs_max, has_masks=config.mask_actions
+            obs.shape,
+            obs.dtype,
+            actions,
+            obs_max=obs.obs_max,
+            has_masks=config.mask_actions,
+            normalize_obs=config.normalize_obs,
+            normalize_reward=config.normalize_reward,
         )
         self.notes = [form.note for form in (obs, action) if form.note]
         if is_in(space) and not self._masks:
