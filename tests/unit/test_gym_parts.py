@@ -226,7 +226,7 @@ def test_a_coin_may_be_a_bool() -> None:
 
 def test_the_guides_spaces_have_the_numbers_that_it_names() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guides" / "your-environment.md").read_text()
-    _, example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, example, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     env = SimpleNamespace()
     exec(example, {"self": env, "spaces": spaces, "np": np})
     assert obs_form(GYM, env.observation_space).shape == (10,)
