@@ -22,7 +22,8 @@ from htsrl_cli.checkpoints.file import load_checkpoint
 from htsrl_cli.checkpoints.store import find_checkpoint
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.load import load_train_config
-from htsrl_cli.envs.base import Array, Env, EnvSpec
+from htsrl_cli.envs.base import Array, Env
+from htsrl_cli.envs.probe import random_action
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.seeding import Purpose, generator, reset_seed
 from htsrl_cli.tracking.lines import training_lines
@@ -84,7 +85,7 @@ def random_scores(config: EnvConfig, num_games: int, seed: int) -> list[float]:
         env.reset(seed=reset_seed(seed, 0, episode, Purpose.EVALUATION_RESETS))
         rng = generator(seed, Purpose.EVALUATION_ACTIONS)
         while len(scores) < num_games:
-            score, ended = _step(env, _random_action(env.env_spec, rng))
+            score, ended = _step(env, _random_action(env, rng))
             scores += [] if score is None else [score]
             if ended:
                 episode += 1
@@ -103,13 +104,17 @@ def _step(env: Env, action: Array) -> tuple[float | None, bool]:
     return (float(game["r"]) if game else None), terminated or truncated
 
 
-def _random_action(spec: EnvSpec, rng: np.random.Generator) -> Array:
-    """Returns a random action, of shape [D] for one player, [P, D] for P players."""
-    actions, players = spec.actions, (spec.num_players,) if spec.num_players > 1 else ()
+def _random_action(env: Env, rng: np.random.Generator) -> Array:
+    """Returns a random action, of shape [D] for one player, [P, D] for P players.
+
+    Unlike those of `random_action`, the numbers of a `Box` are uniform within its bounds.
+    """
+    spec, actions = env.env_spec, env.env_spec.actions
+    if actions.kind != "gaussian":
+        return random_action(env, rng)
+    players = (spec.num_players,) if spec.num_players > 1 else ()
     shape = (*players, actions.num_dims)
-    if actions.kind == "gaussian":
-        return rng.uniform(actions.low, actions.high, shape).astype(actions.dtype)
-    return rng.integers(actions.sizes, size=shape)
+    return rng.uniform(actions.low, actions.high, shape).astype(actions.dtype)
 
 
 def draw(points: Sequence[Point], random_score: float | None, title: str, path: Path) -> None:

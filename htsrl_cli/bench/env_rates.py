@@ -16,6 +16,7 @@ import numpy as np
 from htsrl_cli.config.kinds import EnvConfig
 from htsrl_cli.config.plan import env_shares
 from htsrl_cli.envs.base import Env
+from htsrl_cli.envs.probe import random_action
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import RunError
 from htsrl_cli.machine import num_cores
@@ -39,15 +40,10 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 def env_rate(envs: Sequence[Env], seconds: float) -> float:
     """Measures the total env steps per second of `envs`, stepped in turn with random actions."""
     rng = np.random.default_rng(0)
-    spec = envs[0].env_spec.actions
-    shape = (envs[0].env_spec.num_players, spec.num_dims)
 
     def step() -> int:
         for env in envs:
-            gaussian = spec.kind == "gaussian"
-            draw = rng.standard_normal(shape) if gaussian else rng.integers(spec.sizes, size=shape)
-            actions = draw.astype(spec.dtype)
-            _, _, terminated, truncated, _ = env.step(actions if len(actions) > 1 else actions[0])
+            _, _, terminated, truncated, _ = env.step(random_action(env, rng))
             if terminated or truncated:
                 env.reset(seed=int(rng.integers(2**31)))
         return len(envs)

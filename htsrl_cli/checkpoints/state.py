@@ -7,6 +7,7 @@ the JSON document (`Checkpoint.meta`). These are the arrays of a run's checkpoin
     learner/params/<name>                  parameters and buffers of θ[j], the current version
     learner/previous/<name>                parameters and buffers of θ[j-1], the previous version
     learner/optimizer/<quantity>/<name>    the optimizer's state for each parameter of θ[j]
+    learner/discounted_returns             float64 [B]; only with `env.normalize_reward`
     envs/<i>                               the state of environment i, as uint8
     envs/obs                               the environments' current observations, [B, *obs_shape]
     slot/terminated                        bool [T, B]; True where an env step terminated an episode

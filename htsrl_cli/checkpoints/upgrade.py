@@ -9,9 +9,10 @@
   Earlier versions always computed the linear layer of this network as a convolution.
 
 Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, the number of shards, for Gymnasium environments `scale_observations` and
-`scale_actions`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate` of
-earlier versions becomes `algo.correction`.
+evaluated games, the number of shards, `algo.squash`, for Gymnasium environments
+`scale_observations`, `scale_actions`, `ignore_observations`, `mask_actions`, `normalize_obs` and
+`normalize_reward`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate`
+of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _PREFIXES = {
     "obs": "envs/obs",
     "slot": "slot",
 }
+# Attributes of `EnvSpec` that earlier versions lack.
+_SPEC = {"obs_max": 255, "has_masks": False, "normalize_obs": False, "normalize_reward": False}
 
 
 def upgrade(
@@ -39,7 +42,7 @@ def upgrade(
     if "config" in new:
         new["config"] = upgrade_config(new["config"])
     if "env_spec" in new:
-        new["env_spec"] = {"obs_max": 255, **new["env_spec"]}
+        new["env_spec"] = {**_SPEC, **new["env_spec"]}
     if version > 1:
         return arrays, new
     renamed = {}
@@ -73,10 +76,20 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     if "reevaluate" in algo:
         algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)
+    if algo:
+        algo = {"squash": "clip", **algo}
     learner = {"num_shards": 1, **config.get("learner", {})}
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":
-        env = {"scale_observations": False, "scale_actions": False, **env}
+        env = {
+            "scale_observations": False,
+            "scale_actions": False,
+            "ignore_observations": [],
+            "mask_actions": False,
+            "normalize_obs": False,
+            "normalize_reward": False,
+            **env,
+        }
     evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
     new = {**config, **({"env": env} if env else {}), **({"algo": algo} if algo else {})}
     if "learner" in config:

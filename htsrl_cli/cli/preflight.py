@@ -149,21 +149,24 @@ def _jobs(composer: Composer, overrides: Sequence[str], multirun: bool) -> list[
 def check_environments(configs: Iterable[TrainConfig]) -> None:
     """Builds the environments and checks that the networks fit them.
 
-    A pair of environment and network that occurs in several configurations is checked only once.
+    What occurs in several configurations is checked only once.
     Environments for which `EnvConfig.is_tried` is False are skipped.
 
     Raises:
         UsageError: an environment or network does not exist or is not supported, its package is
-            missing, or the network does not accept the environment's observations.
+            missing, the network does not accept the environment's observations, or its actions
+            cannot be squashed.
         EnvError: an environment's own code raises an exception.
     """
     from htsrl_cli.envs.registry import make_env
+    from htsrl_cli.envs.squash import squasher
 
-    distinct = {repr((config.env, config.network)): config for config in configs}
+    distinct = {repr((c.env, c.network, c.algo.squash)): c for c in configs}
     for config in distinct.values():
         if not config.env.is_tried:
             continue
         with closing(make_env(config.env, 0)) as env:
+            squasher(env.env_spec.actions, config.algo)
             _check_network(config.network, env.env_spec)
 
 

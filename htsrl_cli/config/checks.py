@@ -44,6 +44,7 @@ def check_combinations(config: TrainConfig) -> None:
     """
     config.env.check()
     _check_schedule(config)
+    _check_normalization(config)
     _check_workers(config)
     _check_processes(config)
     _check_shards(config)
@@ -59,6 +60,18 @@ def _check_schedule(config: TrainConfig) -> None:
             config.runner.name,
             f"algo={config.algo.name} computes its gradient at the one version of the policy that "
             "collected a rollout: choose algo=impala or ppo, or runner=hts",
+        )
+
+
+def _check_normalization(config: TrainConfig) -> None:
+    """Checks that slots hold what running statistics of returns need."""
+    if config.env.normalizes_reward and config.runner.schedule.lag is None:
+        raise ConfigError(
+            "env.normalize_reward",
+            "true",
+            f"runner={config.runner.name} learns from unrolls of any environments, but the "
+            "statistics need the rewards of each environment in order: leave this key out, or "
+            "choose runner=hts",
         )
 
 

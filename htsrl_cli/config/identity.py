@@ -31,6 +31,11 @@ CHANGES_NO_RESULT = (
 # Keys that are younger than others, with the value that gives the results of the time before them.
 # A key with this value is not hashed, so that a configuration keeps its hash.
 _YOUNGER = {
+    "algo.squash": "clip",
+    "env.ignore_observations": [],
+    "env.mask_actions": False,
+    "env.normalize_obs": False,
+    "env.normalize_reward": False,
     "learner.num_shards": 1,
     "network.activation": "tanh",
     "network.separate_value": True,

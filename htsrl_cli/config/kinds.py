@@ -80,6 +80,11 @@ class EnvConfig:
         return ""
 
     @property
+    def normalizes_reward(self) -> bool:
+        """True if running statistics of each column's return normalize rewards."""
+        return False
+
+    @property
     def usual_renderer(self) -> str | None:
         """Default renderer; None if the environment cannot be rendered."""
         return next(iter(self.renderers), None)
@@ -124,6 +129,9 @@ class AlgoConfig:
         name: name of the algorithm.
         policies: `shared` (one network for all players) or `independent` (one network for each
             player of an environment; all environments use the same networks).
+        squash: what brings Gaussian actions into the bounds of the environment: `clip` (the
+            environment clips them; the policy does not know) or `tanh` (the policy squashes them,
+            and its log-probabilities are those of the squashed actions).
         learning_rate: learning rate of the optimizer at the start of the run.
         anneal_learning_rate: decrease the learning rate linearly to 0 over the run.
         gamma: discount factor.
@@ -140,11 +148,13 @@ class AlgoConfig:
         "value_coef": NOT_NEGATIVE,
         "max_grad_norm": POSITIVE,
         "policies": one_of("shared", "independent"),
+        "squash": one_of("clip", "tanh"),
     }
     needs_one_version: ClassVar[bool] = False
 
     name: str
     policies: str
+    squash: str
     learning_rate: float
     anneal_learning_rate: bool
     gamma: float

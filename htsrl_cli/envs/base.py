@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy.typing as npt
 
@@ -24,8 +24,9 @@ class ActionSpec:
 
     Attributes:
         kind: `categorical` (one integer for each entry of `sizes`; with several entries, the action
-            is multi-categorical) or `gaussian` (one float for each entry of `low`).
-        sizes: the number of categories in each dimension; empty for `gaussian`.
+            is multi-categorical) or `gaussian` (one float for each entry of `low`). The actions of
+            a policy may also be `squashed`: `gaussian` and then brought into the bounds by tanh.
+        sizes: the number of categories in each dimension; empty for floats.
         low, high: the bounds to which an action is clipped; empty for `categorical`.
     """
 
@@ -40,9 +41,14 @@ class ActionSpec:
         return len(self.sizes) or len(self.low)
 
     @property
+    def num_choices(self) -> int:
+        """M, the number of categories in all dimensions; 0 for floats."""
+        return sum(self.sizes)
+
+    @property
     def dtype(self) -> str:
         """NumPy's name of the dtype of an action vector."""
-        return "float32" if self.kind == "gaussian" else "int64"
+        return "int64" if self.kind == "categorical" else "float32"
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class EnvSpec:
             meaning for other dtypes.
         num_players: P, the number of players, who act at the same time; each player is a column of
             the slot.
+        has_masks: True if the environment is a `MaskedEnv`; its actions are then categorical.
+        normalize_obs: True if policies normalize observations by running statistics; the dtype is
+            then float32.
+        normalize_reward: True if the learner divides rewards by the standard deviation of their
+            discounted sums.
     """
 
     obs_shape: tuple[int, ...]
@@ -64,6 +75,9 @@ class EnvSpec:
     actions: ActionSpec
     num_players: int = 1
     obs_max: int = 255
+    has_masks: bool = False
+    normalize_obs: bool = False
+    normalize_reward: bool = False
 
     @property
     def obs_scale(self) -> float:
@@ -126,6 +140,24 @@ class Env(Protocol):
         """Releases resources other than memory."""
 
 
+class MaskedEnv(Env, Protocol):
+    """An `Env` that says which actions are allowed; its `env_spec.has_masks` is True.
+
+    Attributes:
+        action_mask: bool [M], or [P, M] for several players; True for each allowed category of each
+            dimension, in order. It belongs to the last observation that `reset`, `step` or
+            `set_state` returned, unless this observation ended an episode. Each dimension has an
+            allowed category.
+    """
+
+    action_mask: Array
+
+
+def action_mask(env: Env) -> Array:
+    """Returns the current action mask of a `MaskedEnv`."""
+    return cast(MaskedEnv, env).action_mask
+
+
 @runtime_checkable
 class Replayable(Protocol):
     """An `Env` whose `set_state` replays the env steps of an episode, which may take long.
@@ -171,6 +203,21 @@ class WrapperEnv(Protocol):
 
     def batch(self, actions: Sequence[Any]) -> Any:
         """Returns the batch of one or more actions for `wrapped`."""
+
+
+class MaskedWrapperEnv(WrapperEnv, MaskedEnv, Protocol):
+    """A `WrapperEnv` whose environment gives action masks."""
+
+    def to_mask(self, raw: Any, given: Any) -> Array:
+        """Converts the action mask for an observation; see `MaskedEnv`.
+
+        Args:
+            raw: an observation of `wrapped`, which may contain the mask.
+            given: the mask that came with the observation; None if there is none.
+
+        Raises:
+            ValueError: the mask is missing or invalid, or there are two.
+        """
 
 
 @runtime_checkable

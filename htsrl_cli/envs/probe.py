@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.envs.base import Array, Env
+from htsrl_cli.envs.base import Array, Env, action_mask
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import CheckpointError, EnvError
 
@@ -56,11 +56,16 @@ def restoring_fault(build: Callable[[], Env]) -> str:
 
 
 def random_action(env: Env, rng: np.random.Generator) -> Array:
-    """Returns a random action: [P, D] for several players, [D] for one."""
+    """Returns a random allowed action: [P, D] for several players, [D] for one."""
     spec, num_players = env.env_spec.actions, env.env_spec.num_players
     shape = (num_players, spec.num_dims) if num_players > 1 else (spec.num_dims,)
     if spec.kind == "gaussian":
         return rng.standard_normal(shape, dtype=np.float32)
+    if env.env_spec.has_masks:
+        mask = action_mask(env)
+        ranks = np.where(mask, rng.random(mask.shape), -1.0)
+        dimensions = np.split(ranks, np.cumsum(spec.sizes)[:-1], axis=-1)
+        return np.stack([of.argmax(axis=-1) for of in dimensions], axis=-1)
     return rng.integers(spec.sizes, size=shape)
 
 
@@ -71,6 +76,8 @@ def _go_on_alike(first: Env, second: Env, rng: np.random.Generator) -> bool:
         obs, *rest = first.step(action)
         other_obs, *other_rest = second.step(action)
         if not _same(obs, other_obs) or repr(rest) != repr(other_rest):
+            return False
+        if first.env_spec.has_masks and not _same(action_mask(first), action_mask(second)):
             return False
         if rest[1] or rest[2]:
             obs, _ = first.reset(seed=seed)

@@ -16,6 +16,7 @@ from htsrl_cli.config.identity import named_modules
 from htsrl_cli.config.load import load_train_config
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import Array, EnvSpec
+from htsrl_cli.envs.squash import squasher
 from htsrl_cli.errors import CheckpointError, ConfigError
 from htsrl_cli.sampling.inference import Inference, InferenceSetup, has_free_rows
 
@@ -95,18 +96,21 @@ class Passes:
         values = _parameters(checkpoint, self._inference, path)
         self._inference.load(values)
         self._spec = spec
+        self._squash = squasher(spec.actions, config.algo)
         self._one_by_one = not has_free_rows(setup, values)
 
-    def act(self, obs: Array, noise: Array) -> Array:
-        """Returns the actions of the P players of G games, [G, P, D].
+    def act(self, obs: Array, noise: Array, masks: Array | None = None) -> Array:
+        """Returns the actions of the P players of G games, [G, P, D], for their environments.
 
         Args:
             obs: observations, [G, P, *obs_shape]; with one player, the axis P may be missing.
             noise: the noise from which actions are sampled, float32 [G, P, D].
+            masks: action masks, bool [G, P, M]; None if the environment gives none.
         """
         if self._one_by_one and len(obs) > 1:
-            pairs = zip(obs, noise, strict=True)
-            return np.concatenate([self.act(one[None], its[None]) for one, its in pairs])
+            games = range(len(obs))
+            inputs = (obs, noise) if masks is None else (obs, noise, masks)
+            return np.concatenate([self.act(*(of[i : i + 1] for of in inputs)) for i in games])
         inference, shape = self._inference, noise.shape
         obs = obs.reshape(-1, *self._spec.obs_shape)
         noise = noise.reshape(len(obs), -1)
@@ -120,8 +124,11 @@ class Passes:
                 # network mixes the rows of a batch.
                 inference.obs[: len(rows)] = obs[rows]
                 inference.noise[: len(rows)] = noise[rows]
+                if masks is not None and inference.masks is not None:
+                    inference.masks[: len(rows)] = masks.reshape(len(obs), -1)[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
-        return actions.reshape(shape)
+        found = actions.reshape(shape)
+        return found if self._squash is None else self._squash(found)
 
 
 def _parameters(checkpoint: Checkpoint, inference: Inference, path: Path) -> dict[str, Array]:

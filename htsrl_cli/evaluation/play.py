@@ -25,7 +25,7 @@ from rich.console import Console
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.store import open_checkpoint
 from htsrl_cli.config.sections import EvalConfig, TrainConfig
-from htsrl_cli.envs.base import Array, Env
+from htsrl_cli.envs.base import Array, Env, action_mask
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.evaluation.marks import Marks
 from htsrl_cli.evaluation.passes import Passes, refuse_named_code, stored_config
@@ -233,7 +233,10 @@ def _play_games(
         with marks.forward_pass():
             obs = np.stack([game.obs for game in games.values()])
             noise = np.stack([game.noise() for game in games.values()])
-            actions = passes.act(obs, noise)
+            masks = None
+            if envs[0].env_spec.has_masks:
+                masks = np.stack([action_mask(envs[row]) for row in games])
+            actions = passes.act(obs, noise, masks)
         for (row, game), chosen in zip(list(games.items()), actions, strict=True):
             result = game.step(chosen)
             if result is None:

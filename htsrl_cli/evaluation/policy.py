@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from htsrl_cli.checkpoints.file import Checkpoint
 from htsrl_cli.checkpoints.store import open_checkpoint
-from htsrl_cli.envs.base import Array, Env, EnvSpec, WrapperEnv
+from htsrl_cli.envs.base import Array, Env, EnvSpec, MaskedWrapperEnv, WrapperEnv
 from htsrl_cli.envs.batches import is_batch
 from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
@@ -62,7 +62,7 @@ class Policy:
         # A checkpoint that does not fit is refused here.
         self._load_passes(greedy=True)
 
-    def act(self, obs: Any, greedy: bool = False) -> Any:
+    def act(self, obs: Any, greedy: bool = False, action_mask: Any = None) -> Any:
         """Returns the action for an observation, or the actions for a batch of observations.
 
         Observations and actions are those of the environment that `make_env` returns. For `env=gym`
@@ -74,18 +74,23 @@ class Policy:
         Args:
             obs: one observation, or a batch of them with a leading axis; the shape tells which.
             greedy: True to take the most likely action instead of a sampled action.
+            action_mask: the action mask that came with the observation, such as
+                `info["action_mask"]`, or one for each observation of the batch. Only for runs with
+                masks, and not if the mask is part of the observation.
 
         Returns:
             The action, or an array with one action for each observation of the batch. Batches for
             Gymnasium's `Dict` and `Tuple` spaces have an array for each of their parts.
 
         Raises:
-            UsageError: the observation does not fit the environment.
+            UsageError: the observation or the mask does not fit the environment.
         """
         form = self._form
         try:
             batch = form.unbatch(obs)
-            rows = np.stack([form.to_obs(one) for one in ([obs] if batch is None else batch)])
+            raw = [obs] if batch is None else batch
+            rows = np.stack([form.to_obs(one) for one in raw])
+            masks = form.masks(raw, action_mask, batch is None)
         except ValueError as error:
             raise UsageError(f"act: {error}") from error
         spec = form.spec
@@ -96,7 +101,7 @@ class Policy:
             noise = draw_noise(self._rng, shape, spec.actions.kind)
         passes = self._load_passes(greedy)
         with torch_set_up():
-            chosen = passes.act(rows, noise)
+            chosen = passes.act(rows, noise, masks)
         actions = [form.to_action(one if spec.num_players > 1 else one[0]) for one in chosen]
         return actions[0] if batch is None else form.batch(actions)
 
@@ -130,6 +135,8 @@ class _Form:
         to_obs: converts a raw observation; raises `ValueError` if it does not fit.
         to_action: converts an action [D], or [P, D] for several players.
         batch: makes a batch of converted actions.
+        to_mask: converts the mask for a raw observation, given the observation and the mask that
+            came with it; raises `ValueError` if it does not fit.
     """
 
     spec: EnvSpec
@@ -137,12 +144,14 @@ class _Form:
     to_obs: Callable[[Any], Array]
     to_action: Callable[[Array], Any]
     batch: Callable[[Sequence[Any]], Any]
+    to_mask: Callable[[Any, Any], Array]
 
     @classmethod
     def of(cls, env: Env) -> _Form:
         spec = env.env_spec
         if isinstance(env, WrapperEnv):
-            return cls(spec, env.unbatch, env.to_obs, env.to_action, env.batch)
+            to_mask = cast(MaskedWrapperEnv, env).to_mask if spec.has_masks else _own_mask(spec)
+            return cls(spec, env.unbatch, env.to_obs, env.to_action, env.batch, to_mask)
         players = (spec.num_players,) if spec.num_players > 1 else ()
         one = players + spec.obs_shape
         return cls(
@@ -151,7 +160,41 @@ class _Form:
             lambda obs: _checked(obs, spec),
             lambda action: action,
             np.stack,
+            _own_mask(spec),
         )
+
+    def masks(self, raw: Sequence[Any], given: Any, is_alone: bool) -> Array | None:
+        """Returns the masks of raw observations, bool [N, ...]; None if the run has no masks.
+
+        Args:
+            given: the mask of a single observation, or one for each; None if none was given.
+            is_alone: True if `raw` holds a single observation.
+
+        Raises:
+            ValueError: the masks do not fit.
+        """
+        if not self.spec.has_masks:
+            if given is not None:
+                raise ValueError("action_mask is given, but the policy was trained without masks")
+            return None
+        each = [given] * len(raw) if is_alone or given is None else list(given)
+        if len(each) != len(raw):
+            raise ValueError(f"there are {len(raw)} observations, but {len(each)} action masks")
+        return np.stack([self.to_mask(one, its) for one, its in zip(raw, each, strict=True)])
+
+
+def _own_mask(spec: EnvSpec) -> Callable[[Any, Any], Array]:
+    """Returns the function that checks a mask from one of htsrl's environments."""
+    players = (spec.num_players,) if spec.num_players > 1 else ()
+    shape = (*players, spec.actions.num_choices)
+
+    def check(_: Any, given: Any) -> Array:
+        mask = np.asarray(given)
+        if mask.shape != shape or mask.dtype != np.bool_:
+            raise ValueError(f"action_mask must be a bool array of the shape {shape}")
+        return mask
+
+    return check
 
 
 def _checked(obs: Any, spec: EnvSpec) -> Array:

@@ -23,40 +23,15 @@ from htsrl_cli.algorithms.base import Algorithm, OldPolicy, Prediction, Targets
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.learning.batch import Batch
 from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
 from htsrl_cli.networks.device import pin, record, unpin
-from htsrl_cli.networks.distributions import log_prob_entropy
+from htsrl_cli.networks.distributions import log_prob_entropy, mask_logits, policy_actions
 from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.ranks.shards import by_shard, tree_sum
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.workers.scheduling import stay_in_background
-
-
-class Batch(NamedTuple):
-    """The N = T * B rows of a slot (T env steps, B columns), in time-major order, on the device.
-
-    Attributes:
-        obs: observations [N, *obs_shape].
-        actions: actions [N, D].
-        old: log-probabilities of the actions, and values of the observations, both computed by the
-            old policy; each float32 [N].
-        targets: advantages, returns and importance weights, each float32 [N].
-        activations: activations that actors or `GradientEngine.evaluate` kept, each with N rows
-            or more; empty if the gradient has to begin with a forward pass.
-        width: number of columns of one policy in one shard.
-    """
-
-    obs: Tensor
-    actions: Tensor
-    old: OldPolicy
-    targets: Targets
-    activations: list[Tensor]
-    width: int
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Returns all tensors except the activations, in a fixed order."""
-        return self.obs, self.actions, *self.old, *self.targets
 
 
 class Gradient(NamedTuple):
@@ -113,7 +88,7 @@ class GradientEngine(ABC):
         self._algorithm = algorithm
         self._num_shards = num_shards
         self._is_whole = config.num_shards == 1
-        self._actions = spec.actions
+        self._actions = policy_actions(spec.actions, algo)
         self._micro_batch = config.micro_batch
         self._num_threads = config.num_threads
         self._device = device
@@ -196,12 +171,15 @@ class GradientEngine(ABC):
             torch.stack(losses).view(num_policies, num_shards, -1, len(parts)),
         )
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[OldPolicy, list[Tensor]]:
+    def evaluate(
+        self, obs: Tensor, actions: Tensor, masks: Tensor | None
+    ) -> tuple[OldPolicy, list[Tensor]]:
         """Evaluates a slot with the loaded parameters.
 
         Args:
             obs: observations [N + B, *obs_shape]; the last B rows have no action.
             actions: actions [N, D].
+            masks: see `Batch`.
 
         Returns:
             The log-probabilities [N] of the actions and the values [N + B] of the observations; and
@@ -221,7 +199,9 @@ class GradientEngine(ABC):
             # Rows are in time-major order, so those without an action come last.
             acted = rows if isinstance(rows, slice) else rows[rows < len(actions)]
             chosen = actions[acted]
-            log_probs, _ = log_prob_entropy(self._actions, params[: len(chosen)], chosen)
+            allowed = None if masks is None else masks[acted]
+            logits = mask_logits(params[: len(chosen)], allowed)
+            log_probs, _ = log_prob_entropy(self._actions, logits, chosen)
             found.log_probs[acted] = log_probs
             for kept, output in zip(self._kept, layers.outputs if layers else (), strict=True):
                 kept[rows] = output
@@ -278,7 +258,9 @@ class GradientEngine(ABC):
         params, values = self._policies[policy](
             batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
         )
-        log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows])
+        params = mask_logits(params, None if batch.masks is None else batch.masks[rows])
+        noise = None if batch.noise is None else batch.noise[rows]
+        log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows], noise)
         return self._algorithm.loss(
             Prediction(log_probs, entropy, values),
             OldPolicy(*(array[rows] for array in batch.old)),

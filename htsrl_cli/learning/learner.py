@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from htsrl_cli.checkpoints.state import State
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
+from htsrl_cli.envs.squash import TANH
 from htsrl_cli.errors import NonFiniteError
-from htsrl_cli.learning.gradient import Batch, Gradient, engine_for
+from htsrl_cli.learning.batch import Batch
+from htsrl_cli.learning.gradient import Gradient, engine_for
+from htsrl_cli.learning.statistics import Statistics
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
 from htsrl_cli.networks.registry import initial_policies
@@ -79,6 +83,7 @@ class Learner:
         # θ[j-1], at which A2C computes its gradient (HTS-RL paper, Eq. 6); θ[1] = θ[0].
         self._previous = _clones(self._state)
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
+        self._statistics = Statistics(self.policies, algo.gamma, group)
         engine = engine_for(device)
         self._engine = engine(spec, network, algo, self._algorithm, config, device, own)
         self.num_updates_done = 0
@@ -129,6 +134,7 @@ class Learner:
             at_previous = self._algorithm.at_behaviour and self._lag
             self._engine.load(self._previous if at_previous else self._state)
             logged.append(self._minibatch(batch, rows, advantages))
+        self._statistics.add(slot)
         self._previous = started_from
         means = {name: float(np.mean([entry[name] for entry in logged])) for name in logged[0]}
         means["learner/learning_rate"] = self._learning_rate()
@@ -216,11 +222,9 @@ class Learner:
         by name, of all shards: the explained variance and, if the slot is reevaluated, those of its
         importance weights.
         """
-
-        def tensor(array: Array) -> Tensor:
-            return torch.from_numpy(array).to(self._device, non_blocking=True)
-
+        tensor = partial(_on_device, device=self._device)
         obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
+        masks = None if slot.masks is None else tensor(slot.masks[:-1]).flatten(0, 1)
         values, behaviour = torch.from_numpy(slot.values), torch.from_numpy(slot.log_probs)
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
@@ -230,13 +234,13 @@ class Learner:
         is_reevaluated = self._lag != 0 and self._algorithm.reevaluates
         if is_reevaluated:
             self._engine.load(self._state)
-            old, kept = self._engine.evaluate(obs, actions)
+            old, kept = self._engine.evaluate(obs, actions, masks)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = _ratios(log_ratios)
         # Targets are computed on the CPU, because they take hundreds of tiny operations.
         rollout = Rollout(
-            torch.from_numpy(slot.rewards),
+            self._statistics.normalized(torch.from_numpy(slot.rewards)),
             torch.from_numpy(slot.terminated),
             torch.from_numpy(slot.truncated),
             values,
@@ -254,6 +258,8 @@ class Learner:
         batch = Batch(
             obs[:num_rows],
             actions,
+            masks,
+            tensor(slot.noise).flatten(0, 1) if self._algo.squash == TANH else None,
             old._replace(values=old.values[:num_rows]),
             targets,
             kept or [as_tensor(array).flatten(0, 1) for array in activations],
@@ -301,8 +307,8 @@ class Learner:
         """Returns the state that an exact resume needs.
 
         The arrays `params/<name>` hold θ[j], the arrays `previous/<name>` hold θ[j-1], and the
-        arrays `optimizer/<quantity>/<name>` hold the optimizer's state. The value `num_updates`
-        is the number of updates made.
+        arrays `optimizer/<quantity>/<name>` hold the optimizer's state. `Statistics` adds its own.
+        The value `num_updates` is the number of updates made.
         """
         parts = {
             "params": self.parameters(),
@@ -310,25 +316,23 @@ class Learner:
             "previous": self.previous_parameters(),
         }
         arrays = {f"{part}/{n}": array for part, of in parts.items() for n, array in of.items()}
+        arrays |= self._statistics.state().arrays
         return State(arrays, {"num_updates": self.num_updates_done})
 
     def load_state(self, state: State) -> None:
         """Restores a state that `state` returned."""
         self.num_updates_done = state.values["num_updates"]
+        self._statistics.load_state(state)
         tensors = self.policies.state_dict()
         with torch.no_grad():
             for (name, tensor), previous in zip(tensors.items(), self._previous, strict=True):
                 tensor.copy_(_tensor(state.arrays[f"params/{name}"]))
                 previous.copy_(_tensor(state.arrays[f"previous/{name}"]))
-        parameters = dict(self.policies.named_parameters())
         for key, array in state.arrays.items():
             if key.startswith("optimizer/"):
                 _, quantity, name = key.split("/")
-                value = _tensor(array).to(self._device)
-                # The optimizer creates its state in the memory layout of the parameter, so the
-                # restored state gets this layout, too.
-                like = torch.empty_like(parameters[name]) if value.ndim else value.clone()
-                self._optimizer.state[parameters[name]][quantity] = like.copy_(value)
+                parameter = self.policies.get_parameter(name)
+                self._optimizer.state[parameter][quantity] = _like(parameter, _tensor(array))
 
 
 def _non_finite(losses: Mapping[str, float], norms: Mapping[str, float]) -> str:
@@ -367,6 +371,20 @@ def _lag_metrics(log_ratios: Tensor, max_weight: float) -> dict[str, float]:
         "lag/max_weight": float(ratios.max()),
         "lag/truncated_fraction": float((ratios > max_weight).float().mean()),
     }
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Returns a value of the optimizer's state on the device of its parameter.
+
+    The optimizer creates its state in the memory layout of the parameter, so the restored state
+    gets this layout, too.
+    """
+    moved = value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(moved) if value.ndim else moved
+
+
+def _on_device(array: Array, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _clones(tensors: list[Tensor]) -> list[Tensor]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htsrl_cli.envs.base import ActionSpec
+from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import Layer, relu_layer
+from htsrl_cli.networks.normalizer import ObsNormalizer, RewardNormalizer
 
 
 class ActorCritic(nn.Module):
@@ -29,16 +30,23 @@ class ActorCritic(nn.Module):
     are too few to represent these differences.
 
     Args:
-        actions: the action space.
+        spec: the form of observations and actions.
         trunk: the trunk that computes the policy's features.
         value_trunk: the trunk that computes the value's features; None to share `trunk`.
+
+    Attributes:
+        obs_normalizer: the normalization of observations before the trunks; None if there is none.
+        reward_normalizer: the normalization of the rewards whose sums are the values; None if there
+            is none.
     """
 
     def __init__(
-        self, actions: ActionSpec, trunk: nn.Module, value_trunk: nn.Module | None = None
+        self, spec: EnvSpec, trunk: nn.Module, value_trunk: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.actions = actions
+        self.actions = actions = spec.actions
+        self.obs_normalizer = ObsNormalizer(spec.obs_shape) if spec.normalize_obs else None
+        self.reward_normalizer = RewardNormalizer() if spec.normalize_reward else None
         self.trunk = trunk
         self.value_trunk = value_trunk
         num_features: Any = trunk.num_features
@@ -54,6 +62,8 @@ class ActorCritic(nn.Module):
         Args:
             layer: the `Layer` that trunks with `computes_by_layer` call for each of their layers.
         """
+        if self.obs_normalizer is not None:
+            obs = self.obs_normalizer(obs)
         features = _features(self.trunk, obs, layer)
         value_features = features
         if self.value_trunk is not None:

@@ -78,7 +78,7 @@ def build_policy(
                 "modules"
             )
             raise ConfigError("network.name", network.name, remedy)
-    policy = ActorCritic(spec.actions, *trunks).to(device)
+    policy = ActorCritic(spec, *trunks).to(device)
     for trunk in trunks:
         trunk.to(PRECISIONS[precision])
     return policy.eval()

@@ -23,6 +23,7 @@ from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.envs.state import state_packages
 from htsrl_cli.errors import CheckpointError
 from htsrl_cli.learning.learner import Learner
+from htsrl_cli.learning.statistics import RETURNS
 from htsrl_cli.storage.memory import ArrayType
 from htsrl_cli.storage.slot import slot_fields
 
@@ -57,6 +58,9 @@ def check_fit(
     _check_values(checkpoint.meta, config, plan)
     whole = State(checkpoint.arrays, checkpoint.meta["parts"])
     _check_learner(split(whole, "learner").arrays, learner.parameters())
+    if spec.normalize_reward and whole.values["learner"]["num_updates"]:
+        of_columns = {RETURNS: ((plan.num_columns,), "float64")}
+        _check_arrays("learner", split(whole, "learner").arrays, of_columns)
     _check_envs(split(whole, "envs").arrays, config, plan, spec)
     if plan.lag and checkpoint.meta["interval"] > 0:
         layouts = {

@@ -114,7 +114,7 @@ class Actor:
             kept[steps, columns] = as_array(outputs)[rows]
 
     def _fill(self, slot: Slot, rows: Array, columns: Array, steps: Array) -> None:
-        """Copies the observations and noise of n requests into rows of the next pass.
+        """Copies the observations, noise and masks of n requests into rows of the next pass.
 
         The arrays `rows`, `columns` and `steps` have shape [n]. Final observations come from the
         ring, because they are not in the slot. Rows without a request hold arbitrary values.
@@ -125,7 +125,10 @@ class Actor:
             cells_of_rows = np.zeros_like(self._every_row)
             cells_of_rows[rows] = cells
             cells = cells_of_rows
-        for source, target in ((slot.obs, inference.obs), (slot.noise, inference.noise)):
+        inputs = [(slot.obs, inference.obs), (slot.noise, inference.noise)]
+        if slot.masks is not None and inference.masks is not None:
+            inputs.append((slot.masks, inference.masks))
+        for source, target in inputs:
             every_cell = source.reshape(-1, *source.shape[2:])
             every_cell.take(cells, axis=0, out=target[: len(cells)], mode="clip")
         final = is_final(steps)

@@ -53,6 +53,7 @@ class AsyncCollector(ProcessCollector):
         for i, (share, pipe) in enumerate(zip(self._shares, answers, strict=True)):
             setup = AsyncExecutorSetup(
                 env=config.env,
+                algo=config.algo,
                 indices=share,
                 seed=config.seed,
                 queue=self._queue,

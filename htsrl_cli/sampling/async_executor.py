@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.sampling.executor import EnvState, Executor, Seat, add_requests
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.sampling.executor import EnvState, Executor, Seat
 from htsrl_cli.sampling.requests import Request, encode
 from htsrl_cli.sampling.schedule import Schedule, from_runs
 from htsrl_cli.sampling.unrolls import UnrollQueue
@@ -51,6 +51,7 @@ class AsyncExecutor(Executor):
     def __init__(
         self,
         env: EnvConfig,
+        algo: AlgoConfig,
         indices: Sequence[int],
         seed: int,
         queue: UnrollQueue,
@@ -58,7 +59,7 @@ class AsyncExecutor(Executor):
         worker: int,
         schedule: Schedule | None,
     ) -> None:
-        super().__init__(env, indices, seed, queue, board, worker)
+        super().__init__(env, algo, indices, seed, queue, board, worker)
         self._queue = queue
         self._slot = queue.slot_of_buffers
         self._of_column = {}
@@ -143,8 +144,7 @@ class AsyncExecutor(Executor):
             for t, player, version in unroll.finals:
                 queue.wanted_finals[t, seat.columns[player]] = version
         self._slot.obs[0, seat.where] = self._obs[env]
-        seat.t = 0
-        add_requests(seat, [(c, 0) for c in seat.columns], requests)
+        self._ask_first(seat, requests)
 
     def _finish(self, seat: Seat) -> None:
         """Hands over the full buffer of a seat."""
@@ -166,6 +166,7 @@ class AsyncExecutorSetup:
     """
 
     env: EnvConfig
+    algo: AlgoConfig
     indices: Sequence[int]
     seed: int
     queue: UnrollQueue
@@ -183,7 +184,9 @@ def run_async_executor(control: Connection, worker: int, setup: AsyncExecutorSet
     wake_promptly()
     board, queue = setup.board, setup.queue
     schedule = Schedule.load(setup.schedule) if setup.schedule else None
-    executor = AsyncExecutor(setup.env, setup.indices, setup.seed, queue, board, worker, schedule)
+    executor = AsyncExecutor(
+        setup.env, setup.algo, setup.indices, setup.seed, queue, board, worker, schedule
+    )
     poll = select.poll()
     for source in (control, setup.answers):
         poll.register(source, select.POLLIN)

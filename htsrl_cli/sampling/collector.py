@@ -129,6 +129,7 @@ class ProcessCollector:
         for i, (share, pipe) in enumerate(zip(self._shares, answers, strict=True)):
             setup = ExecutorSetup(
                 env=config.env,
+                algo=config.algo,
                 indices=[self._first_env + i for i in share],
                 first_env=self._first_env,
                 seed=config.seed,
@@ -234,7 +235,9 @@ class InlineCollector:
         self.board = Board(2)
         self._ring = ring
         indices = range(first_env, first_env + config.actors.num_envs)
-        self._executor = Executor(config.env, indices, config.seed, ring, self.board, 0, first_env)
+        self._executor = Executor(
+            config.env, config.algo, indices, config.seed, ring, self.board, 0, first_env
+        )
         self._actor = Actor(inference, ring, store, self.board, 1)
 
     def reset(self) -> None:

@@ -15,9 +15,10 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from htsrl_cli.config.kinds import EnvConfig
-from htsrl_cli.envs.base import Env, Replayable
+from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
+from htsrl_cli.envs.base import Env, Replayable, action_mask
 from htsrl_cli.envs.registry import make_env
+from htsrl_cli.envs.squash import squasher
 from htsrl_cli.sampling.requests import Request, encode, final_request
 from htsrl_cli.seeding import reset_seed
 from htsrl_cli.storage.memory import Array
@@ -87,6 +88,7 @@ class Executor:
     def __init__(
         self,
         env: EnvConfig,
+        algo: AlgoConfig,
         indices: Sequence[int],
         seed: int,
         ring: Cells,
@@ -102,6 +104,7 @@ class Executor:
         for index in indices:
             board.enter(worker)
             self._seats.append(Seat(make_env(env, index), index, index - first_env))
+        self._squash = squasher(self._seats[0].env.env_spec.actions, algo)
         self._of_column = {c: seat for seat in self._seats for c in seat.columns}
         self._unfinished = 0
         board.leave(worker)
@@ -148,10 +151,16 @@ class Executor:
         self._unfinished = len(self._seats)
         requests: list[Request] = []
         for seat in self._seats:
-            seat.t = 0
             seat.pending = 0
-            add_requests(seat, [(c, 0) for c in seat.columns], requests)
+            self._ask_first(seat, requests)
         return requests
+
+    def _ask_first(self, seat: Seat, requests: list[Request]) -> None:
+        """Adds a seat's requests for row 0, whose observations are in the slot, to `requests`."""
+        seat.t = 0
+        if self._slot.masks is not None:
+            self._slot.masks[0, seat.where] = action_mask(seat.env)
+        add_requests(seat, [(c, 0) for c in seat.columns], requests)
 
     def advance(self, answered: Sequence[int]) -> list[Request]:
         """Steps the environments whose requests are all answered; returns the next requests.
@@ -192,7 +201,10 @@ class Executor:
     def _step(self, seat: Seat, requests: list[Request]) -> None:
         t, where, slot = seat.t, seat.where, self._slot
         self._board.enter(self._worker)
-        obs, reward, terminated, truncated, info = seat.env.step(slot.actions[t, where])
+        action = slot.actions[t, where]
+        if self._squash is not None:
+            action = self._squash(action)
+        obs, reward, terminated, truncated, info = seat.env.step(action)
         slot.rewards[t, where] = reward
         slot.terminated[t, where] = terminated
         slot.truncated[t, where] = truncated
@@ -204,6 +216,8 @@ class Executor:
         if terminated or truncated:
             obs = self._reset(seat)
         slot.obs[t + 1, where] = obs
+        if slot.masks is not None:
+            slot.masks[t + 1, where] = action_mask(seat.env)
         seat.t = t + 1
         add_requests(seat, [(c, t + 1) for c in seat.columns], requests)
 
@@ -240,6 +254,7 @@ class ExecutorSetup:
 
     Attributes:
         env: the configuration of the executor's environments.
+        algo: the configuration of the algorithm, which decides how actions are squashed.
         indices: consecutive indices of the executor's environments, which determine its columns.
         first_env: index of the environment that fills the first columns of the ring.
         seed: the run's seed, from which every reset's seed is derived.
@@ -257,6 +272,7 @@ class ExecutorSetup:
     """
 
     env: EnvConfig
+    algo: AlgoConfig
     indices: Sequence[int]
     first_env: int
     seed: int
@@ -276,7 +292,14 @@ def run_executor(control: Connection, worker: int, setup: ExecutorSetup) -> None
         wake_promptly()
     board = setup.board
     executor = Executor(
-        setup.env, setup.indices, setup.seed, setup.ring, board, worker, setup.first_env
+        setup.env,
+        setup.algo,
+        setup.indices,
+        setup.seed,
+        setup.ring,
+        board,
+        worker,
+        setup.first_env,
     )
     try:
         while True:

@@ -22,7 +22,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, relu_layer
 from htsrl_cli.networks.device import record, resolve_device, sleep_until_done
-from htsrl_cli.networks.distributions import most_likely, sample
+from htsrl_cli.networks.distributions import mask_logits, most_likely, policy_actions, sample
 from htsrl_cli.networks.registry import activation_layout, build_policies
 from htsrl_cli.storage.memory import Array, ArrayType
 
@@ -100,6 +100,8 @@ class Inference:
         policies: the `ActorCritic` networks.
         obs: array [batch, *obs_shape] to fill before `run`.
         noise: array float32 [batch, D] to fill before `run`, with D action dimensions.
+        masks: array bool [batch, M] to fill before `run`, True for allowed actions; None if the
+            environment gives no masks.
         activations: activations of the last `run`, each [batch, ...]; empty if they are not kept.
     """
 
@@ -110,17 +112,21 @@ class Inference:
         )
         self._state = self.policies.state_dict()
         self._choose = most_likely if greedy else sample
-        self._actions = setup.spec.actions
+        self._actions = policy_actions(setup.spec.actions, setup.algo)
         self._keeps_activations = setup.keeps_activations
         self.activations: list[Tensor] = []
         self._obs = torch.from_numpy(
             np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
         )
         self._noise = torch.zeros(setup.batch, setup.spec.actions.num_dims)
+        self._masks: Tensor | None = None
+        if setup.spec.has_masks:
+            self._masks = torch.ones(setup.batch, setup.spec.actions.num_choices, dtype=torch.bool)
         self._on_stream: AbstractContextManager[object] = nullcontext()
         self._recorded: list[tuple[torch.cuda.CUDAGraph, list[Tensor]]] = []
         if self._device.type == "cuda":
             self._obs, self._noise = self._obs.pin_memory(), self._noise.pin_memory()
+            self._masks = None if self._masks is None else self._masks.pin_memory()
             self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
                 self._device, priority=-1
             )
@@ -128,6 +134,7 @@ class Inference:
             self._recorded = [self._record(policy) for policy in range(len(self.policies))]
         self.obs: Array = self._obs.numpy()
         self.noise: Array = self._noise.numpy()
+        self.masks: Array | None = None if self._masks is None else self._masks.numpy()
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Array]) -> None:
@@ -160,7 +167,8 @@ class Inference:
         params, values = self.policies[policy](self._obs.to(self._device), layers or relu_layer)
         if layers:
             self.activations = layers.outputs
-        actions, log_probs = self._choose(self._actions, params.cpu(), self._noise)
+        params = mask_logits(params.cpu(), self._masks)
+        actions, log_probs = self._choose(self._actions, params, self._noise)
         return actions, log_probs, values.cpu()
 
     # Recording does not use inference mode: torch shares some tensors among all recordings, and
@@ -175,6 +183,8 @@ class Inference:
                 array.to(self._device, non_blocking=True) for array in (self._obs, self._noise)
             )
             params, values = self.policies[policy](obs)
+            if self._masks is not None:
+                params = mask_logits(params, self._masks.to(self._device, non_blocking=True))
             results = (*self._choose(self._actions, params, noise), values)
             if not found:
                 found.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)

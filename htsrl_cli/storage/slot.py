@@ -1,7 +1,7 @@
 """A slot: the named arrays of one rollout.
 
 In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
-and D is the number of action dimensions.
+D is the number of action dimensions and M is the number of categories in all of them.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
     earlier checkpoints lack it: make `htsrl_cli.checkpoints.upgrade` add it.
     """
     draws = (spec.actions.num_dims,)
+    masks = (Field("masks", (spec.actions.num_choices,), "bool", num_extra_rows=1),)
     return (
         Field("obs", spec.obs_shape, spec.obs_dtype, num_extra_rows=1),
+        *(masks if spec.has_masks else ()),
         Field("noise", draws, "float32"),
         Field("actions", draws, spec.actions.dtype),
         Field("log_probs", (), "float32"),
@@ -89,6 +91,8 @@ class Slot:
 
     Attributes:
         obs: [T + 1, B, *obs_shape]; row T is the observation after the last env step.
+        masks: bool [T + 1, B, M]; True for the actions that are allowed for each observation. None
+            if the environment gives no masks (`EnvSpec.has_masks`).
         noise: float32 [T, B, D]; the random numbers used to sample the actions.
         actions: [T, B, D]; int64, or float32 for Gaussian actions.
         log_probs: float32 [T, B]; log-probabilities of the actions.
@@ -109,6 +113,7 @@ class Slot:
     """
 
     obs: Array
+    masks: Array | None = None
     noise: Array
     actions: Array
     log_probs: Array

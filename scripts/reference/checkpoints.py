@@ -12,7 +12,7 @@ from scripts.reference.markdown import attributes, sentence, table
 def slot_arrays() -> str:
     """Returns the table of a slot's arrays, in the order in which they are hashed."""
     texts = attributes(Slot)
-    spec = EnvSpec((), "float32", ActionSpec("categorical", (1,)))
+    spec = EnvSpec((), "float32", ActionSpec("categorical", (1,)), has_masks=True)
     rows = [[f"`slot/{field.name}`", sentence(texts[field.name])] for field in slot_fields(spec)]
     return table(["Array", "Content"], rows)
 

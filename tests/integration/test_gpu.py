@@ -35,6 +35,14 @@ RUNS = {
     "PPO": [*SMALL, *PPO, "env.id=CartPole-v1", "algo.correction=vtrace"],
     "A2C": [*SMALL, "algo=a2c", "env.id=CartPole-v1"],
     "Gaussian actions": [*SMALL, *PPO, "env.id=Pendulum-v1"],
+    "masked actions": [
+        *(*SMALL, *PPO, "algo.correction=vtrace", "env.mask_actions=true"),
+        "env.id=tests.unit.masked_env:Masked-v0",
+    ],
+    "squashed and normalized": [
+        *(*SMALL, *PPO, "env.id=Pendulum-v1", "env.max_episode_steps=20", "algo.squash=tanh"),
+        *("env.normalize_obs=true", "env.normalize_reward=true"),
+    ],
     "images in bf16": [
         *("env=atari/pong", "algo=ppo", "actors.num_envs=4", "runner.sync_interval=16"),
         *("algo.update_epochs=1", "total_steps=256", "learner.precision=bf16"),
@@ -93,6 +101,8 @@ def train(device: str, run_dir: Path, *words: str) -> None:
         "PPO",
         pytest.param("A2C", marks=pytest.mark.slow),
         pytest.param("Gaussian actions", marks=pytest.mark.slow),
+        pytest.param("masked actions", marks=pytest.mark.slow),
+        pytest.param("squashed and normalized", marks=pytest.mark.slow),
         # Not in fp32, where the network uses another kernel on the CPU, with other bits.
         pytest.param("images in bf16", marks=pytest.mark.slow),
     ],
@@ -115,7 +125,14 @@ def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("name", ["PPO", pytest.param("A2C", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PPO",
+        pytest.param("A2C", marks=pytest.mark.slow),
+        pytest.param("squashed and normalized", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_on_a_gpu_equals_one_that_was_not_interrupted(
     name: str, trained: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

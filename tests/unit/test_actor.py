@@ -33,12 +33,16 @@ from tests import sections
 T, B = 2, 11
 VECTORS = EnvSpec((6,), "float32", ActionSpec("categorical", sizes=(3, 2)))
 CONTINUOUS = EnvSpec((6,), "float32", ActionSpec("gaussian", low=(-1.0,), high=(1.0,)))
+MASKED = replace(VECTORS, has_masks=True)
 IMAGES = EnvSpec((36, 36, 2), "uint8", ActionSpec("categorical", sizes=(4,)))
 PIXELS = EnvSpec((84, 84, 4), "uint8", ActionSpec("categorical", sizes=(6,)))
 SPECS = pytest.mark.parametrize(
     ("spec", "precision"),
-    [(VECTORS, "fp32"), (CONTINUOUS, "bf16"), (IMAGES, "fp32"), (IMAGES, "bf16")],
-    ids=["vectors", "continuous-bf16", "images", "images-bf16"],
+    [
+        *((VECTORS, "fp32"), (MASKED, "fp32"), (CONTINUOUS, "bf16")),
+        *((IMAGES, "fp32"), (IMAGES, "bf16")),
+    ],
+    ids=["vectors", "masked", "continuous-bf16", "images", "images-bf16"],
 )
 EVERYTHING = [(c, t) for c in range(B) for t in (0, 1, T, -1)]
 
@@ -86,6 +90,10 @@ class Stage:
         scale = 128 if setup.spec.obs_dtype == "float32" else 1
         for obs in (self.slot.obs, self.ring.final_obs):
             obs[:] = rng.integers(0, 256, obs.shape) / scale
+        if self.slot.masks is not None:
+            self.slot.masks[:] = rng.random(self.slot.masks.shape) < 0.5
+            # The first category of both dimensions is always allowed.
+            self.slot.masks[..., [0, 3]] = True
         parameters = random_parameters(setup.spec)
         self.parameters = ParameterStore(
             {name: (array.shape, array.dtype.name) for name, array in parameters.items()}
@@ -123,6 +131,16 @@ def test_a_columns_answers_do_not_depend_on_its_company(
     # More requests than rows, two requests of one column, passes that are not full.
     for parts in ([EVERYTHING], [EVERYTHING[::-1]], in_parts(1), in_parts(2)):
         assert Stage(setup).answers(parts) == expected
+
+
+@pytest.mark.parametrize("fixed_rows", [False, True], ids=["free", "fixed_rows"])
+def test_chosen_actions_are_allowed_in_their_own_cells(fixed_rows: bool) -> None:
+    stage = Stage(make_setup(MASKED, fixed_rows=fixed_rows))
+    stage.answers(in_parts(3))
+    assert stage.slot.masks is not None
+    chosen = stage.slot.actions + np.array([0, 3])
+    assert np.take_along_axis(stage.slot.masks[:-1], chosen, axis=-1).all()
+    assert not stage.slot.masks[:-1].all()
 
 
 @SPECS
@@ -242,7 +260,7 @@ def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
     def build(spec: EnvSpec, network: NetworkConfig, algo: AlgoConfig, *how: Any) -> nn.ModuleList:
         (policy,) = build_policies(spec, network, algo, *how)
         assert isinstance(policy, ActorCritic)
-        return nn.ModuleList([kind(spec.actions, policy.trunk, policy.value_trunk)])
+        return nn.ModuleList([kind(spec, policy.trunk, policy.value_trunk)])
 
     patch.setattr(inference_module, "build_policies", build)
 

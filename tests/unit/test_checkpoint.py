@@ -93,7 +93,7 @@ def in_format_1(path: Path, checkpoint: Checkpoint) -> Path:
 OLD_CONFIG = {"seed": 1, "algo": {"name": "a2c", "gamma": 0.9, "hidden_sizes": [7]}}
 NEW_CONFIG = {
     "seed": 1,
-    "algo": {"name": "a2c", "gamma": 0.9},
+    "algo": {"name": "a2c", "squash": "clip", "gamma": 0.9},
     "network": {
         "name": "auto",
         "hidden_sizes": [7],
@@ -119,7 +119,13 @@ def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
     }
     arrays = {old: np.full((2, 3), i) for i, old in enumerate(renamed)}
     kept = {
-        "env_spec": {"obs_dtype": "uint8", "obs_max": 255},
+        "env_spec": {
+            "obs_dtype": "uint8",
+            "obs_max": 255,
+            "has_masks": False,
+            "normalize_obs": False,
+            "normalize_reward": False,
+        },
         "packages": {"ale-py": "1"},
         "metric": 0.5,
     }

@@ -287,22 +287,35 @@ def test_hash_sees_every_other_key() -> None:
     assert len(hashes) == len(counted) - 4 + 1
 
 
+# Keys that are younger than the others, and another value of each.
+YOUNGER = {
+    "learner.num_shards": "2",
+    "network.activation": "relu",
+    "network.separate_value": "false",
+    "algo.squash": "tanh",
+    "env.ignore_observations": "[x]",
+    "env.mask_actions": "true",
+    "env.normalize_obs": "true",
+    "env.normalize_reward": "true",
+}
+
+
 @pytest.mark.parametrize("network", ["auto", "mlp"])
 def test_a_younger_key_is_hashed_only_with_a_new_value(network: str) -> None:
-    config = train_config(f"network={network}")
+    words = (f"network={network}", "env=gym", "env.id=CartPole-v1")
+    config = train_config(*words)
     values = dict(flatten(to_plain(config)))
     older = {
         key: equivalent(key, value)
         for key, value in values.items()
-        if not changes_no_result(key)
-        and key not in ("learner.num_shards", "network.activation", "network.separate_value")
+        if not changes_no_result(key) and key not in YOUNGER
     }
     text = json.dumps(older, sort_keys=True, separators=(",", ":"))
     hashes = {hashlib.sha256(text.encode()).hexdigest(), config_sha256(config)}
     assert len(hashes) == 1
-    for word in ("network.activation=relu", "network.separate_value=false", "learner.num_shards=2"):
-        hashes.add(config_sha256(train_config(f"network={network}", word)))
-    assert len(hashes) == 4
+    for key, value in YOUNGER.items():
+        hashes.add(config_sha256(train_config(*words, f"{key}={value}")))
+    assert len(hashes) == 1 + len(YOUNGER)
 
 
 def test_keys_that_change_no_result_exist() -> None:

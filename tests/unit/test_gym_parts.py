@@ -226,7 +226,7 @@ def test_a_coin_may_be_a_bool() -> None:
 
 def test_the_guides_spaces_have_the_numbers_that_it_names() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guides" / "your-environment.md").read_text()
-    _, example, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, example, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     env = SimpleNamespace()
     exec(example, {"self": env, "spaces": spaces, "np": np})
     assert obs_form(GYM, env.observation_space).shape == (10,)
@@ -346,3 +346,50 @@ def test_a_replay_restores_spaces_with_parts() -> None:
     for _ in range(5):
         obs, *_ = env.step(random_action(env, rng))
     np.testing.assert_array_equal(restored.set_state(env.get_state()), obs)
+
+
+# Ignored parts
+
+
+class Talking(Sampled):
+    """An environment with a part of an unsupported space, like MiniGrid's mission."""
+
+    def __init__(self) -> None:
+        said = spaces.Dict(position=VECTOR, mission=spaces.Text(20))
+        super().__init__(said, spaces.Discrete(2))
+
+
+gymnasium.register("Talking-v0", f"{__name__}:Talking")
+
+
+def test_ignored_parts_are_not_seen() -> None:
+    config = sections.gym("Talking-v0", ignore_observations=("mission",))
+    env = GymEnv(config)
+    assert env.env_spec.obs_shape == (3,)
+    obs, _ = env.reset(seed=1)
+    raw = {"position": np.ones(3, np.float32), "mission": "go"}
+    assert env.to_obs(raw).tolist() == [1, 1, 1]
+    assert obs.shape == env.step(np.array([0]))[0].shape
+    unbatch: Any = env.unbatch
+    assert unbatch(raw) is None
+    batch = {"position": np.zeros((2, 3)), "mission": ("go", "stay")}
+    rows = unbatch(batch)
+
+    assert [env.to_obs(row).tolist() for row in rows] == [[0, 0, 0]] * 2
+    with pytest.raises(ConfigError, match=r'observation_space\["mission"\]'):
+        GymEnv(sections.gym("Talking-v0"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("Talking-v0", r"has no such part; its parts are: position, mission|mission, position"),
+        ("CartPole-v1", "is no Dict"),
+    ],
+)
+def test_unknown_ignored_parts_are_refused_in_one_line(env_id: str, words: str) -> None:
+    config = sections.gym(env_id, ignore_observations=("misison",))
+    with pytest.raises(ConfigError, match=words) as caught:
+        GymEnv(config)
+    assert str(caught.value).startswith("env.ignore_observations=['misison']: ")
+    assert "\n" not in str(caught.value)

@@ -265,7 +265,7 @@ def test_the_guides_example_is_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = (DOCS / "guides" / "your-environment.md").read_text()
-    module, _, methods = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module, _, _, methods = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     name = "catch_that_saves"
     module = module.replace('entry_point="catch:', f'entry_point="{name}:')
     inside = f"\n{textwrap.indent(methods, '    ')}\n    def _observe"

@@ -285,7 +285,7 @@ def test_fixed_rows_are_shared_out_among_a_policys_columns(monkeypatch: pytest.M
         policies = nn.ModuleList()
         for policy in build_policies(spec, network, algo, *how):
             assert isinstance(policy, ActorCritic)
-            policies.append(Positional(spec.actions, policy.trunk, policy.value_trunk))
+            policies.append(Positional(spec, policy.trunk, policy.value_trunk))
         return policies
 
     monkeypatch.setattr(inference_module, "build_policies", build)

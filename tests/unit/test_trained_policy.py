@@ -61,10 +61,10 @@ def policy_of(env: EnvConfig, folder: Path, seed: int = 0, **actors: Any) -> Pol
     return stored(make_checkpoint(env, **actors), folder, seed)
 
 
-def stored(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> Policy:
+def stored(checkpoint: Checkpoint, folder: Path, seed: int = 0, trusted: bool = False) -> Policy:
     path = folder / "policy.ckpt"
     save_checkpoint(path, checkpoint)
-    return load_policy(path, seed)
+    return load_policy(path, seed, trusted=trusted)
 
 
 @pytest.mark.parametrize("greedy", [False, True])

@@ -22,6 +22,14 @@ class GymConfig(EnvConfig):
             false, only uint8 arrays are divided, by 255.
         scale_actions: map -1 and 1 to the bounds of a bounded `Box` of actions; if false, actions
             are only clipped to the bounds.
+        ignore_observations: keys of a `Dict` of observations that the policy does not see, for
+            example because their space is not supported.
+        normalize_obs: normalize observations to mean 0 and variance 1, by their running mean and
+            variance, and clip them to ±10.
+        normalize_reward: divide rewards by the running standard deviation of the discounted
+            return, and clip them to ±10, for the learner only; scores are not changed.
+        mask_actions: never choose an action that the environment's action mask does not allow; the
+            mask is `info["action_mask"]`, or the part `action_mask` of a `Dict` observation.
         max_episode_steps: time limit of an episode in env steps; null keeps the limit with which
             the environment is registered.
     """
@@ -39,7 +47,16 @@ class GymConfig(EnvConfig):
     kwargs: dict[str, Any]
     scale_observations: bool
     scale_actions: bool
+    ignore_observations: tuple[str, ...]
+    normalize_obs: bool
+    normalize_reward: bool
+    mask_actions: bool
     max_episode_steps: int | None
+
+    @property
+    def normalizes_reward(self) -> bool:
+        """True if running statistics normalize rewards."""
+        return self.normalize_reward
 
 
 KIND = Kind(GymConfig, "htsrl_cli.envs.gym.environment:make_gym_env")

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import error
+from gymnasium import error, spaces
 
 from htsrl_cli.envs.base import Array, EnvSpec
 from htsrl_cli.envs.failure import FAILURES, failure
@@ -19,6 +19,7 @@ from htsrl_cli.envs.gym import parts, results
 from htsrl_cli.envs.gym.actions import action_form
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.envs.gym.making import make
+from htsrl_cli.envs.gym.masks import KEY, MaskForm, is_in
 from htsrl_cli.envs.gym.observations import obs_form
 from htsrl_cli.envs.gym.saving import Snapshots
 from htsrl_cli.envs.probe import restoring_fault
@@ -38,7 +39,7 @@ class GymEnv:
     environment offers its own state, and if a test shows that this state is restored exactly, the
     saved state is a snapshot instead.
 
-    `htsrl_cli.envs.gym.observations` and `htsrl_cli.envs.gym.actions` convert them.
+    `htsrl_cli.envs.gym.observations`, `actions` and `masks` convert what it gives and takes.
 
     Args:
         config: the section `env`.
@@ -51,13 +52,17 @@ class GymEnv:
         frame_rate: env steps per second at the environment's normal speed.
         notes: what happens to the numbers in observations and actions, a sentence for each.
         to_obs, to_action, unbatch, batch: see `WrapperEnv`.
+        action_mask: see `MaskedEnv`; only with `env.mask_actions`.
+        to_mask: see `MaskedWrapperEnv`; only with `env.mask_actions`.
         on_replayed_step, begins_again: see `Replayable`.
         score: the raw score of the episode so far.
 
     Raises:
         ConfigError: the environment does not exist, needs a missing package, has unsupported
-            spaces, or cannot be rendered.
+            spaces, cannot be rendered, or has masks for actions that are not discrete.
     """
+
+    action_mask: Array
 
     def __init__(
         self,
@@ -71,14 +76,40 @@ class GymEnv:
         self._name = f"environment {max(index, 0)} (env.id={config.id})"
         self._env = _make_pictured(config) if pictured else make(config)
         self.frame_rate = float(self._env.metadata.get("render_fps") or _FRAME_RATE)
-        obs = obs_form(config, self._env.observation_space)
         action = action_form(config, self._env.action_space)
+        space = _seen(config, self._env.observation_space)
+        self._masks = MaskForm(config, space, action.spec) if config.mask_actions else None
+        unseen = [*config.ignore_observations]
+        if self._masks:
+            self.to_mask = self._masks.convert
+            unseen += [KEY] * self._masks.in_obs
+        obs = obs_form(config, parts.without(space, unseen))
+        if config.normalize_obs and obs.dtype == "uint8":
+            remedy = f"the observations of env.id={config.id} are bytes, which are divided by "
+            remedy += f"{obs.obs_max}: leave this key out"
+            raise ConfigError("env.normalize_obs", "true", remedy)
         self.to_obs, self.to_action = obs.convert, action.convert
-        self.unbatch = partial(parts.unbatch, self._env.observation_space)
+        if unseen:
+            self.to_obs = lambda raw: obs.convert(parts.leave_out(raw, unseen))
+        self.unbatch = lambda raw: parts.unbatch(
+            space, parts.leave_out(raw, config.ignore_observations)
+        )
         self.batch = partial(parts.batch, self._env.action_space)
         actions = action.spec
-        self.env_spec = EnvSpec(obs.shape, obs.dtype, actions, obs_max=obs.obs_max)
+        self.env_spec = EnvSpec(
+            obs.shape,
+            obs.dtype,
+            actions,
+            obs_max=obs.obs_max,
+            has_masks=config.mask_actions,
+            normalize_obs=config.normalize_obs,
+            normalize_reward=config.normalize_reward,
+        )
         self.notes = [form.note for form in (obs, action) if form.note]
+        if is_in(space) and not self._masks:
+            self.notes.append(
+                f"{KEY} is a part of the observation; env.mask_actions=true masks actions with it"
+            )
         self._identity = {"id": config.id, "action": [actions.dtype, actions.num_dims]}
         self._snapshots = Snapshots(self._env)
         self._snaps = snaps
@@ -100,8 +131,10 @@ class GymEnv:
         self.score = 0.0
         self._length = 0
         try:
-            obs, _ = results.of_reset(self._env.reset(seed=seed))
+            obs, info = results.of_reset(self._env.reset(seed=seed))
             self._obs = self.to_obs(obs)
+            if self._masks:
+                self.action_mask = self._masks.convert(obs, info.get(KEY))
         except FAILURES as cause:
             raise failure(f"{self._name}: reset(seed={seed})", cause) from cause
         return self._obs, {}
@@ -117,14 +150,16 @@ class GymEnv:
             self._actions += taken.tobytes()
         try:
             result = self._env.step(self.to_action(taken))
-            obs, reward, terminated, truncated = results.of_step(result)
+            obs, reward, terminated, truncated, given = results.of_step(result)
             self._obs = self.to_obs(obs)
+            ended = terminated or truncated
+            if self._masks and not ended:
+                self.action_mask = self._masks.convert(obs, given.get(KEY))
         except FAILURES as cause:
             where = f"{self._name}: env step {self._length} after reset(seed={self._seed})"
             raise failure(where, cause) from cause
         self.score += reward
         self._length += 1
-        ended = terminated or truncated
         info = {"episode": {"r": self.score, "l": self._length}} if ended else {}
         return self._obs, reward, terminated, truncated, info
 
@@ -146,6 +181,8 @@ class GymEnv:
         except FAILURES as cause:
             raise failure(f"{self._name}: get_state()", cause) from cause
         meta |= {"snapshot": snapshot, "score": self.score, "length": self._length}
+        if self._masks:
+            meta["mask"] = self.action_mask.tolist()
         return pack_state("gym", meta, [self._obs.tobytes(), *blobs])
 
     def set_state(self, state: bytes) -> Array:
@@ -176,6 +213,8 @@ class GymEnv:
         self._snaps = True
         self.score, self._length = meta["score"], meta["length"]
         self._obs = np.frombuffer(content, obs.dtype).reshape(obs.shape)
+        if self._masks:
+            self.action_mask = np.array(meta["mask"], np.bool_)
         return self._obs
 
     def _replay(self, actions: bytes, obs: Array) -> Array:
@@ -263,6 +302,20 @@ def _make_pictured(config: GymConfig) -> gymnasium.Env[Any, Any]:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     return make(replace(config, kwargs=config.kwargs | {"render_mode": "rgb_array"}))
+
+
+def _seen(config: GymConfig, space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Returns the observation space without `env.ignore_observations`."""
+    known = list(space.spaces) if isinstance(space, spaces.Dict) else []
+    for key in config.ignore_observations:
+        if key not in known:
+            remedy = f"env.id={config.id} has no such part; its parts are: {', '.join(known)}"
+            raise ConfigError(
+                "env.ignore_observations",
+                list(config.ignore_observations),
+                remedy if known else f"the observation of env.id={config.id} is no Dict",
+            )
+    return parts.without(space, config.ignore_observations)
 
 
 def _is_image(picture: Any) -> bool:

@@ -7,7 +7,7 @@ own only part.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,20 @@ def parts(name: str, space: spaces.Space[Any]) -> list[Part]:
     if is_whole(space):
         return [Part(name, space)]
     return [part for key, inner in _inner(space) for part in parts(_name(name, key), inner)]
+
+
+def without(space: spaces.Space[Any], keys: Collection[str]) -> spaces.Space[Any]:
+    """Returns a `Dict` space without the parts that have these keys; other spaces as they are."""
+    if not isinstance(space, spaces.Dict):
+        return space
+    return spaces.Dict([(key, part) for key, part in space.spaces.items() if key not in keys])
+
+
+def leave_out(value: Any, keys: Collection[str]) -> Any:
+    """Returns a value of a `Dict` space without the parts that have these keys."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: part for key, part in value.items() if key not in keys}
 
 
 def take_apart(name: str, space: spaces.Space[Any], value: Any) -> list[Any]:

@@ -25,18 +25,18 @@ def of_reset(result: Any) -> tuple[Any, Any]:
     return result
 
 
-def of_step(result: Any) -> tuple[Any, float, bool, bool]:
-    """Returns the observation, reward, `terminated` and `truncated` that `step` returned."""
+def of_step(result: Any) -> tuple[Any, float, bool, bool, Any]:
+    """Returns the observation, reward, `terminated`, `truncated` and info that `step` returned."""
     if not isinstance(result, tuple) or len(result) != 5:
         raise ValueError(f"{_STEP}, but returned {described(result)}")
-    obs, reward, terminated, truncated, _ = result
+    obs, reward, terminated, truncated, info = result
     try:
         number = float(reward)
     except (TypeError, ValueError):
         raise ValueError(f"the reward must be a number, but is {reward!r:.80}") from None
     if not math.isfinite(number):
         raise ValueError(f"the reward must be finite, but is {number}")
-    return obs, number, bool(terminated), bool(truncated)
+    return obs, number, bool(terminated), bool(truncated), info
 
 
 def floats(obs: Any, shape: tuple[int, ...]) -> Array:
