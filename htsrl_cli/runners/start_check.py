@@ -10,8 +10,10 @@ import torch
 from htsrl_cli.algorithms.base import OldPolicy, Targets
 from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.checkpoints.state import digest
+from htsrl_cli.envs.squash import TANH
 from htsrl_cli.errors import UsageError
-from htsrl_cli.learning.gradient import Batch, engine_for
+from htsrl_cli.learning.batch import Batch
+from htsrl_cli.learning.gradient import engine_for
 from htsrl_cli.machine import processor
 from htsrl_cli.networks.device import resolve_device
 from htsrl_cli.runners.roles import Roles
@@ -67,6 +69,8 @@ def _computed(roles: Roles) -> dict[str, Array]:
     batch = Batch(
         of_all_policies(torch.from_numpy(inference.obs)),
         of_all_policies(actions),
+        None if inference.masks is None else of_all_policies(torch.from_numpy(inference.masks)),
+        of_all_policies(torch.from_numpy(inference.noise)) if config.algo.squash == TANH else None,
         OldPolicy(of_all_policies(log_probs), of_all_policies(values)),
         Targets(*(of_all_policies(t) for t in (advantages, returns, torch.ones(num_rows)))),
         [],
