@@ -47,7 +47,7 @@ _MESSAGES = 4
 
 @dataclass(frozen=True)
 class Work:
-    """What a rank does for a rollout.
+    """The work of a rank for a rollout.
 
     Attributes:
         env_steps: env steps of all ranks.
