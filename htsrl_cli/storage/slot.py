@@ -1,7 +1,7 @@
 """A slot: the named arrays of one rollout.
 
-In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
-D is the number of action dimensions and M is the number of categories in all of them.
+In shapes, T is the number of env steps of each environment in a rollout, B is the number of
+columns, D is the number of action dimensions and M is the number of categories in all of them.
 """
 
 from __future__ import annotations
