@@ -8,11 +8,11 @@
 * Version 3, the current version: the section `network` of a Nature CNN has the key `linear_kernel`.
   Earlier versions always computed the linear layer of this network as a convolution.
 
-Keys that were added within a version get the value that gives the earlier results: the limit of
-evaluated games, the number of shards, `algo.squash`, for Gymnasium environments
-`scale_observations`, `scale_actions`, `ignore_observations`, `mask_actions`, `normalize_obs` and
-`normalize_reward`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate`
-of earlier versions becomes `algo.correction`.
+Keys that were added within a version get the value that gives the earlier results: those of
+`_ADDED`, `algo.squash`, for Gymnasium environments `scale_observations`, `scale_actions`,
+`ignore_observations`, `mask_actions`, `normalize_obs` and `normalize_reward`, and for perceptrons
+`activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
+`algo.correction`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ _PREFIXES = {
     "env": "envs",
     "obs": "envs/obs",
     "slot": "slot",
+}
+# Keys that earlier versions lack, by section.
+_ADDED: dict[str, dict[str, Any]] = {
+    "learner": {"num_shards": 1, "check_interval": 100},
+    "runner": {"rank_timeout_s": 600.0},
+    "eval": {"max_episode_steps": 120_000},
 }
 # Attributes of `EnvSpec` that earlier versions lack.
 _SPEC = {"obs_max": 255, "has_masks": False, "normalize_obs": False, "normalize_reward": False}
@@ -78,7 +84,6 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)
     if algo:
         algo = {"squash": "clip", **algo}
-    learner = {"num_shards": 1, **config.get("learner", {})}
     env = dict(config.get("env", {}))
     if env.get("kind") == "gym":
         env = {
@@ -90,10 +95,6 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
             "normalize_reward": False,
             **env,
         }
-    evaluation = {"max_episode_steps": 120_000, **config.get("eval", {})}
-    new = {**config, **({"env": env} if env else {}), **({"algo": algo} if algo else {})}
-    if "learner" in config:
-        new["learner"] = learner
-    if "eval" in config:
-        new["eval"] = evaluation
-    return {**new, "network": network} if network else new
+    changed = {"env": env, "algo": algo, "network": network}
+    added = {name: {**keys, **config[name]} for name, keys in _ADDED.items() if name in config}
+    return {**config, **added, **{name: section for name, section in changed.items() if section}}
