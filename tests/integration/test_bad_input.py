@@ -413,7 +413,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (["env.episode_lenth=5"], "env.episode_lenth=5", "did you mean env.episode_length?"),
         (["algo.clip_coef=0.3"], "algo.clip_coef=0.3", "the run has 0.1: leave this key out"),
         (["algo.rmsprop_eps=1e-3"], "algo.rmsprop_eps=", "the run has no such key"),
-        (["algo.correction=vtrace"], "algo.correction=vtrace", "the run has none: leave this key"),
+        (["algo.correction=none"], "algo.correction=none", "the run has vtrace: leave this key"),
         (["algo.reevaluate=true"], "algo.reevaluate=true", "write algo.correction=proximal"),
         (["network.hidden_sizes=[3]"], "network.hidden_sizes=[3]", "the run has [64, 64]"),
         (["~seed"], "~seed", "cannot be removed"),
