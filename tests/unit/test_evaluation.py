@@ -142,7 +142,7 @@ def test_scores_do_not_depend_on_the_games_beside_where_positions_matter(
     def build(*args: Any) -> nn.ModuleList:
         (policy,) = build_policies(*args)
         assert isinstance(policy, ActorCritic)
-        return nn.ModuleList([Positional(args[0].actions, policy.trunk, policy.value_trunk)])
+        return nn.ModuleList([Positional(args[0], policy.trunk, policy.value_trunk)])
 
     monkeypatch.setattr(inference_module, "build_policies", build)
     checkpoint = make_checkpoint(CARTPOLE)
