@@ -201,8 +201,15 @@ def test_executors_with_unequal_shares_change_nothing(tmp_path: Path) -> None:
         checkpoint = sorted((tmp_path / "hts" / "checkpoints").glob("*.ckpt"))[3]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
-@pytest.mark.parametrize("kernel", ["product", "convolution"])
+@pytest.mark.parametrize(
+    ("kernel", "algo"),
+    [
+        ("product", "a2c"),
+        ("convolution", "ppo"),
+        pytest.param("product", "ppo", marks=pytest.mark.slow),
+        pytest.param("convolution", "a2c", marks=pytest.mark.slow),
+    ],
+)
 def test_screens_of_full_size(kernel: str, algo: str, tmp_path: Path) -> None:
     """Covers images of the default size: libraries choose kernels by the sizes of arrays."""
     fingerprints = []

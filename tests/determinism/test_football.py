@@ -40,7 +40,6 @@ TEAMS = {
     "both-sides": (BOTH, "independent", "none"),
     "one-images": (IMAGES, "shared", "none"),
 }
-FAST = ("three-independent-vtrace",)
 
 
 def football_config(
@@ -63,9 +62,8 @@ def football_config(
     )
 
 
-@pytest.mark.parametrize(
-    "team", [t if t in FAST else pytest.param(t, marks=pytest.mark.slow) for t in TEAMS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("team", TEAMS)
 def test_runners_workers_and_resumes_change_nothing(team: str, tmp_path: Path) -> None:
     expected = harness.run(football_config(team, "serial"), tmp_path / "serial")
     config = football_config(team)

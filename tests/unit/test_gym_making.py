@@ -138,6 +138,7 @@ def test_retired_ids_are_tested(env_id: str) -> None:
     assert env_id in retired()
 
 
+@pytest.mark.slow
 def test_every_retired_id_names_the_newest_version() -> None:
     remedies = {}
     for env_id in retired():
