@@ -33,14 +33,13 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.registry import initial_policies
-from htsrl_cli.ranks.environment import RUN_NUMBER, num_local_ranks
+from htsrl_cli.ranks.environment import NEEDED, RUN_NUMBER, num_local_ranks
 from htsrl_cli.ranks.group import Group, joined
 
 logger = logging.getLogger(__name__)
 
 # Number of sums whose median duration is measured.
 _SUMS = 20
-_OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_benchmark(
@@ -145,7 +144,8 @@ def _share(group: Group, train: TrainConfig) -> list[str]:
 
 
 def _without_ranks() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+    """Returns the environment variables of a process that is no rank."""
+    return {name: value for name, value in os.environ.items() if name not in NEEDED}
 
 
 def _of_run(number: int) -> dict[str, str]:

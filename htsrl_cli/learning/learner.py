@@ -20,6 +20,7 @@ from htsrl_cli.envs.squash import TANH
 from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learning.batch import Batch
 from htsrl_cli.learning.gradient import Gradient, engine_for
+from htsrl_cli.learning.lag import explained_variance, lag_metrics, ratios_of
 from htsrl_cli.learning.statistics import Statistics
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
@@ -28,9 +29,6 @@ from htsrl_cli.ranks.group import ALONE, Group
 from htsrl_cli.ranks.shards import by_shard, slot_rows
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot
-
-# Ratios of probabilities are limited to e^20, so that they and their squares are finite.
-_MAX_LOG_RATIO = 20.0
 
 
 class Learner:
@@ -237,7 +235,7 @@ class Learner:
             old, kept = self._engine.evaluate(obs, actions, masks)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
-            ratios = _ratios(log_ratios)
+            ratios = ratios_of(log_ratios)
         # Targets are computed on the CPU, because they take hundreds of tiny operations.
         rollout = Rollout(
             self._statistics.normalized(torch.from_numpy(slot.rewards)),
@@ -251,9 +249,9 @@ class Learner:
         targets = Targets(*(array.flatten().to(self._device) for array in found))
         whole = torch.stack([found.advantages, found.returns, values[:-1], log_ratios])
         advantages, returns, estimates, log_ratios = self._group.columns(whole)
-        metrics = {"loss/explained_variance": _explained_variance(returns, estimates)}
+        metrics = {"loss/explained_variance": explained_variance(returns, estimates)}
         if is_reevaluated:
-            metrics |= _lag_metrics(log_ratios, self._algorithm.max_weight)
+            metrics |= lag_metrics(log_ratios, self._algorithm.max_weight)
         num_rows = len(actions)
         batch = Batch(
             obs[:num_rows],
@@ -343,34 +341,6 @@ def _non_finite(losses: Mapping[str, float], norms: Mapping[str, float]) -> str:
         f"not finite: {', '.join(bad[:4])}; the gradient was not applied; lower algo.learning_rate "
         "or set learner.precision=fp32"
     )
-
-
-def _explained_variance(returns: Tensor, values: Tensor) -> float:
-    """Returns 1 - Var(returns - values) / Var(returns).
-
-    The result is 1 for perfect values. It is 0 for constant values, and if all returns are equal.
-    """
-    variance = float(returns.var(correction=0))
-    residual = float((returns - values).var(correction=0))
-    return 1 - residual / variance if variance else 0.0
-
-
-def _ratios(log_ratios: Tensor) -> Tensor:
-    """Returns ratios of probabilities from their logarithms."""
-    return log_ratios.clamp(max=_MAX_LOG_RATIO).exp()
-
-
-def _lag_metrics(log_ratios: Tensor, max_weight: float) -> dict[str, float]:
-    """Returns metrics of the importance weights by name; see `htsrl_cli.tracking.metric_names`."""
-    ratios = _ratios(log_ratios)
-    weights = ratios.clamp(max=max_weight)
-    size = weights.sum() ** 2 / (weights**2).sum() / weights.numel()
-    return {
-        "lag/kl": float((ratios - 1 - log_ratios).mean()),
-        "lag/effective_sample_size": float(size),
-        "lag/max_weight": float(ratios.max()),
-        "lag/truncated_fraction": float((ratios > max_weight).float().mean()),
-    }
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import os
 
 # Names the variable with the number of a run among those that one `torchrun` makes.
 RUN_NUMBER = "HTSRL_RUN_NUMBER"
-_NEEDED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# Variables that make a process a rank.
+NEEDED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def rank_and_size() -> tuple[int, int]:
     """Returns the number of this rank and of all ranks; 0 and 1 without `torchrun`."""
-    if not os.environ.keys() >= _NEEDED:
+    if not os.environ.keys() >= NEEDED:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

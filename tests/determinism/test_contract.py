@@ -245,7 +245,7 @@ def test_sync_has_nothing_to_correct(correction: str, tmp_path: Path) -> None:
 def test_weights_of_one_give_the_run_of_proximal(
     reference: Reference, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "_ratios", torch.ones_like)
+    monkeypatch.setattr(learning, "ratios_of", torch.ones_like)
     found = harness.run(harness.small_config("truncating", algo), tmp_path)
     proximal = reference.of(("truncating", "ppo", "fp32", "product"))
     hashes = (found.params, found.optimizer, found.rollouts)

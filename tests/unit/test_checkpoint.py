@@ -104,6 +104,15 @@ NEW_CONFIG = {
 }
 
 
+# Attributes of environments that early checkpoints lack.
+ADDED_TO_SPEC = {
+    "obs_max": 255,
+    "has_masks": False,
+    "normalize_obs": False,
+    "normalize_reward": False,
+}
+
+
 def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
     # The checkpoint has all parts of a run: learner, environments, slot, rollouts and log.
     renamed = {
@@ -119,13 +128,7 @@ def test_a_checkpoint_of_format_1_is_read_as_parts(tmp_path: Path) -> None:
     }
     arrays = {old: np.full((2, 3), i) for i, old in enumerate(renamed)}
     kept = {
-        "env_spec": {
-            "obs_dtype": "uint8",
-            "obs_max": 255,
-            "has_masks": False,
-            "normalize_obs": False,
-            "normalize_reward": False,
-        },
+        "env_spec": {"obs_dtype": "uint8", **ADDED_TO_SPEC},
         "packages": {"ale-py": "1"},
         "metric": 0.5,
     }

@@ -124,7 +124,7 @@ def test_weights_of_one_give_the_bits_of_proximal(
 
     proximal, weighted = updated("proximal"), updated(correction)
     assert weighted != proximal
-    monkeypatch.setattr(learning, "_ratios", torch.ones_like)
+    monkeypatch.setattr(learning, "ratios_of", torch.ones_like)
     assert updated(correction) == proximal
 
 
