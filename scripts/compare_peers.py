@@ -4,7 +4,9 @@
 
 Each run is a fresh process. The variants of htsrl take turns with the other libraries. All of them
 use the same game, network, algorithm and number of passes over each sample (see
-scripts/peer_*.py). Rollouts have these sizes:
+scripts/peer_*.py), except for the variant `async IMPALA`: htsrl's asynchronous runner with the
+algorithm and the settings of its IMPALA presets, one pass over each sample. Rollouts have these
+sizes:
 
     pong_ppo   PPO, 4 epochs. htsrl: 16 environments x 128 env steps. Stable-Baselines3 with its
                published Atari settings: 8 x 128. Sample Factory, asynchronous: 16 x 128
@@ -88,7 +90,7 @@ class Variant:
 
     Attributes:
         words: overrides in addition to the task's.
-        target: minimum ratio of the variant's median rate to the fastest peer's.
+        target: minimum ratio of the variant's median rate to the fastest peer's; 0 for none.
         of_bound: minimum ratio of the variant's median rate to the machine's bound; if 0, the bound
             is not measured.
     """
@@ -98,32 +100,38 @@ class Variant:
     of_bound: float = 0.0
 
 
-PONG_A2C = ("env=atari/pong", "algo=a2c", "runner.sync_interval=20")
+PONG_A2C = ("algo=a2c", "runner.sync_interval=20")
+PONG_IMPALA = Variant(("experiment=atari_impala", *(BF16 if has_bf16() else FP32)), 0.0)
+FOOTBALL_PPO = ("experiment=football_ppo",)
+FOOTBALL_IMPALA = Variant(("experiment=football_impala", *(BF16 if has_bf16() else FP32)), 0.0)
 TASKS: dict[str, tuple[tuple[str, ...], dict[str, Variant]]] = {
     "pong_ppo": (
-        ("env=atari/pong", "algo=ppo"),
+        ("env=atari/pong",),
         {
-            "bf16": Variant(BF16, 2.9, 0.9),
-            "fp32": Variant(FP32, 2.0 if "avx512f" in cpu_words() else 1.6, 0.9),
-            "bf16 uncorrected": Variant((*BF16, "algo.correction=none"), 1.0),
-            "sync fp32": Variant(("runner=sync", *FP32), 1.0),
+            "bf16": Variant(("algo=ppo", *BF16), 2.9, 0.9),
+            "fp32": Variant(("algo=ppo", *FP32), 2.0 if "avx512f" in cpu_words() else 1.6, 0.9),
+            "bf16 uncorrected": Variant(("algo=ppo", *BF16, "algo.correction=none"), 1.0),
+            "sync fp32": Variant(("algo=ppo", "runner=sync", *FP32), 1.0),
+            "async IMPALA": PONG_IMPALA,
         },
     ),
     "pong_a2c": (
-        PONG_A2C,
+        ("env=atari/pong",),
         {
-            "bf16": Variant(BF16, 2.2, 0.85),
-            "fp32": Variant(FP32, 2.2, 0.85),
-            "bf16 x 5": Variant(("runner.sync_interval=5", *BF16), 1.0, 0.75),
-            "sync fp32": Variant(("runner=sync", *FP32), 1.0),
+            "bf16": Variant((*PONG_A2C, *BF16), 2.2, 0.85),
+            "fp32": Variant((*PONG_A2C, *FP32), 2.2, 0.85),
+            "bf16 x 5": Variant(("algo=a2c", "runner.sync_interval=5", *BF16), 1.0, 0.75),
+            "sync fp32": Variant((*PONG_A2C, "runner=sync", *FP32), 1.0),
+            "async IMPALA": PONG_IMPALA,
         },
     ),
     "football": (
-        ("experiment=football_ppo", "env=football/academy_3_vs_1_with_keeper"),
+        ("env=football/academy_3_vs_1_with_keeper",),
         {
-            "bf16": Variant(BF16, 1.8, 0.9),
-            "fp32": Variant(FP32, 1.8, 0.9),
-            "sync fp32": Variant(("runner=sync", *FP32), 1.0),
+            "bf16": Variant((*FOOTBALL_PPO, *BF16), 1.8, 0.9),
+            "fp32": Variant((*FOOTBALL_PPO, *FP32), 1.8, 0.9),
+            "sync fp32": Variant((*FOOTBALL_PPO, "runner=sync", *FP32), 1.0),
+            "async IMPALA": FOOTBALL_IMPALA,
         },
     ),
 }
@@ -220,6 +228,7 @@ def main() -> int:
             f"{name} / {fastest}", median(runs, name) / median(runs, fastest), variant.target
         )
         for name, variant in variants.items()
+        if variant.target
     ]
     for comparison in comparisons:
         comparison.show()

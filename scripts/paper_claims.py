@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,13 +41,15 @@ SHAPES = (16.0, 4.0, 1.0, 0.25)
 ENVIRONMENTS = (1, 4, 16, 64)
 INTERVALS = (4, 16, 64, 128, 256, 512)
 ACTORS = (1, 2, 4, 8)
-# Series `lag`: numbers of environments. Each gives the learner a load of about 1/16 with updates
-# that take 20 ms on average, because an env step takes sixteen times as long.
-SENDERS = (2, 4, 6, 8, 10)
-SERVICE_MS = 20.0
+# Series `lag`: numbers of environments. Each gives the learner a load of about 1/16, because an env
+# step takes sixteen times as long as an update. Updates take 80 ms on average, so that their fixed
+# costs, which Claim 2 does not know, are small.
+SENDERS = (4, 6, 8, 10, 12)
+SERVICE_MS = 80.0
 SENDER_LOAD = 1 / 16
-# Its runs are this much longer than the others: lags of successive unrolls are correlated.
-LONGER = 5
+# Its runs are this much longer than the others: lags of successive unrolls are correlated. They
+# take place at the same time, because they sleep for most of it.
+LONGER = 30
 # Labels of the horizontal axes, by series.
 LABELS = {
     "variance": "standard deviation of a step / mean",
@@ -170,9 +173,9 @@ def lag(seconds: float) -> list[Point]:
     are not counted, because Claim 2 does not count them.
     """
     points = []
-    for number in SENDERS:
-        with tempfile.TemporaryDirectory(prefix="paper-claims-") as folder:
-            load, waited = queue_of(number, LONGER * seconds, Path(folder))
+    with ThreadPoolExecutor(len(SENDERS)) as pool:
+        queues = list(pool.map(lambda number: queue_of(number, LONGER * seconds), SENDERS))
+    for number, (load, waited) in zip(SENDERS, queues, strict=True):
         points.append(Point(load, "runner=async", waited))
         points.append(Point(load, "Claim 2", claim_2_lag(load)))
         claim = claim_2_lag(load)
@@ -180,7 +183,7 @@ def lag(seconds: float) -> list[Point]:
     return points
 
 
-def queue_of(num_envs: int, seconds: float, folder: Path) -> tuple[float, float]:
+def queue_of(num_envs: int, seconds: float) -> tuple[float, float]:
     """Runs `runner=async`; returns the learner's load and an unroll's mean wait, in updates."""
     step_ms = SERVICE_MS / SENDER_LOAD
     steps = round(num_envs * seconds / (step_ms / 1000))
@@ -201,13 +204,13 @@ def queue_of(num_envs: int, seconds: float, folder: Path) -> tuple[float, float]
         f"actors.num_executors={num_envs}",
         f"total_steps={steps}",
         f"log.interval={steps}",
-        f"hydra.run.dir={folder}",
     ]
-    command = [sys.executable, "-m", "htsrl_cli", "train", *words]
-    subprocess.run(command, check=True, capture_output=True)
-    schedule = (folder / SCHEDULE_FILE).read_text().splitlines()[1:]
+    with tempfile.TemporaryDirectory(prefix="paper-claims-") as folder:
+        command = [sys.executable, "-m", "htsrl_cli", "train", *words, f"hydra.run.dir={folder}"]
+        subprocess.run(command, check=True, capture_output=True)
+        schedule = Path(folder, SCHEDULE_FILE).read_text().splitlines()[1:]
+        (metrics,) = training_lines(Path(folder))
     waited = [count for line in schedule for count in json.loads(line)["waited"]]
-    (metrics,) = training_lines(folder)
     return float(metrics["time/learner_busy"]), float(np.mean(waited))
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ NETWORKS = {
     "100 Gbit/s, 0.01 ms": (0.01e-3, 100e9),
     "1 Gbit/s, 10 ms": (10e-3, 1e9),
 }
+LOOPBACK = "none (loopback)"
 MEASURED = {"1 Gbit/s, 10 ms": (10e-3, 1e9), "200 Mbit/s, 1 ms": (1e-3, 200e6)}
 SIZES = (2, 4, 8, 16, 32, 64)
 # Messages of a stage that follow one another: two round trips.
@@ -86,16 +88,25 @@ def work_of(bench: Mapping[str, Any], env_steps: int, optimizer_steps: int) -> W
     Args:
         env_steps: env steps of a rollout of all ranks.
     """
-    run = bench["runs"][-1]
-    rollout_s = env_steps / run["rate"]
-    times = run["times"]
+    rollout_s = env_steps / _rate(bench)
+    learning = _share(bench, "learner_busy") - _share(bench, "exchange")
     return Work(
         env_steps,
-        times["collecting"] * rollout_s,
-        (times["learner_busy"] - times["exchange"]) * rollout_s,
+        _share(bench, "collecting") * rollout_s,
+        learning * rollout_s,
         optimizer_steps,
         bench["exchange"]["megabytes"],
     )
+
+
+def overhead_table(result: Mapping[str, Any]) -> str:
+    """Returns a table that compares two ranks with one process on the same cores."""
+    bench = result["benches"][LOOPBACK]
+    alone, together = _rate(bench, "hts, one process"), _rate(bench)
+    sums = [f"{1000 * bench['exchange'][name]:.0f} ms" for name in ("sum_s", "all_reduce_s")]
+    row = (f"{alone:,.0f}", f"{together:,.0f}", f"{together / alone:.0%}", *sums)
+    heads = ("one process, env steps/s", "two ranks", "efficiency", "exchange", "all_reduce")
+    return table(heads, [row])
 
 
 def predicted_table(result: Mapping[str, Any]) -> str:
@@ -103,12 +114,11 @@ def predicted_table(result: Mapping[str, Any]) -> str:
     work = Work(**result["work"])
     rows = []
     for name, bench in result["benches"].items():
-        run = bench["runs"][-1]
         predicted = "-"
         if name in MEASURED:
             predicted = f"{work.env_steps / work.rollout_s(2, *MEASURED[name]):,.0f}"
-        rows.append((name, predicted, f"{run['rate']:,.0f}", f"{run['times']['exchange']:.0%}"))
-    heads = ("link between two ranks", "predicted env steps/s", "measured", "exchange")
+        rows.append((name, predicted, f"{_rate(bench):,.0f}", f"{_share(bench, 'exchange'):.0%}"))
+    heads = ("link between two ranks", "env steps/s by the model", "measured", "time in exchanges")
     return table(heads, rows)
 
 
@@ -121,6 +131,15 @@ def efficiency_table(result: Mapping[str, Any]) -> str:
         for size in SIZES
     ]
     return table(("machines", *NETWORKS), rows)
+
+
+def _rate(bench: Mapping[str, Any], name: str = "hts") -> float:
+    return float(statistics.median(run["rate"] for run in bench["runs"] if run["name"] == name))
+
+
+def _share(bench: Mapping[str, Any], key: str) -> float:
+    shares = [run["times"][key] for run in bench["runs"] if run["name"] == "hts"]
+    return float(statistics.median(shares))
 
 
 def _bench(words: Sequence[str], link: Link | None) -> dict[str, Any]:
@@ -142,22 +161,26 @@ def _bench(words: Sequence[str], link: Link | None) -> dict[str, Any]:
         return content
 
 
+TABLES = (overhead_table, predicted_table, efficiency_table)
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=20.0, help="duration of a run")
+    parser.add_argument("--repeats", type=int, default=3, help="runs for each rate")
     parser.add_argument("--output", type=Path, default=result_path("ranks"))
     args = parser.parse_args()
-    words = [*WORDS, "bench.repeats=1", f"bench.seconds={args.seconds}"]
-    benches = {"none (loopback)": _bench(words, None)}
+    words = [*WORDS, f"bench.repeats={args.repeats}", f"bench.seconds={args.seconds}"]
+    benches = {LOOPBACK: _bench(words, None)}
     for name, (delay_s, bits_per_s) in MEASURED.items():
         with Link(delay_s, bits_per_s) as link:
             benches[name] = _bench(words, link)
     # Sizes of the default configuration of Pong with PPO.
-    work = work_of(benches["none (loopback)"], env_steps=16 * 128, optimizer_steps=16)
+    work = work_of(benches[LOOPBACK], env_steps=16 * 128, optimizer_steps=16)
     result = {"work": asdict(work), "benches": benches}
     write_result(args.output, result)
-    print(predicted_table(result), efficiency_table(result), sep="\n\n")
+    print(*(show(result) for show in TABLES), sep="\n\n")
 
 
 if __name__ == "__main__":

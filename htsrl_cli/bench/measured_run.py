@@ -39,8 +39,8 @@ _LOG_INTERVAL = 2000
 _TRAIN = """
 import os
 from htsrl_cli.cli import main as cli
-from htsrl_cli.workers import process as workers
-workers.ask_to_end_with_parent()
+from htsrl_cli.lifetime import ask_to_end_with_parent
+ask_to_end_with_parent()
 raise SystemExit(cli.main() if os.getppid() == {parent} else 1)
 """
 

@@ -33,7 +33,12 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.errors import UsageError
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.registry import initial_policies
-from htsrl_cli.ranks.environment import NEEDED, RUN_NUMBER, num_local_ranks
+from htsrl_cli.ranks.environment import (
+    NEEDED,
+    RUN_NUMBER,
+    is_started_by_torchrun,
+    num_local_ranks,
+)
 from htsrl_cli.ranks.group import Group, joined
 
 logger = logging.getLogger(__name__)
@@ -117,7 +122,7 @@ def follow() -> None:
 def _check(group: Group, train: TrainConfig) -> None:
     """Raises `UsageError` here and in all ranks if they cannot share the run."""
     problem = None
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not is_started_by_torchrun():
         problem = "bench: start several ranks with torchrun"
     elif train.learner.num_shards % group.size:
         problem = (

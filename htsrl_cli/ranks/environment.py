@@ -17,6 +17,11 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def is_started_by_torchrun() -> bool:
+    """Returns True if `torchrun` has started this process, and False for any other launcher."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def local_rank() -> int:
     """Returns the number of this rank among those of its machine; 0 without `torchrun`."""
     return int(os.environ.get("LOCAL_RANK", "0")) if rank_and_size()[1] > 1 else 0

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from htsrl_cli.errors import RunError
-from htsrl_cli.ranks.environment import RUN_NUMBER, rank_and_size
+from htsrl_cli.lifetime import ask_to_end_with_parent
+from htsrl_cli.ranks.environment import RUN_NUMBER, is_started_by_torchrun, rank_and_size
 from htsrl_cli.ranks.shards import tree_sum
 from htsrl_cli.ranks.watch import Watch
 
@@ -158,6 +159,9 @@ def joined() -> Iterator[Group]:
     if size == 1:
         yield ALONE
         return
+    if is_started_by_torchrun():
+        # A rank that waits for others would not notice that torchrun was killed.
+        ask_to_end_with_parent()
     found, _, _ = next(rendezvous("env://"))
     store = dist.PrefixStore(  # type: ignore[attr-defined]
         f"htsrl/{os.environ.get(RUN_NUMBER, '0')}", found

@@ -9,14 +9,12 @@ it.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import multiprocessing
 import os
 import select
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -34,13 +32,13 @@ from typing import IO, Any
 import numpy as np
 
 from htsrl_cli.errors import HtsrlError
+from htsrl_cli.lifetime import ask_to_end_with_parent
 from htsrl_cli.workers.groups import GUARD, lead_group
 
 CONTEXT = multiprocessing.get_context("spawn")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 # Seconds that a worker may take to stop before it is killed.
 STOP_GRACE_S = 3.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Pipe:
@@ -248,16 +246,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def ask_to_end_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Asks the kernel to send `signum` to this process when the thread that started it ends.
-
-    Does nothing on systems other than Linux.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
 
 
 def settle_in_launcher() -> None:

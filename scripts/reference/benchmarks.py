@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts import ranks_model
 from scripts.compare_learning import Trained, means_table, summary_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
@@ -255,8 +256,17 @@ def time_to_score(folder: Path = RESULTS) -> str:
     )
 
 
+def ranks(folder: Path = RESULTS) -> str:
+    """Returns the tables of `scripts.ranks_model`, for each processor."""
+    return _join(
+        result.with_origin("\n\n".join(show(result.content) for show in ranks_model.TABLES))
+        for result in find("ranks", folder)
+    )
+
+
 REGIONS: Mapping[str, Callable[..., str]] = {
     "throughput": throughput,
+    "ranks": ranks,
     "kernels": kernels,
     "asynchrony": asynchrony,
     "paper-claims": paper_claims,

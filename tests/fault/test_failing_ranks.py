@@ -7,6 +7,7 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from scripts.network_link import Link
-from tests.fault.processes import Run, without_leftovers
+from tests.fault.processes import Run, wait_until, without_leftovers
 from tests.ranks import CARTPOLE, Start, rank_processes, results, start
 
 __all__ = ["start"]
@@ -28,6 +29,24 @@ AS_RANK = """
 import os, sys
 if os.environ.get("RANK") == "1":
     {}
+from htsrl_cli.cli.main import main
+sys.exit(main())
+"""
+
+# Rank 1 says when it waits for rank 0, which does not come.
+WAITING = """
+import os, pathlib, sys, time
+import torch.distributed as dist
+
+if os.environ["RANK"] == "0":
+    time.sleep(600)
+join = dist.init_process_group
+
+def say_and_join(*args, **kwargs):
+    pathlib.Path("waits").touch()
+    join(*args, **kwargs)
+
+dist.init_process_group = say_and_join
 from htsrl_cli.cli.main import main
 sys.exit(main())
 """
@@ -78,6 +97,27 @@ def test_a_rank_that_hangs_is_named_and_killed(start: Start) -> None:
         "runner.rank_timeout_s if it is only slow" in run.stderr
     )
     assert run.checkpoint().meta["env_steps"] > 0
+
+
+def test_a_rank_that_waits_at_the_start_ends_with_its_torchrun(tmp_path: Path) -> None:
+    """Kills one of two `torchrun`; the store through which ranks meet belongs to the other."""
+    (tmp_path / "script.py").write_text(WAITING)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={port}", "--log-dir=logs"]
+    with without_leftovers() as runs:
+        for side in range(2):
+            (tmp_path / str(side)).mkdir()
+            line = [*launcher, f"--node-rank={side}", str(tmp_path / "script.py"), "train", *LONG]
+            runs.append(Run(tmp_path / str(side), command_line=line))
+        first, second = runs
+        wait_until((tmp_path / "1" / "waits").exists, "rank 1 waits for rank 0")
+        second.process.kill()
+        second.wait()
+        wait_until(lambda: not second.processes(), "rank 1 ends", 20)
+        rank_processes(first)[0].kill()
+        assert first.wait() == 1
 
 
 @pytest.fixture
