@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts import ranks_model
 from scripts.compare_learning import Trained, means_table, summary_table
+from scripts.compare_returns import returns_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.provenance import RESULTS
@@ -245,6 +246,14 @@ def compared_learning(folder: Path = RESULTS) -> str:
     )
 
 
+def compared_returns(folder: Path = RESULTS) -> str:
+    """Returns tables of returns and throughput with the hyperparameters of another library."""
+    return _join(
+        result.with_origin(returns_table(result.content["runs"]))
+        for result in find("compare_returns", folder)
+    )
+
+
 def time_to_score(folder: Path = RESULTS) -> str:
     """Returns tables and plots of how long each run took to its task's target."""
     return _join(
@@ -272,6 +281,7 @@ REGIONS: Mapping[str, Callable[..., str]] = {
     "paper-claims": paper_claims,
     "learning": learning,
     "compared-learning": compared_learning,
+    "compared-returns": compared_returns,
     "time-to-score": time_to_score,
 }
 README_REGIONS: Mapping[str, Callable[..., str]] = {

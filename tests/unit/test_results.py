@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from scripts.compare_returns import TASKS, sb3_settings
 from scripts.learning_curve import Point
+from scripts.measured_runs import compose
 from scripts.provenance import write_result
 from scripts.reference.benchmarks import (
     README_REGIONS,
     REGIONS,
     compared_learning,
+    compared_returns,
     compared_throughput,
     find,
     learning,
@@ -103,3 +106,53 @@ def test_a_result_without_an_origin_is_refused(tmp_path: Path) -> None:
     (tmp_path / "avx2" / "compare_peers_pong_ppo.json").write_text(json.dumps({"runs": RUNS}))
     with pytest.raises(ValueError, match="has no entry `measured`"):
         list(find("compare_peers_pong_ppo", tmp_path))
+
+
+def test_both_libraries_get_the_same_settings() -> None:
+    """Compares with the settings of RL Zoo for Pendulum, whose exploration differs."""
+    settings = sb3_settings(compose([*TASKS["Pendulum"].words, "seed=3"]))
+    ppo = settings.pop("ppo")
+    assert settings == {
+        "env_id": "Pendulum-v1",
+        "num_envs": 4,
+        "total_steps": 200_000,
+        "seed": 3,
+        "normalize_obs": False,
+        "normalize_reward": False,
+        "hidden_sizes": [64, 64],
+        "activation": "tanh",
+        "learning_rate": 1e-3,
+        "anneal_learning_rate": False,
+        "adam_eps": 1e-5,
+    }
+    assert ppo == {
+        "n_steps": 1024,
+        "batch_size": 64,
+        "n_epochs": 10,
+        "gamma": 0.9,
+        "gae_lambda": 0.95,
+        "clip_range": 0.2,
+        "clip_range_vf": None,
+        "normalize_advantage": True,
+        "ent_coef": 0.0,
+        "vf_coef": 0.5,
+        "max_grad_norm": 0.5,
+    }
+
+
+def test_returns_are_compared_by_task_and_library(tmp_path: Path) -> None:
+    runs = [
+        {"task": "Pendulum", "library": library, "seed": seed, "last": last, "rate": rate}
+        for library, seed, last, rate in (
+            ("htsrl", 1, -180.0, 2000.0),
+            ("SB3", 1, -200.0, 1000.0),
+            ("htsrl", 2, -180.0, 2200.0),
+            ("SB3", 2, -300.0, 1100.0),
+        )
+    ]
+    write_result(tmp_path / "avx2" / "compare_returns.json", {"runs": runs})
+    rows = [line for line in compared_returns(tmp_path).splitlines() if "Pendulum" in line]
+    assert rows == [
+        "| Pendulum | 200,000 | htsrl | -180.0 (-180.0 to -180.0) | -180.0 | -250 | 2,100 | 2 |",
+        "| Pendulum | 200,000 | SB3 | -250.0 (-300.0 to -200.0) | -300.0 | -250 | 1,050 | 2 |",
+    ]
