@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules import rnn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -104,11 +106,36 @@ def _empty_strided(size: Sequence[int], stride: Sequence[int], **kwargs: Any) ->
     return GpuTensor(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
 
 
+class _Cells:
+    """The recurrent cells as the CPU computes them: torch would take a GPU's fused kernels."""
+
+    @staticmethod
+    def lstm_cell(
+        x: Tensor, state: tuple[Tensor, Tensor], *weights_and_biases: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights_and_biases
+        h, c = state
+        gates = F.linear(h, weight_hh, bias_hh) + F.linear(x, weight_ih, bias_ih)
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    @staticmethod
+    def gru_cell(x: Tensor, h: Tensor, *weights_and_biases: Tensor) -> Tensor:
+        weight_ih, weight_hh, bias_ih, bias_hh = weights_and_biases
+        of_x = F.linear(x, weight_ih, bias_ih).chunk(3, 1)
+        of_h = F.linear(h, weight_hh, bias_hh).chunk(3, 1)
+        r, z = ((of_h[k] + of_x[k]).sigmoid() for k in range(2))
+        n = (of_x[2] + of_h[2] * r).tanh()
+        return (h - n) * z + n
+
+
 def set_up() -> torch.device:
     """Registers the device and returns it; call it before the process's first backward pass."""
     _setup_privateuseone_for_python_backend("gpu")
     _KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
     _KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")  # type: ignore[no-untyped-call]
+    vars(rnn)["_VF"] = _Cells
     # Otherwise `Module.to` would put new data into old wrappers.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("gpu:0")

@@ -99,11 +99,12 @@ class Algorithm(Protocol):
         """Yields a shard's row indices of each minibatch of update `update`, int64 [rows].
 
         The learner makes one optimizer step for each minibatch. The indices count only the rows of
-        one policy in the shard; every policy uses the same indices.
+        one policy in the shard; every policy uses the same indices. If the policies have a memory,
+        indices are those of columns instead of rows, and minibatches contain all rows of a column.
 
         Args:
             seed: the run's seed; a random order of rows is derived from it, `update` and `shard`.
-            num_rows: how many of the shard's rows each policy learns from.
+            num_rows: how many of the shard's rows (or columns) each policy learns from.
             shard: number of the shard.
         """
 

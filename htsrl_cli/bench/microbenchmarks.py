@@ -7,6 +7,7 @@ be busy with this work all the time. A device is a GPU, or all cores together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from htsrl_cli.envs.registry import make_env
 from htsrl_cli.learning.micro_batches import num_micro_batches
 from htsrl_cli.machine import num_cores
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.device import record, resolve_device, set_up_torch
 from htsrl_cli.networks.distributions import log_prob_entropy
 from htsrl_cli.networks.nature_cnn.network import NatureCnn
@@ -140,24 +142,17 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
     bound.
     """
     algorithm = build_algorithm(config.algo)
-    plan = RunPlan.of(config)
-    minibatch = len(next(iter(algorithm.minibatches(config.seed, 0, plan.rows_per_policy, 0))))
-    number = num_micro_batches(minibatch, config.learner.micro_batch)
-    rows = minibatch // number
+    number, rows, length = _micro_batches(config)
     policy = build_policy(spec, config.network, config.learner.precision, device)
     kept: list[Tensor] = list(build_policy(spec, config.network, "fp32", device).parameters())
     optimizer = algorithm.build_optimizer(kept)
     parameters: list[Tensor] = list(policy.parameters())
-    obs = _random_obs(spec, rows).to(device)
     actions = torch.zeros(rows, spec.actions.num_dims, dtype=torch.int64, device=device)
-    caching = CachingLayers()
-    if activations_to_keep(spec, config):
-        with torch.no_grad():
-            policy(obs, caching)
+    is_cached = bool(activations_to_keep(spec, config))
+    forward = _forward(policy, _random_obs(spec, rows).to(device), length, is_cached)
 
     def gradient() -> list[Tensor]:
-        layer = CachedLayers(caching.outputs) if caching.outputs else relu_layer
-        params, values = policy(obs, layer)
+        params, values = forward()
         log_probs, entropy = log_prob_entropy(spec.actions, params, actions)
         loss = (log_probs + entropy + values).mean()
         return [g.float() for g in torch.autograd.grad(loss, parameters)]
@@ -190,6 +185,42 @@ def _train_rate(config: TrainConfig, spec: EnvSpec, device: torch.device, second
         return number * rows
 
     return rate(optimizer_step, seconds)
+
+
+def _micro_batches(config: TrainConfig) -> tuple[int, int, int]:
+    """Returns the number of a minibatch's micro-batches, and their number of rows.
+
+    Also returns the number of rows that belong together: 1, or those of a column with a memory.
+    """
+    plan = RunPlan.of(config)
+    length = 1 if config.network.memory == "none" else plan.sync_interval
+    made = build_algorithm(config.algo).minibatches(
+        config.seed, 0, plan.rows_per_policy // length, 0
+    )
+    together = len(next(iter(made)))
+    number = min(num_micro_batches(together * length, config.learner.micro_batch), together)
+    return number, together // number * length, length
+
+
+def _forward(
+    policy: ActorCritic, obs: Tensor, length: int, is_cached: bool
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Returns the learner's forward pass over a micro-batch.
+
+    Args:
+        length: see `_micro_batches`.
+        is_cached: True if actors keep activations, so that nothing is computed.
+    """
+    if policy.memory is not None:
+        width = len(obs) // length
+        states = torch.zeros(width, policy.memory_width, device=obs.device)
+        starts = torch.zeros(length, width, dtype=torch.bool, device=obs.device)
+        return lambda: policy.unroll(obs, states, starts)
+    caching = CachingLayers()
+    if is_cached:
+        with torch.no_grad():
+            policy(obs, caching)
+    return lambda: policy(obs, CachedLayers(caching.outputs) if caching.outputs else relu_layer)
 
 
 def _random_obs(spec: EnvSpec, rows: int) -> Tensor:

@@ -10,13 +10,15 @@ the JSON document (`Checkpoint.meta`). These are the arrays of a run's checkpoin
     learner/discounted_returns             float64 [B]; only with `env.normalize_reward`
     envs/<i>                               the state of environment i, as uint8
     envs/obs                               the environments' current observations, [B, *obs_shape]
+    envs/memories                          memory states before these, [B, S]; see `network.memory`
     slot/terminated                        bool [T, B]; True where an env step terminated an episode
     slot/truncated                         bool [T, B]; True where an env step truncated an episode
     slot/<name>                            the other arrays of `Slot`
 
-In shapes, T is the number of env steps of each environment in a rollout, and B is the number of
-columns. The arrays of the slot hold the rollout that has been collected but not yet learned from.
-They are missing if there is no such rollout. The parts `log` and `rollouts` have no arrays.
+In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
+and S is the numbers of a memory state. The arrays of the slot hold the rollout that has been
+collected but not yet learned from. They are missing if there is no such rollout. The parts `log`
+and `rollouts` have no arrays.
 """
 
 from __future__ import annotations

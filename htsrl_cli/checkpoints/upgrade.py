@@ -10,9 +10,9 @@
 
 Keys that were added within a version get the value that gives the earlier results: those of
 `_ADDED`, `algo.squash`, for Gymnasium environments `scale_observations`, `scale_actions`,
-`ignore_observations`, `mask_actions`, `normalize_obs` and `normalize_reward`, and for perceptrons
-`activation` and `separate_value`. The key `algo.reevaluate` of earlier versions becomes
-`algo.correction`.
+`ignore_observations`, `mask_actions`, `normalize_obs` and `normalize_reward`, for networks `memory`
+and `memory_size`, and for perceptrons `activation` and `separate_value`. The key `algo.reevaluate`
+of earlier versions becomes `algo.correction`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
         network.setdefault("linear_kernel", "convolution")
     if network.get("name") in ("auto", "mlp"):
         network = {"activation": "tanh", "separate_value": True, **network}
+    if network:
+        network = {"memory": "none", "memory_size": 256, **network}
     if "reevaluate" in algo:
         algo["correction"] = "proximal" if algo.pop("reevaluate") else "none"
         algo.update(max_weight=2.0, vtrace_rho=1.0, vtrace_c=1.0)

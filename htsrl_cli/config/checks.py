@@ -119,9 +119,15 @@ def _check_sizes(config: TrainConfig) -> None:
     width = "runner.unrolls_per_update" if plan.lag is None else "actors.num_envs"
     shards = config.learner.num_shards
     of_shards = " / learner.num_shards" if shards > 1 else ""
-    config.algo.check(
-        plan.rows_per_policy // shards, f"runner.sync_interval x {width}{players}{of_shards}"
-    )
+    number, product = plan.rows_per_policy // shards, f"{width}{players}{of_shards}"
+    if config.network.memory == "none":
+        config.algo.check(number, f"runner.sync_interval x {product}")
+    else:
+        config.algo.check(
+            number // plan.sync_interval,
+            f"the number of columns, which network.memory={config.network.memory} does not cut: "
+            f"{product}",
+        )
     if plan.num_updates < 1:
         raise ConfigError(
             "total_steps",

@@ -38,6 +38,8 @@ _YOUNGER = {
     "env.normalize_reward": False,
     "learner.num_shards": 1,
     "network.activation": "tanh",
+    "network.memory": "none",
+    "network.memory_size": 256,
     "network.separate_value": True,
 }
 

@@ -14,15 +14,20 @@ from htsrl_cli.config.rules import (
     ACTIVATION,
     FRACTION,
     LINEAR_KERNEL,
+    MEMORY,
     NOT_EMPTY,
     NOT_NEGATIVE,
     POSITIVE,
     RATE,
     Rules,
+    count_to,
     one_of,
 )
 from htsrl_cli.config.wording import did_you_mean
 from htsrl_cli.errors import ConfigError
+
+# The weights of a cell's gates then take at most 1 GiB.
+_MAX_MEMORY_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -190,11 +195,21 @@ class NetworkConfig:
     Attributes:
         rules: rules of the keys, by key name.
         name: name of the network, or `module:name` for a user-defined network.
+        memory: the recurrent cell between trunk and heads: `none`, `lstm` or `gru`. If policy and
+            value have separate trunks, each has a cell of its own.
+        memory_size: number of units of the cell; without a memory, the key has no effect.
     """
 
-    rules: ClassVar[Rules] = {"name": NOT_EMPTY}
+    rules: ClassVar[Rules] = {
+        "name": NOT_EMPTY,
+        "memory": MEMORY,
+        "memory_size": count_to(_MAX_MEMORY_SIZE),
+    }
 
     name: str
+    # With default values, because networks of other packages may be older than these keys.
+    memory: str = field(default="none", kw_only=True)
+    memory_size: int = field(default=256, kw_only=True)
 
     def check(self, obs_shape: tuple[int, ...]) -> None:
         """Checks that the network accepts observations of shape `obs_shape`.

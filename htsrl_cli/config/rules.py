@@ -86,6 +86,7 @@ DEVICE = Rule(
 )
 PRECISION = one_of("fp32", "bf16")
 ACTIVATION = one_of("tanh", "relu", "elu", "silu", "gelu")
+MEMORY = one_of("none", "lstm", "gru")
 LINEAR_KERNELS = ("product", "convolution")
 LINEAR_KERNEL = one_of(*LINEAR_KERNELS)
 SCORES = Rule(lambda scores: all(map(math.isfinite, scores)), "must be a list of finite scores")

@@ -99,21 +99,29 @@ class Passes:
         self._squash = squasher(spec.actions, config.algo)
         self._one_by_one = not has_free_rows(setup, values)
 
-    def act(self, obs: Array, noise: Array, masks: Array | None = None) -> Array:
+    def first_memories(self, num_games: int) -> Array:
+        """Returns the memory states at the beginning of G episodes: zeros, float32 [G, P, S]."""
+        width = self._inference.next_memories.shape[1]
+        return np.zeros((num_games, self._spec.num_players, width), np.float32)
+
+    def act(self, obs: Array, noise: Array, memories: Array, masks: Array | None = None) -> Array:
         """Returns the actions of the P players of G games, [G, P, D], for their environments.
 
         Args:
             obs: observations, [G, P, *obs_shape]; with one player, the axis P may be missing.
             noise: the noise from which actions are sampled, float32 [G, P, D].
+            memories: memory states before the observations, float32 [G, P, S], which are replaced
+                by those after them. S is 0 if the policies have no memory.
             masks: action masks, bool [G, P, M]; None if the environment gives none.
         """
         if self._one_by_one and len(obs) > 1:
             games = range(len(obs))
-            inputs = (obs, noise) if masks is None else (obs, noise, masks)
+            inputs = (obs, noise, memories, *([] if masks is None else [masks]))
             return np.concatenate([self.act(*(of[i : i + 1] for of in inputs)) for i in games])
         inference, shape = self._inference, noise.shape
         obs = obs.reshape(-1, *self._spec.obs_shape)
         noise = noise.reshape(len(obs), -1)
+        states = memories.reshape(len(obs), -1)
         actions = np.empty(noise.shape, self._spec.actions.dtype)
         num_policies, num_rows = len(inference.policies), len(inference.obs)
         for k in range(num_policies):
@@ -126,7 +134,11 @@ class Passes:
                 inference.noise[: len(rows)] = noise[rows]
                 if masks is not None and inference.masks is not None:
                     inference.masks[: len(rows)] = masks.reshape(len(obs), -1)[rows]
+                if inference.memories is not None:
+                    inference.memories[: len(rows)] = states[rows]
                 actions[rows] = inference.run(k)[0][: len(rows)].numpy()
+                states[rows] = inference.next_memories[: len(rows)]
+        memories[:] = states.reshape(memories.shape)
         found = actions.reshape(shape)
         return found if self._squash is None else self._squash(found)
 

@@ -145,14 +145,25 @@ class _Game:
     If a lost life ends a training episode, the game continues after a reset. The video has no frame
     for such a reset.
 
+    Args:
+        memories: memory states at the beginning of an episode, [P, S].
+
     Attributes:
+        memories: the players' memory states before `obs`, float32 [P, S]; 0 if an episode begins.
         is_stopped: True if the game was stopped at the maximum number of env steps.
     """
 
     def __init__(
-        self, env: Env, number: int, config: EvalConfig, video: Video | None, marks: Marks
+        self,
+        env: Env,
+        number: int,
+        config: EvalConfig,
+        video: Video | None,
+        marks: Marks,
+        memories: Array,
     ) -> None:
         self.number = number
+        self.memories = memories
         self._max_steps = config.max_episode_steps
         self._num_steps = 0
         self.is_stopped = False
@@ -208,6 +219,7 @@ class _Game:
     def _reset(self) -> Array:
         address = (self.number, self._num_resets)
         self._num_resets += 1
+        self.memories = np.zeros_like(self.memories)
         seed = reset_seed(self._seed, *address, Purpose.EVALUATION_RESETS)
         with self._marks.env():
             obs, _ = self._env.reset(seed=seed)
@@ -224,7 +236,7 @@ def _play_games(
 ) -> list[Episode]:
     def begin(env: Env, number: int) -> _Game:
         video = videos.video(env, number) if videos else None
-        return _Game(env, number, config, video, marks)
+        return _Game(env, number, config, video, marks, passes.first_memories(1)[0])
 
     games = {row: begin(env, row) for row, env in enumerate(envs)}
     started = len(games)
@@ -236,8 +248,10 @@ def _play_games(
             masks = None
             if envs[0].env_spec.has_masks:
                 masks = np.stack([action_mask(envs[row]) for row in games])
-            actions = passes.act(obs, noise, masks)
-        for (row, game), chosen in zip(list(games.items()), actions, strict=True):
+            memories = np.stack([game.memories for game in games.values()])
+            actions = passes.act(obs, noise, memories, masks)
+        for (row, game), chosen, after in zip(list(games.items()), actions, memories, strict=True):
+            game.memories = after
             result = game.step(chosen)
             if result is None:
                 continue

@@ -25,7 +25,8 @@ class Policy:
     """The trained policy of a checkpoint.
 
     If the run has several players, the policy acts for all of them. Independent players each have
-    their own network.
+    their own network. A policy with a memory (`network.memory`) remembers what it saw in earlier
+    calls of `act`: call `reset` whenever an episode begins.
 
     Args:
         source: a run folder, or a checkpoint file; of a run folder, the newest intact checkpoint is
@@ -59,6 +60,8 @@ class Policy:
         # The noise of game 0 of `htsrl eval` with the same seed.
         self._rng = generator(seed, Purpose.EVALUATION_ACTIONS, 0)
         self._passes: dict[bool, Passes] = {}
+        # Memory states before the next observations, [N, P, S]; None before the first ones.
+        self._memories: Array | None = None
         # A checkpoint that does not fit is refused here.
         self._load_passes(greedy=True)
 
@@ -83,7 +86,8 @@ class Policy:
             Gymnasium's `Dict` and `Tuple` spaces have an array for each of their parts.
 
         Raises:
-            UsageError: the observation or the mask does not fit the environment.
+            UsageError: the observation or the mask does not fit the environment, or the policy
+                remembers another number of observations.
         """
         form = self._form
         try:
@@ -93,17 +97,36 @@ class Policy:
             masks = form.masks(raw, action_mask, batch is None)
         except ValueError as error:
             raise UsageError(f"act: {error}") from error
-        spec = form.spec
+        spec, passes = form.spec, self._load_passes(greedy)
+        memories = self._remembered(len(rows), passes)
         shape = (len(rows), spec.num_players, spec.actions.num_dims)
         if greedy:
             noise = np.zeros(shape, np.float32)
         else:
             noise = draw_noise(self._rng, shape, spec.actions.kind)
-        passes = self._load_passes(greedy)
         with torch_set_up():
-            chosen = passes.act(rows, noise, masks)
+            chosen = passes.act(rows, noise, memories, masks)
         actions = [form.to_action(one if spec.num_players > 1 else one[0]) for one in chosen]
         return actions[0] if batch is None else form.batch(actions)
+
+    def reset(self, rows: Any = None) -> None:
+        """Forgets the episodes that have ended; has an effect only on policies with a memory.
+
+        Args:
+            rows: the rows of the batch whose next observation begins an episode: indices, or a bool
+                for each row, such as `terminated | truncated`. None means all rows; the next batch
+                may then have another size.
+
+        Raises:
+            UsageError: the batch has no such rows.
+        """
+        if rows is None or self._memories is None:
+            self._memories = None
+            return
+        try:
+            self._memories[np.asarray(rows)] = 0.0
+        except IndexError as error:
+            raise UsageError(f"reset: {error}") from error
 
     def make_env(self) -> Any:
         """Returns a new environment with the run's settings, whose observations `act` takes.
@@ -114,6 +137,17 @@ class Policy:
         """
         env = make_env(self._config.env, 0)
         return env.wrapped if isinstance(env, WrapperEnv) else env
+
+    def _remembered(self, num_rows: int, passes: Passes) -> Array:
+        """Returns the memory states before the next observations, which `Passes.act` replaces."""
+        if self._memories is None or not self._memories.size:
+            self._memories = passes.first_memories(num_rows)
+        if len(self._memories) != num_rows:
+            raise UsageError(
+                f"act: there are {num_rows} observations, but the policy remembers "
+                f"{len(self._memories)} episodes; call policy.reset() before other episodes"
+            )
+        return self._memories
 
     def _load_passes(self, greedy: bool) -> Passes:
         if greedy not in self._passes:

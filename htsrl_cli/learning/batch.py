@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from htsrl_cli.algorithms.base import OldPolicy, Targets
+from htsrl_cli.learning.sequences import Sequences
 
 
 class Batch(NamedTuple):
@@ -23,6 +24,8 @@ class Batch(NamedTuple):
         activations: activations that actors or `GradientEngine.evaluate` kept, each with N rows
             or more; empty if the gradient has to begin with a forward pass.
         width: number of columns of one policy in one shard.
+        sequences: the memory of the columns; None if the policies have none. Minibatches then
+            consist of whole columns.
     """
 
     obs: Tensor
@@ -33,8 +36,10 @@ class Batch(NamedTuple):
     targets: Targets
     activations: list[Tensor]
     width: int
+    sequences: Sequences | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Returns all tensors except the activations, in a fixed order."""
         optional = [tensor for tensor in (self.masks, self.noise) if tensor is not None]
-        return self.obs, self.actions, *optional, *self.old, *self.targets
+        sequences = self.sequences or ()
+        return self.obs, self.actions, *optional, *self.old, *self.targets, *sequences

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import LearnerConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.learning.batch import Batch
-from htsrl_cli.learning.micro_batches import num_micro_batches
+from htsrl_cli.learning.micro_batches import cut, num_micro_batches
+from htsrl_cli.learning.sequences import Evaluated, Sequences, evaluations
 from htsrl_cli.networks.activations import CachedLayers, CachingLayers, as_tensor, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.device import pin, record, unpin
 from htsrl_cli.networks.distributions import log_prob_entropy, mask_logits, policy_actions
 from htsrl_cli.networks.registry import activation_layout, build_policies
@@ -73,6 +75,8 @@ class GradientEngine(ABC):
         algorithm: the algorithm, which defines the loss.
         config: section `learner`: precision, number of threads, and size of micro-batches.
         num_shards: number of shards that this rank hosts.
+        inference_batch: number of rows of an actor's pass, which policies with a memory also have
+            in `evaluate`.
     """
 
     def __init__(
@@ -84,7 +88,9 @@ class GradientEngine(ABC):
         config: LearnerConfig,
         device: torch.device,
         num_shards: int,
+        inference_batch: int = 1,
     ) -> None:
+        self._inference_batch = inference_batch
         self._algorithm = algorithm
         self._num_shards = num_shards
         self._is_whole = config.num_shards == 1
@@ -132,6 +138,7 @@ class GradientEngine(ABC):
             batch: a batch that `hold` returned.
             rows: the minibatch's row indices, int64 [S, n], for each shard. All policies use them.
                 Index i stands for row i of the policy's own rows, not of all rows of the batch.
+                With a memory, these are all rows of some columns, in time-major order.
             advantages: what `Algorithm.weigh` returned for these rows, float32 [K, S, n].
             num_rows: number of rows of the minibatch in all shards of the run.
             remaining: fraction of the run's updates not yet made, 1 for the first update.
@@ -148,14 +155,13 @@ class GradientEngine(ABC):
             gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
             return [g.float() for g in gradient], parts
 
-        pieces = [
-            piece
-            for policy in range(num_policies)
-            for shard in range(num_shards)
-            for piece in self._pieces(
-                policy, shard, rows[shard] * num_policies + policy, advantages[policy, shard]
-            )
-        ]
+        length = batch.sequences.num_steps if batch.sequences else 1
+        pieces: list[_Piece] = []
+        for policy in range(num_policies):
+            for shard in range(num_shards):
+                own = rows[shard] * num_policies + policy
+                whole = _Piece(policy, shard, own, advantages[policy, shard])
+                pieces += self._pieces(whole, length)
         gradients: list[list[list[Tensor]]] = [[] for _ in range(num_policies)]
         losses: list[Tensor] = []
         for piece, (gradient, parts) in zip(pieces, self._map(micro_batch, pieces), strict=True):
@@ -172,7 +178,11 @@ class GradientEngine(ABC):
         )
 
     def evaluate(
-        self, obs: Tensor, actions: Tensor, masks: Tensor | None
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        masks: Tensor | None,
+        sequences: Sequences | None = None,
     ) -> tuple[OldPolicy, list[Tensor]]:
         """Evaluates a slot with the loaded parameters.
 
@@ -180,6 +190,7 @@ class GradientEngine(ABC):
             obs: observations [N + B, *obs_shape]; the last B rows have no action.
             actions: actions [N, D].
             masks: see `Batch`.
+            sequences: the memory of the columns; None if the policies have none.
 
         Returns:
             The log-probabilities [N] of the actions and the values [N + B] of the observations; and
@@ -187,6 +198,12 @@ class GradientEngine(ABC):
             There are none if the algorithm or the device does not use them.
         """
         found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
+        if sequences is not None:
+            slot = Evaluated.of(obs, actions, masks, sequences)
+            passes = evaluations(self._policies, self._actions, slot, self._inference_batch, found)
+            for _ in self._map(lambda work: work(), passes):
+                pass
+            return found, []
         if self._layout and not self._kept:
             self._kept = [as_tensor(np.empty((len(obs), *s), dtype)) for s, dtype in self._layout]
 
@@ -242,22 +259,22 @@ class GradientEngine(ABC):
     def close(self) -> None:
         """Releases threads and pinned memory."""
 
-    def _pieces(
-        self, policy: int, shard: int, rows: Tensor, advantages: Tensor
-    ) -> Iterator[_Piece]:
-        """Cuts the rows of one policy and one shard into micro-batches."""
-        number = num_micro_batches(len(rows), self._micro_batch)
-        wholes = (torch.tensor_split(whole, number) for whole in (rows, advantages))
-        yield from (_Piece(policy, shard, *parts) for parts in zip(*wholes, strict=True))
+    def _pieces(self, whole: _Piece, length: int) -> Iterator[_Piece]:
+        """Cuts the rows of one policy and one shard into micro-batches; see `cut`."""
+        policy, shard, *arrays = whole
+        parts = (cut(array, self._micro_batch, length) for array in arrays)
+        yield from (_Piece(policy, shard, *of_part) for of_part in zip(*parts, strict=True))
 
     def _loss(
         self, batch: Batch, piece: _Piece, num_rows: int, remaining: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         policy, _, rows, advantages = piece
-        cached = [array.index_select(0, rows) for array in batch.activations]
-        params, values = self._policies[policy](
-            batch.obs.index_select(0, rows), CachedLayers(cached) if cached else relu_layer
-        )
+        obs, network = batch.obs.index_select(0, rows), self._policies[policy]
+        if batch.sequences is None:
+            cached = [array.index_select(0, rows) for array in batch.activations]
+            params, values = network(obs, CachedLayers(cached) if cached else relu_layer)
+        else:
+            params, values = batch.sequences.unroll(cast(ActorCritic, network), obs, rows)
         params = mask_logits(params, None if batch.masks is None else batch.masks[rows])
         noise = None if batch.noise is None else batch.noise[rows]
         log_probs, entropy = log_prob_entropy(self._actions, params, batch.actions[rows], noise)

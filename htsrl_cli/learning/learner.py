@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from htsrl_cli.errors import NonFiniteError
 from htsrl_cli.learning.batch import Batch
 from htsrl_cli.learning.gradient import Gradient, engine_for
 from htsrl_cli.learning.lag import explained_variance, lag_metrics, ratios_of
+from htsrl_cli.learning.minibatches import minibatches
+from htsrl_cli.learning.sequences import Sequences
 from htsrl_cli.learning.statistics import Statistics
 from htsrl_cli.networks.activations import as_tensor
 from htsrl_cli.networks.device import settle_on, sleep_until_done
@@ -44,9 +47,11 @@ class Learner:
             None if it varies.
         seed: the run's seed, which determines initial parameters and the order of rows.
         group: the ranks that train the run; this rank's slots hold the columns of its shards.
+        inference_batch: see `GradientEngine`.
 
     Attributes:
         policies: the `ActorCritic` networks, in float32.
+        memory_width: the numbers of a column's memory state; 0 if the policies have no memory.
         num_updates_done: number of updates made so far.
     """
 
@@ -61,6 +66,7 @@ class Learner:
         lag: int | None,
         seed: int,
         group: Group = ALONE,
+        inference_batch: int = 1,
     ) -> None:
         settle_on(device)
         self._group = group
@@ -75,6 +81,8 @@ class Learner:
         self._lag = lag
         self._seed = seed
         self.policies = initial_policies(spec, network, algo, seed).to(device)
+        networks: list[Any] = list(self.policies)
+        self.memory_width: int = networks[0].memory_width
         self._parameters: list[Tensor] = list(self.policies.parameters())
         # A version consists of parameters and buffers.
         self._state: list[Tensor] = list(self.policies.state_dict().values())
@@ -83,7 +91,9 @@ class Learner:
         self._optimizer = self._algorithm.build_optimizer(self._parameters)
         self._statistics = Statistics(self.policies, algo.gamma, group)
         engine = engine_for(device)
-        self._engine = engine(spec, network, algo, self._algorithm, config, device, own)
+        self._engine = engine(
+            spec, network, algo, self._algorithm, config, device, own, inference_batch
+        )
         self.num_updates_done = 0
 
     def pin(self, slots: Sequence[Slot]) -> None:
@@ -125,7 +135,9 @@ class Learner:
         built, advantages, metrics = self._batch(slot, activations)
         batch = self._engine.hold(built)
         logged = []
-        for rows in self._minibatches(advantages.shape[-1]):
+        seed, number, shards = self._seed, self.num_updates_done, self._num_shards
+        num_rows = advantages.shape[-1]
+        for rows in minibatches(self._algorithm, batch, seed, number, shards, num_rows):
             check()
             # Under policy lag, the slot was collected with θ[j-1]. A2C computes the gradient at
             # θ[j-1], where the slot is on-policy, and applies it to θ[j].
@@ -141,24 +153,11 @@ class Learner:
         self.num_updates_done += 1
         return means | metrics
 
-    def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
-        """Yields each minibatch's row indices in every shard of the run, int64 [shards, rows].
-
-        Args:
-            num_rows: how many rows of a shard each policy learns from.
-        """
-        of_shards = (
-            self._algorithm.minibatches(self._seed, self.num_updates_done, num_rows, shard)
-            for shard in range(self._num_shards)
-        )
-        for rows in zip(*of_shards, strict=True):
-            yield torch.from_numpy(np.stack(rows)).to(self._device)
-
     def _minibatch(self, batch: Batch, rows: Tensor, advantages: Tensor) -> dict[str, float]:
         """Makes one optimizer step with a minibatch; returns the minibatch's metrics by name.
 
         Args:
-            rows: row indices of the minibatch; see `_minibatches`.
+            rows: row indices of the minibatch; see `minibatches`.
             advantages: those of all shards of the run; see `_batch`.
         """
         num_policies, own = len(self.policies), self._own
@@ -224,6 +223,7 @@ class Learner:
         obs, actions = tensor(slot.obs).flatten(0, 1), tensor(slot.actions).flatten(0, 1)
         masks = None if slot.masks is None else tensor(slot.masks[:-1]).flatten(0, 1)
         values, behaviour = torch.from_numpy(slot.values), torch.from_numpy(slot.log_probs)
+        sequences = Sequences.of(slot, self._device)
         # Without lag, the policies are the same, and their ratios are exactly 1.
         ratios = torch.ones_like(behaviour)
         log_ratios = torch.zeros_like(behaviour)
@@ -232,7 +232,7 @@ class Learner:
         is_reevaluated = self._lag != 0 and self._algorithm.reevaluates
         if is_reevaluated:
             self._engine.load(self._state)
-            old, kept = self._engine.evaluate(obs, actions, masks)
+            old, kept = self._engine.evaluate(obs, actions, masks, sequences)
             values = old.values.cpu().view(values.shape)
             log_ratios = old.log_probs.cpu().view(ratios.shape) - behaviour
             ratios = ratios_of(log_ratios)
@@ -262,6 +262,7 @@ class Learner:
             targets,
             kept or [as_tensor(array).flatten(0, 1) for array in activations],
             slot.rewards.shape[1] // (len(self._own) * len(self.policies)),
+            sequences,
         )
         by_policy = by_shard(advantages, len(self.policies), self._num_shards)
         return batch, by_policy.to(self._device), metrics

@@ -25,6 +25,7 @@ from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.errors import ConfigError
 from htsrl_cli.networks.activations import CachingLayers, layout_of
 from htsrl_cli.networks.actor_critic import ActorCritic, initialize
+from htsrl_cli.networks.recurrent import build_memory
 from htsrl_cli.seeding import Purpose, generator
 from htsrl_cli.storage.memory import ArrayType
 
@@ -78,7 +79,9 @@ def build_policy(
                 "modules"
             )
             raise ConfigError("network.name", network.name, remedy)
-    policy = ActorCritic(spec, *trunks).to(device)
+    nums_features: list[Any] = [trunk.num_features for trunk in trunks]
+    memory = build_memory(network, nums_features)
+    policy = ActorCritic(spec, *trunks, memory=memory).to(device)
     for trunk in trunks:
         trunk.to(PRECISIONS[precision])
     return policy.eval()
@@ -123,8 +126,11 @@ def initial_policies(
 def activation_layout(spec: EnvSpec, network: NetworkConfig, precision: str) -> list[ArrayType]:
     """Returns, for each layer output that actors can keep, the shape and dtype of one of its rows.
 
-    The list is empty if no trunk has a `computes_by_layer` that is True.
+    The list is empty if no trunk has a `computes_by_layer` that is True, and with a memory: the
+    learner then computes the activations again.
     """
+    if network.memory != "none":
+        return []
     policy = build_policy(spec, network, precision, torch.device("cpu"))
     layers = CachingLayers()
     policy(torch.zeros(1, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)), layers)

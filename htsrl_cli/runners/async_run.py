@@ -45,7 +45,8 @@ class AsyncRun(Run):
         self._runner = cast(AsyncRunnerConfig, roles.config.runner)
         self._queue = cast(UnrollQueue, roles.ring)
         self._collector = cast(AsyncCollector, roles.collector)
-        self._slot = local_slot(roles.spec, roles.plan.sync_interval, roles.plan.num_columns)
+        plan, width = roles.plan, roles.learner.memory_width
+        self._slot = local_slot(roles.spec, plan.sync_interval, plan.num_columns, width)
         # Full buffers that no update has used yet.
         self._arrived: deque[int] = deque()
         # Unrolls of a replay that have arrived too early.

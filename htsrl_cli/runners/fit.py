@@ -61,11 +61,11 @@ def check_fit(
     if spec.normalize_reward and whole.values["learner"]["num_updates"]:
         of_columns = {RETURNS: ((plan.num_columns,), "float64")}
         _check_arrays("learner", split(whole, "learner").arrays, of_columns)
-    _check_envs(split(whole, "envs").arrays, config, plan, spec)
+    _check_envs(split(whole, "envs").arrays, config, plan, spec, learner.memory_width)
     if plan.lag and checkpoint.meta["interval"] > 0:
         layouts = {
             field.name: field.layout(plan.sync_interval, plan.num_columns)
-            for field in slot_fields(spec)
+            for field in slot_fields(spec, learner.memory_width)
         }
         _check_arrays("slot", split(whole, "slot").arrays, layouts)
 
@@ -190,14 +190,23 @@ def _optimizer_forms(
 
 
 def _check_envs(
-    found: Mapping[str, Array], config: TrainConfig, plan: RunPlan, spec: EnvSpec
+    found: Mapping[str, Array],
+    config: TrainConfig,
+    plan: RunPlan,
+    spec: EnvSpec,
+    memory_width: int,
 ) -> None:
-    """Checks the arrays of the part `envs`: observations, and a state for each environment."""
+    """Checks the arrays of the part `envs`: observations, memory, a state for each environment."""
     shape: tuple[int, ...] = (plan.num_columns, *spec.obs_shape)
     if plan.lag is None:
         players = (spec.num_players,) if spec.num_players > 1 else ()
         shape = (config.actors.num_envs, *players, *spec.obs_shape)
     _check_arrays("envs", found, {"obs": (shape, spec.obs_dtype)})
+    if memory_width:
+        columns: tuple[int, ...] = (plan.num_columns,)
+        if plan.lag is None:
+            columns = (config.actors.num_envs, spec.num_players)
+        _check_arrays("envs", found, {"memories": ((*columns, memory_width), "float32")})
     for i in range(config.actors.num_envs):
         state = found.get(str(i))
         if state is None or state.dtype != np.uint8 or state.ndim != 1:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 # Arrays of a slot that reach the loss; with `algo.correction`, the learner replaces the values.
 _IN_LOSSES = ("log_probs", "values", "rewards", "final_values")
 
+# Arrays of the environments' state with an entry for each column.
+_OF_COLUMNS = ("obs", "memories")
+
 
 def identity(config: TrainConfig, spec: EnvSpec) -> dict[str, Any]:
     """Returns entries of a checkpoint's `meta`: environment, configuration and package versions."""
@@ -92,7 +95,9 @@ def merge_parts(of_ranks: Sequence[Mapping[str, State]]) -> dict[str, State]:
     slots = [parts["slot"].arrays for parts in of_ranks]
     states = [rank.arrays[str(i)] for rank in envs for i in range(len(rank.values["num_episodes"]))]
     arrays = {str(i): state for i, state in enumerate(states)}
-    arrays["obs"] = np.concatenate([rank.arrays["obs"] for rank in envs])
+    for name in _OF_COLUMNS:
+        if name in envs[0].arrays:
+            arrays[name] = np.concatenate([rank.arrays[name] for rank in envs])
     values = {k: [v for rank in envs for v in rank.values[k]] for k in envs[0].values}
     chains = "".join(parts["rollouts"].values["sha256"] for parts in of_ranks)
     slot = {n: np.concatenate([arrays[n] for arrays in slots], axis=1) for n in slots[0]}
@@ -124,7 +129,7 @@ def _cut(checkpoint: Checkpoint, rank: int, size: int) -> Checkpoint:
         part, _, rest = name.partition("/")
         if part == "slot":
             arrays[name] = np.ascontiguousarray(np.swapaxes(own(np.swapaxes(array, 0, 1)), 0, 1))
-        elif name == "envs/obs":
+        elif part == "envs" and rest in _OF_COLUMNS:
             arrays[name] = own(array)
         elif part != "envs":
             arrays[name] = array

@@ -14,6 +14,7 @@ from htsrl_cli.envs.squash import TANH
 from htsrl_cli.errors import UsageError
 from htsrl_cli.learning.batch import Batch
 from htsrl_cli.learning.gradient import engine_for
+from htsrl_cli.learning.sequences import Sequences
 from htsrl_cli.machine import processor
 from htsrl_cli.networks.device import resolve_device
 from htsrl_cli.runners.roles import Roles
@@ -49,8 +50,7 @@ def _computed(roles: Roles) -> dict[str, Array]:
     inference = Inference(roles.inference)
     inference.load(roles.learner.parameters())
     rng = np.random.default_rng(0)
-    inference.obs[:] = random_obs(rng, inference.obs)
-    inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
+    _fill(inference, rng)
     actions, log_probs, values = (result.clone() for result in inference.run(0))
     num_rows, num_policies = len(values), len(policies)
     advantages, returns = torch.from_numpy(
@@ -75,6 +75,9 @@ def _computed(roles: Roles) -> dict[str, Array]:
         Targets(*(of_all_policies(t) for t in (advantages, returns, torch.ones(num_rows)))),
         [],
         num_rows,
+        None
+        if inference.memories is None
+        else Sequences.of_one_step(of_all_policies(torch.from_numpy(inference.memories))),
     )
     gradient = engine.gradient(
         engine.hold(batch),
@@ -89,3 +92,11 @@ def _computed(roles: Roles) -> dict[str, Array]:
     arrays = {name: tensor.numpy() for name, tensor in computed.items()}
     arrays["fixed_rows"] = np.array(roles.inference.fixed_rows)
     return arrays | {f"gradient/{i}": array for i, array in enumerate(flat)}
+
+
+def _fill(inference: Inference, rng: np.random.Generator) -> None:
+    """Fills the inputs of a forward pass with random numbers."""
+    inference.obs[:] = random_obs(rng, inference.obs)
+    inference.noise[:] = rng.random(inference.noise.shape, dtype=np.float32)
+    if inference.memories is not None:
+        inference.memories[:] = random_obs(rng, inference.memories)

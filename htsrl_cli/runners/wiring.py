@@ -63,17 +63,7 @@ def connect(
         RunError: the GPU's driver cannot lock the slots in memory.
     """
     plan, spec = RunPlan.of(config), probe(config.env)
-    learner = Learner(
-        spec,
-        config.network,
-        config.algo,
-        config.learner,
-        resolve_device("learner.device", config.learner.device),
-        plan.num_updates,
-        plan.lag,
-        config.seed,
-        group,
-    )
+    learner = _build_learner(config, plan, spec, group)
     stack.enter_context(closing(learner))
     if checkpoint is not None:
         check_fit(checkpoint, config, plan, spec, learner)
@@ -83,10 +73,12 @@ def connect(
     layout = {n: (a.shape, a.dtype.name) for n, a in parameters.items()}
     if isinstance(config.runner, AsyncRunnerConfig):
         inference = _suited(InferenceSetup.of(spec, config), parameters)
-        ring, store, collector = _connect_freely(config, config.runner, spec, inference, layout)
+        ring, store, collector = _connect_freely(
+            config, config.runner, spec, inference, layout, learner.memory_width
+        )
     else:
         activations = activations_to_keep(spec, config)
-        ring = build_ring(config, spec, plan, activations, group.size)
+        ring = build_ring(config, spec, plan, activations, group.size, learner.memory_width)
         store = ParameterStore(layout)
         inference = _suited(
             InferenceSetup.of(spec, config, keeps_activations=bool(activations)), parameters
@@ -104,12 +96,28 @@ def connect(
     return Roles(config, plan, spec, learner, ring, store, inference, collector, group, rollouts)
 
 
+def _build_learner(config: TrainConfig, plan: RunPlan, spec: EnvSpec, group: Group) -> Learner:
+    return Learner(
+        spec,
+        config.network,
+        config.algo,
+        config.learner,
+        resolve_device("learner.device", config.learner.device),
+        plan.num_updates,
+        plan.lag,
+        config.seed,
+        group,
+        config.actors.inference_batch,
+    )
+
+
 def _connect_freely(
     config: TrainConfig,
     runner: AsyncRunnerConfig,
     spec: EnvSpec,
     inference: InferenceSetup,
     layout: Mapping[str, ArrayType],
+    memory_width: int,
 ) -> tuple[UnrollQueue, ParameterStore, AsyncCollector]:
     """Builds the queue, the store and the collector of `runner=async`.
 
@@ -118,7 +126,8 @@ def _connect_freely(
     schedule = load_schedule(config)
     num_envs = config.actors.num_envs
     try:
-        queue = UnrollQueue(spec, runner.sync_interval, num_envs + runner.spare_unrolls, num_envs)
+        num_buffers = num_envs + runner.spare_unrolls
+        queue = UnrollQueue(spec, runner.sync_interval, num_buffers, num_envs, memory_width)
     except NotEnoughMemoryError as error:
         raise ConfigError(
             "runner.spare_unrolls",
@@ -182,6 +191,7 @@ def build_ring(
     plan: RunPlan,
     activations: list[ArrayType],
     num_ranks: int = 1,
+    memory_width: int = 0,
 ) -> Ring:
     """Builds the ring, whose two slots are in shared memory.
 
@@ -189,12 +199,14 @@ def build_ring(
         activations: for each activation array, shape and dtype of the activations of one column at
             one env step; see `Ring`.
         num_ranks: number of ranks, each of which has a ring for its own columns.
+        memory_width: the numbers of a column's memory state; 0 if the policies have no memory.
 
     Raises:
         ConfigError: there is not enough memory.
     """
     try:
-        return Ring(spec, plan.sync_interval, plan.num_columns // num_ranks, activations)
+        width = plan.num_columns // num_ranks
+        return Ring(spec, plan.sync_interval, width, activations, memory_width)
     except NotEnoughMemoryError as error:
         raise ConfigError(
             "actors.num_envs",

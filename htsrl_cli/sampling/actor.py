@@ -97,6 +97,7 @@ class Actor:
         slot = self._ring.slot(self._ring.rollout)
         columns, steps = np.array(requests).T
         self._fill(slot, rows, columns, steps)
+        self._fill_memories(rows, columns, steps)
         actions, log_probs, values = (result.numpy() for result in self._inference.run(policy))
         self._board.count_pass(self._worker)
         final = is_final(steps)
@@ -109,6 +110,8 @@ class Actor:
         rows, columns, steps = rows[acts], columns[acts], steps[acts]
         slot.actions[steps, columns] = actions[rows]
         slot.log_probs[steps, columns] = log_probs[rows]
+        if self._inference.memories is not None:
+            self._ring.memories[columns] = self._inference.next_memories[rows]
         activations = self._ring.activations(self._ring.rollout)
         for kept, outputs in zip(activations, self._inference.activations, strict=True):
             kept[steps, columns] = as_array(outputs)[rows]
@@ -134,6 +137,14 @@ class Actor:
         final = is_final(steps)
         for row, c in zip(rows[final], columns[final], strict=True):
             inference.obs[row] = self._ring.final_obs[c]
+
+    def _fill_memories(self, rows: Array, columns: Array, steps: Array) -> None:
+        """Copies the memory states of n requests into rows of the next pass; see `_fill`."""
+        memories, ring = self._inference.memories, self._ring
+        if memories is not None:
+            memories[rows] = ring.memories[columns]
+            final = is_final(steps)
+            memories[rows[final]] = ring.final_memories[columns[final]]
 
 
 @dataclass(frozen=True)

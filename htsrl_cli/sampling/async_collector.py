@@ -96,6 +96,8 @@ class AsyncCollector(ProcessCollector):
         starts: list[Start] = [start for part in self._ask("get_starts") for start in part]
         arrays = {str(i): np.frombuffer(s.state.data, np.uint8) for i, s in enumerate(starts)}
         arrays["obs"] = np.stack([start.obs for start in starts])
+        if self._queue.memories.size:
+            arrays["memories"] = np.stack([start.memories for start in starts])
         values = {
             "numbers": [start.number for start in starts],
             "num_episodes": [start.state.num_episodes for start in starts],
@@ -108,10 +110,11 @@ class AsyncCollector(ProcessCollector):
         figures = zip(
             *(state.values[k] for k in ("numbers", "num_episodes", "training_returns")), strict=True
         )
+        obs = state.arrays["obs"]
+        no_memories = np.zeros((len(obs), self._queue.num_players, 0), np.float32)
+        memories = state.arrays.get("memories", no_memories)
         starts = [
-            Start(
-                number, EnvState(state.arrays[str(i)].tobytes(), *counted), state.arrays["obs"][i]
-            )
+            Start(number, EnvState(state.arrays[str(i)].tobytes(), *counted), obs[i], memories[i])
             for i, (number, *counted) in enumerate(figures)
         ]
         self._queue.consumed[:] = state.values["numbers"]

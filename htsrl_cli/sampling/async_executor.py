@@ -13,8 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from htsrl_cli.config.kinds import AlgoConfig, EnvConfig
-from htsrl_cli.sampling.executor import EnvState, Executor, Seat
+from htsrl_cli.sampling.executor import EnvState, Executor, Seat, begins_again
 from htsrl_cli.sampling.requests import Request, encode
 from htsrl_cli.sampling.schedule import Schedule, from_runs
 from htsrl_cli.sampling.unrolls import UnrollQueue
@@ -32,11 +34,13 @@ class Start(NamedTuple):
         number: number of the unroll among the environment's unrolls.
         state: the environment's state.
         obs: the environment's observations, one for each player.
+        memories: the memory states of the P players, float32 [P, S].
     """
 
     number: int
     state: EnvState
     obs: Array
+    memories: Array
 
 
 class AsyncExecutor(Executor):
@@ -65,6 +69,9 @@ class AsyncExecutor(Executor):
         self._of_column = {}
         self._unrolls = schedule.of_envs(indices) if schedule else None
         self._obs: dict[int, Array] = {}
+        self._memories = {
+            index: np.zeros_like(queue.memories[queue.columns(0)]) for index in indices
+        }
         self._numbers = dict.fromkeys(indices, 0)
         self._starts: dict[int, deque[Start]] = {index: deque() for index in indices}
         # Seats without a buffer, in the order in which they became idle.
@@ -86,6 +93,10 @@ class AsyncExecutor(Executor):
         observations = self.set_states([start.state for start in starts])
         for seat, start in zip(self._seats, starts, strict=True):
             self._numbers[seat.index] = start.number
+            forgets = begins_again(seat)
+            self._memories[seat.index] = (
+                np.zeros_like(start.memories) if forgets else start.memories
+            )
         self._take_places(observations)
         return observations
 
@@ -120,7 +131,8 @@ class AsyncExecutor(Executor):
 
     def _start(self, seat: Seat) -> Start:
         state = EnvState(seat.env.get_state(), seat.num_episodes, seat.training_return)
-        return Start(self._numbers[seat.index], state, self._obs[seat.index])
+        env = seat.index
+        return Start(self._numbers[env], state, self._obs[env], self._memories[env])
 
     def _open(self, seat: Seat, buffer: int, requests: list[Request]) -> None:
         env, queue = seat.index, self._queue
@@ -144,6 +156,9 @@ class AsyncExecutor(Executor):
             for t, player, version in unroll.finals:
                 queue.wanted_finals[t, seat.columns[player]] = version
         self._slot.obs[0, seat.where] = self._obs[env]
+        queue.memories[columns] = self._memories[env]
+        if self._slot.memories is not None:
+            self._slot.memories[0, columns] = self._memories[env]
         self._ask_first(seat, requests)
 
     def _finish(self, seat: Seat) -> None:
@@ -152,6 +167,7 @@ class AsyncExecutor(Executor):
         self._obs[env] = self._slot.obs[seat.t, seat.where].copy()
         self._numbers[env] += 1
         buffer = seat.columns.start // self._queue.num_players
+        self._memories[env] = self._queue.memories[self._queue.columns(buffer)].copy()
         self._queue.owners[buffer, 3] = self._queue.published[0]
         self._queue.full.write([buffer])
         self._wait(seat)

@@ -181,7 +181,7 @@ class ProcessCollector:
         return _pack([state for part in self._ask("get_states") for state in part], self._ring)
 
     def load_state(self, state: State) -> None:
-        states = _unpack(state)
+        states = _unpack(state, self._ring)
         parts = [[states[i] for i in share] for share in self._shares]
         restored = self._ask("set_states", parts)
         self.obs = _stack([obs for part in restored for obs in part], self._ring)
@@ -247,7 +247,7 @@ class InlineCollector:
         return _pack(self._executor.get_states(), self._ring)
 
     def load_state(self, state: State) -> None:
-        self.obs = _stack(self._executor.set_states(_unpack(state)), self._ring)
+        self.obs = _stack(self._executor.set_states(_unpack(state, self._ring)), self._ring)
 
     def begin(self) -> None:
         """Does nothing: `finish` does all the work."""
@@ -279,16 +279,25 @@ def _stack(observations: Sequence[Array], ring: Cells) -> Array:
 
 
 def _pack(states: Sequence[EnvState], ring: Cells) -> State:
-    """Packs environment states, in order, and the open slot's first observations into a `State`."""
+    """Packs environment states, in order, and the open slot's first observations into a `State`.
+
+    If the policies have a memory, the state also has the memory states before these observations.
+    """
     arrays = {str(i): np.frombuffer(state.data, np.uint8) for i, state in enumerate(states)}
     values = {
         "num_episodes": [state.num_episodes for state in states],
         "training_returns": [state.training_return for state in states],
     }
-    return State(arrays | {"obs": ring.slot(ring.rollout).obs[0]}, values)
+    slot = ring.slot(ring.rollout)
+    arrays["obs"] = slot.obs[0]
+    if slot.memories is not None:
+        arrays["memories"] = slot.memories[0]
+    return State(arrays, values)
 
 
-def _unpack(state: State) -> list[EnvState]:
-    """Returns the environment states from a `State` that `_pack` made."""
+def _unpack(state: State, ring: Cells) -> list[EnvState]:
+    """Returns the environment states from a `State` that `_pack` made; restores memory states."""
+    if ring.memories.size:
+        ring.memories[:] = state.arrays["memories"]
     counted = zip(state.values["num_episodes"], state.values["training_returns"], strict=True)
     return [EnvState(state.arrays[str(i)].tobytes(), *of) for i, of in enumerate(counted)]

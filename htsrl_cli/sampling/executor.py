@@ -140,8 +140,9 @@ class Executor:
             if isinstance(seat.env, Replayable):
                 seat.env.on_replayed_step = partial(self._board.enter, self._worker)
             observations.append(np.array(seat.env.set_state(state.data)))
-            if isinstance(seat.env, Replayable) and seat.env.begins_again:
+            if begins_again(seat):
                 seat.training_return = 0.0
+                self._ring.memories[seat.where] = 0.0
         self._board.leave(self._worker)
         return observations
 
@@ -212,9 +213,11 @@ class Executor:
         self._record_episode(seat, reward, info.get("episode"))
         if truncated and not terminated:
             self._ring.final_obs[where] = obs
+            self._ring.final_memories[where] = self._ring.memories[where]
             add_requests(seat, [final_request(c, t) for c in seat.columns], requests)
         if terminated or truncated:
             obs = self._reset(seat)
+            self._ring.memories[where] = 0.0
         slot.obs[t + 1, where] = obs
         if slot.masks is not None:
             slot.masks[t + 1, where] = action_mask(seat.env)
@@ -240,6 +243,11 @@ class Executor:
             slot.training_returns[t, first] = seat.training_return
             slot.episode_lengths[t, first] = ended["l"]
             seat.training_return = 0.0
+
+
+def begins_again(seat: Seat) -> bool:
+    """Returns True if the environment could not continue its saved episode, and began it again."""
+    return isinstance(seat.env, Replayable) and seat.env.begins_again
 
 
 def add_requests(seat: Seat, asked: list[Request], requests: list[Request]) -> None:

@@ -21,6 +21,7 @@ from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, relu_layer
+from htsrl_cli.networks.actor_critic import ActorCritic
 from htsrl_cli.networks.device import record, resolve_device, sleep_until_done
 from htsrl_cli.networks.distributions import mask_logits, most_likely, policy_actions, sample
 from htsrl_cli.networks.registry import activation_layout, build_policies
@@ -103,6 +104,9 @@ class Inference:
         masks: array bool [batch, M] to fill before `run`, True for allowed actions; None if the
             environment gives no masks.
         activations: activations of the last `run`, each [batch, ...]; empty if they are not kept.
+        memories: array float32 [batch, S] of memory states to fill before `run`; None if the
+            policies have no memory.
+        next_memories: memory states after the last `run`, float32 [batch, S].
     """
 
     def __init__(self, setup: InferenceSetup, greedy: bool = False) -> None:
@@ -110,6 +114,7 @@ class Inference:
         self.policies = build_policies(
             setup.spec, setup.network, setup.algo, setup.precision, self._device
         )
+        self._networks: list[ActorCritic] = list(self.policies)  # type: ignore[arg-type]
         self._state = self.policies.state_dict()
         self._choose = most_likely if greedy else sample
         self._actions = policy_actions(setup.spec.actions, setup.algo)
@@ -119,6 +124,9 @@ class Inference:
             np.zeros((setup.batch, *setup.spec.obs_shape), setup.spec.obs_dtype)
         )
         self._noise = torch.zeros(setup.batch, setup.spec.actions.num_dims)
+        width = next(iter(self._networks)).memory_width
+        self._memories = torch.zeros(setup.batch, width) if width else None
+        self.next_memories: Array = np.zeros((setup.batch, width), np.float32)
         self._masks: Tensor | None = None
         if setup.spec.has_masks:
             self._masks = torch.ones(setup.batch, setup.spec.actions.num_choices, dtype=torch.bool)
@@ -127,6 +135,7 @@ class Inference:
         if self._device.type == "cuda":
             self._obs, self._noise = self._obs.pin_memory(), self._noise.pin_memory()
             self._masks = None if self._masks is None else self._masks.pin_memory()
+            self._memories = None if self._memories is None else self._memories.pin_memory()
             self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
                 self._device, priority=-1
             )
@@ -135,6 +144,7 @@ class Inference:
         self.obs: Array = self._obs.numpy()
         self.noise: Array = self._noise.numpy()
         self.masks: Array | None = None if self._masks is None else self._masks.numpy()
+        self.memories: Array | None = None if self._memories is None else self._memories.numpy()
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Array]) -> None:
@@ -151,22 +161,30 @@ class Inference:
     def run(self, policy: int) -> tuple[Tensor, Tensor, Tensor]:
         """Computes actions [batch, D], log-probabilities [batch] and values [batch].
 
-        The results are on the CPU. The next call may overwrite them. If activations are kept, this
-        also sets `activations`.
+        The results are on the CPU. The next call may overwrite them. This also sets `activations`
+        if they are kept, and `next_memories` if the policies have a memory.
 
         Args:
             policy: index of the policy to use.
         """
         if self._recorded:
-            graph, (actions, log_probs, values) = self._recorded[policy]
+            graph, (actions, log_probs, values, *states) = self._recorded[policy]
             with self._on_stream:
                 graph.replay()
                 sleep_until_done(self._device)
+            if states:
+                self.next_memories = states[0].numpy()
             return actions, log_probs, values
-        layers = CachingLayers() if self._keeps_activations else None
-        params, values = self.policies[policy](self._obs.to(self._device), layers or relu_layer)
-        if layers:
-            self.activations = layers.outputs
+        network = self._networks[policy]
+        if self._memories is None:
+            layers = CachingLayers() if self._keeps_activations else None
+            params, values = network(self._obs.to(self._device), layers or relu_layer)
+            if layers:
+                self.activations = layers.outputs
+        else:
+            before = self._memories.to(self._device)
+            params, values, after = network.step(self._obs.to(self._device), before)
+            self.next_memories = after.cpu().numpy()
         params = mask_logits(params.cpu(), self._masks)
         actions, log_probs = self._choose(self._actions, params, self._noise)
         return actions, log_probs, values.cpu()
@@ -182,10 +200,16 @@ class Inference:
             obs, noise = (
                 array.to(self._device, non_blocking=True) for array in (self._obs, self._noise)
             )
-            params, values = self.policies[policy](obs)
+            states: list[Tensor] = []
+            if self._memories is None:
+                params, values = self._networks[policy](obs)
+            else:
+                before = self._memories.to(self._device, non_blocking=True)
+                params, values, after = self._networks[policy].step(obs, before)
+                states = [after]
             if self._masks is not None:
                 params = mask_logits(params, self._masks.to(self._device, non_blocking=True))
-            results = (*self._choose(self._actions, params, noise), values)
+            results = (*self._choose(self._actions, params, noise), values, *states)
             if not found:
                 found.extend(torch.empty_like(r, device="cpu", pin_memory=True) for r in results)
             for kept, result in zip(found, results, strict=True):
@@ -229,34 +253,39 @@ def _keeps_bits(
 
     Args:
         changes: pairs of integers (shift, first); each pair is one test. A test rotates the rows by
-            `shift` positions. It then replaces the observations of every second row, starting with
-            row `first`, by random values. The results of the other rows must not have changed.
+            `shift` positions. It then replaces the observations and memory states of every second
+            row, starting with row `first`, by random values. The results of the other rows must not
+            have changed.
     """
     inference = Inference(setup)
     rng = np.random.default_rng(0)
     inference.load(_random_weights(rng, inference, values))
     for _ in range(_TRIALS):
         noise = rng.random(inference.noise.shape, dtype=np.float32)
-        obs = random_obs(rng, inference.obs)
-        expected = _results(inference, obs, noise)
+        obs, states = random_obs(rng, inference.obs), random_obs(rng, inference.next_memories)
+        expected = _results(inference, obs, noise, states)
         for shift, first in changes:
-            moved = np.roll(obs, shift, axis=0)
-            moved[first::2] = random_obs(rng, moved[first::2])
+            moved, moved_states = np.roll(obs, shift, axis=0), np.roll(states, shift, axis=0)
+            for array in (moved, moved_states):
+                array[first::2] = random_obs(rng, array[first::2])
             kept = torch.arange(1 - first, setup.batch, 2)
-            results = _results(inference, moved, np.roll(noise, shift, axis=0))
+            results = _results(inference, moved, np.roll(noise, shift, axis=0), moved_states)
             for result, reference in zip(results, expected, strict=True):
                 if not torch.equal(result[kept], reference.roll(shift, 0)[kept]):
                     return False
     return True
 
 
-def _results(inference: Inference, obs: Array, noise: Array) -> list[Tensor]:
+def _results(inference: Inference, obs: Array, noise: Array, states: Array) -> list[Tensor]:
     """Returns copies of everything that a pass of the first policy computes.
 
     One policy is enough, because all policies have the same shapes.
     """
     inference.obs[:], inference.noise[:] = obs, noise
-    return [result.clone() for result in (*inference.run(0), *inference.activations)]
+    if inference.memories is not None:
+        inference.memories[:] = states
+    found = (*inference.run(0), *inference.activations, torch.from_numpy(inference.next_memories))
+    return [result.clone() for result in found]
 
 
 def _random_weights(

@@ -30,11 +30,13 @@ class UnrollQueue(Cells):
         num_steps: T, the number of env steps in an unroll.
         num_buffers: U, the number of buffers.
         num_envs: number of environments that fill them.
+        memory_width: the numbers of a memory state; 0 if the policies have no memory.
 
     Attributes:
         num_players: P, the number of columns of a buffer.
         slot_of_buffers: the slot with all buffers, U * P columns.
         final_obs: [U * P, *obs_shape]; see `Ring.final_obs`.
+        memories, final_memories: float32 [U * P, S], with memory states of S numbers; see `Ring`.
         final_versions: int64 [T, U * P]; the version of the parameters that computed
             `slot.final_values`.
         wanted: int64 [T + 1, U * P]; in a replay, the version with which each request must be
@@ -52,13 +54,23 @@ class UnrollQueue(Cells):
         NotEnoughMemoryError: the buffers exceed the free memory.
     """
 
-    def __init__(self, spec: EnvSpec, num_steps: int, num_buffers: int, num_envs: int) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_steps: int,
+        num_buffers: int,
+        num_envs: int,
+        memory_width: int = 0,
+    ) -> None:
         num_columns = num_buffers * spec.num_players
         layout: dict[str, ArrayType] = {
             f"slot/{field.name}": field.layout(num_steps, num_columns)
-            for field in slot_fields(spec)
+            for field in slot_fields(spec, memory_width)
         }
         layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
+        layout |= dict.fromkeys(
+            ("memories", "final_memories"), ((num_columns, memory_width), "float32")
+        )
         layout["final_versions"] = ((num_steps, num_columns), "int64")
         layout["wanted"] = ((num_steps + 1, num_columns), "int64")
         layout["wanted_finals"] = ((num_steps, num_columns), "int64")
@@ -75,6 +87,7 @@ class UnrollQueue(Cells):
             {key.removeprefix("slot/"): memory[key] for key in memory if key.startswith("slot/")}
         )
         self.final_obs = memory["final_obs"]
+        self.memories, self.final_memories = memory["memories"], memory["final_memories"]
         self.final_versions = memory["final_versions"]
         self.wanted, self.wanted_finals = memory["wanted"], memory["wanted_finals"]
         self.consumed, self.owners = memory["consumed"], memory["owners"]
@@ -151,7 +164,8 @@ def copy_unroll(source: Slot, i: int, target: Slot, j: int, num_players: int) ->
         arrays[name][:, written] = array[:, read]
 
 
-def local_slot(spec: EnvSpec, num_steps: int, num_columns: int) -> Slot:
+def local_slot(spec: EnvSpec, num_steps: int, num_columns: int, memory_width: int = 0) -> Slot:
     """Returns a slot in this process's own memory."""
-    layout = {field.name: field.layout(num_steps, num_columns) for field in slot_fields(spec)}
+    fields = slot_fields(spec, memory_width)
+    layout = {field.name: field.layout(num_steps, num_columns) for field in fields}
     return Slot({name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()})

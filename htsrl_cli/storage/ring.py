@@ -4,8 +4,8 @@ The ring consists of NumPy arrays in anonymous shared memory, without locks. Eac
 writer at a time. Messages through pipes order writes before reads, because the system calls on both
 sides are full memory barriers on every platform that Linux or macOS supports.
 
-In shapes, T is the number of env steps of each environment in a rollout, and B is the number of
-columns.
+In shapes, T is the number of env steps of each environment in a rollout, B is the number of columns
+and S is the numbers of a memory state, 0 if the policies have no memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ class Ring:
         num_steps: T, the number of env steps of each environment in a rollout.
         num_columns: B, the number of columns.
         activation_layout: shape and dtype of a cell of each array that `activations` returns.
+        memory_width: S.
 
     Attributes:
         slots: the two slots.
         final_obs: [B, *obs_shape]; the last observation of each column's most recently truncated
             episode, which is kept until an actor has computed the observation's value. This scratch
             memory belongs to no slot.
+        memories: float32 [B, S]; the memory state of each column before its next observation.
+            Actors replace it at each env step, and executors set it to 0 where an episode ends.
+        final_memories: float32 [B, S]; the memory state that belongs to `final_obs`.
 
     Raises:
         NotEnoughMemoryError: the slots exceed the free memory.
@@ -44,8 +48,9 @@ class Ring:
         num_steps: int,
         num_columns: int,
         activation_layout: Sequence[ArrayType] = (),
+        memory_width: int = 0,
     ) -> None:
-        fields = slot_fields(spec)
+        fields = slot_fields(spec, memory_width)
         layout: dict[str, ArrayType] = {}
         for i in _SLOTS:
             for field in fields:
@@ -53,6 +58,9 @@ class Ring:
             for k, (shape, dtype) in enumerate(activation_layout):
                 layout[f"{i}/activations/{k}"] = ((num_steps, num_columns, *shape), dtype)
         layout["final_obs"] = ((num_columns, *spec.obs_shape), spec.obs_dtype)
+        layout |= dict.fromkeys(
+            ("memories", "final_memories"), ((num_columns, memory_width), "float32")
+        )
         layout["rollout"] = ((1,), "int64")
         self._adopt(SharedArrays(layout))
         for i in _SLOTS:
@@ -70,6 +78,7 @@ class Ring:
             for i in _SLOTS
         )
         self.final_obs = memory["final_obs"]
+        self.memories, self.final_memories = memory["memories"], memory["final_memories"]
         self._rollout = memory["rollout"]
 
     def __getstate__(self) -> SharedArrays:
@@ -109,13 +118,18 @@ class Ring:
     def begin(self, rollout: int, obs: Array, noise: Array) -> None:
         """Opens the slot of rollout number `rollout`; writes its first observations and its noise.
 
+        Also writes the memory states before these observations.
+
         Args:
             obs: [B, *obs_shape]; the first observations.
             noise: float32 [T, B, D]; the random numbers from which actions are sampled, with D
                 action dimensions.
         """
-        self.slot(rollout).obs[0] = obs
-        self.slot(rollout).noise[:] = noise
+        slot = self.slot(rollout)
+        slot.obs[0] = obs
+        slot.noise[:] = noise
+        if slot.memories is not None:
+            slot.memories[0] = self.memories
         self._rollout[0] = rollout
 
 

@@ -1,7 +1,8 @@
 """A slot: the named arrays of one rollout.
 
 In shapes, T is the number of env steps of each environment in a rollout, B is the number of
-columns, D is the number of action dimensions and M is the number of categories in all of them.
+columns, D is the number of action dimensions, M is the number of categories in all of them and S is
+the numbers of a memory state (`htsrl_cli.networks.recurrent`).
 """
 
 from __future__ import annotations
@@ -44,28 +45,36 @@ class Field:
         dtype: NumPy's name of the dtype.
         num_extra_rows: number of rows in addition to the rows of the T env steps; 1 if the array
             also has a row for the observation after the last env step.
+        is_first_row: True if the array has only one row, which belongs to the first env step.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     num_extra_rows: int = 0
+    is_first_row: bool = False
 
     def layout(self, num_steps: int, num_columns: int) -> ArrayType:
         """Returns the array's shape, [rows, B, *shape], and its dtype."""
-        return (num_steps + self.num_extra_rows, num_columns, *self.shape), self.dtype
+        num_rows = 1 if self.is_first_row else num_steps + self.num_extra_rows
+        return (num_rows, num_columns, *self.shape), self.dtype
 
 
-def slot_fields(spec: EnvSpec) -> tuple[Field, ...]:
+def slot_fields(spec: EnvSpec, memory_width: int = 0) -> tuple[Field, ...]:
     """Returns the descriptions of a slot's arrays, in the order in which the arrays are hashed.
 
     To add an array, add a line here and an attribute to `Slot`. Executors, actors and the learner
     then find it by its name, and it is saved, hashed and restored like the other arrays. Slots in
     earlier checkpoints lack it: make `htsrl_cli.checkpoints.upgrade` add it.
+
+    Args:
+        memory_width: S; 0 if the policies have no memory.
     """
     draws = (spec.actions.num_dims,)
     masks = (Field("masks", (spec.actions.num_choices,), "bool", num_extra_rows=1),)
+    memories = (Field("memories", (memory_width,), "float32", is_first_row=True),)
     return (
+        *(memories if memory_width else ()),
         Field("obs", spec.obs_shape, spec.obs_dtype, num_extra_rows=1),
         *(masks if spec.has_masks else ()),
         Field("noise", draws, "float32"),
@@ -90,6 +99,8 @@ class Slot:
         arrays: arrays by name, in the order of `slot_fields`.
 
     Attributes:
+        memories: float32 [1, B, S]; the memory state before row 0, which is 0 if this row begins an
+            episode. None if the policies have no memory.
         obs: [T + 1, B, *obs_shape]; row T is the observation after the last env step.
         masks: bool [T + 1, B, M]; True for the actions that are allowed for each observation. None
             if the environment gives no masks (`EnvSpec.has_masks`).
@@ -112,6 +123,7 @@ class Slot:
             all other cells.
     """
 
+    memories: Array | None = None
     obs: Array
     masks: Array | None = None
     noise: Array
@@ -186,10 +198,12 @@ class Cells(Protocol):
     """The memory that executors and actors fill: a ring, or a queue.
 
     Attributes:
-        final_obs: see `htsrl_cli.storage.ring.Ring`.
+        final_obs, memories, final_memories: see `htsrl_cli.storage.ring.Ring`.
     """
 
     final_obs: Array
+    memories: Array
+    final_memories: Array
 
     @property
     def rollout(self) -> int:

@@ -13,7 +13,7 @@ def slot_arrays() -> str:
     """Returns the table of a slot's arrays, in the order in which they are hashed."""
     texts = attributes(Slot)
     spec = EnvSpec((), "float32", ActionSpec("categorical", (1,)), has_masks=True)
-    rows = [[f"`slot/{field.name}`", sentence(texts[field.name])] for field in slot_fields(spec)]
+    rows = [[f"`slot/{field.name}`", sentence(texts[field.name])] for field in slot_fields(spec, 1)]
     return table(["Array", "Content"], rows)
 
 

@@ -6,7 +6,8 @@ rollout, the parameters that acted and the states of the environments. From thes
 replays the rollout: every cell of every array must have the same bits. Where a checkpoint does not
 hold the slot (`runner=sync`, and the last checkpoint), the chain of hashes must agree.
 
-Shapes: T env steps, B columns, D action dimensions.
+Shapes: T env steps, B columns, D action dimensions, S the numbers of a memory state (0 without a
+memory).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from htsrl_cli.checkpoints.file import Checkpoint, load_checkpoint
 from htsrl_cli.config.load import load_train_config
@@ -52,6 +52,8 @@ NAMES = (
     "training_returns",
     "episode_lengths",
 )
+# The slots of policies with a memory begin with another array.
+NAMES_WITH_MEMORY = ("memories", *NAMES)
 # Purposes, which are part of a generator's key, as documented.
 ACTIONS, RESETS = 1, 2
 
@@ -125,11 +127,14 @@ class _Auditor:
             raise AuditError(
                 f"rollout {rollout}: the run has begun {begun} episodes, the replay {num_episodes}"
             )
+        if "envs/memories" in before.arrays:
+            memories = before.arrays["envs/memories"]
+            _expect(f"rollout {rollout}, first memories", memories, self._replay.memories)
         restored = self._replay.restore(before)
         _expect(f"rollout {rollout}, restored observations", restored, obs)
         slot = self._replay.play(rollout, obs)
         if "slot/obs" in after.arrays:
-            stored = {name: after.arrays[f"slot/{name}"] for name in NAMES}
+            stored = {name: after.arrays[f"slot/{name}"] for name in slot}
             _compare_slots(rollout, stored, slot)
             self._found.slots += 1
         self._compare_previous(before, after)
@@ -181,6 +186,7 @@ class Replay:
     Attributes:
         num_episodes: number of episodes started in each environment.
         num_games: number of whole games that ended so far.
+        memories: memory states before the next observations, float32 [B, S].
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -195,6 +201,8 @@ class Replay:
         self._policies = build_policies(
             self._spec, config.network, config.algo, precision, torch.device("cpu")
         )
+        of_policy: Any = self._policies[0]
+        self.memories = np.zeros((self._num_columns, of_policy.memory_width), np.float32)
         self.num_episodes = [0] * len(self._envs)
         self._training_returns = [0.0] * len(self._envs)
         self.num_games = 0
@@ -219,11 +227,12 @@ class Replay:
         )
 
     def play(self, rollout: int, obs: Array) -> Arrays:
-        """Plays the rollout that starts with `obs`; returns its slot, all arrays of `NAMES`."""
+        """Plays the rollout that starts with `obs`; returns the arrays of its slot."""
         noise = self._noise(rollout)
         rows: dict[str, list[Any]] = {name: [] for name in NAMES}
+        first_memories = self.memories.copy()
         for t in range(self._num_steps):
-            actions, log_probs, values = self._infer(obs, noise[t])
+            actions, log_probs, values, self.memories = self._infer(obs, noise[t])
             rows["obs"].append(obs)
             rows["actions"].append(actions)
             rows["log_probs"].append(log_probs)
@@ -234,7 +243,8 @@ class Replay:
         slot = {name: np.array(row, _dtype(name, row)) for name, row in rows.items()}
         slot["noise"] = noise
         slot["versions"] = np.full(slot["values"].shape, rollout, np.int64)
-        return slot
+        slot["memories"] = first_memories[None]
+        return {name: array for name, array in slot.items() if array.size}
 
     def _step(self, actions: Array, rows: dict[str, list[Any]]) -> Array:
         """Steps every environment; returns the next observations [B, *obs_shape]."""
@@ -253,6 +263,8 @@ class Replay:
             seen = self._by_column([obs])
             for c, final_obs in zip(columns, seen, strict=True):
                 final_values.append(self._value(c, final_obs) if cut else 0.0)
+            if terminated or truncated:
+                self.memories[columns] = 0.0
             following.append(self._reset(i) if terminated or truncated else obs)
         ends = ("episode_returns", "training_returns", "episode_lengths")
         names = ("rewards", "terminated", "truncated", *ends)
@@ -284,41 +296,49 @@ class Replay:
             return rng.standard_normal(shape, np.float32)
         return rng.random(shape, np.float32)
 
-    def _infer(self, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
-        """Returns actions [B, D], log-probabilities [B] and values [B]."""
+    def _infer(self, obs: Array, noise: Array) -> tuple[Array, Array, Array, Array]:
+        """Returns actions [B, D], log-probabilities [B], values [B] and memory states [B, S]."""
         results: list[Array] = []
         for k, policy in enumerate(self._policies):
             columns = range(k, self._num_columns, len(self._policies))
             for start in range(0, len(columns), self._batch):
                 rows = columns[start : start + self._batch]
-                parts = self._pass(policy, obs[rows], noise[rows])
+                parts = self._pass(policy, obs[rows], noise[rows], self.memories[rows])
                 if not results:
                     shapes = [(self._num_columns, *part.shape[1:]) for part in parts]
                     results = [np.empty(s, p.dtype) for s, p in zip(shapes, parts, strict=True)]
                 for result, part in zip(results, parts, strict=True):
                     result[rows] = part
-        actions, log_probs, values = results
-        return actions, log_probs, values
+        actions, log_probs, values, memories = results
+        return actions, log_probs, values, memories
 
     def _value(self, c: int, obs: Array) -> float:
         """Returns the value of one observation, computed in the row that its column has."""
         row = c // len(self._policies) % self._batch
         padded = np.zeros((row + 1, *obs.shape), obs.dtype)
         padded[row] = obs
+        memories = np.zeros((row + 1, *self.memories.shape[1:]), np.float32)
+        memories[row] = self.memories[c]
         noise = np.zeros((row + 1, self._spec.actions.num_dims), np.float32)
         policy = self._policies[c % len(self._policies)]
-        return float(self._pass(policy, padded, noise)[2][row])
+        return float(self._pass(policy, padded, noise, memories)[2][row])
 
     @torch.no_grad()
-    def _pass(self, policy: nn.Module, obs: Array, noise: Array) -> tuple[Array, Array, Array]:
+    def _pass(
+        self, policy: Any, obs: Array, noise: Array, memories: Array
+    ) -> tuple[Array, Array, Array, Array]:
         """Runs a forward pass of at most `inference_batch` rows, padded with zeros."""
-        empty = self._batch - len(obs)
-        padded_obs = np.concatenate([obs, np.zeros((empty, *obs.shape[1:]), obs.dtype)])
-        padded_noise = np.concatenate([noise, np.zeros((empty, noise.shape[1]), noise.dtype)])
-        params, values = policy(torch.from_numpy(padded_obs))
-        actions, log_probs = sample(self._spec.actions, params, torch.from_numpy(padded_noise))
-        n = len(obs)
-        return actions.numpy()[:n], log_probs.numpy()[:n], values.numpy()[:n]
+        n, empty = len(obs), self._batch - len(obs)
+        padded_obs, padded_noise, states = (
+            torch.from_numpy(np.concatenate([a, np.zeros((empty, *a.shape[1:]), a.dtype)]))
+            for a in (obs, noise, memories)
+        )
+        if policy.memory_width:
+            params, values, states = policy.step(padded_obs, states)
+        else:
+            params, values = policy(padded_obs)
+        actions, log_probs = sample(self._spec.actions, params, padded_noise)
+        return actions.numpy()[:n], log_probs.numpy()[:n], values.numpy()[:n], states.numpy()[:n]
 
 
 def _philox(seed: int, purpose: int, high: int, low: int) -> np.random.Generator:
@@ -348,7 +368,8 @@ def _parameters(checkpoint: Checkpoint) -> Arrays:
 
 def _sha256(previous: str, slot: Arrays) -> str:
     """Returns h[j] = sha256(h[j-1] || slot j)."""
-    data = b"".join(np.ascontiguousarray(slot[name]).tobytes() for name in NAMES)
+    names = (name for name in NAMES_WITH_MEMORY if name in slot)
+    data = b"".join(np.ascontiguousarray(slot[name]).tobytes() for name in names)
     return hashlib.sha256(bytes.fromhex(previous) + data).hexdigest()
 
 
@@ -361,14 +382,14 @@ def _expect(where: str, stored: Array, replayed: Array) -> None:
 def _compare_slots(rollout: int, stored: Arrays, replayed: Arrays) -> None:
     """Raises AuditError if slots differ, naming the earliest time step and its first array."""
     found = []
-    for order, name in enumerate(NAMES):
-        for index in _differences(stored[name], replayed[name]):
+    for order, name in enumerate(NAMES_WITH_MEMORY):
+        for index in _differences(stored[name], replayed[name]) if name in stored else ():
             found.append((index[0], order, index))
             break
     if found:
         _, order, index = min(found)
         t, c, *rest = index
-        name = NAMES[order]
+        name = NAMES_WITH_MEMORY[order]
         where = f"rollout {rollout}, {name} at step {t}, column {c}{f', {rest}' if rest else ''}"
         raise AuditError(_message(where, stored[name], replayed[name], index))
 

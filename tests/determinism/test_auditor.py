@@ -16,6 +16,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.synthetic.environment import SleepEnv
 from htsrl_cli.runners.run import train
 from htsrl_cli.sampling import actor as actor_module
+from htsrl_cli.sampling.actor import Actor
 from htsrl_cli.sampling.inference import Inference
 from htsrl_cli.storage.parameters import ParameterStore
 from htsrl_cli.storage.ring import Ring
@@ -68,6 +69,10 @@ def make_config(
         seed=7,
         total_steps=num_rollouts * steps,
     )
+
+
+def with_memory(config: TrainConfig, kind: str) -> TrainConfig:
+    return replace(config, network=replace(config.network, memory=kind, memory_size=5))
 
 
 def run_and_audit(config: TrainConfig, run_dir: Path) -> Audit:
@@ -162,6 +167,28 @@ def test_several_players_replay(
     found = run_and_audit(make_config(env, algo, runner, precision, 5), tmp_path)
     # A game counts in its first player's column; a truncation ends all players' columns.
     assert (found.games if env == TEAM else found.truncations / 3) >= 5 * NUM_ENVS
+
+
+@pytest.mark.parametrize(
+    ("kind", "env", "algo", "runner", "precision"),
+    [
+        pytest.param(kind, env, algo, runner, precision, marks=marks)
+        for kind, env, algo, runner, precision, marks in (
+            ("lstm", SLEEP, PPO, "hts", "fp32", ()),
+            ("gru", CUT_TEAM, A2C_EACH, "serial", "fp32", ()),
+            ("lstm", COUNT, A2C, "sync", "bf16", pytest.mark.slow),
+            ("gru", PENDULUM, PPO, "hts", "bf16", pytest.mark.slow),
+            ("gru", SMALL_BREAKOUT, PPO, "hts", "fp32", pytest.mark.slow),
+            ("lstm", TEAM, PPO, "sync", "fp32", pytest.mark.slow),
+        )
+    ],
+)
+def test_memories_replay(
+    kind: str, env: EnvConfig, algo: AlgoConfig, runner: str, precision: str, tmp_path: Path
+) -> None:
+    config = make_config(env, algo, runner, precision, 5)
+    found = run_and_audit(with_memory(config, kind), tmp_path)
+    assert found.games + found.truncations > 10
 
 
 # Errors that the replay must notice, in a run that is correct except for one of them
@@ -313,6 +340,42 @@ def test_notices_a_single_bit_of_any_array(small: TrainConfig, tmp_path: Path) -
         where = f"^rollout 1, {name} at step {at[0]}, column {at[1]}.*: the run has"
         with pytest.raises(AuditError, match=where):
             audit(tmp_path)
+
+
+def test_notices_a_single_bit_of_a_memory(small: TrainConfig, tmp_path: Path) -> None:
+    train(with_memory(small, "lstm"), tmp_path)
+    path = checkpoint_path(tmp_path, 2)
+    intact = load_checkpoint(path)
+    for name, at, words in (
+        ("slot/memories", (0, 3, 1), r"rollout 1, memories at step 0, column 3, \[1\]"),
+        ("envs/memories", (5, 2), r"rollout 2, first memories \(5, 2\)"),
+    ):
+        arrays = {key: array.copy() for key, array in intact.arrays.items()}
+        flip(arrays[name], at)
+        save_checkpoint(path, Checkpoint(arrays, intact.meta))
+        with pytest.raises(AuditError, match=f"^{words}: the run has"):
+            audit(tmp_path)
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["next episode", "last observation"])
+def test_notices_the_memory_of_another_episode(
+    final: bool, small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lets one column keep its memory beyond an episode, or forget it before the last value."""
+    fill, broken = Actor._fill_memories, [False]
+
+    def fill_wrongly(self: Actor, rows: Array, columns: Array, steps: Array) -> None:
+        fill(self, rows, columns, steps)
+        assert self._inference.memories is not None
+        wrong = steps < 0 if final else ~self._inference.memories[rows].any(axis=1)
+        if self._ring.rollout == 2 and wrong.any() and not broken[0]:
+            broken[0] = True
+            self._inference.memories[rows[wrong][0]] = 0.0 if final else 0.5
+
+    monkeypatch.setattr(Actor, "_fill_memories", fill_wrongly)
+    name = "final_values" if final else "(actions|log_probs|values)"
+    with pytest.raises(AuditError, match=rf"^rollout 2, {name} at step \d+, column \d"):
+        audit_injected(with_memory(small, "gru"), tmp_path, monkeypatch)
 
 
 def test_the_chain_of_hashes_alone_notices(

@@ -43,6 +43,7 @@ KINDS = {
         "env.normalize_reward=true",
         "total_steps=3072",
     ),
+    "memory": (*CARTPOLE, "network.memory=lstm", "network.memory_size=8", "algo.correction=vtrace"),
     "impala": (*VECTOR, "algo=impala", "env.id=CartPole-v1", "total_steps=3072"),
     "pong-ppo": (*PONG, *PPO),
     "pong-a2c": (*PONG, "algo=a2c"),

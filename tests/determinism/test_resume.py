@@ -75,6 +75,8 @@ def words(config: TrainConfig) -> list[str]:
         *env_words(config.env),
         *algo_words(config.algo),
         *runner_words(config.runner),
+        f"network.memory={config.network.memory}",
+        f"network.memory_size={config.network.memory_size}",
         f"actors.num_envs={config.actors.num_envs}",
         f"actors.precision={config.actors.precision}",
         f"learner.precision={config.learner.precision}",

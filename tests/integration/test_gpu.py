@@ -39,6 +39,10 @@ RUNS = {
         *(*SMALL, *PPO, "algo.correction=vtrace", "env.mask_actions=true"),
         "env.id=tests.unit.masked_env:Masked-v0",
     ],
+    "memory": [
+        *(*SMALL, *PPO, "env.id=CartPole-v1", "algo.correction=vtrace"),
+        *("network.memory=lstm", "network.memory_size=16"),
+    ],
     "squashed and normalized": [
         *(*SMALL, *PPO, "env.id=Pendulum-v1", "env.max_episode_steps=20", "algo.squash=tanh"),
         *("env.normalize_obs=true", "env.normalize_reward=true"),
@@ -102,6 +106,7 @@ def train(device: str, run_dir: Path, *words: str) -> None:
         pytest.param("A2C", marks=pytest.mark.slow),
         pytest.param("Gaussian actions", marks=pytest.mark.slow),
         pytest.param("masked actions", marks=pytest.mark.slow),
+        pytest.param("memory", marks=pytest.mark.slow),
         pytest.param("squashed and normalized", marks=pytest.mark.slow),
         # Not in fp32, where the network uses another kernel on the CPU, with other bits.
         pytest.param("images in bf16", marks=pytest.mark.slow),
@@ -130,6 +135,7 @@ def test_games_evaluated_on_a_gpu_have_the_scores_of_the_cpu(
     [
         "PPO",
         pytest.param("A2C", marks=pytest.mark.slow),
+        pytest.param("memory", marks=pytest.mark.slow),
         pytest.param("squashed and normalized", marks=pytest.mark.slow),
     ],
 )
@@ -158,14 +164,18 @@ def test_executors_stand_back_for_actors_on_a_gpu(tmp_path: Path) -> None:
 
 
 MEASURES = """
+from dataclasses import replace
 from tests import pretend_gpu
 from tests.harness import small_config
 from htsrl_cli.bench import microbenchmarks
 gpu = pretend_gpu.set_up()
 microbenchmarks.resolve_device = lambda key, name: gpu
-rates = microbenchmarks.OneThread.measure(small_config("terminating", "ppo"), 0.05)
-assert rates.devices == ("cpu", "gpu:0", "gpu:0"), rates
-assert rates.bound > 0
+config = small_config("terminating", "ppo")
+for memory in ("none", "gru"):
+    config = replace(config, network=replace(config.network, memory=memory))
+    rates = microbenchmarks.OneThread.measure(config, 0.05)
+    assert rates.devices == ("cpu", "gpu:0", "gpu:0"), rates
+    assert rates.bound > 0
 pretend_gpu.leave(0)
 """
 

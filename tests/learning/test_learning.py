@@ -45,3 +45,50 @@ def test_cartpole(algo: str, seed: int, runner_name: str, tmp_path: Path) -> Non
     metric = train(tmp_path, f"experiment=cartpole_{algo}", f"seed={seed}", f"runner={runner_name}")
     print(f"cartpole {algo} seed {seed} {runner_name}: {metric:.1f}")
     assert metric >= SOLVED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["lstm", "gru", "none"])
+def test_remembers_a_cue_for_fifty_env_steps(memory: str, tmp_path: Path) -> None:
+    """The return is 50 for remembering the cue all the time, 25 by chance."""
+    metric = train(
+        tmp_path,
+        "env=gym",
+        "tuned=none",
+        "env.id=tests.learning.memory_tasks:Cue-v0",
+        "runner=serial",
+        "runner.sync_interval=128",
+        f"network.memory={memory}",
+        "network.memory_size=32",
+        "network.separate_value=false",
+        "learner.micro_batch=1024",
+        "algo=ppo",
+        "algo.gamma=0.9",
+        "algo.entropy_coef=0",
+        "algo.learning_rate=2e-3",
+        "total_steps=100_000",
+    )
+    print(f"cue {memory}: {metric:.2f}")
+    assert metric < 30 if memory == "none" else metric > 45
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["lstm", "gru", "none"])
+def test_balances_without_seeing_velocities(memory: str, tmp_path: Path) -> None:
+    metric = train(
+        tmp_path,
+        "experiment=cartpole_ppo",
+        "env.id=tests.learning.memory_tasks:CartPoleWithoutVelocities-v0",
+        "env.normalize_obs=true",
+        "runner=serial",
+        "runner.sync_interval=64",
+        f"network.memory={memory}",
+        "network.memory_size=64",
+        "actors.num_envs=16",
+        "learner.micro_batch=1024",
+        "algo.num_minibatches=2",
+        "algo.update_epochs=8",
+        "algo.clip_value_loss=false",
+    )
+    print(f"CartPole without velocities, {memory}: {metric:.1f}")
+    assert metric < 150 if memory == "none" else metric > 200

@@ -24,6 +24,7 @@ from htsrl_cli.seeding import minibatch_orders
 from htsrl_cli.storage.memory import Array
 from htsrl_cli.storage.slot import Slot, slot_fields
 from tests import sections
+from tests.unit.recurrent_references import Theta, recurrent_network
 
 T, B, OBS, NUM_ACTIONS = 8, 6, 5, 3
 SPEC = EnvSpec((OBS,), "float32", ActionSpec("categorical", (NUM_ACTIONS,)))
@@ -57,16 +58,15 @@ IMPALA = sections.impala(
     rmsprop_eps=1e-3,
 )
 SEED = 3
-Theta = dict[str, Tensor]
 
 
-def make_slot(spec: EnvSpec, seed: int) -> Slot:
+def make_slot(spec: EnvSpec, seed: int, memory_width: int = 0) -> Slot:
     """Returns a slot of random experience with every kind of end.
 
-    Log-probabilities and values are random, too.
+    Log-probabilities, values and memory states are random, too.
     """
     rng = np.random.default_rng(seed)
-    layout = {field.name: field.layout(T, B) for field in slot_fields(spec)}
+    layout = {field.name: field.layout(T, B) for field in slot_fields(spec, memory_width)}
     arrays: dict[str, Array] = {n: np.zeros(shape, dtype) for n, (shape, dtype) in layout.items()}
     if spec.obs_dtype == "uint8":
         arrays["obs"][:] = rng.integers(0, 256, arrays["obs"].shape)
@@ -79,6 +79,8 @@ def make_slot(spec: EnvSpec, seed: int) -> Slot:
     arrays["terminated"][:] = rng.random((T, B)) < 0.15
     arrays["truncated"][:] = (rng.random((T, B)) < 0.15) & ~arrays["terminated"]
     arrays["final_values"][:] = np.where(arrays["truncated"], rng.standard_normal((T, B)), 0)
+    if memory_width:
+        arrays["memories"][:] = rng.standard_normal((1, B, memory_width))
     assert arrays["terminated"].any()
     assert arrays["truncated"].any()
     return Slot(arrays)
@@ -95,6 +97,14 @@ def network(theta: Theta, obs: Array) -> tuple[Tensor, Tensor]:
     logits = perceptron("trunk", "policy_head")
     log_p = logits - torch.log(torch.exp(logits).sum(dim=1, keepdim=True))
     return log_p, perceptron("value_trunk", "value_head")[:, 0]
+
+
+def outputs(theta: Theta, slot: Slot) -> tuple[Tensor, Tensor]:
+    """Returns all actions' log-probabilities [T + 1, B, A] and the values [T + 1, B] of a slot."""
+    if slot.memories is not None:
+        return recurrent_network(theta, slot)
+    log_p, values = network(theta, slot.obs.reshape(-1, OBS))
+    return log_p.view(T + 1, B, -1), values.view(T + 1, B)
 
 
 def gradient(theta: Theta, loss: Callable[[Theta], Tensor]) -> Theta:
@@ -174,8 +184,9 @@ class A2cReference(Rmsprop):
 
         def loss(theta: Theta) -> Tensor:
             total = torch.zeros((), dtype=torch.float64)
+            every_log_p, every_value = outputs(theta, slot)
             for t in range(T):
-                log_p, values = network(theta, slot.obs[t])
+                log_p, values = every_log_p[t], every_value[t]
                 for c in range(B):
                     entropy = -(log_p[c].exp() * log_p[c]).sum()
                     total = total - log_p[c, slot.actions[t, c, 0]] * advantages[t, c]
@@ -275,7 +286,7 @@ class PpoReference:
         weights = np.ones((T, B))
         for cell in np.ndindex(T, B) if is_weighted else ():
             weights[cell] = self.limits("max_weight", float(ratios[cell]))
-        for cells in self.minibatches(number):
+        for cells in self.minibatches(number, slot):
             chosen = np.array([advantages[cell] for cell in cells])
             chosen = (chosen - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
             loss = partial(
@@ -289,20 +300,25 @@ class PpoReference:
             )
             self.step(loss, rate)
 
-    def minibatches(self, number: int) -> Iterator[list[tuple[int, int]]]:
-        """Yields the cells of each minibatch of an update, shard by shard."""
+    def minibatches(self, number: int, slot: Slot) -> Iterator[list[tuple[int, int]]]:
+        """Yields the cells of each minibatch of an update, shard by shard.
+
+        With a memory, a minibatch consists of whole columns.
+        """
         config, width = self.config, B // self.num_shards
+        whole = slot.memories is not None
         orders = [
-            minibatch_orders(SEED, number, config.update_epochs, T * width, shard)
+            minibatch_orders(SEED, number, config.update_epochs, width * (1 if whole else T), shard)
             for shard in range(self.num_shards)
         ]
         for epoch in range(config.update_epochs):
             parts = [np.split(order[epoch], config.num_minibatches) for order in orders]
             for k in range(config.num_minibatches):
                 yield [
-                    (int(row) // width, shard * width + int(row) % width)
+                    (int(row) // width + t, shard * width + int(row) % width)
                     for shard, of_shard in enumerate(parts)
                     for row in of_shard[k]
+                    for t in range(T if whole else 1)
                 ]
 
     def loss(
@@ -316,8 +332,9 @@ class PpoReference:
         clip: float,
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
+        every_log_p, every_value = outputs(theta, slot)
         for (t, c), advantage in zip(cells, advantages, strict=True):
-            log_p, values = (result[0] for result in network(theta, slot.obs[t, c : c + 1]))
+            log_p, values = every_log_p[t, c], every_value[t, c]
             ratio = torch.exp(log_p[slot.actions[t, c, 0]] - float(slot.log_probs[t, c]))
             bounded = min(max(float(ratio.detach()), 1 - clip), 1 + clip)
             self.num_clipped += bounded != float(ratio.detach())
@@ -362,8 +379,9 @@ class ImpalaReference(Rmsprop):
 
         def loss(theta: Theta) -> Tensor:
             total = torch.zeros((), dtype=torch.float64)
+            every_log_p, every_value = outputs(theta, slot)
             for t, c in np.ndindex(T, B):
-                log_p, values = (result[0] for result in network(theta, slot.obs[t, c : c + 1]))
+                log_p, values = every_log_p[t, c], every_value[t, c]
                 weight = self.limits("max_weight", float(ratios[t, c]))
                 total = total - weight * float(advantages[t, c]) * log_p[slot.actions[t, c, 0]]
                 total = total + config.value_coef * (float(returns[t, c]) - values) ** 2
@@ -382,12 +400,8 @@ class ImpalaReference(Rmsprop):
 
 def reevaluated(slot: Slot, theta: Theta) -> Slot:
     """Returns the slot with log-probabilities and values of the policy θ; final values stay."""
-    log_probs, values = np.empty((T, B)), np.empty((T + 1, B))
-    for t in range(T + 1):
-        log_p, v = network(theta, slot.obs[t])
-        values[t] = v.numpy()
-        if t < T:
-            log_probs[t] = log_p.numpy()[np.arange(B), slot.actions[t, :, 0]]
+    log_p, values = (found.numpy() for found in outputs(theta, slot))
+    log_probs = np.take_along_axis(log_p[:-1], slot.actions, axis=2)[..., 0]
     return Slot(slot.arrays() | {"log_probs": log_probs, "values": values})
 
 

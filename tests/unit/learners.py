@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import torch
 
-from htsrl_cli.config.kinds import AlgoConfig
+from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.learning.learner import Learner
 from htsrl_cli.networks.device import set_up_torch
@@ -17,8 +17,8 @@ from tests.unit.learner_references import (
     PPO,
     SEED,
     SPEC,
-    Theta,
 )
+from tests.unit.recurrent_references import Theta
 
 TOLERANCE = 2e-6
 # An algorithm that learns from the slot's own log-probabilities and values.
@@ -35,6 +35,8 @@ def make_learner(
     num_threads: int = 1,
     precision: str = "fp32",
     num_shards: int = 1,
+    network: NetworkConfig = NETWORK,
+    inference_batch: int = 4,
 ) -> Learner:
     """Builds a learner, with torch set up as in a run."""
     set_up_torch()
@@ -45,7 +47,17 @@ def make_learner(
         micro_batch=micro_batch,
         num_shards=num_shards,
     )
-    return Learner(spec, NETWORK, algo, config, torch.device("cpu"), num_updates, lag, SEED)
+    return Learner(
+        spec,
+        network,
+        algo,
+        config,
+        torch.device("cpu"),
+        num_updates,
+        lag,
+        SEED,
+        inference_batch=inference_batch,
+    )
 
 
 def no_check() -> None:

@@ -30,7 +30,6 @@ from tests.unit.learner_references import (
     A2cReference,
     B,
     T,
-    Theta,
     collect,
     make_slot,
 )
@@ -41,6 +40,7 @@ from tests.unit.learners import (
     no_check,
     theta_of,
 )
+from tests.unit.recurrent_references import Theta
 
 
 def run_a2c(lag: int, at: str) -> Iterator[tuple[Theta, Theta, Theta, dict[str, float]]]:

@@ -96,6 +96,8 @@ NEW_CONFIG = {
     "algo": {"name": "a2c", "squash": "clip", "gamma": 0.9},
     "network": {
         "name": "auto",
+        "memory": "none",
+        "memory_size": 256,
         "hidden_sizes": [7],
         "activation": "tanh",
         "separate_value": True,
@@ -194,8 +196,8 @@ def test_a_run_before_corrections_keeps_what_it_did(reevaluate: bool, correction
 
 def test_the_present_format_is_read_as_it_was_written(tmp_path: Path) -> None:
     # Names that had a meaning in format 1 are ordinary names now.
-    network = {"activation": "relu", "separate_value": False, "linear_kernel": "product"}
-    config = NEW_CONFIG | {"network": {"name": "auto", **network}}
+    network = {"activation": "relu", "separate_value": False, "memory": "gru", "memory_size": 7}
+    config = NEW_CONFIG | {"network": {"name": "auto", "linear_kernel": "product", **network}}
     checkpoint = Checkpoint({"obs": np.zeros(2), "env/0": np.ones(1)}, {"config": config})
     save_checkpoint(tmp_path / "a.ckpt", checkpoint)
     read = load_checkpoint(tmp_path / "a.ckpt")

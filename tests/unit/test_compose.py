@@ -291,6 +291,8 @@ def test_hash_sees_every_other_key() -> None:
 YOUNGER = {
     "learner.num_shards": "2",
     "network.activation": "relu",
+    "network.memory": "lstm",
+    "network.memory_size": "128",
     "network.separate_value": "false",
     "algo.squash": "tanh",
     "env.ignore_observations": "[x]",

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ class Resumable:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.config: TrainConfig = harness.small_config("terminating", "ppo", runner="serial")
+        config = harness.small_config("terminating", "ppo", runner="serial")
+        network = replace(config.network, memory="gru", memory_size=5)
+        self.config: TrainConfig = replace(config, network=network)
         harness.run(self.config, run_dir)
         # Not the last one: a resume from it has something to do.
         self.path = sorted((run_dir / "checkpoints").iterdir())[0]
@@ -144,7 +147,10 @@ CHANGES = {
     "is_exact": set_value("is_exact", value="yes"),
     **{
         f"{name} {how}": set_array(name, change)
-        for name in ("envs/obs", "envs/3", "slot/obs", "slot/rewards", "learner/params/")
+        for name in (
+            *("envs/obs", "envs/memories", "envs/3"),
+            *("slot/obs", "slot/memories", "slot/rewards", "learner/params/"),
+        )
         for how, change in {
             "missing": ...,
             "float64": lambda array: array.astype(np.float64),

@@ -48,18 +48,21 @@ def train_config(env: EnvConfig, **actors: Any) -> TrainConfig:
     )
 
 
-def make_checkpoint(env: EnvConfig, spec: EnvSpec | None = None, **actors: Any) -> Checkpoint:
+def make_checkpoint(
+    env: EnvConfig, spec: EnvSpec | None = None, memory: str = "none", **actors: Any
+) -> Checkpoint:
     """Returns a checkpoint of a run with untrained parameters."""
     if spec is None:
         probe = make_env(env, 0)
         spec = probe.env_spec
         probe.close()
     config = train_config(env, **actors)
+    config = replace(config, network=replace(config.network, memory=memory, memory_size=16))
     policies = initial_policies(spec, config.network, config.algo, seed=1)
     (policy,) = policies
     assert isinstance(policy, ActorCritic)
     with torch.no_grad():  # a clearly non-uniform policy, so that parameters matter
-        policy.policy_head.weight.mul_(50)
+        policy.policy_head.weight.mul_(50 if memory == "none" else 1000)
     arrays = {f"learner/params/{n}": p.detach().numpy() for n, p in policies.named_parameters()}
     meta = {"config": to_plain(config), "env_steps": 1234, "env_spec": asdict(spec)}
     return Checkpoint(arrays, json.loads(json.dumps(meta)))

@@ -15,8 +15,9 @@ import pytest
 from htsrl_cli.algorithms.impala.config import ImpalaConfig
 from htsrl_cli.config.kinds import AlgoConfig
 from tests import sections
-from tests.unit.learner_references import IMPALA, SPEC, ImpalaReference, Theta, make_slot
+from tests.unit.learner_references import IMPALA, SPEC, ImpalaReference, make_slot
 from tests.unit.learners import differ, make_learner, no_check, theta_of
+from tests.unit.recurrent_references import Theta
 
 # Sums over the rows have larger gradients than means. In both forms some gradients are clipped and
 # others are not.

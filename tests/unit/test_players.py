@@ -385,10 +385,11 @@ def test_several_players_are_restored() -> None:
 # Evaluation
 
 
-def team_config(policies: str) -> TrainConfig:
+def team_config(policies: str, memory: str = "none") -> TrainConfig:
     return sections.train(
         env=sections.synthetic("sleep", num_players=K, episode_length=12),
         algo=sections.ppo(policies=policies),
+        network=sections.network(memory=memory, memory_size=8),
         actors=sections.actors(device="cpu", inference_batch=4),
         learner=sections.learner(),
         runner=sections.runner(),

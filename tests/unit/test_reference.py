@@ -198,7 +198,7 @@ def test_the_content_of_a_checkpoint(runs: list[Path]) -> None:
             assert f"`{part}`" in page("checkpoints.md")
         found = {general(name) for name in checkpoint.arrays}
         elsewhere = {"slot/...", "slot/masks", "envs/1", "...", "versions/V/PARAMETER"}
-        elsewhere |= {"learner/discounted_returns"}
+        elsewhere |= {"learner/discounted_returns", "slot/memories", "envs/memories"}
         described = set(arrays) - elsewhere
         is_free = checkpoint.meta["config"]["runner"]["name"] == "async"
         assert found == {name for name in described if not (is_free and name.startswith("slot/"))}

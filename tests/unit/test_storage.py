@@ -92,8 +92,8 @@ def test_a_new_field_is_hashed_in_its_place_and_checked(monkeypatch: pytest.Monk
     # One line in `slot_fields` puts an array into the memory, the hash and `check_filled`.
     place = NAMES.index("rewards")
 
-    def with_another(spec: EnvSpec) -> tuple[Field, ...]:
-        fields = slot_fields(spec)
+    def with_another(spec: EnvSpec, memory_width: int) -> tuple[Field, ...]:
+        fields = slot_fields(spec, memory_width)
         return *fields[:place], Field("masks", (3,), "bool"), *fields[place:]
 
     monkeypatch.setattr(ring_module, "slot_fields", with_another)
@@ -125,6 +125,19 @@ def test_activations_stand_beside_the_slots() -> None:
     assert (ring.activations(7)[1] == 1).all()
     assert np.isnan(ring.activations(6)[0]).all()
     assert ring.slot(5).arrays().keys() == set(NAMES)
+
+
+def test_a_slot_keeps_the_memories_before_its_first_row() -> None:
+    ring = Ring(SPEC, T, B, memory_width=3)
+    assert tuple(ring.slot(0).arrays()) == ("memories", *NAMES)
+    assert not ring.memories.any(), "all episodes begin"
+    ring.memories[:] = before = np.arange(3 * B).reshape(B, 3)
+    ring.begin(4, np.zeros((B, 5, 2)), np.zeros((T, B, 2)))
+    ring.memories[:] = 7
+    memories = ring.slot(4).memories
+    assert memories is not None
+    assert memories.dtype == np.float32
+    assert np.array_equal(memories, before[None])
 
 
 def test_rollouts_take_turns() -> None:
