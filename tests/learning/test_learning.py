@@ -80,15 +80,18 @@ def test_balances_without_seeing_velocities(memory: str, tmp_path: Path) -> None
         "experiment=cartpole_ppo",
         "env.id=tests.learning.memory_tasks:CartPoleWithoutVelocities-v0",
         "env.normalize_obs=true",
+        "env.normalize_reward=true",
         "runner=serial",
-        "runner.sync_interval=64",
+        "runner.sync_interval=128",
         f"network.memory={memory}",
         "network.memory_size=64",
         "actors.num_envs=16",
         "learner.micro_batch=1024",
-        "algo.num_minibatches=2",
-        "algo.update_epochs=8",
         "algo.clip_value_loss=false",
+        "algo.gamma=0.99",
+        "algo.gae_lambda=0.95",
+        "algo.value_coef=1.0",
+        "total_steps=300_000",
     )
     print(f"CartPole without velocities, {memory}: {metric:.1f}")
-    assert metric < 150 if memory == "none" else metric > 200
+    assert metric < 150 if memory == "none" else metric > 450
