@@ -200,7 +200,8 @@ class GradientEngine(ABC):
         found = OldPolicy(*(torch.empty(len(a), device=self._device) for a in (actions, obs)))
         if sequences is not None:
             slot = Evaluated.of(obs, actions, masks, sequences)
-            passes = evaluations(self._policies, self._actions, slot, self._inference_batch, found)
+            sizes = self._num_shards, self._inference_batch
+            passes = evaluations(self._policies, self._actions, slot, *sizes, found)
             for _ in self._map(lambda work: work(), passes):
                 pass
             return found, []

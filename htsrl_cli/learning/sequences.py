@@ -115,14 +115,23 @@ class Evaluated(NamedTuple):
 
 
 def evaluations(
-    policies: nn.ModuleList, actions: ActionSpec, slot: Evaluated, num_rows: int, found: OldPolicy
+    policies: nn.ModuleList,
+    actions: ActionSpec,
+    slot: Evaluated,
+    num_shards: int,
+    num_rows: int,
+    found: OldPolicy,
 ) -> list[Callable[[], None]]:
     """Returns functions that together evaluate a slot; they may run at the same time.
+
+    A pass has columns of one shard only. Its rows then are those of actors with fixed rows, and do
+    not depend on how many shards this rank hosts.
 
     Args:
         policies: the `ActorCritic` networks; with K policies, policy k takes columns k, k + K, and
             so on.
         actions: the form of the policies' actions.
+        num_shards: number of shards that this rank hosts.
         num_rows: rows of a pass of the actors (`actors.inference_batch`).
         found: log-probabilities [N] and values [N + B], which the functions write.
     """
@@ -133,7 +142,8 @@ def evaluations(
     return [
         partial(_evaluate, network, actions, slot, own, num_rows, by_step)
         for k, network in enumerate(networks)
-        for own in torch.split(columns[k::number], num_rows)
+        for shard in columns.chunk(num_shards)
+        for own in torch.split(shard[k::number], num_rows)
     ]
 
 

@@ -30,7 +30,8 @@ class Actor:
     """A server of requests, which reads observations from the slot and writes actions and values.
 
     If there are K policies, policy c % K serves column c. With `setup.fixed_rows`, column c always
-    takes row (c // K) % `setup.batch` of a forward pass.
+    takes row (c // K) % `setup.batch` of a forward pass. There, c counts from the first column of
+    the shard, so that the row does not depend on how many shards this rank hosts.
 
     Args:
         worker: index of the actor's line on the board.
@@ -90,7 +91,7 @@ class Actor:
 
     def _home(self, column: int) -> int:
         """Returns the number from which a column's fixed row is derived."""
-        return column
+        return column % (self._setup.shard_width or self._ring.num_columns)
 
     def _serve_pass(self, policy: int, rows: Array, requests: Sequence[Request]) -> None:
         """Serves requests [n] in rows [n] of one pass and writes the results to the slot."""

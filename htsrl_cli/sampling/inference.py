@@ -18,6 +18,7 @@ from torch import Tensor
 
 from htsrl_cli.algorithms.registry import build_algorithm
 from htsrl_cli.config.kinds import AlgoConfig, NetworkConfig
+from htsrl_cli.config.plan import RunPlan
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.base import EnvSpec
 from htsrl_cli.networks.activations import CachingLayers, relu_layer
@@ -38,6 +39,7 @@ class InferenceSetup:
         device: name of a torch device.
         precision: `fp32` or `bf16`.
         keeps_activations: True to keep activations for the learner; see `activations_to_keep`.
+        shard_width: number of columns of a shard; None if all columns are one shard.
     """
 
     spec: EnvSpec
@@ -48,6 +50,7 @@ class InferenceSetup:
     device: str
     precision: str
     keeps_activations: bool
+    shard_width: int | None = None
 
     @classmethod
     def of(
@@ -67,6 +70,7 @@ class InferenceSetup:
             device=str(resolve_device("actors.device", config.actors.device)),
             precision=config.actors.precision,
             keeps_activations=keeps_activations,
+            shard_width=RunPlan.of(config).num_columns // config.learner.num_shards,
         )
 
 

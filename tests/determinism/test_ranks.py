@@ -26,6 +26,24 @@ TEAM = (
     "env=football/academy_3_vs_1_with_keeper",
     "env.num_left_players=3",
 )
+# Starts htsrl with networks whose values depend on a row's position in the pass.
+POSITIONAL = """
+import sys
+import torch
+from htsrl_cli.cli.main import main
+from htsrl_cli.networks.actor_critic import ActorCritic
+
+heads = ActorCritic._heads
+
+def positional(policy, features):
+    params, values = heads(policy, features)
+    return params, values + torch.arange(len(values)) / 64
+
+ActorCritic._heads = positional
+# Executors import this file.
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 KINDS = {
     "cartpole": CARTPOLE,
     "correction": (*CARTPOLE, "algo.correction=decoupled"),
@@ -80,6 +98,19 @@ def test_ranks_change_nothing(kind: str, ranks: int, start: Start) -> None:
     found = []
     for number in (1, ranks):
         run = start(number, f"of_{number}", *KINDS[kind])
+        assert run.wait() == 0, run.stderr
+        found.append(results(run))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow("starts 2 ranks, and one process")
+@pytest.mark.parametrize("kind", ["cartpole", "memory"])
+def test_ranks_change_nothing_with_fixed_rows(kind: str, start: Start) -> None:
+    """The network's bits depend on a row's position, so every column has a fixed row."""
+    words = (*KINDS[kind], "actors.host=thread", "actors.inference_batch=8")
+    found = []
+    for ranks in (1, 2):
+        run = start(ranks, f"of_{ranks}", *words, script=POSITIONAL)
         assert run.wait() == 0, run.stderr
         found.append(results(run))
     assert found[0] == found[1]
