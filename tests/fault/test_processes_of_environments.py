@@ -52,7 +52,14 @@ def begin(start: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
 
 def servers(run: Run) -> list[psutil.Process]:
     """Returns the living servers of a run, whose parents may have ended."""
-    return [process for process in run.processes() if process.name() == "sleep"]
+    return [process for process in run.processes() if _is_server(process)]
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return bool(process.name() == "sleep")
+    except psutil.NoSuchProcess:  # it ended after the list was made
+        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
