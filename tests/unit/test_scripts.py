@@ -1,4 +1,4 @@
-"""The benchmark scripts' arithmetic against simulations; the check of docstrings; `make setup`."""
+"""Arithmetic of the benchmark scripts, by simulations; the check of docstrings; `make setup`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from scripts.asynchrony import claim_1_seconds, lockstep_seconds
 from scripts.check_docstrings import fragments
+from scripts.ranks_model import Work, work_of
 
 ROOT = Path(__file__).parents[2]
 INTERVALS = 4000
@@ -79,6 +80,45 @@ def test_lockstep_waits_for_the_slowest_at_every_step() -> None:
     assert lockstep_seconds(16, 16, 0.01, 0.0) == pytest.approx(simulated, rel=0.01)
     # Two environments: 1 + 1/2 times the mean, and one overhead for both.
     assert lockstep_seconds(2, 2, 1.0, 0.25) == pytest.approx(1.75)
+
+
+def simulated_exchange(size: int, delay_s: float, bits_per_s: float, bits: float) -> float:
+    """Returns when the last message of an exchange between ranks arrives, message by message."""
+
+    def stage(bits_sent: float, now: float) -> float:
+        for payload in (0.0, 0.0, 0.0, bits_sent):  # to agree takes two round trips with the data
+            now += payload / bits_per_s + delay_s
+        return now
+
+    if size == 2:
+        return stage(bits, 0.0)
+    now = stage(sum(bits / size for _ in range(size - 1)), 0.0)
+    for _ in range(size - 1):  # each rank passes on what its neighbour has just sent
+        now = stage(bits / size, now)
+    return now
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_model_of_an_exchange(size: int) -> None:
+    link = (0.01, 1e9)
+    work = Work(2048, collecting_s=0.1, learning_s=1.0, optimizer_steps=16, megabytes=6.75)
+    simulated = simulated_exchange(size, *link, bits=54e6)
+    assert work.exchange_s(size, *link) == pytest.approx(simulated)
+    assert work.rollout_s(size, *link) == pytest.approx(1.0 + 16 * simulated)
+
+
+def test_collecting_hides_short_exchanges() -> None:
+    work = Work(2048, collecting_s=3.0, learning_s=1.0, optimizer_steps=1, megabytes=1.0)
+    assert work.rollout_s(2, 0.01, 1e9) == work.rollout_s(1, 0.01, 1e9) == 3.0
+
+
+def test_work_is_what_a_benchmark_has_spent() -> None:
+    """Of 4 s for 2,000 env steps, collecting takes 3 s, learning 1 s, and exchanges 2 s."""
+    times = {"collecting": 0.75, "learner_busy": 0.75, "exchange": 0.5}
+    runs = [{"name": "hts", "rate": 500.0, "times": times}]
+    runs += [{"name": "hts, one process", "rate": 900.0, "times": {}}]
+    bench = {"runs": runs, "exchange": {"megabytes": 6.75}}
+    assert work_of(bench, env_steps=2000, optimizer_steps=16) == Work(2000, 3.0, 1.0, 16, 6.75)
 
 
 def test_docstrings_that_are_fragments_are_found() -> None:
