@@ -30,6 +30,7 @@ from htsrl_cli.envs.base import Array
 from htsrl_cli.machine import has_bf16
 from htsrl_cli.tracking.config_file import read_config
 from htsrl_cli.tracking.lines import training_lines
+from scripts.interruption import exit_on_sigterm
 from scripts.learning_curve import random_scores
 from scripts.learning_statistics import (
     Estimate,
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_learning")
     parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
     args = parser.parse_args()
+    exit_on_sigterm()
     if args.seeds < 2:
         parser.error("--seeds must be 2 or more")
     # The baseline is always needed. bf16 without its instructions would be emulated.

@@ -38,6 +38,7 @@ from pathlib import Path
 from htsrl_cli.bench.measured_run import MeasuredRun, busy_cores, measure
 from htsrl_cli.bench.microbenchmarks import OneThread
 from htsrl_cli.machine import cpu_words, has_bf16
+from scripts.interruption import exit_on_sigterm
 from scripts.measured_runs import (
     Comparison,
     compose,
@@ -198,6 +199,7 @@ def main() -> int:
     parser.add_argument("--sb3", help="Python interpreter with stable-baselines3")
     parser.add_argument("--sample-factory", help="Python interpreter with sample-factory")
     args = parser.parse_args()
+    exit_on_sigterm()
     peers = [
         name
         for name, peer in PEERS.items()

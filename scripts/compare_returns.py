@@ -27,6 +27,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.gym.config import GymConfig
 from htsrl_cli.networks.mlp.config import MlpConfig
 from htsrl_cli.tracking.lines import training_lines
+from scripts.interruption import exit_on_sigterm
 from scripts.learning_statistics import Estimate, estimate
 from scripts.measured_runs import compose
 from scripts.provenance import ROOT, result_path, write_result
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_returns")
     parser.add_argument("--output", type=Path, default=result_path("compare_returns"))
     args = parser.parse_args()
+    exit_on_sigterm()
     runs = [
         asdict(train(args.folder, args.sb3, name, library, seed))
         for name in args.tasks

@@ -26,6 +26,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from scripts.interruption import exit_on_sigterm
+
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
 _IFF_TUN_NO_PI = 0x1001
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--megabits", type=float, default=1000.0)
     parser.add_argument("words", nargs="+", help="arguments of htsrl")
     args = parser.parse_args()
+    exit_on_sigterm()
     with Link(args.delay_ms / 1000, args.megabits * 1e6) as link:
         ranks = [subprocess.Popen(link.torchrun(side, args.words)) for side in (0, 1)]
         try:

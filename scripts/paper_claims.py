@@ -33,6 +33,7 @@ from htsrl_cli.bench.measured_run import MeasuredRun, measure
 from htsrl_cli.sampling.schedule import SCHEDULE_FILE
 from htsrl_cli.tracking.lines import training_lines
 from scripts.asynchrony import MEAN_S, NUM_ENVS, RUNNERS, SYNC_INTERVAL, claim_1_seconds
+from scripts.interruption import exit_on_sigterm
 from scripts.measured_runs import show
 from scripts.provenance import result_path, write_result
 
@@ -282,6 +283,7 @@ def main() -> int:
         "--series", nargs="+", choices=SERIES, default=list(SERIES), help="default: all"
     )
     args = parser.parse_args()
+    exit_on_sigterm()
     series = {name: SERIES[name](args.seconds) for name in args.series}
     hashes = {number: hashes_of(number) for number in ACTORS} if "actors" in series else {}
     report = {

@@ -33,6 +33,7 @@ from htsrl_cli.machine import has_bf16
 from htsrl_cli.tracking.bootstrap import confidence_interval
 from htsrl_cli.tracking.lines import read_lines
 from htsrl_cli.tracking.metric_names import EVAL_RETURN, FINAL_METRIC
+from scripts.interruption import exit_on_sigterm
 from scripts.provenance import ROOT, result_path, write_result
 from scripts.reference.markdown import table
 
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "paper_tables")
     parser.add_argument("--output", type=Path, default=result_path("paper_tables"))
     args = parser.parse_args()
+    exit_on_sigterm()
     tasks = [("atari", name) for name in args.atari]
     tasks += [("football", name) for name in args.football]
     if not tasks:

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.interruption import exit_on_sigterm
 from scripts.network_link import Link
 from scripts.provenance import result_path, write_result
 from scripts.reference.markdown import table
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs for each rate")
     parser.add_argument("--output", type=Path, default=result_path("ranks"))
     args = parser.parse_args()
+    exit_on_sigterm()
     words = [*WORDS, f"bench.repeats={args.repeats}", f"bench.seconds={args.seconds}"]
     benches = {LOOPBACK: _bench(words, None)}
     for name, (delay_s, bits_per_s) in MEASURED.items():

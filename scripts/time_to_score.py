@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from htsrl_cli.machine import has_bf16
+from scripts.interruption import exit_on_sigterm
 from scripts.learning_curve import Point, evenly_spaced, read_points
 from scripts.provenance import ROOT, result_path, write_result
 from scripts.reference.markdown import table
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "time_to_score")
     parser.add_argument("--output", type=Path, default=result_path("time_to_score"))
     args = parser.parse_args()
+    exit_on_sigterm()
     shared = ["log.tensorboard=false"]
     shared += [f"actors.device={args.device}", f"learner.device={args.device}"]
     shared += [f"actors.precision={args.precision}", f"learner.precision={args.precision}"]
