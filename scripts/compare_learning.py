@@ -39,7 +39,7 @@ from scripts.learning_statistics import (
     probability_of_improvement,
 )
 from scripts.measured_runs import compose
-from scripts.provenance import ROOT, result_path, write_result
+from scripts.provenance import ROOT, read_result, result_path, write_result
 from scripts.reference.markdown import table
 
 _MINATAR = [
@@ -101,6 +101,21 @@ class Trained:
     seed: int
     whole: float
     last: float
+
+
+def published_runs(
+    result: Mapping[str, Any],
+    words: Mapping[str, Sequence[str]],
+    variants: Mapping[str, Sequence[str]],
+) -> list[Trained]:
+    """Returns the runs of a result file that had the same words for their task and variant."""
+    runs = [Trained(**run) for run in result.get("runs", [])]
+    return [
+        run
+        for run in runs
+        if words.get(run.task) == result["tasks"][run.task]
+        and variants.get(run.variant) == result["variants"][run.variant]
+    ]
 
 
 def task_words(task: str, minatar_steps: int) -> list[str]:
@@ -251,6 +266,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_learning")
     parser.add_argument("--output", type=Path, default=result_path("compare_learning"))
+    parser.add_argument(
+        "--keep-published",
+        action="store_true",
+        help="keep the runs that the output file has, and train the missing ones only",
+    )
     args = parser.parse_args()
     exit_on_sigterm()
     if args.seeds < 2:
@@ -260,20 +280,31 @@ def main() -> None:
     variants = [name for name in variants if name != "bf16" or has_bf16()]
     words = {task: task_words(task, args.minatar_steps) for task in args.tasks}
     random = {task: random_return(own) for task, own in words.items()}
+    variant_words = {variant: [*VARIANTS[variant], *ONE_CORE] for variant in variants}
+    earlier = read_result(args.output) if args.keep_published else {}
+    kept = {
+        (run.task, run.variant, run.seed): run
+        for run in published_runs(earlier, words, variant_words)
+    }
+
+    def trained(job: tuple[str, str, int]) -> Trained:
+        task, *run = job
+        return kept.get(job) or train(args.folder, task, words[task], *run)
+
     jobs = [(t, v, s) for s in range(1, args.seeds + 1) for t in args.tasks for v in variants]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(lambda job: train(args.folder, job[0], words[job[0]], *job[1:]), jobs))
+        runs = list(pool.map(trained, jobs))
     records = summarize(runs, random)
     print(means_table(runs))
     print(summary_table(records))
     report = {
         "tasks": words,
-        "variants": {variant: [*VARIANTS[variant], *ONE_CORE] for variant in variants},
+        "variants": variant_words,
         "random": random,
         "runs": [asdict(run) for run in runs],
         "summary": records,
     }
-    write_result(args.output, report)
+    write_result(args.output, report, earlier if kept else None)
     draw(records, args.output.with_suffix(".png"))
 
 

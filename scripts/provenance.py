@@ -37,12 +37,31 @@ def instruction_sets() -> list[str]:
     return [name for name in _INSTRUCTION_SETS if name in cpu_words()]
 
 
-def write_result(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures and their provenance (key `measured`) as JSON; prints the path."""
+def write_result(
+    path: Path, figures: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
+) -> None:
+    """Writes figures and their provenance (key `measured`) as JSON; prints the path.
+
+    Args:
+        earlier: a result file's content from which some of the figures come. Its provenances are
+            added as a list (key `measured_earlier`).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"measured": provenance(), **figures}
+    origins = {"measured": provenance()}
+    if earlier:
+        origins["measured_earlier"] = [*earlier.get("measured_earlier", []), earlier["measured"]]
+    result = {**origins, **figures}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"{path} written")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Returns the content of a result file; empty if there is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return content
 
 
 def provenance() -> dict[str, Any]:

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from htsrl_cli.machine import has_bf16
+from htsrl_cli.machine import has_bf16, processor
 from scripts.interruption import exit_on_sigterm
 from scripts.learning_curve import Point, evenly_spaced, read_points
-from scripts.provenance import ROOT, result_path, write_result
+from scripts.provenance import ROOT, read_result, result_path, write_result
 from scripts.reference.markdown import table
 
 _WINDOW = 100
@@ -143,6 +143,15 @@ def measure(folder: Path, task: str, runner: str, seed: int, shared: Sequence[st
     return run
 
 
+def published_runs(result: Mapping[str, Any], tasks: Mapping[str, Sequence[str]]) -> list[Run]:
+    """Returns the runs of a result file that had the same words, on a processor like this one."""
+    measured = [*result.get("measured_earlier", []), *([result["measured"]] if result else [])]
+    if any(origin["processor"] != processor() for origin in measured):
+        return []
+    runs = [Run(**run) for run in result.get("runs", [])]
+    return [run for run in runs if tasks.get(run.task) == result["tasks"][run.task]]
+
+
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Returns a Markdown table: a row for each run, with its target or published scores."""
     rows = []
@@ -209,21 +218,28 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "time_to_score")
     parser.add_argument("--output", type=Path, default=result_path("time_to_score"))
+    parser.add_argument(
+        "--keep-published",
+        action="store_true",
+        help="keep the runs that the output file has from a processor like this one",
+    )
     args = parser.parse_args()
     exit_on_sigterm()
     shared = ["log.tensorboard=false"]
     shared += [f"actors.device={args.device}", f"learner.device={args.device}"]
     shared += [f"actors.precision={args.precision}", f"learner.precision={args.precision}"]
+    tasks = {task: [*TASKS[task].words, *shared] for task in args.tasks}
+    earlier = read_result(args.output) if args.keep_published else {}
+    kept = {(run.task, run.runner, run.seed): run for run in published_runs(earlier, tasks)}
     runs = [
-        measure(args.folder, task, runner, seed, shared)
+        kept.get((task, runner, seed)) or measure(args.folder, task, runner, seed, shared)
         for seed in range(1, args.seeds + 1)
         for task in args.tasks
         for runner in args.runners
     ]
     records = [asdict(run) for run in runs]
     print(runs_table(records))
-    tasks = {task: [*TASKS[task].words, *shared] for task in args.tasks}
-    write_result(args.output, {"tasks": tasks, "runs": records})
+    write_result(args.output, {"tasks": tasks, "runs": records}, earlier if kept else None)
     draw(runs, args.output.with_suffix(".png"))
 
 

@@ -33,6 +33,8 @@ LEARNING = {
 }
 _NOT_MEASURED = "Not measured yet with this version."
 _ROWS_OF_CURVE = 12
+# Between lines of one paragraph: Markdown keeps them apart by the backslash.
+_BREAK = "\\\n"
 # Variants in the README's table, and their titles.
 _SHOWN = {"fp32": "htsrl, fp32", "bf16": "htsrl, bf16", "sync fp32": "htsrl, synchronous"}
 
@@ -53,9 +55,7 @@ class Result:
     @property
     def processor(self) -> str:
         """The processor on which the result was measured, with its instruction sets."""
-        measured = self.content["measured"]
-        sets = [name.upper().replace("_", "-") for name in measured["instruction_sets"]]
-        return f"{measured['processor']} ({', '.join(sets)})"
+        return _processor(self.content["measured"])
 
     def figure(self, root: Path, title: str, suffix: str = "") -> str:
         """Returns Markdown that shows a plot of this result, for a page in the folder `root`.
@@ -67,24 +67,32 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """A Markdown line with the machine, package versions, date and commit of the result."""
-        measured = self.content["measured"]
-        parts = [
-            f"{self.processor}, {measured['cores']} cores",
-            *([measured["gpu"]] if measured["gpu"] else []),
-            f"Python {measured['python']}, torch {measured['torch']}",
-            measured["date"],
-            f"commit {measured['commit']}",
-        ]
-        return f"*{'; '.join(parts)}.*"
+        """Markdown with the machine, package versions, date and commit of the result.
+
+        It has a line for each measurement of which the result consists.
+        """
+        origins = [*self.content.get("measured_earlier", []), self.content["measured"]]
+        return _BREAK.join(_origin(measured) for measured in origins)
 
     def with_origin(self, text: str) -> str:
         """Returns `text` with this result's origin below it."""
         return f"{text}\n\n{self.origin}"
 
 
-# Lines of one paragraph, which Markdown keeps apart by the backslash.
-_BREAK = "\\\n"
+def _processor(measured: Mapping[str, Any]) -> str:
+    sets = [name.upper().replace("_", "-") for name in measured["instruction_sets"]]
+    return f"{measured['processor']} ({', '.join(sets)})"
+
+
+def _origin(measured: Mapping[str, Any]) -> str:
+    parts = [
+        f"{_processor(measured)}, {measured['cores']} cores",
+        *([measured["gpu"]] if measured["gpu"] else []),
+        f"Python {measured['python']}, torch {measured['torch']}",
+        measured["date"],
+        f"commit {measured['commit']}",
+    ]
+    return f"*{'; '.join(parts)}.*"
 
 
 def find(name: str, folder: Path = RESULTS) -> Iterator[Result]:
@@ -254,7 +262,7 @@ def compared_returns(folder: Path = RESULTS) -> str:
     )
 
 
-def time_to_score(folder: Path = RESULTS) -> str:
+def times_to_score(folder: Path = RESULTS) -> str:
     """Returns tables and plots of how long each run took to its task's target."""
     return _join(
         result.with_origin(
@@ -282,7 +290,7 @@ REGIONS: Mapping[str, Callable[..., str]] = {
     "learning": learning,
     "compared-learning": compared_learning,
     "compared-returns": compared_returns,
-    "time-to-score": time_to_score,
+    "time-to-score": times_to_score,
 }
 README_REGIONS: Mapping[str, Callable[..., str]] = {
     "throughput": compared_throughput,

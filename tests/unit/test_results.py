@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts import compare_learning, time_to_score
 from scripts.compare_returns import TASKS, sb3_settings
 from scripts.learning_curve import Point
 from scripts.measured_runs import compose
-from scripts.provenance import write_result
+from scripts.provenance import read_result, write_result
 from scripts.reference.benchmarks import (
     README_REGIONS,
     REGIONS,
@@ -22,7 +24,7 @@ from scripts.reference.benchmarks import (
     find,
     learning,
     throughput,
-    time_to_score,
+    times_to_score,
 )
 from scripts.time_to_score import reached_at
 
@@ -85,6 +87,40 @@ def test_learning_curves_and_comparisons_are_shown(tmp_path: Path) -> None:
     assert "| CartPole | hts | 445.0 ± 7.1 | 500.0 ± 0.0 | 2 |" in text
 
 
+def test_a_published_run_is_kept_if_its_words_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "avx2" / "compare_learning.json"
+    runs = [
+        {"task": task, "variant": variant, "seed": 1, "whole": 440.0, "last": 500.0}
+        for task, variant in itertools.product(("CartPole", "Acrobot"), ("sync", "vtrace"))
+    ]
+    tasks, variants = {"CartPole": ["a"], "Acrobot": ["b"]}, {"sync": ["c"], "vtrace": ["d"]}
+    write_result(path, {"tasks": tasks, "variants": variants, "runs": runs, "summary": []})
+    first = read_result(path)
+    kept = compare_learning.published_runs(first, tasks | {"Acrobot": ["x"]}, {"sync": ["c"]})
+    assert [(run.task, run.variant) for run in kept] == [("CartPole", "sync")]
+    assert read_result(tmp_path / "none.json") == {}
+    assert not compare_learning.published_runs({}, tasks, variants)
+
+    # A result that consists of several measurements names all of them.
+    figures = {"runs": [], "summary": []}
+    write_result(path, figures, first)
+    write_result(path, figures, read_result(path))
+    assert read_result(path)["measured_earlier"] == [first["measured"]] * 2
+    assert compared_learning(tmp_path).count(first["measured"]["processor"]) == 3
+
+
+def test_minutes_of_another_processor_are_not_kept(tmp_path: Path) -> None:
+    run = {"task": "pong", "runner": "hts", "seed": 2, "score": 18.3, "env_steps": 1_200_000}
+    run |= {"seconds": 1800.0, "reached": True, "points": []}
+    path = tmp_path / "avx2" / "time_to_score.json"
+    write_result(path, {"tasks": {"pong": ["a"]}, "runs": [run]})
+    here = read_result(path)
+    assert [r.seed for r in time_to_score.published_runs(here, {"pong": ["a"]})] == [2]
+    assert not time_to_score.published_runs(here, {"pong": ["b"]})
+    elsewhere = here | {"measured": here["measured"] | {"processor": "another"}}
+    assert not time_to_score.published_runs(elsewhere, {"pong": ["a"]})
+
+
 def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
     points = [Point(n * 1000, n * 60.0, 40 * n, 6.0 * n) for n in range(1, 6)]
     # Two games of the first 80 were lucky.
@@ -95,7 +131,7 @@ def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
     record = {"task": "pong", "runner": "hts", "seed": 2, "score": 18.3, "env_steps": 1_200_000}
     content = {"runs": [record | {"seconds": 1800.0, "reached": True, "points": []}]}
     write_result(tmp_path / "avx2" / "time_to_score.json", content)
-    text = time_to_score(tmp_path)
+    text = times_to_score(tmp_path)
     assert "| pong | hts | 2 | 18.3 | 1,200,000 | 30 | 18 |" in text
 
 
