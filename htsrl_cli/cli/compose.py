@@ -71,7 +71,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     except OverrideParseException as error:
         key, equals, value = error.override.partition("=")
         if not equals:
-            raise UsageError(f"{error.override}: write it as KEY=VALUE") from error
+            remedy = "write it as KEY=VALUE"
+            if Path(key).exists():
+                remedy += f", for example resume={key} or checkpoint={key}"
+            raise UsageError(f"{key}: {remedy}") from error
         raise ConfigError(key, value, separate_arguments(key) or unparsable(error)) from error
 
 
@@ -204,7 +207,7 @@ class Composer:
             search_path.prepend("command-line", path, anchor=SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(search_path)
         self._loader.repository = self._files = CheckedRepository(search_path)
-        self._explainer = Explainer(config_name, self.group_options, self._load_unexplained)
+        self._explainer = Explainer(self.group_options, self._load_unexplained)
 
     def is_multirun(self, overrides: Sequence[str]) -> bool:
         """Returns True if `hydra.mode` is `MULTIRUN` in the composed configuration."""

@@ -42,13 +42,11 @@ class Explainer:
     """Translator of Hydra's errors into errors that name the wrong override.
 
     Attributes:
-        config_name: name of the primary YAML file: the verb, unless `--config-name` is given.
         group_options: function that returns the list of a group's options, which is empty for an
             unknown group.
         compose: function that composes a single job from overrides, or raises one of `REFUSALS`.
     """
 
-    config_name: str
     group_options: Callable[[str], list[str]]
     compose: Callable[[Sequence[str]], DictConfig]
 
@@ -80,8 +78,7 @@ class Explainer:
             return ConfigError(group, shown(value), f"write it as {top}={folder}/{value}")
         if group == "env" and (words := _as_environment(str(value), options)):
             return ConfigError(group, shown(value), f"write it as {words}")
-        few = ", ".join(options) if len(options) <= _FEW else f"htsrl {self.config_name} --help"
-        hint = did_you_mean(str(value), options) or f" ({few})"
+        hint = _option_hint(str(value), group, options)
         return ConfigError(group, shown(value), f"{group} has no such option{hint}")
 
     def _group_again(self, override: Override) -> ConfigError | None:
@@ -123,6 +120,19 @@ class Explainer:
             remedy = separate_arguments(key, override.value())
             return ConfigError(key, value, remedy or _cause(error))
         return None
+
+
+def _option_hint(value: str, group: str, options: Sequence[str]) -> str:
+    """Returns the option that is closest to `value`, or some options.
+
+    If `value` is a folder of options, these are the first in it, else the first in no folder.
+    """
+    inside = [option for option in options if option.startswith(f"{value}/")]
+    if not inside and (hint := did_you_mean(value, options)):
+        return hint
+    names = (inside or [option for option in options if "/" not in option] or options)[:_FEW]
+    more = f"; all: htsrl list {group}" if len(names) < len(options) else ""
+    return f" ({', '.join(names)}{more})"
 
 
 def separate_arguments(key: str, value: object = None) -> str:
