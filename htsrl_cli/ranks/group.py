@@ -100,7 +100,7 @@ class Group:
         received = torch.empty_like(sent)
         with self._exchange():
             dist.all_to_all_single(received, sent, group=self._engine)
-        return tree_sum([[part] for part in received.view(self.size, width).unbind()])[0][0]
+        return tree_sum([[part] for part in received.view(self.size, width).unbind()])[0]
 
     def _all(self, local: Tensor) -> list[Tensor]:
         """Returns the tensors of all ranks."""
