@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from htsrl_cli.errors import RunError
 from htsrl_cli.lifetime import ask_to_end_with_parent
 from htsrl_cli.ranks.environment import RUN_NUMBER, is_started_by_torchrun, rank_and_size
+from htsrl_cli.ranks.meeting import meet
 from htsrl_cli.ranks.shards import tree_sum
 from htsrl_cli.ranks.watch import Watch
 
@@ -163,9 +164,9 @@ def joined() -> Iterator[Group]:
         # A rank that waits for others would not notice that torchrun was killed.
         ask_to_end_with_parent()
     found, _, _ = next(rendezvous("env://"))
-    store = dist.PrefixStore(  # type: ignore[attr-defined]
-        f"htsrl/{os.environ.get(RUN_NUMBER, '0')}", found
-    )
+    prefix = f"htsrl/{os.environ.get(RUN_NUMBER, '0')}"
+    shared = dist.PrefixStore(prefix, found)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(meet(shared, rank, size), shared)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

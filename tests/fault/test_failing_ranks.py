@@ -36,17 +36,17 @@ sys.exit(main())
 # Rank 1 says when it waits for rank 0, which does not come.
 WAITING = """
 import os, pathlib, sys, time
-import torch.distributed as dist
+from htsrl_cli.ranks import group
 
 if os.environ["RANK"] == "0":
     time.sleep(600)
-join = dist.init_process_group
+meet = group.meet
 
-def say_and_join(*args, **kwargs):
+def say_and_meet(*args):
     pathlib.Path("waits").touch()
-    join(*args, **kwargs)
+    return meet(*args)
 
-dist.init_process_group = say_and_join
+group.meet = say_and_meet
 from htsrl_cli.cli.main import main
 sys.exit(main())
 """
