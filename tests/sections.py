@@ -119,7 +119,7 @@ def evaluation(**changes: Any) -> PeriodicEvalConfig:
 
 def train(**changes: Any) -> TrainConfig:
     """Returns a whole training configuration with some sections and values changed."""
-    return replace(build(TrainConfig, _plain()), **changes)
+    return replace(build(TrainConfig, _plain()), **{"network": network(), **changes})
 
 
 def eval(checkpoint: str, **changes: Any) -> EvalConfig:

@@ -266,12 +266,12 @@ def build_instead(patch: pytest.MonkeyPatch, kind: type[ActorCritic]) -> None:
 
 
 class Faint(ActorCritic):
-    """A policy whose logits depend on the position in the batch by one rounding error."""
+    """A policy whose values depend on the position in the batch by one rounding error."""
 
     def forward(self, obs: Tensor, layer: Layer = relu_layer) -> tuple[Tensor, Tensor]:
         params, values = super().forward(obs, layer)
-        above = torch.nextafter(params, torch.tensor(torch.inf))
-        return torch.where(torch.arange(len(params)).view(-1, 1) % 2 == 0, params, above), values
+        above = torch.nextafter(values, torch.tensor(torch.inf))
+        return params, torch.where(torch.arange(len(values)) % 2 == 0, values, above)
 
 
 @pytest.mark.parametrize("kind", [Positional, Neighbourly, Faint])

@@ -57,7 +57,8 @@ def test_defaults() -> None:
 
 
 def test_yaml_values_become_the_declared_types() -> None:
-    config = train_config("total_steps=1e6", "algo.learning_rate=1", "network.hidden_sizes=[32,16]")
+    words = ("network.hidden_sizes=[32,16]", "network.linear_kernel=product")
+    config = train_config("total_steps=1e6", "algo.learning_rate=1", *words)
     assert (type(config.total_steps), config.total_steps) == (int, 1_000_000)
     assert (type(config.algo.learning_rate), config.algo.learning_rate) == (float, 1.0)
     assert config.network == sections.network(hidden_sizes=(32, 16))
