@@ -288,8 +288,8 @@ def main() -> None:
     }
 
     def trained(job: tuple[str, str, int]) -> Trained:
-        task, *run = job
-        return kept.get(job) or train(args.folder, task, words[task], *run)
+        task, variant, seed = job
+        return kept.get(job) or train(args.folder, task, words[task], variant, seed)
 
     jobs = [(t, v, s) for s in range(1, args.seeds + 1) for t in args.tasks for v in variants]
     with ThreadPoolExecutor(args.jobs) as pool:

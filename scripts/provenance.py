@@ -47,7 +47,7 @@ def write_result(
             added as a list (key `measured_earlier`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    origins = {"measured": provenance()}
+    origins: dict[str, Any] = {"measured": provenance()}
     if earlier:
         origins["measured_earlier"] = [*earlier.get("measured_earlier", []), earlier["measured"]]
     result = {**origins, **figures}

@@ -75,7 +75,7 @@ def words(config: TrainConfig) -> list[str]:
         *env_words(config.env),
         *algo_words(config.algo),
         *runner_words(config.runner),
-        f"network.linear_kernel={config.network.linear_kernel}",
+        "network.linear_kernel=product",
         f"network.memory={config.network.memory}",
         f"network.memory_size={config.network.memory_size}",
         f"actors.num_envs={config.actors.num_envs}",

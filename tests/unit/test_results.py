@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_a_published_run_is_kept_if_its_words_are_the_same(tmp_path: Path) -> No
     assert not compare_learning.published_runs({}, tasks, variants)
 
     # A result that consists of several measurements names all of them.
-    figures = {"runs": [], "summary": []}
+    figures: dict[str, list[Any]] = {"runs": [], "summary": []}
     write_result(path, figures, first)
     write_result(path, figures, read_result(path))
     assert read_result(path)["measured_earlier"] == [first["measured"]] * 2
