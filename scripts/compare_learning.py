@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-published",
         action="store_true",
-        help="keep the runs that the output file has, and train the missing ones only",
+        help="take runs from the output file, and train only those that it lacks",
     )
     args = parser.parse_args()
     exit_on_sigterm()

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-published",
         action="store_true",
-        help="keep the runs that the output file has from a processor like this one",
+        help="take runs from the output file, if a processor like this one made them",
     )
     args = parser.parse_args()
     exit_on_sigterm()
