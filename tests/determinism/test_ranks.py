@@ -44,6 +44,18 @@ ActorCritic._heads = positional
 if __name__ == "__main__":
     sys.exit(main())
 """
+# Starts htsrl; rank 1 has other numbers of workers and threads.
+UNLIKE = """
+import os
+import sys
+from htsrl_cli.cli.main import main
+
+# Executors import this file.
+if __name__ == "__main__":
+    if os.environ.get("RANK") == "1":
+        sys.argv += ["actors.num_executors=1", "actors.num_actors=2", "learner.num_threads=3"]
+    sys.exit(main())
+"""
 KINDS = {
     "cartpole": CARTPOLE,
     "correction": (*CARTPOLE, "algo.correction=decoupled"),
@@ -98,6 +110,17 @@ def test_ranks_change_nothing(kind: str, ranks: int, start: Start) -> None:
     found = []
     for number in (1, ranks):
         run = start(number, f"of_{number}", *KINDS[kind])
+        assert run.wait() == 0, run.stderr
+        found.append(results(run))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow("starts 2 ranks, and one process")
+@pytest.mark.parametrize("kind", ["cartpole", "pong-ppo"])
+def test_ranks_with_unlike_workers_change_nothing(kind: str, start: Start) -> None:
+    found = []
+    for ranks, script in ((1, ""), (2, UNLIKE)):
+        run = start(ranks, f"of_{ranks}", *KINDS[kind], script=script)
         assert run.wait() == 0, run.stderr
         found.append(results(run))
     assert found[0] == found[1]
