@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Htsrl
 from tests.harness import command, environment
-from tests.integration.test_bad_input import assert_refused
+from tests.integration.refusals import assert_refused
 
 LONG = "x" * 300
 RUN = (

@@ -10,7 +10,7 @@ import pytest
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.errors import UsageError
 from tests.conftest import Htsrl
-from tests.integration.test_bad_input import assert_refused
+from tests.integration.refusals import assert_refused
 
 # A sweep on the command line, and what the error says.
 SWEEPS = {
