@@ -222,12 +222,16 @@ class Composer:
             UsageError: an override is malformed, has several values, or names an unknown key or
                 option.
         """
-        for override in parse_overrides(overrides):
+        parsed = parse_overrides(overrides)
+        for override in parsed:
             if override.is_sweep_override():
                 value = override.get_value_string()
                 remedy = "several values need a sweep: add -m, or quote them to make one value"
                 raise ConfigError(override.get_key_element(), value, remedy)
         cfg = self._load(overrides, RunMode.RUN)
+        for override in parsed:
+            if problem := self._explainer.kind_problem(override, parsed):
+                raise problem
         choices = cfg.hydra.runtime.choices
         tuned.check(cfg, choices)
         name = tuned.choose(cfg, choices, self.group_options(tuned.GROUP))

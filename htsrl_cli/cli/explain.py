@@ -26,6 +26,8 @@ REFUSALS = (
 )
 # Sections of arguments for the user's code, which have no default values.
 _ARGUMENTS = ("env.kwargs", "network.kwargs")
+# Keys that hold the kind of a section.
+_KINDS = ("kind", "name")
 # An error message lists the options of a group if there are at most this many.
 _FEW = 8
 _FUNCTIONS = ("choice", "range", "interval", "tag", "int", "float", "sort", "shuffle", "glob")
@@ -64,6 +66,27 @@ class Explainer:
             if override not in groups and (problem := self._key_problem(override, groups)):
                 return problem
         return UsageError(first_line(error))
+
+    def kind_problem(self, override: Override, overrides: Sequence[Override]) -> ConfigError | None:
+        """Returns an error if the override names an option by a section's kind (`algo.name=a2c`).
+
+        The section would keep the keys of the option that is chosen.
+
+        Args:
+            overrides: all overrides of the command.
+        """
+        key, value = override.key_or_group, str(override.value())
+        group, _, tag = key.rpartition(".")
+        options = self.group_options(group) if tag in _KINDS else []
+        if value in options:
+            remedy = f"write it as {group}={value}"
+        elif _inside(value, options):
+            remedy = f"write it as {group}={value}/NAME; all names: htsrl list {group}"
+        else:
+            return None
+        others = [other.input_line or "" for other in overrides if other is not override]
+        is_changed = self.compose(others)[group][tag] != value
+        return ConfigError(key, value, remedy) if is_changed else None
 
     def _group_problem(self, override: Override) -> ConfigError | None:
         """Returns an error if the option is unknown or the group is nested (`env/atari=pong`)."""
@@ -127,12 +150,17 @@ def _option_hint(value: str, group: str, options: Sequence[str]) -> str:
 
     If `value` is a folder of options, these are the first in it, else the first in no folder.
     """
-    inside = [option for option in options if option.startswith(f"{value}/")]
+    inside = _inside(value, options)
     if not inside and (hint := did_you_mean(value, options)):
         return hint
     names = (inside or [option for option in options if "/" not in option] or options)[:_FEW]
     more = f"; all: htsrl list {group}" if len(names) < len(options) else ""
     return f" ({', '.join(names)}{more})"
+
+
+def _inside(folder: str, options: Sequence[str]) -> list[str]:
+    """Returns the options in a folder of options."""
+    return [option for option in options if option.startswith(f"{folder}/")]
 
 
 def separate_arguments(key: str, value: object = None) -> str:

@@ -52,6 +52,17 @@ TRAIN = {
         "env.id=PongNoFrameskip-v4",
         "env=atari/pong",
     ),
+    "algorithm by its key": (["algo.name=a2c"], "algo.name=a2c", "write it as algo=a2c"),
+    "network by its key": (
+        ["network.name=nature_cnn"],
+        "network.name=nature_cnn",
+        "write it as network=nature_cnn",
+    ),
+    "kind of environment by its key": (
+        ["env.kind=football"],
+        "env.kind=football",
+        "write it as env=football/NAME",
+    ),
     "id without env=gym": (
         ["env.id=CartPole-v1"],
         "env.id=CartPole-v1",
@@ -62,9 +73,6 @@ TRAIN = {
         "env.id=CartPole",
         "name the version: CartPole-v1",
     ),
-    "search without a range": (["-m", "sweeper=optuna"], "a search", "needs a key with a range"),
-    "search without -m": (["hparams_search=ppo"], "hparams_search=ppo", "add -m"),
-    "launcher without -m": (["launcher=joblib"], "launcher=joblib", "add -m"),
     "settings of another algorithm": (
         ["algo=a2c", "tuned=ppo/CartPole-v1"],
         "tuned=ppo/CartPole-v1",
@@ -76,7 +84,6 @@ TRAIN = {
     "removed preset": (["~experiment"], "~experiment", "cannot be removed"),
     "removed unknown key": (["~sede"], "~sede", "cannot be removed"),
     "removed key of hydra": (["~hydra.run.dir"], "~hydra.run.dir", "cannot be removed"),
-    "removed key in a sweep": (["-m", "~seed", "seed=1,2"], "~seed", "cannot be removed"),
     "key of another environment": (
         ["env.id=Pong-v5"],
         "env.id=Pong-v5",
@@ -101,13 +108,6 @@ TRAIN = {
         "experiment=cartpole_ppo: write it without the +",
     ),
     "added option": (["+algo=a2c"], "algo=a2c", "algo=a2c: write it without the +"),
-    "added presets of a sweep": (
-        ["-m", "+experiment=cartpole_ppo,cartpole_a2c"],
-        "experiment=cartpole_ppo",
-        "experiment=cartpole_ppo: write it without the +",
-    ),
-    "added option of a sweep": (["-m", "+algo=a2c", "seed=1,2"], "algo=a2c", "without the +"),
-    "mistyped option in a sweep": (["-m", "env=atari/pnog", "seed=1,2"], "env=atari/pnog", "pong?"),
     "option added by force": (
         ["++env=gym", "env.id=CartPole-v1"],
         "env=gym",
@@ -137,7 +137,6 @@ TRAIN = {
     "run folder without a key": (["/tmp"], "/tmp", "resume=/tmp or checkpoint=/tmp"),
     "malformed list": (["network.hidden_sizes=[64"], "network.hidden_sizes=[64", "quote"),
     "unknown flag": (["--fast"], "--fast", "--hydra-help"),
-    "flags that exclude each other": (["-m", "--cfg", "job"], "--multirun", "only one"),
     "missing mandatory value": (["env=gym"], "env.id=???", "env.id=..."),
     "text for a number": (["actors.num_envs=many"], "actors.num_envs=many", "an integer"),
     "fraction for a count": (["actors.num_envs=2.5"], "actors.num_envs=2.5", "an integer"),
@@ -258,43 +257,10 @@ TRAIN = {
         "runner=serial allows only 1",
     ),
     "run without an update": (["total_steps=2048"], "total_steps=2048", "more than 2048"),
-    "sweep without -m": (["seed=1,2"], "seed=1,2", "add -m"),
-    "mistake in one job of a sweep": (["-m", "seed=1,-2"], "seed=-2", "between 0"),
-    "interval for the basic sweeper": (
-        ["-m", "algo.gamma=interval(0,1)"],
-        "algo.gamma=interval(0,1)",
-        "range()",
-    ),
-    "mistyped key of a search": (
-        ["-m", "sweeper=optuna", "algo.learnin_rate=interval(1e-5,1e-3)"],
-        "algo.learnin_rate=interval(1e-5,1e-3)",
-        "algo.learning_rate?",
-    ),
-    "mistyped key of a search's file": (
-        ["-m", "hparams_search=ppo", "+hydra.sweeper.params={algo.gama:'range(0,1)'}"],
-        "algo.gama=range(0,1)",
-        "algo.gamma?",
-    ),
-    "mistyped option of a search": (
-        ["-m", "sweeper=optuna", "algo=choice(ppo,a3c)"],
-        "algo=a3c",
-        "did you mean a2c?",
-    ),
-    "key of one of the algorithms of a search": (
-        ["-m", "sweeper=optuna", "algo=choice(ppo,a2c)", "algo.clip_coef=interval(0.1,0.3)"],
-        "algo.clip_coef=interval(0.1,0.3)",
-        "no such key with algo=a2c",
-    ),
-    "pattern in a search": (
-        ["-m", "sweeper=optuna", "algo=glob(*)"],
-        "algo=glob(*)",
-        "choice(A,B)",
-    ),
     "broken interpolation": (["seed=${sede}"], "seed=${sede}", "sede"),
     "nothing to resume": (["resume=nowhere"], "nowhere", "does not exist"),
     "unknown name in a folder": (["hydra.run.dir=a/${nope}"], "hydra.run.dir=a/${nope}", "'nope'"),
     "automatic resume without a folder": (["resume=auto"], "resume=auto", "hydra.run.dir=RUN_DIR"),
-    "resume in a sweep": (["-m", "seed=1,2", "resume=x"], "resume=x", "resume=auto"),
     "folder below a file": (
         ["hydra.run.dir=/dev/null/run"],
         "hydra.run.dir=/dev/null/run",
@@ -384,12 +350,6 @@ def test_environment_that_cannot_be_built_leaves_no_folder(htsrl: Htsrl, tmp_pat
 )
 def test_removal_is_refused_everywhere(htsrl: Htsrl, words: list[str]) -> None:
     assert_refused(htsrl(*words, "~seed"), "~seed: keys and groups cannot be removed")
-
-
-def test_sweepers_are_listed(htsrl: Htsrl) -> None:
-    run = htsrl("list", "sweeper")
-    assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.startswith("optuna  ")
 
 
 MODULE = """

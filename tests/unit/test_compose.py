@@ -381,3 +381,14 @@ def test_suggestions(word: str, suggestion: str) -> None:
 def test_no_suggestion_is_better_than_a_wrong_one() -> None:
     assert did_you_mean("zzz", ["algo.learning_rate", "seed"]) == ""
     assert did_you_mean("atari/nothing", ["atari/boxing"]) == ""
+
+
+def test_a_kind_that_the_chosen_option_has_is_accepted(tmp_path: Path) -> None:
+    assert train_config("env.kind=atari", "algo.name=ppo", "runner.name=hts").env.kind == "atari"
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "mine.yaml").write_text("defaults: [mlp]\nhidden_sizes: [8]\n")
+    composer = Composer("train", str(tmp_path))
+    words = ["env=gym", "env.id=CartPole-v1", "network=mine", "network.name=mlp"]
+    assert list(composer.job(words).network.hidden_sizes) == [8]
+    with pytest.raises(ConfigError, match=r"^network\.name=nature_cnn: write it as network="):
+        composer.job([*words[:-1], "network.name=nature_cnn"])
