@@ -7,6 +7,7 @@ because the order of its additions depends on the number of ranks.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -153,6 +154,35 @@ class Group:
 ALONE = Group()
 
 
+def _connect(rank: int, size: int) -> dist.Store:  # type: ignore[name-defined]
+    """Connects this process to the other ranks; returns the store that they share."""
+    found, _, _ = next(rendezvous("env://"))
+    prefix = f"htsrl/{os.environ.get(RUN_NUMBER, '0')}"
+    shared = dist.PrefixStore(prefix, found)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(meet(shared, rank, size), shared)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return store
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets signals end this process at once, until the end of the `with` block.
+
+    Python calls its signal handlers only after torch returns, which may take half an hour if the
+    other ranks do not come.
+    """
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def joined() -> Iterator[Group]:
     """Connects this process to the other ranks until the end of the `with` block."""
@@ -163,12 +193,15 @@ def joined() -> Iterator[Group]:
     if is_started_by_torchrun():
         # A rank that waits for others would not notice that torchrun was killed.
         ask_to_end_with_parent()
-    found, _, _ = next(rendezvous("env://"))
-    prefix = f"htsrl/{os.environ.get(RUN_NUMBER, '0')}"
-    shared = dist.PrefixStore(prefix, found)  # type: ignore[attr-defined]
-    store = dist.PrefixStore(meet(shared, rank, size), shared)  # type: ignore[attr-defined]
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        with _ended_by_signals():
+            store = _connect(rank, size)
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RunError(
+            f"rank {rank} of {size} cannot meet the others at MASTER_ADDR:MASTER_PORT = {place} "
+            f"({str(error).splitlines()[0]}): start all ranks again; rank 0 must be reachable there"
+        ) from error
     try:
         with closing(Watch(store, rank, size)) as watch:
             yield Group(rank, size, watch)

@@ -11,13 +11,16 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 
 from scripts.network_link import Link
 from tests.fault.processes import Run, wait_until, without_leftovers
+from tests.harness import command
 from tests.ranks import CARTPOLE, Start, rank_processes, results, start
 
 __all__ = ["start"]
@@ -118,6 +121,37 @@ def test_a_rank_that_waits_at_the_start_ends_with_its_torchrun(tmp_path: Path) -
         wait_until(lambda: not second.processes(), "rank 1 ends", 20)
         rank_processes(first)[0].kill()
         assert first.wait() == 1
+
+
+def _lonely_rank(folder: Path, port: int) -> Run:
+    """Starts rank 1 of 2 as another launcher than `torchrun` does; rank 0 never comes."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2"}
+    return Run(folder, command_line=command("train", *LONG), env=place)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_rank_that_waits_for_an_answer(tmp_path: Path, signum: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, without_leftovers() as runs:
+        runs.append(_lonely_rank(tmp_path, server.getsockname()[1]))
+        server.settimeout(120)
+        connection, _ = server.accept()
+        with connection:
+            runs[0].process.send_signal(signum)
+            assert runs[0].wait() == -signum
+
+
+def test_a_store_that_goes_while_ranks_meet(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    with without_leftovers() as runs:
+        runs.append(_lonely_rank(tmp_path, store.port))
+        shared = dist.PrefixStore("htsrl/0", store)  # type: ignore[attr-defined]
+        wait_until(partial(shared.check, ["name/1"]), "rank 1 waits for rank 0", 120)
+        place = f"127.0.0.1:{store.port}"
+        del shared, store
+        assert runs[0].wait() == 1
+        (line,) = [line for line in runs[0].stderr.splitlines() if "htsrl: error:" in line]
+        assert "rank 1 of 2 cannot meet the others at MASTER_ADDR:MASTER_PORT = " + place in line
+        assert "Traceback" not in runs[0].stderr
 
 
 @pytest.fixture
