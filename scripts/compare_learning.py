@@ -38,23 +38,10 @@ from scripts.learning_statistics import (
     interquartile_mean,
     probability_of_improvement,
 )
-from scripts.measured_runs import compose
+from scripts.measured_runs import compose, same_configurations
 from scripts.provenance import ROOT, read_result, result_path, write_result
 from scripts.reference.markdown import table
 
-_MINATAR = [
-    "env=gym",
-    "algo=ppo",
-    "network=small_cnn",
-    "actors.num_envs=32",
-    "runner.sync_interval=64",
-    "algo.learning_rate=2.5e-3",
-    "algo.clip_coef=0.2",
-    "algo.clip_value_loss=false",
-    "algo.update_epochs=4",
-    "algo.num_minibatches=8",
-    "tuned=none",
-]
 TASKS = {
     "CartPole": ["experiment=cartpole_ppo"],
     "Acrobot": [
@@ -65,7 +52,7 @@ TASKS = {
     ],
     "LunarLander": ["env=gym", "env.id=LunarLander-v3", "algo=ppo", "total_steps=300_000"],
     **{
-        f"MinAtar {game}": [*_MINATAR, f"env.id=MinAtar/{game}-v1"]
+        f"MinAtar {game}": ["experiment=minatar_ppo", f"env.id=MinAtar/{game}-v1"]
         for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
     },
 }
@@ -108,13 +95,13 @@ def published_runs(
     words: Mapping[str, Sequence[str]],
     variants: Mapping[str, Sequence[str]],
 ) -> list[Trained]:
-    """Returns the runs of a result file that had the same words for their task and variant."""
+    """Returns the runs of a result file with the same configuration and the same variant."""
+    same = same_configurations(words, result.get("tasks", {}))
     runs = [Trained(**run) for run in result.get("runs", [])]
     return [
         run
         for run in runs
-        if words.get(run.task) == result["tasks"][run.task]
-        and variants.get(run.variant) == result["variants"][run.variant]
+        if run.task in same and variants.get(run.variant) == result["variants"][run.variant]
     ]
 
 

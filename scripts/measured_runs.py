@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,29 @@ from typing import Any
 from htsrl_cli.bench.measured_run import MeasuredRun, is_quiet
 from htsrl_cli.cli.compose import Composer, to_train_config
 from htsrl_cli.config.sections import TrainConfig
+from htsrl_cli.errors import HtsrlError
 from scripts.provenance import write_result
 
 
 def compose(words: Sequence[str]) -> TrainConfig:
     """Returns the configuration of `htsrl train WORDS`."""
     return to_train_config(Composer("train").job(words))
+
+
+def same_configurations(
+    now: Mapping[str, Sequence[str]], earlier: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Returns the tasks whose words have the same configuration now as earlier.
+
+    Words may change without that, for example if a preset takes their place.
+    """
+    same = []
+    for task in now.keys() & earlier.keys():
+        # Earlier words may be refused now.
+        with suppress(HtsrlError):
+            if compose(now[task]) == compose(earlier[task]):
+                same.append(task)
+    return same
 
 
 def show(run: MeasuredRun) -> MeasuredRun:

@@ -3,10 +3,11 @@
     python -m scripts.time_to_score --tasks pong --seeds 3
     python -m scripts.time_to_score --tasks breakout qbert --device cuda
 
-Runs `htsrl train` for each task, one run at a time, because the minutes count. A run ends when its
-score reaches the task's target, or after all its env steps; tasks without a target always take all
-env steps. The score is the mean raw score of the last 100 games. Start the same command again to go
-on after an interruption: complete runs are not repeated, and others are resumed.
+Runs `htsrl train` for each task, one run at a time, because the minutes count. With `--jobs`, some
+run at once, and their minutes are left out. A run ends when its score reaches the task's
+target, or after all its env steps; tasks without a target always take all env steps. The score is
+the mean raw score of the last 100 games. Start the same command again to go on after an
+interruption: complete runs are not repeated, and others are resumed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import argparse
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from htsrl_cli.machine import has_bf16, processor
+from htsrl_cli.machine import has_bf16, num_cores, processor
 from scripts.interruption import exit_on_sigterm
 from scripts.learning_curve import Point, evenly_spaced, read_points
+from scripts.measured_runs import same_configurations
 from scripts.provenance import ROOT, read_result, result_path, write_result
 from scripts.reference.markdown import table
 
@@ -31,6 +34,8 @@ _WINDOW = 100
 _MOST_POINTS = 100
 _POLL_S = 2.0
 RUNNERS = ("hts", "sync")
+# The task, the runner and the seed of a run.
+Job = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Run:
     """The score that a run reached.
 
     Attributes:
-        env_steps, seconds: env steps and time of training when the score reached the target, or at
-            the end of the run.
+        env_steps: env steps when the score reached the target, or at the end of the run.
+        seconds: time of training until then; None if other runs ran beside this one.
         score: the score at that moment.
         reached: True if the run reached the target.
         points: the learning curve, as `scripts.learning_curve.Point`.
@@ -84,14 +89,18 @@ class Run:
     runner: str
     seed: int
     env_steps: int
-    seconds: float
+    seconds: float | None
     score: float
     reached: bool
     points: list[dict[str, float]]
 
 
-def train(run_dir: Path, words: Sequence[str], target: float | None) -> None:
-    """Runs or resumes a training, and stops it when it has reached the target."""
+def train(run_dir: Path, words: Sequence[str], target: float | None, stop: Event) -> None:
+    """Runs or resumes a training, and stops it when it has reached the target.
+
+    Args:
+        stop: stops the training early; the exception `SystemExit` follows.
+    """
     if reached_at(read_points(run_dir), target):
         return
     command = [sys.executable, "-m", "htsrl_cli", "train", *words]
@@ -99,7 +108,8 @@ def train(run_dir: Path, words: Sequence[str], target: float | None) -> None:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         while process.poll() is None:
-            time.sleep(_POLL_S)
+            if stop.wait(_POLL_S):
+                raise SystemExit("interrupted")
             if reached_at(read_points(run_dir), target):
                 break
     finally:
@@ -118,38 +128,55 @@ def reached_at(points: Sequence[Point], target: float | None) -> Point | None:
     return next((p for p in points if p.games >= _WINDOW and p.score >= target), None)
 
 
-def measure(folder: Path, task: str, runner: str, seed: int, shared: Sequence[str]) -> Run:
-    """Trains, prints and returns what the run reached."""
+def measure(
+    folder: Path, words: Sequence[str], job: Job, stop: Event, num_parallel: int = 1
+) -> Run:
+    """Trains, prints and returns what the run reached.
+
+    Args:
+        words: words of the command line, without those of the runner and the seed.
+        job: the task, the runner and the seed.
+        stop: see `train`.
+        num_parallel: number of runs that run at once; each gets its share of the learner threads.
+    """
+    task, runner, seed = job
     run_dir = folder / task / runner / f"seed_{seed}"
     target = TASKS[task].target
-    train(run_dir, [*TASKS[task].words, *shared, f"runner={runner}", f"seed={seed}"], target)
+    own = [*words, f"runner={runner}", f"seed={seed}"]
+    if num_parallel > 1:
+        own.append(f"learner.num_threads={max(1, num_cores() // num_parallel)}")
+    train(run_dir, own, target, stop)
     points = read_points(run_dir)
     found = reached_at(points, target)
     end = found or points[-1]
     curve = [p for p in points if p.env_steps <= end.env_steps]
     run = Run(
-        *(task, runner, seed),
+        *job,
         env_steps=end.env_steps,
-        seconds=end.seconds,
+        seconds=end.seconds if num_parallel == 1 else None,
         score=end.score,
         reached=found is not None,
         points=[asdict(p) for p in evenly_spaced(curve, _MOST_POINTS)],
     )
     print(
         f"  {task} {runner:<4} seed {seed}: {run.score:.1f} after {run.env_steps:,} env steps, "
-        f"{run.seconds / 60:.0f} minutes",
+        f"{end.seconds / 60:.0f} minutes",
         flush=True,
     )
     return run
 
 
 def published_runs(result: Mapping[str, Any], tasks: Mapping[str, Sequence[str]]) -> list[Run]:
-    """Returns the runs of a result file that had the same words, on a processor like this one."""
+    """Returns the runs of a result file with the same configuration, on a processor like this one.
+
+    Args:
+        tasks: the words of each task today.
+    """
     measured = [*result.get("measured_earlier", []), *([result["measured"]] if result else [])]
     if any(origin["processor"] != processor() for origin in measured):
         return []
-    runs = [Run(**run) for run in result.get("runs", [])]
-    return [run for run in runs if tasks.get(run.task) == result["tasks"][run.task]]
+    same = same_configurations(tasks, result.get("tasks", {}))
+    return [run for run in (Run(**record) for record in result.get("runs", [])) if run.task in same]
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -166,7 +193,7 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 str(run["seed"]),
                 f"{run['score']:,.1f}",
                 f"{run['env_steps']:,}",
-                f"{run['seconds'] / 60:.0f}",
+                "-" if run["seconds"] is None else f"{run['seconds'] / 60:.0f}",
                 goal,
             )
         )
@@ -192,7 +219,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             label = run.runner if run.seed == 1 else None
             scores = [p["score"] for p in run.points]
             row[0].plot([p["env_steps"] / 1e6 for p in run.points], scores, color, label=label)
-            row[1].plot([p["seconds"] / 60 for p in run.points], scores, color)
+            if run.seconds is not None:
+                row[1].plot([p["seconds"] / 60 for p in run.points], scores, color)
         for axis, unit in zip(row, ("million env steps", "minutes"), strict=True):
             axis.set_xlabel(unit)
             axis.grid(alpha=0.3)
@@ -221,24 +249,38 @@ def main() -> None:
     parser.add_argument(
         "--keep-published",
         action="store_true",
-        help="take runs from the output file, if a processor like this one made them",
+        help="add to the runs of the output file, if a processor like this one made them",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="parallel runs, which have no minutes (default: 1)"
     )
     args = parser.parse_args()
     exit_on_sigterm()
     shared = ["log.tensorboard=false"]
     shared += [f"actors.device={args.device}", f"learner.device={args.device}"]
     shared += [f"actors.precision={args.precision}", f"learner.precision={args.precision}"]
-    tasks = {task: [*TASKS[task].words, *shared] for task in args.tasks}
+    words = {task: [*TASKS[task].words, *shared] for task in TASKS}
     earlier = read_result(args.output) if args.keep_published else {}
-    kept = {(run.task, run.runner, run.seed): run for run in published_runs(earlier, tasks)}
-    runs = [
-        kept.get((task, runner, seed)) or measure(args.folder, task, runner, seed, shared)
-        for seed in range(1, args.seeds + 1)
-        for task in args.tasks
-        for runner in args.runners
-    ]
+    kept = {(run.task, run.runner, run.seed): run for run in published_runs(earlier, words)}
+    seeds = range(1, args.seeds + 1)
+    asked = [(task, runner, n) for n in seeds for task in args.tasks for runner in args.runners]
+    jobs = [job for job in asked if job not in kept]
+    stop = Event()
+
+    def measured(job: Job) -> Run:
+        return measure(args.folder, words[job[0]], job, stop, args.jobs)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            runs = [*kept.values(), *pool.map(measured, jobs)]
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    runs.sort(key=lambda run: (list(TASKS).index(run.task), run.runner, run.seed))
     records = [asdict(run) for run in runs]
     print(runs_table(records))
+    tasks = {run.task: words[run.task] for run in runs}
     write_result(args.output, {"tasks": tasks, "runs": records}, earlier if kept else None)
     draw(runs, args.output.with_suffix(".png"))
 

@@ -88,16 +88,18 @@ def test_learning_curves_and_comparisons_are_shown(tmp_path: Path) -> None:
     assert "| CartPole | hts | 445.0 ± 7.1 | 500.0 ± 0.0 | 2 |" in text
 
 
-def test_a_published_run_is_kept_if_its_words_are_the_same(tmp_path: Path) -> None:
+def test_a_published_run_is_kept_if_its_configuration_is_the_same(tmp_path: Path) -> None:
     path = tmp_path / "avx2" / "compare_learning.json"
     runs = [
         {"task": task, "variant": variant, "seed": 1, "whole": 440.0, "last": 500.0}
         for task, variant in itertools.product(("CartPole", "Acrobot"), ("sync", "vtrace"))
     ]
-    tasks, variants = {"CartPole": ["a"], "Acrobot": ["b"]}, {"sync": ["c"], "vtrace": ["d"]}
+    tasks = {"CartPole": ["experiment=cartpole_ppo", "seed=3"], "Acrobot": ["seed=3"]}
+    variants = {"sync": ["c"], "vtrace": ["d"]}
     write_result(path, {"tasks": tasks, "variants": variants, "runs": runs, "summary": []})
     first = read_result(path)
-    kept = compare_learning.published_runs(first, tasks | {"Acrobot": ["x"]}, {"sync": ["c"]})
+    words = {"CartPole": ["seed=3", "experiment=cartpole_ppo"], "Acrobot": ["no_such_key=4"]}
+    kept = compare_learning.published_runs(first, words, {"sync": ["c"]})
     assert [(run.task, run.variant) for run in kept] == [("CartPole", "sync")]
     assert read_result(tmp_path / "none.json") == {}
     assert not compare_learning.published_runs({}, tasks, variants)
@@ -114,12 +116,12 @@ def test_minutes_of_another_processor_are_not_kept(tmp_path: Path) -> None:
     run = {"task": "pong", "runner": "hts", "seed": 2, "score": 18.3, "env_steps": 1_200_000}
     run |= {"seconds": 1800.0, "reached": True, "points": []}
     path = tmp_path / "avx2" / "time_to_score.json"
-    write_result(path, {"tasks": {"pong": ["a"]}, "runs": [run]})
+    write_result(path, {"tasks": {"pong": ["seed=3"]}, "runs": [run]})
     here = read_result(path)
-    assert [r.seed for r in time_to_score.published_runs(here, {"pong": ["a"]})] == [2]
-    assert not time_to_score.published_runs(here, {"pong": ["b"]})
+    assert [r.seed for r in time_to_score.published_runs(here, {"pong": ["seed=3"]})] == [2]
+    assert not time_to_score.published_runs(here, {"pong": ["seed=4"]})
     elsewhere = here | {"measured": here["measured"] | {"processor": "another"}}
-    assert not time_to_score.published_runs(elsewhere, {"pong": ["a"]})
+    assert not time_to_score.published_runs(elsewhere, {"pong": ["seed=3"]})
 
 
 def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
@@ -130,10 +132,13 @@ def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
     assert reached_at(points, 31.0) is None
     assert reached_at(points, None) is None
     record = {"task": "pong", "runner": "hts", "seed": 2, "score": 18.3, "env_steps": 1_200_000}
-    content = {"runs": [record | {"seconds": 1800.0, "reached": True, "points": []}]}
+    record |= {"seconds": 1800.0, "reached": True, "points": []}
+    content = {"runs": [record, record | {"seed": 3, "seconds": None}]}
     write_result(tmp_path / "avx2" / "time_to_score.json", content)
     text = times_to_score(tmp_path)
     assert "| pong | hts | 2 | 18.3 | 1,200,000 | 30 | 18 |" in text
+    # Other runs ran beside this one.
+    assert "| pong | hts | 3 | 18.3 | 1,200,000 | - | 18 |" in text
 
 
 def test_a_result_without_an_origin_is_refused(tmp_path: Path) -> None:
