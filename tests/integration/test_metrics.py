@@ -20,7 +20,7 @@ from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.errors import RunError
 from tests import sections
 from tests.harness import STEPS_PER_ROLLOUT, run, small_config
-from tests.unit.test_metrics import CONFIG, feed, fill_disk, lines, open_log, play
+from tests.unit.run_logs import CONFIG, feed, fill_disk, lines, open_log, play
 
 
 def evaluated_config() -> TrainConfig:
