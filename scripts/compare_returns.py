@@ -2,10 +2,11 @@
 
     python -m scripts.compare_returns --sb3 SB3_VENV/bin/python --tasks Pendulum --seeds 5
 
-Both libraries train on one task after the other, with one seed after the other, by turns and one
-run at a time. The hyperparameters are the tuned settings of htsrl. Start the same command again to
-go on after an interruption: complete runs are not repeated. The virtual environment needs
-stable-baselines3, and Gymnasium's extras `box2d` and `mujoco` for some tasks, as htsrl does.
+Both libraries train on every task with every seed. The hyperparameters are the tuned settings of
+htsrl. Start the same command again to go on after an interruption: complete runs are not repeated.
+After that, the throughput is measured: shorter runs of the two libraries by turns, one at a time.
+The virtual environment needs stable-baselines3, and Gymnasium's extras `box2d` and `mujoco` for
+some tasks, as htsrl does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,13 @@ import numpy as np
 from htsrl_cli.algorithms.ppo.config import PpoConfig
 from htsrl_cli.config.sections import TrainConfig
 from htsrl_cli.envs.gym.config import GymConfig
+from htsrl_cli.machine import num_cores, processor
 from htsrl_cli.networks.mlp.config import MlpConfig
 from htsrl_cli.tracking.lines import training_lines
 from scripts.interruption import exit_on_sigterm
 from scripts.learning_statistics import Estimate, estimate
-from scripts.measured_runs import compose
-from scripts.provenance import ROOT, result_path, write_result
+from scripts.measured_runs import compose, same_configurations
+from scripts.provenance import ROOT, read_result, result_path, write_result
 from scripts.reference.markdown import table
 
 
@@ -40,7 +44,7 @@ class Task:
 
     Attributes:
         env_id: Gymnasium's id.
-        total_steps: env steps of a run.
+        total_steps: env steps of a run with which returns are compared.
         target: mean return of the last 100 episodes that a run should reach; None for none.
     """
 
@@ -51,7 +55,12 @@ class Task:
     @property
     def words(self) -> list[str]:
         """The words of the command line that set the task."""
-        return ["env=gym", f"env.id={self.env_id}", "algo=ppo", f"total_steps={self.total_steps}"]
+        return [*self.without_steps, f"total_steps={self.total_steps}"]
+
+    @property
+    def without_steps(self) -> list[str]:
+        """The same words without the number of env steps."""
+        return ["env=gym", f"env.id={self.env_id}", "algo=ppo", "log.tensorboard=false"]
 
 
 TASKS = {
@@ -62,21 +71,26 @@ TASKS = {
     "HalfCheetah": Task("HalfCheetah-v5", 1_000_000),
 }
 LIBRARIES = ("htsrl", "SB3")
+# Env steps of a run that measures throughput.
+RATE_STEPS = 100_000
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The result of a run.
-
-    Attributes:
-        last: mean raw return of the last 100 episodes.
-        rate: env steps per second, without the start of the run.
-    """
+class LastReturn:
+    """The mean raw return of a run's last 100 episodes (`last`)."""
 
     task: str
     library: str
     seed: int
     last: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The env steps per second of a run, without its start."""
+
+    task: str
+    library: str
     rate: float
 
 
@@ -117,20 +131,18 @@ def sb3_settings(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def train(folder: Path, python: str, name: str, library: str, seed: int) -> Trained:
-    """Trains to the end, if that is not done; prints and returns the result."""
-    run_dir = folder / name / library / f"seed_{seed}"
-    words = [*TASKS[name].words, f"seed={seed}", "log.tensorboard=false"]
-    own = _train_htsrl(run_dir, words) if library == "htsrl" else _train_sb3(run_dir, python, words)
-    run = Trained(name, library, seed, *own)
-    print(
-        f"  {name:<14} {library:<6} seed {seed}: {run.last:9.1f} {run.rate:9.0f} env steps/s",
-        flush=True,
-    )
-    return run
+def train(run_dir: Path, python: str, words: Sequence[str], library: str) -> tuple[float, float]:
+    """Trains to the end, if that is not done; returns the last return and env steps per second.
+
+    Args:
+        python: interpreter with stable-baselines3.
+        words: words of htsrl's command line that set the run.
+    """
+    own = _train_htsrl if library == "htsrl" else _train_sb3
+    return own(run_dir, python, words)
 
 
-def _train_htsrl(run_dir: Path, words: Sequence[str]) -> tuple[float, float]:
+def _train_htsrl(run_dir: Path, _: str, words: Sequence[str]) -> tuple[float, float]:
     words = [*words, f"hydra.run.dir={run_dir}", "resume=auto"]
     _run([sys.executable, "-m", "htsrl_cli", "train", *words])
     line = training_lines(run_dir)[-1]
@@ -156,22 +168,52 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def returns_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a Markdown table: mean returns with intervals, and rates, for each task."""
+def published_runs(result: Mapping[str, Any]) -> tuple[list[LastReturn], list[Rate]]:
+    """Returns the runs of a result file whose tasks have the same configuration today.
+
+    Rates that were measured on another processor are left out.
+    """
+    tasks = {name: TASKS[name].words for name in TASKS}
+    same = same_configurations(tasks, result.get("tasks", {}))
+    runs = [LastReturn(**run) for run in result.get("runs", []) if run["task"] in same]
+    measured = [*result.get("measured_earlier", []), *([result["measured"]] if result else [])]
+    if any(origin["processor"] != processor() for origin in measured):
+        return runs, []
+    return runs, [Rate(**rate) for rate in result.get("rates", []) if rate["task"] in same]
+
+
+def measure_rates(python: str, names: Sequence[str], rounds: int) -> list[Rate]:
+    """Trains on each task for `RATE_STEPS` env steps, by turns, in new folders; returns rates."""
+    rates = []
+    for name, _, library in [
+        (n, r, lib) for n in names for r in range(rounds) for lib in LIBRARIES
+    ]:
+        words = [*TASKS[name].without_steps, f"total_steps={RATE_STEPS}"]
+        with tempfile.TemporaryDirectory() as folder:
+            _, rate = train(Path(folder) / "run", python, words, library)
+        print(f"  {name:<14} {library:<6} {rate:9.0f} env steps/s", flush=True)
+        rates.append(Rate(name, library, rate))
+    return rates
+
+
+def returns_table(runs: Sequence[LastReturn], rates: Sequence[Rate]) -> str:
+    """Returns a Markdown table: mean returns with intervals, and median rates, for each task."""
     rows = []
-    for name, library in dict.fromkeys((run["task"], run["library"]) for run in runs):
-        own = [run for run in runs if (run["task"], run["library"]) == (name, library)]
-        mean = estimate(np.mean, np.array([[run["last"] for run in own]]))
-        target = TASKS[name].target
-        rate = statistics.median(run["rate"] for run in own)
-        lowest = min(run["last"] for run in own)
-        goal = "-" if target is None else f"{target:g}"
-        steps = f"{TASKS[name].total_steps:,}"
+    for name, library in dict.fromkeys((run.task, run.library) for run in runs):
+        own = [run.last for run in runs if (run.task, run.library) == (name, library)]
+        mean = estimate(np.mean, np.array([own]))
+        task = TASKS[name]
+        goal = "-" if task.target is None else f"{task.target:g}"
+        found = [rate.rate for rate in rates if (rate.task, rate.library) == (name, library)]
+        rate = f"{statistics.median(found):,.0f}" if found else "-"
         rows.append(
-            (name, steps, library, _shown(mean), f"{lowest:.1f}", goal, f"{rate:,.0f}", len(own))
+            (
+                *(name, f"{task.total_steps:,}", library, _shown(mean), f"{min(own):.1f}", goal),
+                *(str(len(own)), rate),
+            )
         )
-    heads = ("task", "env steps", "library", "mean return", "lowest", "target", "env steps/s")
-    return table((*heads, "seeds"), [tuple(map(str, row)) for row in rows])
+    heads = ("task", "env steps", "library", "mean return", "lowest", "target", "seeds")
+    return table((*heads, "env steps/s"), rows)
 
 
 def _shown(mean: Estimate) -> str:
@@ -186,19 +228,48 @@ def main() -> None:
     parser.add_argument("--sb3", required=True, help="Python interpreter with stable-baselines3")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--seeds", type=int, default=5, help="seeds per library (default: 5)")
+    parser.add_argument(
+        "--jobs", type=int, default=num_cores(), help="parallel runs for the returns (all cores)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="rounds of the throughput measurement (default: 2)"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compare_returns")
     parser.add_argument("--output", type=Path, default=result_path("compare_returns"))
+    parser.add_argument(
+        "--keep-published", action="store_true", help="add to the runs of the output file"
+    )
     args = parser.parse_args()
     exit_on_sigterm()
-    runs = [
-        asdict(train(args.folder, args.sb3, name, library, seed))
-        for name in args.tasks
-        for seed in range(1, args.seeds + 1)
-        for library in LIBRARIES
-    ]
-    print(returns_table(runs))
-    settings = {name: sb3_settings(compose(TASKS[name].words)) for name in args.tasks}
-    write_result(args.output, {"settings": settings, "runs": runs})
+    earlier = read_result(args.output) if args.keep_published else {}
+    runs, rates = published_runs(earlier)
+    kept = {(run.task, run.library, run.seed) for run in runs}
+
+    def trained(job: tuple[str, str, int]) -> LastReturn:
+        name, library, seed = job
+        threads = f"learner.num_threads={max(1, num_cores() // args.jobs)}"
+        words = [*TASKS[name].words, threads, f"seed={seed}"]
+        run_dir = args.folder / name / library / f"seed_{seed}"
+        run = LastReturn(*job, train(run_dir, args.sb3, words, library)[0])
+        print(f"  {name:<14} {library:<6} seed {seed}: {run.last:9.1f}", flush=True)
+        return run
+
+    seeds = range(1, args.seeds + 1)
+    jobs = [(name, lib, n) for name in args.tasks for n in seeds for lib in LIBRARIES]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs += pool.map(trained, [job for job in jobs if job not in kept])
+    runs.sort(key=lambda run: (list(TASKS).index(run.task), LIBRARIES.index(run.library)))
+    unmeasured = [name for name in args.tasks if name not in {rate.task for rate in rates}]
+    rates += measure_rates(args.sb3, unmeasured, args.rounds)
+    print(returns_table(runs, rates))
+    names = list(dict.fromkeys(run.task for run in runs))
+    report = {
+        "tasks": {name: TASKS[name].words for name in names},
+        "settings": {name: sb3_settings(compose(TASKS[name].words)) for name in names},
+        "runs": [asdict(run) for run in runs],
+        "rates": [asdict(rate) for rate in rates],
+    }
+    write_result(args.output, report, earlier if kept else None)
 
 
 if __name__ == "__main__":

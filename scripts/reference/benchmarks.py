@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts import ranks_model
 from scripts.compare_learning import Trained, means_table, summary_table
-from scripts.compare_returns import returns_table
+from scripts.compare_returns import LastReturn, Rate, returns_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
 from scripts.provenance import RESULTS
@@ -257,7 +257,12 @@ def compared_learning(folder: Path = RESULTS) -> str:
 def compared_returns(folder: Path = RESULTS) -> str:
     """Returns tables of returns and throughput with the hyperparameters of another library."""
     return _join(
-        result.with_origin(returns_table(result.content["runs"]))
+        result.with_origin(
+            returns_table(
+                [LastReturn(**run) for run in result.content["runs"]],
+                [Rate(**rate) for rate in result.content["rates"]],
+            )
+        )
         for result in find("compare_returns", folder)
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compare_learning, time_to_score
+from scripts import compare_learning, compare_returns, time_to_score
 from scripts.compare_returns import TASKS, sb3_settings
 from scripts.learning_curve import Point
 from scripts.measured_runs import compose
@@ -184,17 +184,36 @@ def test_both_libraries_get_the_same_settings() -> None:
 
 def test_returns_are_compared_by_task_and_library(tmp_path: Path) -> None:
     runs = [
-        {"task": "Pendulum", "library": library, "seed": seed, "last": last, "rate": rate}
-        for library, seed, last, rate in (
-            ("htsrl", 1, -180.0, 2000.0),
-            ("SB3", 1, -200.0, 1000.0),
-            ("htsrl", 2, -180.0, 2200.0),
-            ("SB3", 2, -300.0, 1100.0),
+        {"task": "Pendulum", "library": library, "seed": seed, "last": last}
+        for library, seed, last in (
+            ("htsrl", 1, -180.0),
+            ("SB3", 1, -200.0),
+            ("htsrl", 2, -180.0),
+            ("SB3", 2, -300.0),
         )
     ]
-    write_result(tmp_path / "avx2" / "compare_returns.json", {"runs": runs})
+    rates = [
+        {"task": "Pendulum", "library": "htsrl", "rate": rate} for rate in (2000.0, 2200.0, 2600.0)
+    ]
+    path = tmp_path / "avx2" / "compare_returns.json"
+    words = compare_returns.TASKS["Pendulum"].words
+    write_result(path, {"tasks": {"Pendulum": words}, "runs": runs, "rates": rates})
     rows = [line for line in compared_returns(tmp_path).splitlines() if "Pendulum" in line]
     assert rows == [
-        "| Pendulum | 200,000 | htsrl | -180.0 (-180.0 to -180.0) | -180.0 | -250 | 2,100 | 2 |",
-        "| Pendulum | 200,000 | SB3 | -250.0 (-300.0 to -200.0) | -300.0 | -250 | 1,050 | 2 |",
+        "| Pendulum | 200,000 | htsrl | -180.0 (-180.0 to -180.0) | -180.0 | -250 | 2 | 2,200 |",
+        "| Pendulum | 200,000 | SB3 | -250.0 (-300.0 to -200.0) | -300.0 | -250 | 2 | - |",
     ]
+
+    here = read_result(path)
+    kept_runs, kept_rates = compare_returns.published_runs(here)
+    assert [(run.library, run.seed, run.last) for run in kept_runs][2:] == [
+        ("htsrl", 2, -180.0),
+        ("SB3", 2, -300.0),
+    ]
+    assert len(kept_rates) == 3
+    # Returns of another processor are kept, rates are not.
+    elsewhere = here | {"measured": here["measured"] | {"processor": "another"}}
+    assert compare_returns.published_runs(elsewhere) == (kept_runs, [])
+    other_task = here | {"tasks": {"Pendulum": [*words, "algo.gamma=0.5"]}}
+    assert compare_returns.published_runs(other_task) == ([], [])
+    assert compare_returns.published_runs({}) == ([], [])
