@@ -57,10 +57,17 @@ TASKS = {
     },
 }
 BASELINE = "sync"
-CORRECTIONS = ("none", "proximal", "decoupled", "vtrace")
+# The variants of V-trace name their constant, so that their runs do not depend on its default.
+CORRECTIONS = {
+    "none": ["algo.correction=none"],
+    "proximal": ["algo.correction=proximal"],
+    "decoupled": ["algo.correction=decoupled"],
+    "vtrace_c1": ["algo.correction=vtrace", "algo.vtrace_c=1.0"],
+    "vtrace": ["algo.correction=vtrace", "algo.vtrace_c=1.5"],
+}
 VARIANTS = {
     BASELINE: ["runner=sync", "actors.num_executors=1", "actors.num_actors=1"],
-    **{name: ["runner=serial", f"algo.correction={name}"] for name in CORRECTIONS},
+    **{name: ["runner=serial", *words] for name, words in CORRECTIONS.items()},
     "bf16": ["runner=serial", "actors.precision=bf16", "learner.precision=bf16"],
 }
 # Beside other programs, workers may be slow.
