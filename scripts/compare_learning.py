@@ -57,13 +57,13 @@ TASKS = {
     },
 }
 BASELINE = "sync"
-# The variants of V-trace name their constant, so that their runs do not depend on its default.
+# The variants of V-trace name their constant, which is a tuned setting of some tasks.
 CORRECTIONS = {
     "none": ["algo.correction=none"],
     "proximal": ["algo.correction=proximal"],
     "decoupled": ["algo.correction=decoupled"],
-    "vtrace_c1": ["algo.correction=vtrace", "algo.vtrace_c=1.0"],
-    "vtrace": ["algo.correction=vtrace", "algo.vtrace_c=1.5"],
+    "vtrace": ["algo.correction=vtrace", "algo.vtrace_c=1.0"],
+    "vtrace_c15": ["algo.correction=vtrace", "algo.vtrace_c=1.5"],
 }
 VARIANTS = {
     BASELINE: ["runner=sync", "actors.num_executors=1", "actors.num_actors=1"],
