@@ -15,6 +15,7 @@ from scripts.compare_learning import Trained, means_table, summary_table
 from scripts.compare_returns import LastReturn, Rate, returns_table
 from scripts.kernels import Timing, timings_table
 from scripts.learning_curve import Point, curve_table, evenly_spaced
+from scripts.paper_tables import Evaluated, tables
 from scripts.provenance import RESULTS
 from scripts.reference.markdown import table
 from scripts.time_to_score import runs_table
@@ -267,6 +268,17 @@ def compared_returns(folder: Path = RESULTS) -> str:
     )
 
 
+def paper_comparison(folder: Path = RESULTS) -> str:
+    """Returns tables and plots in the form of the paper's comparison."""
+    return _join(
+        result.with_origin(
+            f"{tables([Evaluated(**run) for run in result.content['runs']])}\n\n"
+            f"{result.figure(folder.parent, 'Evaluation scores')}"
+        )
+        for result in find("paper_tables", folder)
+    )
+
+
 def times_to_score(folder: Path = RESULTS) -> str:
     """Returns tables and plots of how long each run took to its task's target."""
     return _join(
@@ -295,6 +307,7 @@ REGIONS: Mapping[str, Callable[..., str]] = {
     "learning": learning,
     "compared-learning": compared_learning,
     "compared-returns": compared_returns,
+    "paper-comparison": paper_comparison,
     "time-to-score": times_to_score,
 }
 README_REGIONS: Mapping[str, Callable[..., str]] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compare_learning, compare_returns, time_to_score
+from scripts import compare_learning, compare_returns, paper_tables, time_to_score
 from scripts.compare_returns import TASKS, sb3_settings
 from scripts.learning_curve import Point
 from scripts.measured_runs import compose
@@ -24,6 +24,7 @@ from scripts.reference.benchmarks import (
     compared_throughput,
     find,
     learning,
+    paper_comparison,
     throughput,
     times_to_score,
 )
@@ -122,6 +123,44 @@ def test_minutes_of_another_processor_are_not_kept(tmp_path: Path) -> None:
     assert not time_to_score.published_runs(here, {"pong": ["seed=4"]})
     elsewhere = here | {"measured": here["measured"] | {"processor": "another"}}
     assert not time_to_score.published_runs(elsewhere, {"pong": ["seed=3"]})
+
+
+def test_the_papers_tables_show_scores_and_minutes(tmp_path: Path) -> None:
+    task = "football/academy_empty_goal_close"
+    variants = {
+        "sync PPO": ([60.0, 120.0, 180.0], [0.1, 0.4, 0.7]),
+        "hts PPO": ([30.0, 60.0, 90.0], [0.2, 0.5, 0.9]),
+    }
+    runs = [
+        {"task": task, "variant": variant, "seed": seed, "env_steps": [1000, 2000, 3000]}
+        | {"seconds": [s + 6.0 * seed for s in seconds], "scores": scores}
+        for variant, (seconds, scores) in variants.items()
+        for seed in (1, 2)
+    ]
+    configurations = {
+        paper_tables.label(task, variant): paper_tables.words(task, variant, 3000, "cpu")
+        for variant in variants
+    }
+    path = tmp_path / "avx2" / "paper_tables.json"
+    write_result(path, {"configurations": configurations, "runs": runs})
+    rows = [line for line in paper_comparison(tmp_path).splitlines() if line.startswith("| foot")]
+    assert rows == [
+        f"| {task} | final metric | 0.70 (0.70 to 0.70) | 0.90 (0.90 to 0.90) |",
+        # The first run of `hts` was complete after 96 seconds.
+        f"| {task} | after 2 minutes | 0.10 (0.10 to 0.10) | 0.70 (0.50 to 0.90) |",
+        f"| {task} | 0.4 | 2.1, 2.2 | 1.1, 1.2 |",
+        f"| {task} | 0.8 | -, - | 1.6, 1.7 |",
+    ]
+
+    here = read_result(path)
+    kept = paper_tables.published_runs(here, configurations)
+    assert [(run.variant, run.seed) for run in kept] == [
+        (variant, seed) for variant in variants for seed in (1, 2)
+    ]
+    longer = {**configurations, f"{task} hts PPO": paper_tables.words(task, "hts PPO", 4000, "cpu")}
+    assert {run.variant for run in paper_tables.published_runs(here, longer)} == {"sync PPO"}
+    elsewhere = here | {"measured": here["measured"] | {"processor": "another"}}
+    assert paper_tables.published_runs(elsewhere, configurations) == []
 
 
 def test_a_run_reaches_its_target_with_100_games(tmp_path: Path) -> None:
