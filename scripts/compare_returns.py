@@ -2,9 +2,10 @@
 
     python -m scripts.compare_returns --sb3 SB3_VENV/bin/python --tasks Pendulum --seeds 5
 
-Both libraries train on every task with every seed. The hyperparameters are the tuned settings of
-htsrl. Start the same command again to go on after an interruption: complete runs are not repeated.
-After that, the throughput is measured: shorter runs of the two libraries by turns, one at a time.
+Both libraries train on every task with every seed, and htsrl also with `runner=sync`. The
+hyperparameters are the tuned settings of htsrl. Start the same command again to go on after an
+interruption: complete runs are not repeated.
+After that, the throughput is measured: shorter runs that take turns, one at a time.
 The virtual environment needs stable-baselines3, and Gymnasium's extras `box2d` and `mujoco` for
 some tasks, as htsrl does.
 """
@@ -70,7 +71,8 @@ TASKS = {
     "Hopper": Task("Hopper-v5", 1_000_000),
     "HalfCheetah": Task("HalfCheetah-v5", 1_000_000),
 }
-LIBRARIES = ("htsrl", "SB3")
+# The libraries, with the words that each adds to a task; `htsrl sync` learns without policy lag.
+LIBRARIES: Mapping[str, Sequence[str]] = {"htsrl": (), "htsrl sync": ("runner=sync",), "SB3": ()}
 # Env steps of a run that measures throughput.
 RATE_STEPS = 100_000
 
@@ -138,8 +140,8 @@ def train(run_dir: Path, python: str, words: Sequence[str], library: str) -> tup
         python: interpreter with stable-baselines3.
         words: words of htsrl's command line that set the run.
     """
-    own = _train_htsrl if library == "htsrl" else _train_sb3
-    return own(run_dir, python, words)
+    own = _train_sb3 if library == "SB3" else _train_htsrl
+    return own(run_dir, python, [*words, *LIBRARIES[library]])
 
 
 def _train_htsrl(run_dir: Path, _: str, words: Sequence[str]) -> tuple[float, float]:
@@ -182,16 +184,19 @@ def published_runs(result: Mapping[str, Any]) -> tuple[list[LastReturn], list[Ra
     return runs, [Rate(**rate) for rate in result.get("rates", []) if rate["task"] in same]
 
 
-def measure_rates(python: str, names: Sequence[str], rounds: int) -> list[Rate]:
-    """Trains on each task for `RATE_STEPS` env steps, by turns, in new folders; returns rates."""
+def measure_rates(python: str, rounds: Sequence[tuple[str, str]]) -> list[Rate]:
+    """Trains for `RATE_STEPS` env steps, one run at a time, in new folders; returns rates.
+
+    Args:
+        python: interpreter with stable-baselines3.
+        rounds: the task and the library of each run, in order.
+    """
     rates = []
-    for name, _, library in [
-        (n, r, lib) for n in names for r in range(rounds) for lib in LIBRARIES
-    ]:
+    for name, library in rounds:
         words = [*TASKS[name].without_steps, f"total_steps={RATE_STEPS}"]
         with tempfile.TemporaryDirectory() as folder:
             _, rate = train(Path(folder) / "run", python, words, library)
-        print(f"  {name:<14} {library:<6} {rate:9.0f} env steps/s", flush=True)
+        print(f"  {name:<14} {library:<10} {rate:9.0f} env steps/s", flush=True)
         rates.append(Rate(name, library, rate))
     return rates
 
@@ -227,6 +232,9 @@ def main() -> None:
     )
     parser.add_argument("--sb3", required=True, help="Python interpreter with stable-baselines3")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), metavar="LIBRARY"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="seeds per library (default: 5)")
     parser.add_argument(
         "--jobs", type=int, default=num_cores(), help="parallel runs for the returns (all cores)"
@@ -249,18 +257,21 @@ def main() -> None:
         name, library, seed = job
         threads = f"learner.num_threads={max(1, num_cores() // args.jobs)}"
         words = [*TASKS[name].words, threads, f"seed={seed}"]
-        run_dir = args.folder / name / library / f"seed_{seed}"
+        run_dir = args.folder / name / library.replace(" ", "_") / f"seed_{seed}"
         run = LastReturn(*job, train(run_dir, args.sb3, words, library)[0])
-        print(f"  {name:<14} {library:<6} seed {seed}: {run.last:9.1f}", flush=True)
+        print(f"  {name:<14} {library:<10} seed {seed}: {run.last:9.1f}", flush=True)
         return run
 
     seeds = range(1, args.seeds + 1)
-    jobs = [(name, lib, n) for name in args.tasks for n in seeds for lib in LIBRARIES]
+    jobs = [(name, lib, n) for name in args.tasks for n in seeds for lib in args.libraries]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs += pool.map(trained, [job for job in jobs if job not in kept])
-    runs.sort(key=lambda run: (list(TASKS).index(run.task), LIBRARIES.index(run.library)))
-    unmeasured = [name for name in args.tasks if name not in {rate.task for rate in rates}]
-    rates += measure_rates(args.sb3, unmeasured, args.rounds)
+    runs.sort(key=lambda run: (list(TASKS).index(run.task), list(LIBRARIES).index(run.library)))
+    have = {(rate.task, rate.library) for rate in rates}
+    turns = [
+        (name, lib) for name in args.tasks for _ in range(args.rounds) for lib in args.libraries
+    ]
+    rates += measure_rates(args.sb3, [turn for turn in turns if turn not in have])
     print(returns_table(runs, rates))
     names = list(dict.fromkeys(run.task for run in runs))
     report = {

@@ -125,8 +125,8 @@ def _check_sizes(config: TrainConfig) -> None:
     else:
         config.algo.check(
             number // plan.sync_interval,
-            f"the number of columns, which network.memory={config.network.memory} does not cut: "
-            f"{product}",
+            f"{product}, because with network.memory={config.network.memory} a minibatch has whole "
+            "rollouts of environments",
         )
     if plan.num_updates < 1:
         raise ConfigError(

@@ -238,17 +238,18 @@ def test_actors_keep_no_activations_for_a_memory() -> None:
 # Keys
 
 
-@pytest.mark.parametrize(("num_minibatches", "fits"), [(16, True), (32, False), (3, False)])
-def test_minibatches_take_whole_columns(num_minibatches: int, fits: bool) -> None:
+@pytest.mark.parametrize(("num_minibatches", "example"), [(16, None), (32, 16), (3, 1)])
+def test_minibatches_take_whole_columns(num_minibatches: int, example: int | None) -> None:
     config = harness.small_config("terminating", "ppo")
     algo = replace(harness.PPO, num_minibatches=num_minibatches)
     config = replace(config, algo=algo, network=replace(config.network, memory="lstm"))
-    if fits:
+    if example is None:
         check_combinations(config)
         return
     with pytest.raises(ConfigError) as error:
         check_combinations(config)
     assert str(error.value) == (
-        f"algo.num_minibatches={num_minibatches}: must divide the number of columns, which "
-        "network.memory=lstm does not cut: actors.num_envs = 16"
+        f"algo.num_minibatches={num_minibatches}: must divide 16 = actors.num_envs, because with "
+        "network.memory=lstm a minibatch has whole rollouts of environments: "
+        f"give {example}, for example"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,13 +80,14 @@ class PpoConfig(AlgoConfig):
 
         Args:
             num_rows: how many of a slot's rows each policy learns from.
-            product: the keys whose product is `num_rows`, for the error message.
+            product: the keys whose product is `num_rows`, for the error message; may add a reason.
 
         Raises:
             ConfigError: `num_minibatches` does not divide `num_rows`.
         """
         if num_rows % self.num_minibatches:
-            remedy = f"must divide {product} = {num_rows}"
+            example = math.gcd(num_rows, self.num_minibatches)
+            remedy = f"must divide {num_rows} = {product}: give {example}, for example"
             raise ConfigError("algo.num_minibatches", self.num_minibatches, remedy)
 
 
