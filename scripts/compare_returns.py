@@ -4,10 +4,9 @@
 
 Both libraries train on every task with every seed, and htsrl also with `runner=sync`. The
 hyperparameters are the tuned settings of htsrl. Start the same command again to go on after an
-interruption: complete runs are not repeated.
-After that, the throughput is measured: shorter runs that take turns, one at a time.
-The virtual environment needs stable-baselines3, and Gymnasium's extras `box2d` and `mujoco` for
-some tasks, as htsrl does.
+interruption: complete runs are not repeated. After that, the throughput is measured: shorter runs
+that take turns, one at a time. The virtual environment needs stable-baselines3, and Gymnasium's
+extras `box2d` and `mujoco` for some tasks, as htsrl does.
 """
 
 from __future__ import annotations
