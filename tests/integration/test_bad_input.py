@@ -178,12 +178,12 @@ TRAIN = {
     "minibatches that do not divide": (
         ["algo.num_minibatches=3"],
         "algo.num_minibatches=3",
-        "2048",
+        "give 1, for example",
     ),
     "minibatches that do not divide players' rows": (
-        ["env=synthetic/sleep", "env.num_players=3", "algo.num_minibatches=5"],
-        "algo.num_minibatches=5",
-        "x players = 6144",
+        ["env=synthetic/sleep", "env.num_players=3", "algo.num_minibatches=80"],
+        "algo.num_minibatches=80",
+        "must divide 6144 = runner.sync_interval x actors.num_envs x players: give 16, for example",
     ),
     "minibatches that do not divide a policy's rows": (
         [
@@ -193,7 +193,7 @@ TRAIN = {
             "algo.num_minibatches=3",
         ],
         "algo.num_minibatches=3",
-        "actors.num_envs = 2048",
+        "must divide 2048 = runner.sync_interval x actors.num_envs: give 1, for example",
     ),
     "no synthetic players": (
         ["env=synthetic/sleep", "env.num_players=0"],
