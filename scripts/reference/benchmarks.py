@@ -70,10 +70,10 @@ class Result:
     def origin(self) -> str:
         """Markdown with the machine, package versions, date and commit of the result.
 
-        It has a line for each measurement of which the result consists.
+        It has a line for each measurement of which the result consists; equal lines stand once.
         """
         origins = [*self.content.get("measured_earlier", []), self.content["measured"]]
-        return _BREAK.join(_origin(measured) for measured in origins)
+        return _BREAK.join(dict.fromkeys(_origin(measured) for measured in origins))
 
     def with_origin(self, text: str) -> str:
         """Returns `text` with this result's origin below it."""
