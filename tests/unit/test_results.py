@@ -105,12 +105,15 @@ def test_a_published_run_is_kept_if_its_configuration_is_the_same(tmp_path: Path
     assert read_result(tmp_path / "none.json") == {}
     assert not compare_learning.published_runs({}, tasks, variants)
 
-    # A result that consists of several measurements names all of them.
+    # A result that consists of several measurements names all of them; the page names each once.
     figures: dict[str, list[Any]] = {"runs": [], "summary": []}
-    write_result(path, figures, first)
+    earlier = first["measured"] | {"commit": "earlier"}
+    write_result(path, figures, first | {"measured": earlier})
     write_result(path, figures, read_result(path))
-    assert read_result(path)["measured_earlier"] == [first["measured"]] * 2
-    assert compared_learning(tmp_path).count(first["measured"]["processor"]) == 3
+    assert read_result(path)["measured_earlier"] == [earlier, first["measured"]]
+    shown = compared_learning(tmp_path)
+    assert shown.count("commit earlier") == 1
+    assert shown.count(f"commit {first['measured']['commit']}") == 1
 
 
 def test_minutes_of_another_processor_are_not_kept(tmp_path: Path) -> None:
